@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Self, cast
@@ -11,7 +11,6 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import (
-    BaseEstimator,
     ClassifierMixin,
     MultiOutputMixin,
     RegressorMixin,
@@ -21,12 +20,12 @@ from sklearn.base import (
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
-from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from tikhon.errors import unknown
 from tikhon.sklearn.estimators import RegularizedClassifier, RegularizedRegressor
-from tikhon.sklearn.fitting import RegularizedNetwork
+from tikhon.sklearn.fitting import NetworkEstimator, RegularizedNetwork
 from tikhon.sklearn.learning import Inputs
 from tikhon.sklearn.population import evolve
 
@@ -34,26 +33,14 @@ _RANGE = (1e-4, 1.0)  # strengths of a path, for standardised inputs and mean lo
 
 
 @dataclass(eq=False, repr=False)
-class RegularizedNetworkCV(BaseEstimator, ABC):
+class RegularizedNetworkCV(NetworkEstimator):
     """What both share: a path or a population on every fold, then the choice on all rows."""
 
-    hidden_layer_sizes: Sequence[int] = (100,)
-    activation: str = "relu"
     _: KW_ONLY
     alphas: int | Sequence[float] = 8
     search: str = "path"
     cv: object = None
     scoring: object = None
-    l1_ratio: float = 0.0
-    penalty: str = "elastic_net"
-    dropout: float = 0.0
-    batch_size: int | str = "auto"
-    learning_rate_init: float = 0.01
-    max_iter: int = 200
-    tol: float = 1e-4
-    n_iter_no_change: float = 10
-    standardize: bool = True
-    random_state: int | np.random.RandomState | None = None
 
     def fit(
         self,
@@ -71,7 +58,7 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         """
         if self.search not in ("path", "population"):
             raise ValueError(unknown("search", self.search, ("path", "population")))
-        X, y = self._checked(X, y)
+        X, y = self._validated(X, y, reset=True)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         self.alphas_ = self._grid()
         cv = cast("Any", self.cv)
@@ -215,17 +202,6 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
             **{f"split{i}_test_score": column for i, column in enumerate(scores.T)},
         }
 
-    def _checked(self, X, y):
-        return validate_data(
-            self,
-            X,
-            y,
-            accept_sparse="csr",
-            dtype=(np.float64, np.float32),
-            multi_output=True,
-            y_numeric=not is_classifier(self),
-        )
-
     def predict(self, X: Inputs) -> np.ndarray:
         """Predictions of the fit at the best strength."""
         return self._best().predict(self._rows(X))
@@ -238,17 +214,6 @@ class RegularizedNetworkCV(BaseEstimator, ABC):
         model = self._best()
         weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
         return float(self._scorer(model)(model, self._rows(X), y, **weighted))
-
-    def _rows(self, X) -> Any:
-        check_is_fitted(self, "best_estimator_")
-        return validate_data(
-            self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False
-        )
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
     @abstractmethod
     def _kind(self) -> type[RegularizedNetwork]:
@@ -282,7 +247,9 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
     0.001
     """
 
-    class_weight: Mapping[Any, float] | str | None = field(default=None, kw_only=True)
+    _numeric = False
+
+    class_weight: Mapping[object, float] | str | None = field(default=None, kw_only=True)
 
     def score(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """What `scoring` measures on these rows; higher is better."""
@@ -321,6 +288,8 @@ class RegularizedRegressorCV(MultiOutputMixin, RegressorMixin, RegularizedNetwor
     >>> model.fit(X, y).best_score_ > 0.4
     True
     """
+
+    _numeric = True
 
     def score(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """What `scoring` measures on these rows; higher is better."""

@@ -124,9 +124,8 @@ class GradientFlowDisplay:
         """The gradients of a fitted estimator on rows X and targets y, drawn."""
         x, targets, weights = estimator._check(X, y, None, reset=False)
         network = estimator.network_
-        if estimator._numeric:
-            targets = (targets - network.offset.numpy()) / network.unit.numpy()
-        x, target, weight = Rows.of(x, targets, weights).batch(slice(None))
+        rows = Rows.of(x, estimator._scaled(targets), weights)
+        x, target, weight = rows.batch(slice(None))
         losses = summed(estimator._loss, network(x), target)
         loss = (weight * losses).sum() / weight.sum()
         layers = list(network.linear)

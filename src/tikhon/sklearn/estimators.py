@@ -172,9 +172,6 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
     def _loss(self):
         return LOSSES["bce" if self._multilabel else "cross_entropy"]
 
-    def _strata(self, targets):
-        return None if self._multilabel else targets.argmax(1)
-
     def _score_of(self, network, rows):
         found = outputs(network, rows.x).numpy()
         if self._multilabel:
@@ -240,9 +237,6 @@ class RegularizedRegressor(MultiOutputMixin, RegressorMixin, RegularizedNetwork)
     @property
     def _loss(self):
         return LOSSES["half_mse"]
-
-    def _strata(self, targets):
-        return None
 
     def _score_of(self, network, rows):
         found = outputs(network, rows.x).numpy()

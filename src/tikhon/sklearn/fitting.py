@@ -49,13 +49,12 @@ _AUTO_FRACTION = 0.2  # of the rows, for the strength of alpha="auto"
 
 
 @dataclass(eq=False, repr=False)
-class RegularizedNetwork(BaseEstimator, ABC):
-    """What both estimators share; the fields of `__init__` are scikit-learn's parameters."""
+class NetworkEstimator(BaseEstimator, ABC):
+    """The parameters of every estimator, as fields of scikit-learn's `__init__`, and its rows."""
 
     hidden_layer_sizes: Sequence[int] = (100,)
     activation: str = "relu"
     _: KW_ONLY
-    alpha: float | str = 1e-4
     l1_ratio: float = 0.0
     penalty: str = "elastic_net"
     dropout: float = 0.0
@@ -64,11 +63,45 @@ class RegularizedNetwork(BaseEstimator, ABC):
     max_iter: int = 200
     tol: float = 1e-4
     n_iter_no_change: float = 10
+    standardize: bool = True
+    random_state: int | np.random.RandomState | None = None
+
+    _numeric: ClassVar[bool]
+
+    def _validated(self, X, y, *, reset: bool) -> tuple[Any, np.ndarray]:
+        checked = validate_data(
+            self,
+            X,
+            y,
+            accept_sparse="csr",
+            dtype=(np.float64, np.float32),
+            multi_output=True,
+            y_numeric=self._numeric,
+            reset=reset,
+        )
+        return cast("tuple[object, np.ndarray]", checked)
+
+    def _rows(self, X):
+        """Rows to answer, of a fitted estimator."""
+        check_is_fitted(self, ("network_", "best_estimator_"), all_or_any=any)
+        types = np.float64, np.float32
+        return validate_data(self, X, accept_sparse="csr", dtype=types, reset=False)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+@dataclass(eq=False, repr=False)
+class RegularizedNetwork(NetworkEstimator):
+    """What both estimators share: training and attributes."""
+
+    _: KW_ONLY
+    alpha: float | str = 1e-4
     early_stopping: bool = False
     validation_fraction: float = 0.1
-    standardize: bool = True
     warm_start: bool = False
-    random_state: int | np.random.RandomState | None = None
 
     coefs_: list[np.ndarray] = field(init=False)
     intercepts_: list[np.ndarray] = field(init=False)
@@ -163,17 +196,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
 
     def _check(self, X, y, sample_weight, *, reset: bool) -> tuple[Any, np.ndarray, np.ndarray]:
         self._check_parameters()
-        checked = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse="csr",
-            dtype=(np.float64, np.float32),
-            multi_output=True,
-            y_numeric=self._numeric,
-            reset=reset,
-        )
-        X, y = cast("tuple[Any, Any]", checked)
+        X, y = self._validated(X, y, reset=reset)
         weights = _check_sample_weight(
             sample_weight, X, dtype=np.float64, ensure_non_negative=True
         )
@@ -182,7 +205,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
         targets, weights = self._encode(y, weights, reset=reset)
         return X, targets, weights
 
-    def _go_on(self, X: Any) -> Any:
+    def _go_on(self, X):
         """Rows in the float type of the network, which takes the parameters as they are now.
 
         Raises ValueError for those that it cannot be given any more.
@@ -207,7 +230,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
             self.validation_scores_ = []
         return X.astype(network.shift.numpy().dtype, copy=False)
 
-    def _begin(self, X: Any, targets: np.ndarray, weights: np.ndarray) -> None:
+    def _begin(self, X, targets: np.ndarray, weights: np.ndarray) -> None:
         """A new network, its scaling, and a history without epochs."""
         self._random = check_random_state(self.random_state)
         sizes = (X.shape[1], *np.atleast_1d(self.hidden_layer_sizes).astype(int).tolist())
@@ -299,7 +322,8 @@ class RegularizedNetwork(BaseEstimator, ABC):
         if not (self.early_stopping or self.alpha == "auto"):
             return rows, None
         fraction = self.validation_fraction if self.early_stopping else _AUTO_FRACTION
-        strata = self._strata(rows.y)
+        several = self._numeric or self._loss.kind == "binary"  # labels do not exclude each other
+        strata = None if several else rows.y.argmax(1)
         y = torch.arange(len(rows)) if strata is None else torch.from_numpy(strata)
         count, seed = math.ceil(fraction * len(rows)), int(self._random.randint(2**31))
         found = draw(y, count, seed, classes=strata is not None)
@@ -423,11 +447,8 @@ class RegularizedNetwork(BaseEstimator, ABC):
     # -- predicting ---------------------------------------------------------------------------
 
     def _answers(self, X) -> np.ndarray:
-        check_is_fitted(self, "network_")
-        X = validate_data(
-            self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False
-        )
-        return answers(self.network_, X)
+        rows = self._rows(X)
+        return answers(self.network_, rows)
 
     def save(self, path: str | Path) -> None:
         """Write the fitted estimator as one safetensors file: figures and JSON, no pickle.
@@ -438,14 +459,7 @@ class RegularizedNetwork(BaseEstimator, ABC):
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: nothing to save")
         save(self, path)
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
-
     # -- what differs -------------------------------------------------------------------------
-
-    _numeric: ClassVar[bool]
 
     @abstractmethod
     def _encode(
@@ -457,10 +471,6 @@ class RegularizedNetwork(BaseEstimator, ABC):
     @abstractmethod
     def _loss(self) -> Loss:
         """The loss that is minimised, of the one table."""
-
-    @abstractmethod
-    def _strata(self, targets: np.ndarray) -> np.ndarray | None:
-        """What a held-out part keeps in proportion."""
 
     @abstractmethod
     def _score_of(self, network: Network, rows: Rows) -> float:

@@ -23,7 +23,7 @@ from tikhon.data.rows import LossFunction, moved, tensors
 from tikhon.errors import DataError, InputError, StorageError, described, misplaced
 from tikhon.runs import checkpoint
 from tikhon.runs.files import plain, write_bytes, write_tensors
-from tikhon.runs.interrupt import never
+from tikhon.runs.interrupt import never, silent
 from tikhon.runs.run_directory import (
     CHECKPOINT,
     HISTORY,
@@ -162,7 +162,12 @@ def fit(
             say = on_warning or (lambda text: warnings.warn(text, stacklevel=2))
             _open(folder, training, config, say, resume=resume, overwrite=overwrite)
             saver = _Saver(folder, training, on_warning)
-            hooks["on_epoch"] = _both(folder.append, on_epoch)
+
+            def kept(row: Epoch) -> None:
+                folder.append(row)
+                (on_epoch or silent)(row)
+
+            hooks["on_epoch"] = kept
             ended = training.run(**hooks, save=saver, save_every=checkpoint_every)
             if start is not None and ended != "stopped":
                 saver()  # an interrupted refit restarts here
@@ -339,17 +344,6 @@ def _run(
         fixed(training.recipe, training.regularizer),
         None if training.sparsifier is None else training.sparsifier.audit(),
     )
-
-
-def _both(
-    first: Callable[[Epoch], None], second: Callable[[Epoch], None] | None
-) -> Callable[[Epoch], None]:
-    def call(row: Epoch) -> None:
-        first(row)
-        if second is not None:
-            second(row)
-
-    return call
 
 
 def _check_taken(training: Training, tested: tuple[Any, Tensor] | None) -> None:

@@ -106,7 +106,37 @@ class SpaceFilling(Design):
 
 
 @dataclass(frozen=True)
-class Halving(Search):
+class RoundSearch(Search):
+    """A search in rounds, each made from the outcomes of the one before, up to `full` epochs."""
+
+    design: Design
+    full: int
+
+    def next(self, history: History) -> list[Trial]:
+        """The unfinished part of the newest round, or the round after it."""
+        configs = self.design.configs()
+        trials = [Trial(i, config, self._begun()) for i, config in enumerate(configs)]
+        for number in itertools.count(1):
+            if not trials:
+                break
+            if missing := history.missing(trials):
+                return missing
+            if trials[0].budget >= self.full:
+                break
+            trials = self._after([history.of(trial.id) for trial in trials], number)
+        return []
+
+    @abstractmethod
+    def _begun(self) -> int:
+        """Epochs of the first round."""
+
+    @abstractmethod
+    def _after(self, outcomes: list[Outcome], number: int) -> list[Trial]:
+        """The round after these outcomes, `number` after the first; [] where none is left."""
+
+
+@dataclass(frozen=True)
+class Halving(RoundSearch):
     """Successive halving that is careful with strong regularization.
 
     Every member trains `first` epochs; a rung keeps the best `1/factor` and gives them `factor`
@@ -118,8 +148,6 @@ class Halving(Search):
     Reference: Jamieson and Talwalkar (2016), Non-stochastic best arm identification.
     """
 
-    design: Design
-    full: int
     first: int = 0
     factor: int = 3
     guarded: bool = True
@@ -130,26 +158,17 @@ class Halving(Search):
             raise InputError(f"halving: factor {self.factor} and full {self.full} must be >= 2, 1")
         object.__setattr__(self, "first", min(max(self.first, least), self.full))
 
-    def next(self, history: History) -> list[Trial]:
-        """The unfinished part of the newest rung, or the rung after it."""
-        rung = [Trial(i, config, self.first) for i, config in enumerate(self.design.configs())]
-        while True:
-            if missing := history.missing(rung):
-                return missing
-            if rung[0].budget >= self.full:
-                return []
-            rung = self._promoted([history.of(trial.id) for trial in rung])
-            if not rung:
-                return []
+    def _begun(self) -> int:
+        return self.first
 
-    def _promoted(self, rung: list[Outcome]) -> list[Trial]:
-        alive = sorted((o for o in rung if not o.failed), key=lambda o: (o.score, o.trial.id))
-        budget = rung[0].trial.budget
-        start = max(o.trial.id for o in rung) + 1
+    def _after(self, outcomes: list[Outcome], number: int) -> list[Trial]:
+        alive = sorted((o for o in outcomes if not o.failed), key=lambda o: (o.score, o.trial.id))
+        budget = outcomes[0].trial.budget
+        start = max(o.trial.id for o in outcomes) + 1
         if self.guarded and self._too_early(alive, budget):
             kept, budget = alive, min(2 * budget, self.full)
         else:
-            kept = self._survivors(alive, math.ceil(len(rung) / self.factor))
+            kept = self._survivors(alive, math.ceil(len(outcomes) / self.factor))
             budget = min(budget * self.factor, self.full)
         kept = sorted(kept, key=lambda o: o.trial.id)
         return [
@@ -177,7 +196,7 @@ class Halving(Search):
 
 
 @dataclass(frozen=True)
-class PopulationBased(Search):
+class PopulationBased(RoundSearch):
     """A population that copies its better half-way results (Jaderberg et al., 2017).
 
     Every `interval` epochs the worst quarter continues from a member of the best quarter, with
@@ -185,8 +204,6 @@ class PopulationBased(Search):
     ordered choice) or redrawn (1 in 4).
     """
 
-    design: Design
-    full: int
     interval: int
     seed: int = 0
 
@@ -194,23 +211,11 @@ class PopulationBased(Search):
         if not 1 <= self.interval <= self.full:
             raise InputError(f"interval {self.interval} must lie in [1, full={self.full}]")
 
-    def next(self, history: History) -> list[Trial]:
-        """The unfinished part of the newest generation, or the one after it."""
-        configs = self.design.configs()
-        members = [Trial(i, config, self.interval) for i, config in enumerate(configs)]
-        generation = 0
-        while True:
-            if missing := history.missing(members):
-                return missing
-            if members[0].budget >= self.full:
-                return []
-            generation += 1
-            members = self._exploited([history.of(t.id) for t in members], generation)
-            if not members:
-                return []
+    def _begun(self) -> int:
+        return self.interval
 
-    def _exploited(self, outcomes: list[Outcome], generation: int) -> list[Trial]:
-        draw = random.Random(f"{self.seed}-{generation}")
+    def _after(self, outcomes: list[Outcome], number: int) -> list[Trial]:
+        draw = random.Random(f"{self.seed}-{number}")
         order = sorted(
             outcomes, key=lambda o: (o.failed, 0.0 if o.failed else o.score, o.trial.id)
         )

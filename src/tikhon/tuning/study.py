@@ -74,7 +74,7 @@ class StudySearch(Search):
             own = -outcome.score if self.maximised else outcome.score
             self._told(trial, None if outcome.failed else own)
 
-    def _told(self, trial: Any, value: float | None) -> None:
+    def _told(self, trial, value: float | None) -> None:
         """Tell the study; of a grid that is used up, it says so by an error."""
         from optuna.trial import TrialState
 
