@@ -138,7 +138,7 @@ def test_learning_rates_are_always_tried():
 
 
 EDITS = [
-    (surgery.reinit, True), (surgery.orthogonal, True), (surgery.lsuv, True),
+    (surgery.reinit, True), (surgery.lsuv, True),
     (surgery.to_relu, True), (surgery.normalise, True), (surgery.residual, True),
     (surgery.widen, True), (surgery.narrow, False), (surgery.add_dropout, True),
     (surgery.to_gru, False), (surgery.open_head, False), (cures.EASE.edit, False),

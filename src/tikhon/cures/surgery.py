@@ -136,24 +136,10 @@ def reinit(model: nn.Module, batch: Batch) -> list[Line]:
     return lines
 
 
-def orthogonal(model: nn.Module, batch: Batch) -> list[Line]:
-    """Orthogonal weights with the gain of the activation behind, biases zero."""
-    places = Places(model, batch)
-    return [
-        places.line(
-            layer,
-            f"nn.init.orthogonal_({{at}}.weight, {_gain(activation):.4g})"
-            f"{_zero_bias(layer.bias is not None)}",
-        )
-        for layer, activation in places.followers().items()
-        if layer.weight.requires_grad and layer.weight.ndim > 1
-    ]
-
-
 def lsuv(model: nn.Module, batch: Batch) -> list[Line]:
-    """Orthogonal weights, then each layer scaled until its output has deviation 1."""
+    """Orthogonal weights, each layer scaled until its output has deviation 1; biases zero."""
     places = Places(model, batch)
-    code = (
+    tuning = (
         "outputs = []\n"
         "handle = {at}.register_forward_hook(lambda module, args, out: outputs.append(out))\n"
         "with torch.no_grad():\n"
@@ -165,9 +151,15 @@ def lsuv(model: nn.Module, batch: Batch) -> list[Line]:
         "        {at}.weight /= spread\n"
         "handle.remove()"
     )
-    fresh = orthogonal(model, batch)
-    tuned = [m for m in places.followers() if m.weight.requires_grad and m.weight.ndim > 1]
-    return fresh + [places.line(layer, code) for layer in tuned]
+    return [
+        places.line(
+            layer,
+            f"nn.init.orthogonal_({{at}}.weight, {_gain(activation):.4g})"
+            f"{_zero_bias(layer.bias is not None)}\n{tuning}",
+        )
+        for layer, activation in places.followers().items()
+        if layer.weight.requires_grad and layer.weight.ndim > 1
+    ]
 
 
 def recurrent_init(model: nn.Module, batch: Batch) -> list[Line]:
