@@ -535,7 +535,6 @@ LOSSES = set(
 
 def _kinds(output: object, target: Tensor) -> dict[str, object]:
     """Shapes and values that a loss may not be made for."""
-    values = target.detach()
     facts: dict[str, object] = {"target_shape": list(target.shape[1:])}
     if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
         # of two that are alike, as yes says, a distance is small
@@ -546,9 +545,6 @@ def _kinds(output: object, target: Tensor) -> dict[str, object]:
         )
     if isinstance(output, Tensor):
         facts["output_shape"] = list(output.shape[1:])
-    if values.numel() and not values.is_complex():
-        number = values.double()
-        facts["target_range"] = [float(number.min()), float(number.max())]
     if target.ndim == 2 and target.shape[1] > 1 and target.is_floating_point():
         sums = target.detach().double().sum(1)
         inside = bool(((target >= 0) & (target <= 1)).all())

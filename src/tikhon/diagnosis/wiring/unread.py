@@ -32,7 +32,7 @@ def unread_facts(subject: Subject, source: Samples) -> dict[str, object]:
     if len(parts) > 1:
         return _whole_part(subject, parts)
     x = parts[0]
-    if subject.replica.whole or subject.batch[0] is not x or x.ndim < 2:
+    if subject.batch[0] is not x or x.ndim < 2:
         return {}
     still = _still(subject, x)
     varied = (x != x[:1]).any(0)
