@@ -37,7 +37,7 @@ def filled(language: str, key: str, values: Mapping[str, object]) -> str:
     """The sentence of a key in one language, with its values.
 
     >>> filled("en", "why_equal", {"count": 2})
-    'all weights of 2 layers are equal: their units get equal gradients for ever'
+    'all weights of 2 layers are equal: their units get equal gradients forever'
     """
     return _Filling().vformat(strings(language)[key], (), values)
 
@@ -77,6 +77,6 @@ def said(key: str, /, **values: Value) -> Sentence:
     """The sentence of a key.
 
     >>> said("why_penalty", share=0.97)
-    'the penalty makes up 97% of what moves the weights'
+    'the penalty accounts for 97% of what moves the weights'
     """
     return Sentence(key, values)
