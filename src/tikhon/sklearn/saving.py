@@ -96,8 +96,7 @@ def load(path: str | Path) -> Any:
         raise StorageError(f"{path} cannot be read: {error}") from error
     except (SafetensorError, ValueError) as error:
         raise DataError(f"{path} is not an estimator of tikhon.sklearn ({error})") from error
-    early = set(header) == {"estimator"}  # written before there was a digest
-    if not early and header.get("sha256") != _digest(text, state):
+    if header.get("sha256") != _digest(text, state):
         raise DataError(
             f"{path} is damaged: it holds other bytes than were written; copy it again"
         )

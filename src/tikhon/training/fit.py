@@ -256,33 +256,26 @@ class _Saver:
 
 
 def _config(training: Training, about: Mapping[str, object]) -> dict[str, Any]:
-    defaults = {
-        "kind": "fit",
-        "data": {
-            "rows": training.stream.rows,
-            "features": sum(part[0].numel() for part in tensors(training.x)),
-            **(
-                {}
-                if "data" in about or training.stream.held is None
-                else {"fingerprint": fingerprint(*tensors(training.x), training.y)}
-            ),
-        },
-        "model": {
-            "name": type(training.model).__name__,
-            "parameters": sum(p.numel() for p in training.model.parameters()),
-        },
+    model = training.model
+    data: dict[str, object] = {
+        "rows": training.stream.rows,
+        "features": sum(part[0].numel() for part in tensors(training.x)),
     }
-    return plain(
-        defaults
-        | dict(about)
-        | {
-            "optimizer": training.settings.describe(),
-            "recipe": training.recipe.to_dict(),
-            "seed": training.settings.seed,
-            "device": str(training.device),
-            "versions": versions(),
-        }
-    )
+    if "data" not in about and training.stream.held is not None:
+        data["fingerprint"] = fingerprint(*tensors(training.x), training.y)
+    size = sum(p.numel() for p in model.parameters())
+    found = {
+        "kind": "fit",
+        "data": data,
+        "model": {"name": type(model).__name__, "parameters": size},
+        **about,
+        "optimizer": training.settings.describe(),
+        "recipe": training.recipe.to_dict(),
+        "seed": training.settings.seed,
+        "device": str(training.device),
+        "versions": versions(),
+    }
+    return plain(found)
 
 
 def versions() -> dict[str, object]:

@@ -64,13 +64,10 @@ class Settings(TrainingOptions):
             raise InputError(
                 f"momentum is for {' and '.join(_MOMENTUM)}; {self.optimizer!r} has its own"
             )
-        for name, least in (("batch_size", 1), ("epochs", 1)):
+        for name in ("batch_size", "epochs"):
             number = getattr(self, name)
-            if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
-                raise InputError(
-                    f"{name} must be a whole number, {least} or more, received {number!r}"
-                )
-
+            if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
+                raise InputError(f"{name} must be a whole number, 1 or more, received {number!r}")
         checked_seed(self.seed)
 
     def build_optimizer(
