@@ -179,10 +179,11 @@ def _result(
 
 
 def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
-    from tikhon.cli.conclusion import following, show, write
+    from tikhon.cli.conclusion import following, show
+    from tikhon.report.document import written
     from tikhon.runs.run_directory import RunDirectory
 
-    file, page = write(path)
+    file, page = written(path)
     RunDirectory(path).finish()
     show(terminal, page)
     spread = any(row["seed_std"] is not None for row in result["methods"])

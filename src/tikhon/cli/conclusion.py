@@ -35,6 +35,7 @@ def conclude_fit(
     terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any], classes: Sequence[str]
 ) -> None:
     """Write result and page of a fit, and print them."""
+    from tikhon.report.document import written
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
     from tikhon.training.result import result_of
 
@@ -42,7 +43,7 @@ def conclude_fit(
     result = result_of(run, classes) | dict(more)
     result["next"] = asked(folder.read(CONFIG), result["next"])
     folder.write(RESULT, result)
-    file, page = write(path)
+    file, page = written(path)
     folder.finish()
     show(terminal, page)
     ended = _ENDED[run.ended].format_map(result).replace("all 1 epochs", "1 epoch")
@@ -60,10 +61,11 @@ def conclude_saved(
     left_out: Sequence[str],
 ) -> None:
     """Write the page of a run whose result is saved, and print it; `kept` is what it left."""
+    from tikhon.report.document import written
     from tikhon.runs.interrupt import REQUESTED
     from tikhon.runs.run_directory import RunDirectory
 
-    file, page = write(path)
+    file, page = written(path)
     if result.get("stopped") != REQUESTED:
         RunDirectory(path).finish()
     show(terminal, page)
@@ -105,13 +107,6 @@ def tested(
         "yardsticks": {name: dict(held) for name, held in found.yardsticks.items()},
         "margins": {name: dict(held) for name, held in found.margins.items()},
     }
-
-
-def write(path: Path) -> tuple[Path, Page]:
-    """The file of a finished run's page, and the page."""
-    from tikhon.report.document import written
-
-    return written(path)
 
 
 def show(terminal: Terminal, page: Page) -> None:

@@ -113,10 +113,11 @@ def conclude(terminal: Terminal, run: RunOptions, found: Diagnosis | Cure) -> No
     """Keep what was found, with its page, if a folder was named; print the document if asked."""
     document = found.to_dict()
     if run.output is not None:
-        from tikhon.cli.conclusion import following, write
+        from tikhon.cli.conclusion import following
+        from tikhon.report.document import written
 
         found.save(run.output, overwrite=run.overwrite)
-        file, page = write(run.output)
+        file, page = written(run.output)
         following(terminal, file, page.following)
     terminal.document(document)
 

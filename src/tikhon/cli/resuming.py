@@ -17,7 +17,7 @@ def completed(terminal: Terminal, path: Path) -> bool:
 
     False where there is more to do than that, or nothing.
     """
-    from tikhon.cli.conclusion import write
+    from tikhon.report.document import written
     from tikhon.runs.interrupt import REQUESTED
     from tikhon.runs.run_directory import REPORT, RESULT, RunDirectory
 
@@ -29,7 +29,7 @@ def completed(terminal: Terminal, path: Path) -> bool:
         if result.get("stopped") == REQUESTED:
             return False
         folder.lock()
-        page, _ = write(path)
+        page, _ = written(path)
         folder.finish()
     terminal.say(f"the work had ended; what was missing is written now\nreport: {page}")
     terminal.document({"output": str(path), **result})

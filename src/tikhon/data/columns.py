@@ -143,10 +143,10 @@ class Column:
         return tuple(found)
 
 
-def infer(raw: RawColumn, *, forced: str | None = None) -> Column:
+def infer(raw: RawColumn, *, category: bool = False) -> Column:
     """What the column is: constants and identifiers are dropped, with the reason.
 
-    `forced` is "number" or "category" where the user decides. Raises `DataError` where the cells
+    `category` where the user says that it is one. Raises `DataError` where the cells
     can be read in two ways and nothing in the file decides, and for infinities.
     """
     from pandas.api import types
@@ -157,12 +157,12 @@ def infer(raw: RawColumn, *, forced: str | None = None) -> Column:
             f"{source.name}: column {name!r} holds {raw.foreign}, not one value a cell; --drop "
             f"{name}, or spread them over columns of their own"
         )
-    if forced is None and raw.is_simple and (plain := raw.plain_numbers(".")) is not None:
+    if not category and raw.is_simple and (plain := raw.plain_numbers(".")) is not None:
         return _number(Column(name, "number"), plain)
     present = series.dropna()
     if not len(present):
         return Column(name, "dropped", reason=said("reason_empty"))
-    if forced == "category":
+    if category:
         return _category(name, raw.texts, forced=True)
     if types.is_bool_dtype(present) or all(isinstance(v, bool) for v in present.head(99)):
         return Column(name, "boolean", categories=("False", "True"))
@@ -174,18 +174,17 @@ def infer(raw: RawColumn, *, forced: str | None = None) -> Column:
         values = series.to_numpy(float, na_value=np.nan)
         finite(source, name, values)
         return _number(Column(name, "number"), values)
-    return _text(raw, forced)
+    return _text(raw)
 
 
-def _text(raw: RawColumn, forced: str | None) -> Column:
+def _text(raw: RawColumn) -> Column:
     source, name, texts = raw.source, raw.name, raw.texts
     present = texts.dropna()
     if not len(present):
         return Column(name, "dropped", reason=said("reason_empty"))
     if (boolean := _truth_column(raw, present)) is not None:
         return boolean
-    zeros = bool(present.str.match(r"^0\d+$").any())
-    if zeros and forced is None:
+    if bool(present.str.match(r"^0\d+$").any()):
         return _category(name, texts)
     if (values := raw.plain_numbers(source.format.decimal or "")) is not None:
         finite(source, name, values)
@@ -194,12 +193,7 @@ def _text(raw: RawColumn, forced: str | None) -> Column:
         words = tuple(sorted(set(never(days).values())))
         clock = bool(present.str.contains(":").any())
         return Column(name, "date", format="ymd", clock=clock, words=words)
-    return (
-        _number_column(raw, forced)
-        or _date_column(raw)
-        or _time_column(raw)
-        or _category(name, texts)
-    )
+    return _number_column(raw) or _date_column(raw) or _time_column(raw) or _category(name, texts)
 
 
 def _truth_column(raw: RawColumn, present: pd.Series) -> Column | None:
@@ -218,11 +212,11 @@ def _truth_column(raw: RawColumn, present: pd.Series) -> Column | None:
     )
 
 
-def _number_column(raw: RawColumn, forced: str | None = None) -> Column | None:
+def _number_column(raw: RawColumn) -> Column | None:
     """A column most of whose texts are numbers; None if it is not one."""
     source, name, cells, found = raw.source, raw.name, raw.cells, raw.numerals
     is_number = np.array([one is not None for one in found])
-    if cells.share(is_number) <= _MOSTLY and forced != "number":
+    if cells.share(is_number) <= _MOSTLY:
         return None
     numbers = [one for one in found if one is not None]
     if _rather_times(raw, is_number) or raw.has_serials:

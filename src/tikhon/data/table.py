@@ -164,7 +164,7 @@ def _features(
         if name in not_used:
             continue
         raw = RawColumn(source, name)
-        column = infer(raw, forced="category" if name in options.categorical else None)
+        column = infer(raw, category=name in options.categorical)
         if column.kind != "dropped":
             values = encode_one(raw, column)
             if not _constant(values):

@@ -146,7 +146,6 @@ def interval(method: Method) -> Label | None:
 
 def table(methods: list[Method], best: Method | None) -> PageTable:
     """One row a method: what it scored and what it cost in zeros."""
-    accuracy = parts.ScoreKind("accuracy", say("metric_accuracy"), higher=True)
     rows: list[tuple[Cell, ...]] = [
         (
             label(method),
@@ -157,7 +156,7 @@ def table(methods: list[Method], best: Method | None) -> PageTable:
             percent(method.get("zeros")),
             number(test(method)),
             f"{number(test(method, 'low'))} – {number(test(method, 'high'))}",
-            parts.gap_mark(accuracy, method.get("gap")),
+            parts.gap_mark(method.get("gap")),
         )
         for method in methods
     ]

@@ -35,7 +35,6 @@ from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import Epoch, Number, SavedPenalty, SavedSparsity, SavedWeights
 
 GAP_LIMIT = 0.03  # accuracy on the training rows above accuracy on held-out rows
-RATIO_LIMIT = 1.25  # held-out error over training error, for regression
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,6 @@ class ScoreKind:
     key: str
     label: Label
     higher: bool
-
-    @property
-    def limit(self) -> float:
-        """The gap above which a model counts as memorising."""
-        return GAP_LIMIT if self.higher else RATIO_LIMIT
 
 
 def metric_of(records: Iterable[Mapping[str, object]]) -> ScoreKind:
@@ -174,15 +168,13 @@ def inline(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def gap_mark(metric: ScoreKind, gap: float | None) -> Mark:
-    """Whether a gap is small, worth a look, or memorising."""
+def gap_mark(gap: float | None) -> Mark:
+    """Whether a gap of accuracies is small, worth a look, or memorising."""
     if gap is None:
         return Mark("plain", say("not_measured"))
-    excess = gap if metric.higher else gap - 1
-    limit = metric.limit if metric.higher else metric.limit - 1
-    if excess <= limit:
+    if gap <= GAP_LIMIT:
         return Mark("good", say("gap_small"))
-    return Mark("bad" if excess > 2 * limit else "watch", say("gap_large"))
+    return Mark("bad" if gap > 2 * GAP_LIMIT else "watch", say("gap_large"))
 
 
 def curves(run: SavedRun, metric: ScoreKind, best: int | None) -> Section:
