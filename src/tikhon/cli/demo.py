@@ -101,6 +101,8 @@ def _introduce(terminal: Terminal, setting: Any) -> None:
 
 
 def _conclude(terminal: Terminal, result: dict[str, Any], output: Path, page: Path) -> None:
+    from tikhon.cli.conclusion import following
+
     rows = []
     for method in result["arms"]:
         test = method["test_accuracy"]
@@ -120,7 +122,5 @@ def _conclude(terminal: Terminal, result: dict[str, Any], output: Path, page: Pa
         rows,
     )
     terminal.say(f"{result['verdict']} ({result['seconds']:.0f} s)")
-    terminal.say(f"report: {page}")
-    for command in result["next"]:
-        terminal.say(f"next:   {command}")
+    following(terminal, page, result["next"])
     terminal.document({"output": str(output), **result})
