@@ -47,11 +47,27 @@ def test_names_made_from_columns_never_take_the_place_of_real_ones(tmp_path: Pat
     assert Preprocessing.from_dict(plain) == parts.preprocessing
 
 
-def test_figures_of_other_columns_are_refused(tmp_path: Path):
-    frame = pd.DataFrame({"a": np.arange(60) / 7, "b": np.arange(60) % 9, "y": labels(60)})
-    plain = split(table(tmp_path, frame)).preprocessing.to_dict()
+def test_runs_of_before_are_read_as_they_were(tmp_path: Path):
+    (tmp_path / "new.csv").write_text("d,a,c,flag\n03/04/2021,1,x,yes\n14/04/2021,,z,no\n")
+    number = {"fill": 2.0, "mean": 1.0, "scale": 0.5, "indicator": False}
+    date = {"fill": 0.0, "mean": 0.0, "scale": 1.0, "indicator": False}
+    parts = ["days", "year sin", "year cos", "week sin", "week cos"]
+    old = {
+        "columns": [
+            {"name": "d", "kind": "date", "format": "%d/%m/%Y"}, {"name": "a", "kind": "number"},
+            {"name": "c", "kind": "category", "categories": ["x", "z"]},
+            {"name": "flag", "kind": "boolean", "categories": ["no", "yes"]},
+        ],
+        "numbers": {**{f"d {part}": date for part in parts}, "a": {**number, "indicator": True},
+                    "flag": {**number, "fill": 0.0, "mean": 0.0, "scale": 1.0}},
+        "levels": {"c": {"codes": [0, 1], "rare": False}}, "decimal": ".",
+    }  # fmt: skip
+    found = Preprocessing.from_dict(old).transform(read(tmp_path / "new.csv"))
+    assert found.shape == (2, 10)
+    np.testing.assert_array_equal(found[:, 0], [18720, 18731])
+    np.testing.assert_array_equal(found[:, 5:], [[0, 1, 0, 1, 0], [2, 0, 1, 0, 1]])
     with pytest.raises(DataError, match="figures do not fit its columns"):
-        Preprocessing.from_dict({**plain, "numbers": plain["numbers"][:1]})
+        Preprocessing.from_dict({**old, "numbers": {"a": number}})
 
 
 @pytest.mark.parametrize("base", [10**12, 10**15, 10**17])

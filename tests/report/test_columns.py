@@ -13,8 +13,9 @@ from sample_runs import save
 from tikhon import report
 from tikhon.data.columns import Column
 from tikhon.languages import said
+from tikhon.report.kinds import columns
 from tikhon.report.kinds.columns import PARTS
-from tikhon.report.page import Label, Page, PageTable, label
+from tikhon.report.page import Label, Page, PageTable
 from tikhon.report.saved import read
 
 TABLE = {
@@ -117,7 +118,13 @@ EVERY_WAY = [
 def test_how_a_column_was_read_is_told_in_both_languages(given):
     column = Column(**{"name": "a", "kind": "number", **given})
     saved = json.loads(json.dumps([told.with_text() for told in column.readings]))
-    cells = [label(entry) for entry in saved]
+    cells = [columns.told(entry) for entry in saved]
     assert [shown(cell) for cell in cells] == [str(told) for told in column.readings] != []
     assert all(re.search("[\u4e00-\u9fff]", shown(cell, "zh")) for cell in cells)
     assert column.reading == ", ".join(column.readings)
+
+
+def test_runs_from_before_sentences_had_keys_are_told_as_they_are():
+    assert shown(columns.told("an identifier"), "zh") == "an identifier"
+    older = [{"kind": "leak", "text": "'a' alone"}, {"kind": "read", "text": "read as 'b'"}]
+    assert [shown(cell) for [cell] in columns.noticed({"notices": older}).rows] == ["'a' alone"]

@@ -288,6 +288,27 @@ def test_verdict_of_a_search(tuned, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("metrics", "praised"),
+    [
+        ({"test/accuracy": 0.7, "test/loss": 0.6}, False),
+        ({"test/accuracy": 0.6, "test/loss": 0.9}, False),
+        ({"test/accuracy": 0.9, "test/loss": 0.3}, True),
+        ({"test/accuracy": 0.7, "test/loss": 0.4}, True),  # its probabilities say more
+        ({"test/rmse": 1.01}, False),
+        ({"test/rmse": 0.5}, True),
+    ],
+)
+def test_a_search_whose_choice_learned_nothing_is_not_praised(tuned, tmp_path, metrics, praised):
+    result = json.loads((tuned / "result.json").read_text())
+    better = {**result["audit"], "worth_it": True, "default_score": 2.0, "gain": 1.0}
+    constant = {"test/accuracy": 0.7, "test/loss": 0.6, "test/rmse": 1.0}
+    held = {"metrics": metrics, "yardsticks": {"constant": constant}, "answer": "'no'"}
+    run = save(tmp_path / "run", {"kind": "tune"}, [], {**result, "audit": better, **held})
+    start = "Better than the default" if praised else "Not measurably better than always"
+    assert sentence(run).startswith(start)
+
+
+@pytest.mark.parametrize(
     ("accuracy", "loss", "praised"),
     [((0.02, 0.02), (0.001, 0.01), False), ((-0.1, 0.01), (-0.2, 0.01), False),
      ((0.1, 0.02), (-0.2, 0.01), True), ((0.0, 0.02), (0.1, 0.01), True)],

@@ -46,6 +46,15 @@ _MEASURED = re.compile(r"[-+(]?\d*[.,]\d+(?![\d.,])")  # a number with a fractio
 _WORD = re.compile(r"\b\w\w+\b")  # what is hashed as one
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
 _PHONE = re.compile(r"(?=(?:\D*\d){7})[+(\d][-+(). /\d]*")  # (555) 123-4567, +49 170 1234567
+_FORMATS = {
+    "ISO8601": "ymd",
+    "%Y/%m/%d": "ymd",
+    "%d.%m.%Y": "dmy",
+    "%d/%m/%Y": "dmy",
+    "%m/%d/%Y": "mdy",
+}  # as older runs name them
+
+
 _FORMAT_READINGS = {
     "dmy": "reading_day_first",
     "mdy": "reading_month_first",
@@ -81,11 +90,12 @@ class Column:
         return {key: value for key, value in asdict(self).items() if value != usual[key]}
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Column:
-        """The inverse of `to_dict`."""
-        found: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()
-        }
+    def from_dict(cls, plain: dict[str, Any], *, decimal: str = ".") -> Column:
+        """The inverse of `to_dict`; `decimal` is the one that older runs kept for all columns."""
+        names = ("categories", "multiples", "words", "missing", "spellings")
+        lists = {k: tuple(plain.get(k, ())) for k in names}
+        format = plain.get("format", "")
+        found = {"decimal": decimal, **plain, **lists, "format": _FORMATS.get(format, format)}
         return cls(**found)
 
     @property

@@ -203,12 +203,15 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`. Raises `DataError` for a document of another kind."""
+        """The inverse of `to_dict`; documents of older runs hold figures by name, in the same
+        order. Raises `DataError` for a document of another kind.
+        """
         try:
+            decimal = plain.get("decimal", ".")
             found = cls(
-                tuple(Column.from_dict(column) for column in plain["columns"]),
-                tuple(Numbers(**figures) for figures in plain["numbers"]),
-                tuple(_levels_from(**levels) for levels in plain["levels"]),
+                tuple(Column.from_dict(column, decimal=decimal) for column in plain["columns"]),
+                tuple(Numbers(**figures) for figures in _listed(plain["numbers"])),
+                tuple(_levels_from(levels) for levels in _listed(plain["levels"])),
             )
             found.feature_names  # noqa: B018  # as many figures as the columns need
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
@@ -230,8 +233,13 @@ def _names_of(column: Column, levels: Levels) -> list[str]:
     return names + [f"{column.name}: mean target" + f" {i}" * (width > 1) for i in range(width)]
 
 
-def _levels_from(codes: Sequence[int], rare: bool, means: Mapping[str, Sequence[float]]) -> Levels:
-    return Levels(tuple(codes), rare, tuple((int(code), tuple(m)) for code, m in means.items()))
+def _listed(figures: Any) -> list[Any]:
+    return list(figures.values()) if isinstance(figures, Mapping) else list(figures)
+
+
+def _levels_from(plain: Mapping[str, Any]) -> Levels:
+    means = tuple((int(code), tuple(m)) for code, m in plain.get("means", {}).items())
+    return Levels(tuple(plain["codes"]), plain["rare"], means)
 
 
 def _scaled(cells: np.ndarray, figures: Numbers) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, cast
 
 from tikhon.errors import InputError, unknown
 from tikhon.languages import filled, strings
@@ -52,6 +52,13 @@ def label(saved: SavedSentence) -> Label:
     """The `Label` of a saved sentence."""
     values = saved["values"].items()
     return say(saved["key"], **{k: label(v) if isinstance(v, dict) else v for k, v in values})
+
+
+def told(saved: object) -> Label | Name:
+    """A saved sentence; older runs have its text alone."""
+    if not isinstance(saved, Mapping):
+        return Name(str(saved), 400)
+    return label(cast("SavedSentence", saved)) if "key" in saved else Name(str(saved["text"]), 400)
 
 
 def joined(parts: Sequence[Part]) -> Part | Label | None:

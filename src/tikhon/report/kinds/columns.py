@@ -16,9 +16,9 @@ from tikhon.report.page import (
     PageTable,
     Section,
     joined,
-    label,
     number,
     say,
+    told,
 )
 from tikhon.report.saved import SavedRun
 
@@ -77,7 +77,7 @@ def _held(column: Mapping[str, Any]) -> Name | Label:
         held = f"{number(column['mean'])} ± {number(column['deviation'])}"
     elif "first" in column:
         held = f"{column['first']} – {column['last']}"
-    how = joined([label(part) for part in column.get("readings") or ()])
+    how = joined([told(part) for part in column.get("readings") or ()])
     if held and how:
         return say("held_and_read", held=held, how=how)
     return how or Name(held or "–")
@@ -86,7 +86,7 @@ def _held(column: Mapping[str, Any]) -> Name | Label:
 def left_out(table: Mapping[str, Any]) -> PageTable | None:
     """The columns that the model does not see, each with the reason."""
     rows = tuple(
-        (Name(str(column["name"])), label(column["reason"]))
+        (Name(str(column["name"])), told(column["reason"]))
         for column in table.get("left_out") or ()
     )
     head = (say("column"), say("reason"))
@@ -120,19 +120,24 @@ def figures(target: Mapping[str, object]) -> PageTable | None:
 def noticed(table: Mapping[str, Any]) -> PageTable | None:
     """What was noticed: suspected leaks, rows that stand in two parts, unusual cells."""
     apart = ("notice_left_out", "notice_read")  # they have tables of their own
-    notices = [n for n in table.get("notices") or () if n["key"] not in apart]
-    rows = tuple((label(notice),) for notice in notices)
+    notices = [n for n in table.get("notices") or () if _key(n) not in apart]
+    rows = tuple((told(notice),) for notice in notices)
     return PageTable(say("notices_caption"), (say("notice"),), rows) if rows else None
 
 
 def warned(page: Page, run: SavedRun) -> Page:
     """The page of a finished run, headed by the columns that alone tell the target, if any."""
     table = entries(entries(run.config.get("data")).get("table"))
-    found = [n for n in table.get("notices") or () if n["key"].startswith("notice_leak")]
+    found = [n for n in table.get("notices") or () if _key(n).startswith("notice_leak")]
     if not found or not run.result:
         return page
     level, more = worst([page.level, "watch"]), (page.verdict, *page.more)
-    return replace(page, level=level, verdict=label(found[0]), more=more)
+    return replace(page, level=level, verdict=told(found[0]), more=more)
+
+
+def _key(notice: Mapping[str, Any]) -> str:
+    """The key of a notice; older runs have its kind."""
+    return str(notice.get("key") or f"notice_{notice['kind']}")
 
 
 def importances(run: SavedRun) -> Section | None:

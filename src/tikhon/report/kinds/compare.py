@@ -20,12 +20,12 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
-    label,
     number,
     percent,
     say,
     seconds,
     strength,
+    told,
 )
 from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import Number
@@ -42,10 +42,8 @@ def page(run: SavedRun) -> Page:
     return Page(
         title=say("title_compare", data=parts.data_name(run)),
         level="plain",
-        verdict=label(result["sentences"]["verdict"])
-        if rows
-        else say("unfinished", epochs=len(run.history)),
-        more=more(run, metric),
+        verdict=_told(run, "verdict") if rows else say("unfinished", epochs=len(run.history)),
+        more=more(run, rows, metric),
         following=tuple(map(str, result.get("next") or ())),
         facts=facts(run, rows, metric),
         about=parts.about(run),
@@ -77,14 +75,30 @@ def ends(row: Row, metric: parts.ScoreKind) -> tuple[Number, Number]:
     return low, min(high, 1.0) if metric.higher else high
 
 
-def more(run: SavedRun, metric: parts.ScoreKind) -> tuple[Label, ...]:
+def _told(run: SavedRun, part: str) -> Label | Name:
+    """A sentence of the comparison; of older runs in English."""
+    saved = run.result.get("sentences") or {}
+    return told(saved.get(part) or run.result[part])
+
+
+def told_constant(run: SavedRun, metric: parts.ScoreKind) -> dict[str, object]:
+    """What one answer to all rows is and scores; nothing in older runs."""
+    found = run.result.get("constant")
+    if not found:
+        return {}
+    answer = found.get("answer") or say("the_mean")
+    return {"answer": answer, "constant": number(shown(found["test"], metric))}
+
+
+def more(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Label | Name, ...]:
     """The score of one answer to all rows, and what the budget did not allow."""
-    constant, told = run.result.get("constant"), run.result.get("sentences") or {}
-    found = []
-    if constant and constant["beaten"]:
-        answer, score = constant.get("answer") or say("the_mean"), shown(constant["test"], metric)
-        found.append(say("compare_beside", answer=answer, constant=number(score)))
-    return (*found, label(told["notice"])) if told.get("notice") else tuple(found)
+    found: list[Label | Name] = []
+    constant = told_constant(run, metric)
+    if rows and constant and run.result["constant"]["beaten"]:
+        found.append(say("compare_beside", **constant))
+    if run.result.get("notice"):
+        found.append(_told(run, "notice"))
+    return tuple(found)
 
 
 def facts(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Fact, ...]:

@@ -78,10 +78,18 @@ def recalls(run: SavedRun) -> PageTable | None:
 def learned_nothing(result: Mapping[str, Any]) -> bool:
     """Whether the test rows are answered no better than by one answer to all of them.
 
-    Better is what their noise does not explain.
+    Better is what their noise does not explain; older runs kept no margins.
     """
-    margins = ((result.get("margins") or {}).get("constant") or {}).values()
-    return bool(margins) and not any(mean > CERTAIN * error for mean, error in margins)
+    if margins := (result.get("margins") or {}).get("constant"):
+        return not any(mean > CERTAIN * error for mean, error in margins.values())
+    metrics = result.get("metrics") or {}
+    constant = (result.get("yardsticks") or {}).get("constant") or {}
+    found = [
+        metrics[at] <= constant[at] if better > 0 else metrics[at] >= constant[at]
+        for at, better in (("test/accuracy", 1), ("test/rmse", -1), ("test/loss", -1))
+        if at in metrics and at in constant
+    ]
+    return bool(found) and all(found)
 
 
 def beside(run: SavedRun) -> Label | None:
