@@ -1,4 +1,4 @@
-"""Data in: named sources, files, splits and batches."""
+"""Load data: named sources, files, splits and batches."""
 
 from __future__ import annotations
 

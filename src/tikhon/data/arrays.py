@@ -1,4 +1,4 @@
-"""Arrays of the user's own: .npz files, folders of .npy, arrays in memory."""
+"""Read user arrays: .npz files, folders of .npy, arrays in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tikhon.languages import said
 
 
 def folder(path: Path) -> Dataset:
-    """A folder of X.npy and y.npy, of one .npz, or of four IDX files."""
+    """Read a folder with X.npy and y.npy, with one .npz, or with four IDX files."""
     if parts := mnist.files(path):
         return mnist.assemble(path.resolve().name, parts, (), (None,) * 4)
     if (path / "X.npy").is_file() and (path / "y.npy").is_file():
@@ -38,9 +38,9 @@ def folder(path: Path) -> Dataset:
 
 
 def file(path: Path) -> Dataset:
-    """An .npz file with `X` and `y`, and optionally `feature_names` and `classes`.
+    """Read an .npz file with `X` and `y`, and optionally `feature_names` and `classes`.
 
-    Rows to test (`x_test` and `y_test` beside `x_train` and `y_train`) stay the data's own.
+    `x_test` and `y_test` beside `x_train` and `y_train` become the test part.
     """
     if path.suffix.lower() != ".npz":
         raise DataError(
@@ -72,7 +72,7 @@ def file(path: Path) -> Dataset:
     return replace(whole.take(train), test=whole.take(test))
 
 
-# what an array is called in files of the field: our own, Keras's, MedMNIST's
+# common array names: our own, those of Keras and of MedMNIST
 _WANTED = {
     "X": ("x", "x_train", "train_images"),
     "y": ("y", "y_train", "train_labels"),
@@ -81,12 +81,12 @@ _WANTED = {
     "feature_names": ("feature_names",),
     "classes": ("classes",),
 }
-_SHOWN = 8  # keys of a file that a message lists at most
-_LIMIT = 1 << 34  # bytes of content of one .npz: a small zip may unpack to far more than memory
+_SHOWN = 8  # keys listed in a message at most
+_LIMIT = 1 << 34  # bytes an .npz may unpack to: a small zip can exceed memory
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    """The wanted arrays of an .npz: never unpickled, never larger than the limit."""
+    """Load the wanted arrays of an .npz, unpickled and within the size limit."""
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {
@@ -108,9 +108,9 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _named(path: Path, keys: list[str]) -> dict[str, str]:
-    """Under which key of a file each wanted array is, in capitals or small letters.
+    """Return the key of each wanted array in the file, ignoring case.
 
-    Raises `DataError` where one is missing, or stands under several.
+    Raises `DataError` where one is missing or matches several keys.
     """
     found = {
         name: [key for key in keys if key.lower() in called] for name, called in _WANTED.items()
@@ -150,10 +150,10 @@ def from_arrays(
     classes: object = None,
     origin: Mapping[str, object] | None = None,
 ) -> Dataset:
-    """A data set of two arrays: text, booleans and few integers are classes, else targets.
+    """Build a data set from two arrays: text, booleans and few distinct integers are classes.
 
-    `x` (rows, features) is standardised later, with figures of the training part; bytes with
-    more than two axes are images and are scaled to [0, 1].
+    `x` (rows, features) is standardised later with statistics of the training part; uint8 arrays
+    with more than two axes are images, scaled to [0, 1].
 
     >>> from_arrays(np.eye(4), np.array(["a", "b", "a", "b"])).classes
     ('a', 'b')

@@ -1,4 +1,4 @@
-"""The one door for data: whatever the user calls data, as inputs and targets in memory."""
+"""Convert any supported form of data to inputs and targets in memory."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from tikhon.data.sources import load
 from tikhon.errors import DataError
 from tikhon.languages import said
 
-_READ = 256  # rows of a batch in which a data set is read whole
+_READ = 256  # batch size for reading a whole data set
 
 
 def pair(data: object, *, name: str = "data") -> tuple[Any, Tensor]:
-    """The rows (inputs, targets) behind whatever the user calls data, in memory.
+    """Return the rows (inputs, targets) of any supported form of data, in memory.
 
-    Accepted, by every verb: a pair (x, y) of tensors, arrays or data frames, where x may be a
+    Accepted by every command: a pair (x, y) of tensors, arrays or data frames, where x may be a
     tuple of inputs or a dictionary of named ones; (a, b, y); a dictionary with one of `labels`,
     `label`, `target`, `targets`, `y`; anything with `x` and `y`; a `TensorDataset` or any data
-    set with a length; a `DataLoader` or another iterable of batches (read once, whole, in the
+    set with a length; a `DataLoader` or another iterable of batches (read once, completely, in the
     order of its data set); a path or a source name.
-    Arrays of floats become torch's default float type and tensors of floats keep theirs; integers
-    become int64, bytes (images) and booleans among the inputs floats.
+    Float arrays become torch's default float type, float tensors keep theirs; integers become
+    int64, uint8 images and booleans among the inputs become floats.
 
-    Raises `DataError` for rows that do not match, empty data, targets that are no tensor,
-    non-finite numbers, and a loader whose sampler does not give every row once.
+    Raises `DataError` for unequal row counts, empty data, targets that are not a tensor,
+    non-finite numbers, and a loader whose sampler does not visit every row once.
 
     >>> x, y = pair(([[0.0, 1.0], [1.0, 0.0]], [0, 1]))
     >>> tuple(x.shape), y.dtype
@@ -64,7 +64,7 @@ def pair(data: object, *, name: str = "data") -> tuple[Any, Tensor]:
 
 
 def opened(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] | None]:
-    """(rows in memory, None), or (None, what gives batches); nothing is read or checked yet."""
+    """Return (rows in memory, None) or (None, iterable of batches); nothing is read or checked."""
     if isinstance(data, str | PathLike):
         data = load(data)
     if hasattr(data, "x") and hasattr(data, "y"):
@@ -97,7 +97,7 @@ def opened(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] |
 
 
 def one_tensor(inputs: object, *, name: str, verb: str) -> Tensor:
-    """The inputs, for a verb whose models take one tensor; several are refused by name."""
+    """Return the inputs as one tensor, for commands whose models take only one."""
     found = tensors(inputs)
     if len(found) == 1:
         return found[0]
@@ -108,10 +108,10 @@ def one_tensor(inputs: object, *, name: str, verb: str) -> Tensor:
 
 
 def order(rows: int, *, seed: int, epoch: int) -> Tensor:
-    """The order of the rows in an epoch: a function of seed and epoch alone.
+    """Return the row order of an epoch, a function of seed and epoch alone.
 
-    Nothing has to be stored to continue in the middle of an epoch, and dropout, which draws from
-    torch's own generator, cannot change the order of the data.
+    Resuming within an epoch needs no stored state, and dropout, which draws from torch's global
+    generator, does not change the order.
 
     >>> torch.equal(order(5, seed=1, epoch=2), order(5, seed=1, epoch=2))
     True
@@ -121,15 +121,15 @@ def order(rows: int, *, seed: int, epoch: int) -> Tensor:
 
 
 def mixed(seed: int, epoch: int) -> int:
-    """One seed from two numbers."""
+    """Mix two numbers into one seed."""
     found = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
     return int(found >> 1)
 
 
 def slices(order: Tensor, size: int) -> list[Tensor]:
-    """The order cut into batches; a last batch of one row joins the one before it.
+    """Split the order into batches; a last batch of one row is merged into the one before.
 
-    (Batch normalisation cannot train on one row.)
+    Batch normalisation cannot train on a single row.
 
     >>> [len(s) for s in slices(torch.arange(9), 4)]
     [4, 5]
@@ -141,7 +141,7 @@ def slices(order: Tensor, size: int) -> list[Tensor]:
 
 
 def _is_row(value: object) -> bool:
-    """One row of a data set: inputs in an array, and a number as the target."""
+    """Return whether a value is one row: an input array and a scalar target."""
     if isinstance(value, Mapping):
         value = (*value.values(), next((value[k] for k in TARGETS if k in value), None))
     if not isinstance(value, tuple | list) or len(value) < 2:
@@ -153,14 +153,14 @@ def _is_row(value: object) -> bool:
 
 
 def _is_batch(value: object) -> bool:
-    """A batch of its own, in a list of them: names, or a pair that holds arrays."""
+    """Return whether an item of a list is a batch: a mapping, or a pair with an array."""
     if isinstance(value, tuple | list):
         return any(isinstance(v, Tensor | np.ndarray | Mapping) for v in value)
     return isinstance(value, Mapping)
 
 
 def _in_order(source: Iterable[object], name: str) -> Iterable[object]:
-    """The batches of a loader in the order of its data set, every row once."""
+    """Return the batches of a loader in the order of its data set, each row once."""
     if not isinstance(source, DataLoader) or source.batch_size is None:
         if not isinstance(source, DataLoader) or source.batch_sampler is None:
             return source
@@ -181,7 +181,7 @@ def _in_order(source: Iterable[object], name: str) -> Iterable[object]:
 
 
 def once(loader: DataLoader[Any]) -> bool:
-    """Whether a loader over a data set gives every row once an epoch, in order or shuffled."""
+    """Return whether a loader visits every row once an epoch, in order or shuffled."""
     sampler = loader.sampler
     if loader.batch_size is None:
         return False
@@ -191,7 +191,7 @@ def once(loader: DataLoader[Any]) -> bool:
 
 
 def _drain(source: Iterable[object], name: str) -> Batch:
-    """All batches, joined."""
+    """Read and join all batches."""
     try:
         batches = [split(batch, name) for batch in source]
         for batch in batches:
@@ -207,7 +207,7 @@ def _drain(source: Iterable[object], name: str) -> Batch:
 
 
 def _checked(values: Tensor, name: str, *, inputs: bool) -> Tensor:
-    """A finite float tensor, or an int64 one."""
+    """Convert to a finite float tensor or an int64 tensor."""
     if inputs and (
         values.dtype == torch.bool or (values.dtype == torch.uint8 and values.ndim > 1)
     ):
@@ -228,7 +228,7 @@ def _checked(values: Tensor, name: str, *, inputs: bool) -> Tensor:
 
 
 def count_rows(batch: Batch, name: str = "data") -> int:
-    """How many rows there are; `DataError` where there are none, or not as many targets."""
+    """Count the rows; raise `DataError` for none, or for a different number of targets."""
     x, y = batch
     if isinstance(x, Tensor) and (x.ndim == 0 or len(x) == 0):
         raise DataError(f"{name} has no rows: x is of shape {tuple(x.shape)}")

@@ -1,4 +1,4 @@
-"""The texts of one column, each different one read once."""
+"""The texts of one column, with each distinct text parsed once."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from tikhon.data import numerals
 if TYPE_CHECKING:
     import pandas as pd
 
-_SAMPLE = 1_000  # different texts that are looked at before all are
+_SAMPLE = 1_000  # distinct texts checked before all of them are
 TRUE = frozenset({"true", "yes", "t", "y", "on", "1"})
 FALSE = frozenset({"false", "no", "f", "n", "off", "0"})
 _AMBIGUOUS = r"[-+]?[1-9]\d{0,2}\.\d{3}"
-# a spreadsheet's ways to say that a cell is text: ="5.29", '5.29; and numbers in quotes
+# text wrapped by a spreadsheet: ="5.29", '5.29, and numbers in quotes
 _WRAPPED = re.compile(r"^(?:=\"(.*)\"|'([-+]?[\d.,]*\d)'?|\"([-+]?[\d.,]*\d)\")$", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The different texts of a column and where they are; code -1 is an empty cell."""
+    """The distinct texts of a column and their positions; code -1 is an empty cell."""
 
     codes: np.ndarray  # (rows,)
     texts: list[str]
     counts: np.ndarray  # (texts,)
-    is_missing: np.ndarray  # (texts,) the ones that say "no value" among numbers
+    is_missing: np.ndarray  # (texts,) True for those meaning "no value" in a numeric column
 
     @classmethod
     def of(cls, texts: pd.Series) -> Cells:
-        """The cells of a column of `texts_of`."""
+        """Build from the texts of a column, as `texts_of` returns them."""
         import pandas as pd
 
         codes, levels = pd.factorize(texts.to_numpy(object))
@@ -44,25 +44,26 @@ class Cells:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The texts that say "no value"."""
+        """The texts that mean "no value"."""
         return tuple(sorted(text for text, none in zip(self.texts, self.is_missing) if none))
 
     def share(self, which: np.ndarray) -> float:
-        """Which share of the cells with a value these texts are."""
+        """Return the share of non-missing cells that hold the selected texts."""
         total = self.counts[~self.is_missing].sum()
         return float(self.counts[which & ~self.is_missing].sum() / total) if total else 0.0
 
     def spread(self, values: np.ndarray) -> np.ndarray:
-        """A number for each text as a number for each row, NaN for an empty cell."""
+        """Expand one number for each text to one for each row, NaN for empty cells."""
         return np.append(np.asarray(values, float), np.nan)[self.codes]
 
     def first(self, which: Sequence[bool] | np.ndarray) -> int:
-        """The first row that holds one of these texts."""
+        """Return the first row that holds one of the selected texts."""
         return int(np.argmax(np.append(np.asarray(which, bool), False)[self.codes]))
 
 
 def level_of(text: str) -> str:
-    """What makes two texts one level: inner blanks, and capitals in words of two letters or more.
+    """Return the key under which spellings are one level: case (beyond one letter) and inner
+    blanks are ignored.
 
     >>> [level_of(text) for text in ("Basic", "BASIC", "a", "A")]
     ['basic', 'basic', 'a', 'A']
@@ -72,21 +73,21 @@ def level_of(text: str) -> str:
 
 
 def truths(texts: Sequence[str]) -> bool:
-    """Whether texts are truth values: both of them, in words or in letters."""
+    """Return whether the texts are truth values, with both true and false present."""
     lower = {text.lower() for text in texts}
     both = bool(lower & TRUE) and bool(lower & FALSE)
     return both and lower <= TRUE | FALSE and lower != {"0", "1"}
 
 
 def _no_date(text: str) -> bool:
-    """0000-00-00 and its like."""
+    """Return whether a text is a zero date, such as 0000-00-00."""
     return len(text) >= 8 and not text.strip("0-/.: ")
 
 
 def texts_of(series: pd.Series) -> pd.Series:
-    """The cells as texts without outer blanks and what a spreadsheet wraps around a text.
+    """Return the cells as stripped texts, without quotes added by a spreadsheet.
 
-    Blank ones are missing, whole floats lose ".0".
+    Blank cells become missing; whole floats lose ".0".
     """
     from pandas.api import types
 
@@ -104,7 +105,7 @@ def texts_of(series: pd.Series) -> pd.Series:
 
 
 def parsed(texts: pd.Series) -> np.ndarray | None:
-    """The column as numbers with "." as their decimal mark; None if one text is no plain one."""
+    """Parse the column with "." as decimal mark; None if any text is not a plain number."""
     import pandas as pd
 
     try:
@@ -116,14 +117,14 @@ def parsed(texts: pd.Series) -> np.ndarray | None:
 
 
 def is_plain(texts: pd.Series, decimal: str) -> bool:
-    """Whether "." is the decimal mark of numbers: known, proved by one of them, or not needed."""
+    """Return whether "." is the decimal mark: given, proved by one number, or irrelevant."""
     if decimal == "." or _proves_the_point(texts.head(_SAMPLE)) or _proves_the_point(texts):
         return True
     return not bool(texts.str.contains(".", regex=False).any())
 
 
 def _proves_the_point(texts: pd.Series) -> bool:
-    """Whether some number can only have "." as its decimal mark: `0.5`, not `1.036`."""
+    """Return whether any number admits only "." as decimal mark: `0.5`, not `1.036`."""
     pointed = cast(
         "pd.Series", texts[texts.str.contains(".", regex=False).fillna(False).to_numpy(bool)]
     )
@@ -131,7 +132,7 @@ def _proves_the_point(texts: pd.Series) -> bool:
 
 
 def iso_days(texts: pd.Series) -> np.ndarray | None:
-    """Days since 1970 if all texts are dates as ISO 8601 writes them; None if one is not."""
+    """Return days since 1970 if all texts are ISO 8601 dates, else None."""
     import pandas as pd
 
     present = texts.notna().to_numpy(bool)
@@ -143,7 +144,7 @@ def iso_days(texts: pd.Series) -> np.ndarray | None:
 
 
 def days_of(series: pd.Series) -> np.ndarray:
-    """Days since 1970 of datetimes of any unit, NaN for none."""
+    """Convert datetimes of any unit to days since 1970, NaN for missing."""
     if getattr(series.dtype, "tz", None) is not None:
         series = series.dt.tz_convert("UTC").dt.tz_localize(None)
     moments = series.to_numpy("datetime64[us]")
@@ -151,7 +152,7 @@ def days_of(series: pd.Series) -> np.ndarray:
 
 
 def decimal_of(columns: Sequence[pd.Series]) -> str:
-    """The decimal mark that the numbers of a file prove: "." or ",", "" for none or both."""
+    """Return the decimal mark proved by a file's numbers, "." or ","; "" for none or both."""
     found: set[str] = set()
     for texts in columns:
         different = texts.dropna().unique()[:_SAMPLE]

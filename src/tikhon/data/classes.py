@@ -1,4 +1,4 @@
-"""Whether the classes of the rows that train and the rows that score go together."""
+"""Check the classes of training against validation rows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tikhon.errors import DataError
 
 
 def check_classes(y: Tensor, valid: Tensor | None = None) -> None:
-    """Every class has to be there to be learned; one that `valid` lacks is warned of.
+    """Check that every class can be learned; warn of classes missing from `valid`.
 
-    `y` and `valid` are targets; floats have no classes. Raises `DataError` for rows of a single
-    class and for classes that only `valid` holds.
+    Float targets have no classes. Raises `DataError` for rows of a single class, and for classes
+    present only in `valid`.
     """
     if y.is_floating_point() or (valid is not None and valid.is_floating_point()):
         return

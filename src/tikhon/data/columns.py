@@ -1,6 +1,4 @@
-"""What the columns of a table are: kinds inferred from all cells, and asked for where they tell
-two stories.
-"""
+"""Infer the kind of each column from all its cells; raise where they are ambiguous."""
 
 from __future__ import annotations
 
@@ -24,12 +22,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["number", "boolean", "category", "date", "time", "text", "dropped"]
 
-_MOSTLY = 0.5  # a column with more numbers (or dates) than this is one of numbers
-_MISSPELT = 0.05  # other texts in fewer cells than this were meant to be numbers
+_MOSTLY = 0.5  # share of numbers (or dates) above which a column is numeric
+_MISSPELT = 0.05  # share of other texts below which they are misspelt numbers
 _LARGEST = 1e150
-_FEW = 20  # words among numbers, and levels that are a category whatever they look like
-_KINDS = 8  # units that one column of numbers has at most
-_PROSE = 3  # words of an average cell of free text
+_FEW = 20  # most distinct words among numbers, and most levels that are always a category
+_KINDS = 8  # most units in one column of numbers
+_PROSE = 3  # mean number of words from which a column is free text
 _WIDTHS = {"words": 64, "letters": 32}  # hashed features of free text
 _ID_NAME = re.compile(
     r"(?i:(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^__index_level_\d+__$|^$)"
@@ -40,10 +38,10 @@ _TIME_NAME = re.compile(
     r"|(?<=[a-z])(?:At|Time|Timestamp|Date)$"
 )
 _DAYS_AS_NUMBERS = "%Y%m%d"
-_FEW_DAYS = 8  # one number in thirty of that size is a day: as many are no accident
-_DISTINCT = 0.9  # of the cells of an identifier: rows may be repeated, cells may be empty
-_MEASURED = re.compile(r"[-+(]?\d*[.,]\d+(?![\d.,])")  # a number with a fraction, then whatever
-_WORD = re.compile(r"\b\w\w+\b")  # what is hashed as one
+_FEW_DAYS = 8  # fewest distinct values: of such numbers, 1 in 30 is a date by chance
+_DISTINCT = 0.9  # least share of distinct cells of an identifier: rows may repeat, cells be empty
+_MEASURED = re.compile(r"[-+(]?\d*[.,]\d+(?![\d.,])")  # a number with a fraction, then anything
+_WORD = re.compile(r"\b\w\w+\b")  # a hashed word
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
 _PHONE = re.compile(r"(?=(?:\D*\d){7})[+(\d][-+(). /\d]*")  # (555) 123-4567, +49 170 1234567
 _FORMATS = {
@@ -66,26 +64,26 @@ _FORMAT_READINGS = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its kind, and all that is needed to read the same kind of cells again."""
+    """One column: its kind, and everything needed to parse and encode new cells like it."""
 
     name: str
     kind: Kind
     categories: tuple[str, ...] = ()
-    format: str = ""  # of dates: ymd, dmy, mdy, or strptime's; of text: words or letters
-    clock: bool = False  # its dates have a time of day
-    reason: Sentence | None = None  # why it is dropped
-    decimal: str = "."  # "" if each cell proves its own decimal mark
+    format: str = ""  # of dates: ymd, dmy, mdy, or a strptime format; of text: words or letters
+    clock: bool = False  # dates include a time of day
+    reason: Sentence | None = None  # why it was dropped
+    decimal: str = "."  # "" if each cell determines its own decimal mark
     unit: str = ""  # a currency, "%" or letters around the numbers
-    multiples: tuple[str, ...] = ()  # behind them: k, M, million
-    hashes: int = 0  # columns that its free text is hashed into
-    words: tuple[str, ...] = ()  # texts and bounds among numbers or dates, a flag each
-    missing: tuple[str, ...] = ()  # texts among numbers or dates that were read as no value
-    short: bool = False  # its years have two digits
-    serial: bool = False  # some of its dates are numbers of days, as a spreadsheet counts them
-    spellings: tuple[str, ...] = ()  # of its categories, besides their most frequent ones
+    multiples: tuple[str, ...] = ()  # suffixes that scale the number: k, M, million
+    hashes: int = 0  # number of hashed features of free text
+    words: tuple[str, ...] = ()  # texts and bounds among numbers or dates, each with a flag
+    missing: tuple[str, ...] = ()  # texts among numbers or dates read as missing
+    short: bool = False  # two-digit years
+    serial: bool = False  # some dates are spreadsheet day numbers
+    spellings: tuple[str, ...] = ()  # alternative spellings of its categories
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values; the inverse of `from_dict`."""
+        """Return plain values; inverse of `from_dict`."""
         usual = {f.name: f.default for f in fields(self)}
         return {key: value for key, value in asdict(self).items() if value != usual[key]}
 
@@ -100,14 +98,14 @@ class Column:
 
     @property
     def width(self) -> int:
-        """How many numbers a cell is encoded as."""
+        """Number of values that encode one cell."""
         if self.kind == "text":
             return 1 + self.hashes
         return 2 if self.words else 1
 
     @property
     def reading(self) -> Sentence | None:
-        """`readings` in one line."""
+        """All `readings` as one sentence."""
         told = self.readings
         return (
             reduce(lambda rest, first: said("evidence_and", first=first, rest=rest), told[::-1])
@@ -117,7 +115,7 @@ class Column:
 
     @property
     def readings(self) -> tuple[Sentence, ...]:
-        """What was decided about the way its cells are written; nothing for the usual way."""
+        """Describe unusual formats detected in its cells."""
         found = []
         if self.decimal != ".":
             found.append(said("reading_comma" if self.decimal else "reading_own_mark"))
@@ -207,7 +205,7 @@ def _text(raw: RawColumn) -> Column:
 
 
 def _truth_column(raw: RawColumn, present: pd.Series) -> Column | None:
-    """A column of truth values, some of which may be missing (`NA`); None if it is not one."""
+    """Return a boolean column, possibly with missing values (`NA`), or None if it is not one."""
     name, few = raw.name, present.nunique() <= _FEW
     texts = [t for t, none in zip(raw.cells.texts, raw.cells.is_missing) if not none and few]
     if not truths(texts):
@@ -247,7 +245,7 @@ def _number_column(raw: RawColumn) -> Column | None:
     fractions = bool(np.any(values != np.floor(values), where=~np.isnan(values)))
     words = _words(source, name, cells, ~np.isnan(values), "numbers", ask=fractions)
     if words is None or (words and all(one.bound for one in numbers)):
-        return None  # <10k, 10k-20k, 20k+ are names of ranges
+        return None  # <10k, 10k-20k, 20k+ name ranges
     column = of_numbers(name, numbers, units, decimal, bounds, words=words, missing=cells.missing)
     return _number(column, cells.spread(values))
 
@@ -262,7 +260,7 @@ def of_numbers(
     words: Sequence[str] = (),
     missing: tuple[str, ...] = (),
 ) -> Column:
-    """The column of texts that were read as numbers, with flags of their `bounds` and `words`."""
+    """Build the column for parsed numbers, with flags for their `bounds` and `words`."""
     return Column(
         name,
         "number",
@@ -275,8 +273,8 @@ def of_numbers(
 
 
 def _rather_times(raw: RawColumn, is_number: np.ndarray) -> bool:
-    """Whether cells that could be numbers with units are hours of the day (`8 am`), or durations
-    beside others that only a duration explains (`20m` and `1h 20m`, `90 min` and `2 h`).
+    """Return whether apparent units mean times of day (`8 am`) or durations that occur beside
+    other durations (`20m` and `1h 20m`, `90 min` and `2 h`).
     """
     told = {numerals.same_unit(one.unit) for one in raw.numerals if one is not None}
     if told & {"am", "pm"}:
@@ -287,7 +285,7 @@ def _rather_times(raw: RawColumn, is_number: np.ndarray) -> bool:
 
 
 def decimal_mark(raw: RawColumn) -> str:
-    """The decimal mark of a column; "" where each cell proves its own. Raises where two fit."""
+    """Return the decimal mark, "" if each cell determines its own; raise where both fit."""
     source, cells, found = raw.source, raw.cells, raw.numerals
     if source.format.decimal:
         return source.format.decimal
@@ -313,9 +311,9 @@ def decimal_mark(raw: RawColumn) -> str:
 def _words(
     source: Source, name: str, cells: Cells, fits: np.ndarray, kind: str, *, ask: bool = True
 ) -> tuple[str, ...] | None:
-    """The texts among numbers or dates that are kept as flags; None if it is a column of text.
+    """Return texts among numbers or dates to keep as flags; None for a text column.
 
-    Few words that repeat are certain. Raises `DataError` where they may as well be misspelt.
+    Few repeated words are kept. Raises `DataError` where they may be misspelt numbers.
     """
     other = ~fits & ~cells.is_missing
     count, distinct = int(cells.counts[other].sum()), int(other.sum())
@@ -338,8 +336,8 @@ def misspelt(
     new: bool = False,
     target: bool = False,
 ) -> NoReturn:
-    """Refuse texts among numbers or dates, with the first one and what can be done (of `new` rows
-    nothing is decided any more, of a `target` there are no categories).
+    """Raise for texts among numbers or dates, naming the first one and the remedies (fewer for
+    `new` rows and for a `target`).
     """
     row = cells.first(other)
     text = cells.texts[cells.codes[row]][:40]
@@ -384,7 +382,7 @@ def _date_column(raw: RawColumn) -> Column | None:
 
 
 def _order(raw: RawColumn) -> str:
-    """The one order of day and month that all dates of a column have."""
+    """Return the order of day and month shared by all dates of a column."""
     source, name, cells, found = raw.source, raw.name, raw.cells, raw.moments
     moments = [one for one in found if one is not None]
     fitting = [o for o in dates.ORDERS if all(o in one.days for one in moments)]
@@ -409,8 +407,8 @@ def _order(raw: RawColumn) -> str:
 
 
 def _without_years_first(fitting: list[str], moments: Sequence[dates.Moment]) -> list[str]:
-    """The orders, without ymd where two digits and a slash would seldom mean it: if there are more
-    different years at the start of the cells than at their end.
+    """Drop ymd for two-digit years with slashes, where it is rare, unless there are fewer
+    distinct years at the start of the cells than at their end.
     """
     others = [o for o in fitting if o != "ymd"]
 
@@ -431,7 +429,7 @@ def _custom_dates(source: Source, name: str, cells: Cells, format: str) -> Colum
 
 
 def strptime_days(texts: Sequence[str], format: str) -> np.ndarray:
-    """Days since 1970 of texts in strptime's notation, NaN for others."""
+    """Parse texts with a strptime format to days since 1970, NaN where they do not match."""
     import pandas as pd
 
     parsed = pd.to_datetime(pd.Series(list(texts)), format=format, errors="coerce", utc=True)
@@ -439,7 +437,7 @@ def strptime_days(texts: Sequence[str], format: str) -> np.ndarray:
 
 
 def never(days: np.ndarray) -> dict[int, str]:
-    """Cell -> date of those that stand for "no end" or "no beginning" (9999-12-31, 0001-01-01)."""
+    """Map cells to dates that mean "no end" or "no beginning" (9999-12-31, 0001-01-01)."""
     outside = (days < dates.NEVER[0]) | (days >= dates.NEVER[1])
     return {int(i): dates.day_name(days[i]) for i in np.flatnonzero(outside)}
 
@@ -451,12 +449,12 @@ def _time_column(raw: RawColumn) -> Column | None:
         return None
     words = _words(raw.source, raw.name, cells, fits, "times") or ()
     spans = {dates.span_of(text) for text in cells.texts}
-    format = min(spans - {""}, default="")  # "calendar" before "duration"
+    format = min(spans - {""}, default="")  # "calendar" sorts before "duration"
     return Column(raw.name, "time", format=format, words=words, missing=cells.missing)
 
 
 def times_of_day(raw: RawColumn) -> Cells:
-    """The cells of a column of times: 00:00:00 is midnight here, no missing value."""
+    """Return the cells of a column of times, where 00:00:00 is midnight and not missing."""
     return replace(raw.cells, is_missing=raw.cells.is_missing & np.isnan(raw.times))
 
 
@@ -479,7 +477,7 @@ def _number(column: Column, values: np.ndarray) -> Column:
 
 
 def _look_like_days(numbers: np.ndarray) -> bool:
-    """Whether several whole numbers are all days of the calendar as 20210304 is one."""
+    """Return whether several whole numbers are all calendar days such as 20210304."""
     if len(numbers) < _FEW_DAYS or numbers[0] < 19000101 or numbers[-1] > 21001231:
         return False
     texts = [f"{number:.0f}" for number in numbers]
@@ -487,7 +485,7 @@ def _look_like_days(numbers: np.ndarray) -> bool:
 
 
 def _since_1970(numbers: np.ndarray) -> str:
-    """The unit in which several whole numbers are moments of 1985 to 2100; "" for none."""
+    """Return the unit in which several whole numbers are timestamps of 1985 to 2100, or ""."""
     if len(numbers) < _FEW_DAYS:
         return ""
     fits = (u for u, n in dates.UNITS.items() if 5e8 * n < numbers[0] <= numbers[-1] < 4.1e9 * n)
@@ -522,12 +520,12 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
 
 
 def _hashes(by: str, rows: int) -> int:
-    """As many hashed columns as the rows can tell apart: a power of two, 8 at least."""
+    """Number of hashed features: a power of two, at least 8, limited by the number of rows."""
     return max(8, min(_WIDTHS[by], 1 << (rows // 8).bit_length() - 1 if rows >= 8 else 8))
 
 
 def _look_like_identifiers(name: str, levels: Sequence[str]) -> bool:
-    """Codes of one make: a name that says so, hexadecimal, or digits in the same frame."""
+    """Return whether levels look like codes: by column name, hexadecimal, or digit pattern."""
     if _ID_NAME.search(name) or all(_HEX.fullmatch(level) for level in levels):
         return True
     telephones = all(_PHONE.fullmatch(level) for level in levels)
@@ -539,13 +537,13 @@ def _look_like_identifiers(name: str, levels: Sequence[str]) -> bool:
     few = max(1, len(levels) // 20)
     if any(re.search(r"[^\W\d_]", level) for level in levels):
         return len({re.sub(r"\d+", "#", level) for level in levels}) <= few
-    # without letters several numbers are quantities (120/80, 1:23.4) but for numbered telephones
+    # without letters, digit groups are quantities (120/80, 1:23.4), unless telephone numbers
     numbered = all(re.fullmatch(r"[-+.()_#\d]*", level) for level in levels)
     return (numbered or telephones) and len({re.sub(r"\d", "#", level) for level in levels}) <= few
 
 
 def finite(source: Source, name: str, values: np.ndarray) -> None:
-    """Refuse infinite cells, and those whose squares would be, with the first one."""
+    """Raise for infinite cells or those whose squares overflow, naming the first one."""
     bad = np.abs(values) > _LARGEST
     if bad.any():
         row = int(np.argmax(bad))

@@ -1,4 +1,4 @@
-"""The value that every source of data gives."""
+"""The data set returned by every source."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from tikhon.languages import Sentence
 
 Task = Literal["classification", "regression"]
-_BLOCK = 10_000  # rows that are copied at a time
+_BLOCK = 10_000  # rows hashed at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The columns of a data set and how it is to be split; `x` of the data set holds `encode`."""
+    """The columns of a table and how to split it; the data set's `x` holds their encoded cells."""
 
-    columns: tuple[Column, ...]  # the ones in x, in order
+    columns: tuple[Column, ...]  # those in x, in order
     dropped: tuple[Column, ...]
     target: Column
-    groups: np.ndarray | None = None  # (rows,) a number for each group
+    groups: np.ndarray | None = None  # (rows,) group index
     times: np.ndarray | None = None  # (rows,)
 
     def take(self, rows: np.ndarray) -> Table:
-        """The same table of these rows."""
+        """Return the table restricted to these rows."""
         groups, times = (None if v is None else v[rows] for v in (self.groups, self.times))
         return replace(self, groups=groups, times=times)
 
@@ -39,11 +39,10 @@ class Table:
 class Dataset:
     """Rows to learn from: `x` (rows, ...) float, `y` (rows,) int64 classes or float targets.
 
-    `scale` tells that the columns are to be standardised with figures of the training part;
-    images come scaled to [0, 1]. `unit` is what 1.0 of a standardised target means. `test` holds
-    the rows that the source itself keeps for testing. With a `table`, `x` holds its encoded cells
-    (NaN is a missing one) until `split` fits the preprocessing on the training part. `notices`
-    are what the user should be told about the data.
+    `scale` asks for standardisation with statistics of the training part; images are already in
+    [0, 1]. `unit` is the standard deviation of a standardised target. `test` holds the source's
+    own test rows. With a `table`, `x` holds encoded cells (NaN where missing) until `split` fits
+    the preprocessing on the training part. `notices` are messages for the user about the data.
     """
 
     name: str
@@ -66,22 +65,22 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """How many numbers a model has to answer with: one a class, or one a target column."""
+        """Number of model outputs: one for each class or target column."""
         return len(self.classes) or (self.y.shape[1] if self.y.ndim > 1 else 1)
 
     def take(self, rows: Tensor) -> Dataset:
-        """The rows of these indices, without the source's own test part."""
+        """Return the rows at these indices, without the source's test part."""
         table = None if self.table is None else self.table.take(rows.numpy())
         return replace(self, x=self.x[rows], y=self.y[rows], test=None, table=table)
 
     def fingerprint(self) -> str:
-        """SHA-256 over shapes and values: tells whether a run continues on the same data."""
+        """Return the SHA-256 of shapes and values, to check that a run resumes on its data."""
         parts = [self] if self.test is None else [self, self.test]
         return fingerprint(*(values for part in parts for values in (part.x, part.y)))
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """SHA-256 over the types, shapes and values of tensors."""
+    """Return the SHA-256 of the dtypes, shapes and values of tensors."""
     digest = hashlib.sha256()
     for values in tensors:
         values = values.detach().cpu()

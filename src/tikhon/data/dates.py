@@ -1,4 +1,4 @@
-"""Dates and times as people write them; an order of day and month is never guessed."""
+"""Parse dates and times in common formats; the order of day and month is never guessed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tikhon.data.numerals import tidy
 
 ORDERS = ("ymd", "dmy", "mdy")
 EPOCH = date(1970, 1, 1).toordinal()
-SPREADSHEET = 25569  # its number of 1970-01-01
+SPREADSHEET = 25569  # spreadsheet day number of 1970-01-01
 NEVER = (date(2, 1, 1).toordinal() - EPOCH, date(9000, 1, 1).toordinal() - EPOCH)
-_PIVOT = 69  # POSIX: 69 to 99 are 1969 to 1999, 00 to 68 are 2000 to 2068
-_CERTAIN = (30, 70)  # two-digit years between these may be of either century
+_PIVOT = 69  # POSIX: 69 to 99 mean 1969 to 1999, 00 to 68 mean 2000 to 2068
+_CERTAIN = (30, 70)  # two-digit years strictly between are ambiguous in century
 
 _MONTHS = tuple(
     tuple(names.split())
@@ -40,7 +40,7 @@ _CLOCK = (
     r"(?P<h>\d{1,2})[:h](?P<min>\d\d)(?::(?P<s>\d\d)(?:[.,](?P<f>\d{1,9}))?)?"
     r"(?:\s*(?P<half>[AaPp])\.?[Mm]\.?)?"
 )
-# hours from UTC, as RFC 2822 has them, and those of Europe and Japan
+# offsets from UTC in hours, from RFC 2822 and for Europe and Japan
 _ZONES = {
     **{"Z": 0, "UTC": 0, "GMT": 0, "CET": 1, "CEST": 2, "EET": 2, "EEST": 3, "JST": 9},
     **{"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7},
@@ -48,10 +48,10 @@ _ZONES = {
 _ZONE = rf"(?:\s*(?P<zone>{'|'.join(_ZONES)}|(?:UTC|GMT)?[-+]\d\d:?\d\d|[-+]\d\d))?"
 _TAIL = rf"(?:(?:T|,?\s+(?:(?:at|um|à)\s+)?){_CLOCK}{_ZONE})?"
 _WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
-_ANY_DAY = r"(?:[^\W\d_]{2,10}\.?,\s+)?"  # of any language, before a comma
+_ANY_DAY = r"(?:[^\W\d_]{2,10}\.?,\s+)?"  # weekday in any language, before a comma
 _MONTH = r"(?P<name>[^\W\d_]{3,10})\.?"
 _OF = r"(?:(?:de|of)\s+)?"  # 5 de enero de 2021
-_NTH = r"(?:st|nd|rd|th|er|o)?"  # 1º is "1o" once it is tidy
+_NTH = r"(?:st|nd|rd|th|er|o)?"  # 1º is "1o" after tidying
 _NUMERIC = re.compile(
     rf"(?:{_ANY_DAY}|{_WEEKDAY})(?P<a>\d{{1,4}})(?P<sep>[-/. ])(?P<b>\d{{1,2}})(?P=sep)"
     rf"(?P<c>\d{{1,4}}){_TAIL}",
@@ -79,7 +79,7 @@ _FORMS = [
 _TIME = re.compile(
     rf"(?:(?P<days>-?\d{{1,5}})\s+days?,?\s+\+?)?{_CLOCK.replace('{1,2}', '{1,3}', 1)}",
     re.IGNORECASE,
-)  # a duration may have more hours than a day, and days
+)  # durations may include days and more than 24 hours
 _DOTTED = re.compile(r"(?P<h>\d{1,2})\.(?P<min>\d\d)\.(?P<s>\d\d)")  # 18.00.00
 _SPAN = re.compile(
     r"(?:P(?=[T\d]))?(?:(?P<y>\d{1,4})\s*y(?:(?:ea)?rs?)?\.?)?(?:,|\s+and)?\s*"
@@ -91,25 +91,26 @@ _SPAN = re.compile(
     r"(?:(?P<s>\d{1,6})(?P<f>[.,]\d{1,9})?\s*(?:s(?:ec(?:ond)?s?)?\.?))?",
     re.IGNORECASE,
 )  # 1h 20m, 2 days 3 hours, PT1H20M
-_CALENDAR = {"y": 365.25, "mo": 30.4375, "w": 7.0, "days": 1.0}  # days of a part of a duration
-UNITS = {"s": 1, "ms": 10**3, "µs": 10**6, "ns": 10**9}  # in a second
+_CALENDAR = {"y": 365.25, "mo": 30.4375, "w": 7.0, "days": 1.0}  # days per unit of a duration
+UNITS = {"s": 1, "ms": 10**3, "µs": 10**6, "ns": 10**9}  # per second
 _SERIAL = re.compile(r"[1-9]\d{4}(?:\.\d+)?")
-_LONGEST = 80  # letters of a moment with its zone
+_LONGEST = 80  # characters of a timestamp with its zone
 _PLACE = re.compile(
     r"(?P<local>.*?\d(?:\s*[AaPp]\.?[Mm]\.?)?(?P<zone>Z|(?<=:\d\d)[-+]\d\d:?\d\d)?)\s*\[?"
     r"(?P<place>[A-Z][A-Za-z]+(?:/[A-Z][\w+-]+){1,2})\]?"
-)  # a zone of the time zone database, behind a clock
+)  # a zone of the time zone database, after a time of day
 _HOUR = re.compile(r"(?P<h>\d{1,2})\s*(?P<half>[AaPp])\.?[Mm]\.?")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One text as a date: days since 1970 by the order of its fields; `short` years have two
-    digits, `clock` tells a time of day, `doubtful` the orders under which the short year may be
-    of either century.
+    """A parsed date: days since 1970 for each possible order of its fields.
+
+    `clock` tells a time of day, `short` a two-digit year, `doubtful` the orders under which its
+    century is ambiguous.
     """
 
-    days: dict[str, float]  # order -> days, the possible ones
+    days: dict[str, float]  # order -> days
     clock: bool = False
     short: bool = False
     doubtful: frozenset[str] = frozenset()
@@ -117,7 +118,7 @@ class Moment:
 
 
 def moment(text: str) -> Moment | None:
-    """The date that a text is, or None.
+    """Parse a date; None for other text.
 
     >>> sorted(moment("03/04/2021").days), moment("3 Mar 2021 2:30 PM").days["dmy"]
     (['dmy', 'mdy'], 18689.604166666668)
@@ -137,7 +138,7 @@ def moment(text: str) -> Moment | None:
 
 
 def serial(text: str) -> Moment | None:
-    """The date that a spreadsheet counts as so many days, from 1927 to 2173."""
+    """Parse a spreadsheet day number between 1927 and 2173."""
     if not _SERIAL.fullmatch(text):
         return None
     days = float(text) - SPREADSHEET
@@ -145,7 +146,7 @@ def serial(text: str) -> Moment | None:
 
 
 def clock_time(text: str) -> float | None:
-    """A time of day, or a duration, in days; None for another text.
+    """Parse a time of day or a duration, in days; None for other text.
 
     >>> clock_time("6:00 PM"), clock_time("36:00:00"), clock_time("1 days 12:00:00")
     (0.75, 1.5, 1.5)
@@ -164,8 +165,8 @@ def clock_time(text: str) -> float | None:
 
 
 def span_of(text: str) -> str:
-    """ "duration" for one with the names of its units, "calendar" with months or years among
-    them, "" for another text.
+    """Return "duration" for text with named units, "calendar" if they include months or years,
+    "" for other text.
     """
     if _span(tidy(text)) is None:
         return ""
@@ -174,7 +175,7 @@ def span_of(text: str) -> str:
 
 
 def since_1970(text: str, unit: str) -> float:
-    """Days since 1970 of a number of seconds ("s"), "ms", "µs" or "ns"; NaN for another text.
+    """Convert a timestamp in "s", "ms", "µs" or "ns" to days since 1970; NaN for other text.
 
     >>> since_1970("86400000", "ms")
     1.0
@@ -184,7 +185,7 @@ def since_1970(text: str, unit: str) -> float:
 
 
 def _span(text: str) -> float | None:
-    """A duration with the names of its units, in days."""
+    """Parse a duration with named units, in days."""
     found = _SPAN.fullmatch(text)
     if found is None or not any(found[part] for part in (*_CALENDAR, "h", "min", "s")):
         return None
@@ -209,7 +210,7 @@ def _numeric(found: re.Match[str]) -> Moment | None:
             fields["ymd"] = (a, b, c)
     else:
         return None
-    if found["sep"] == ".":  # nobody puts the month first before a full stop
+    if found["sep"] == ".":  # dots never go with the month first
         fields.pop("mdy", None)
     short = all(len(year) == 2 for year, _, _ in fields.values())
     days = {
@@ -224,7 +225,7 @@ def _numeric(found: re.Match[str]) -> Moment | None:
 
 
 def _named(found: re.Match[str]) -> Moment | None:
-    """A date whose month is a name, or whose fields can stand in one order alone."""
+    """Parse a date with a named month, or whose fields admit only one order."""
     parts = found.groupdict()
     name = parts.get("name")
     month = _month(name) if name else int(parts.get("m") or 3 * int(parts.get("q") or 0) - 2)
@@ -241,12 +242,12 @@ def _named(found: re.Match[str]) -> Moment | None:
 
 
 def _of_either(year: str) -> bool:
-    """Whether two digits may be a year of either century."""
+    """Return whether a two-digit year is ambiguous in century."""
     return _CERTAIN[0] < int(year) < _CERTAIN[1]
 
 
 def _month(name: str) -> int | None:
-    """The month of which a name is the beginning in some language; None for none or several."""
+    """Return the month whose name in some language has this prefix; None if not unique."""
     start = name.lower()
     found = [i for i, names in enumerate(_MONTHS, 1) if any(n.startswith(start) for n in names)]
     return found[0] if len(found) == 1 else None
@@ -263,7 +264,7 @@ def _day(year: str, month: int, day: int) -> int | None:
 
 
 def _of_week(year: int, week: int, day: int) -> int | None:
-    """The day of a week as ISO 8601 counts them."""
+    """Convert an ISO 8601 week date to days since 1970."""
     try:
         return date.fromisocalendar(year, week, day).toordinal() - EPOCH
     except ValueError:
@@ -271,7 +272,7 @@ def _of_week(year: int, week: int, day: int) -> int | None:
 
 
 def _in_utc(local: Moment, place: str) -> Moment | None:
-    """The moment in UTC of one by the clocks of a place; None if there is no such place."""
+    """Convert local time in a named zone to UTC; None for an unknown zone."""
     try:
         zone = ZoneInfo(place)
     except (ValueError, KeyError, OSError):
@@ -285,7 +286,7 @@ def _in_utc(local: Moment, place: str) -> Moment | None:
 
 
 def _seconds(found: re.Match[str], *, hours: int = 24) -> float | None:
-    """The time of day of a match in days; 0 without one, None for one that no clock shows."""
+    """Return the matched time of day in days; 0 without one, None if invalid."""
     parts = found.groupdict()
     if parts.get("h") is None:
         return 0.0
@@ -308,13 +309,13 @@ def _seconds(found: re.Match[str], *, hours: int = 24) -> float | None:
 
 
 def read(found: Sequence[Moment | None], order: str) -> np.ndarray:
-    """Days since 1970 of texts that were read, NaN for one that is no date under the order."""
+    """Return days since 1970 of parsed texts, NaN for those invalid under the order."""
     return np.array([np.nan if one is None else one.days.get(order, np.nan) for one in found])
 
 
 def day_name(days: float) -> str:
-    """The date of a number of days since 1970, as ISO writes it; the first or last one there is
-    for a moment that a time zone, or rounding, has moved beyond them.
+    """Format days since 1970 as an ISO date, clamped to the supported years (time zones and
+    rounding may exceed them).
     """
     ordinal = int(np.floor(days)) + EPOCH
     return date.fromordinal(min(max(ordinal, 1), date.max.toordinal())).isoformat()

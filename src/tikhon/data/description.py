@@ -1,4 +1,4 @@
-"""A table in words and counts, for whoever looks at a run: columns, what is missing, targets."""
+"""Summarise a table for reports: columns, missing cells, targets."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from tikhon.data.dataset import Dataset
     from tikhon.data.splits import Split
 
-_LEVELS = 8  # of a category that are named
+_LEVELS = 8  # categories listed
 
 
 def describe(source: Dataset, parts: Split) -> dict[str, object]:
-    """Plain values of a table's data set and its split; empty for other data.
+    """Return plain values describing a table and its split; empty for other data.
 
-    `columns` has name, kind, missing cells, how many inputs a column became, how its cells were
-    read and what all rows hold of it (mean and deviation, levels, or the first and last day),
-    `left_out` the names and reasons of the others, `target` the rows of each class by
-    part, or mean, deviation and range in the target's own unit, `notices` what was printed.
+    `columns` has name, kind, missing cells, number of inputs, how cells were parsed, and a summary
+    over all rows (mean and standard deviation, levels, or first and last day); `left_out` has the
+    other columns with the reasons; `target` the rows of each class by part, or mean, standard
+    deviation and range in the target's own unit; `notices` the printed messages.
     """
     table, fitted = source.table, parts.preprocessing
     if table is None or fitted is None:
@@ -53,13 +53,13 @@ def describe(source: Dataset, parts: Split) -> dict[str, object]:
 
 
 def _missing(column: Column, cells: np.ndarray) -> int:
-    """Cells without a value; a word or a bound among numbers is one."""
+    """Count missing cells; a word or bound among numbers is a value."""
     empty = np.isnan(cells)
     return int((empty[:, :2].all(axis=1) if column.words else empty[:, 0]).sum())
 
 
 def _cells(column: Column, cells: np.ndarray) -> dict[str, object]:
-    """What a column holds, in a few plain values."""
+    """Summarise the values of a column."""
     if column.kind in ("category", "boolean"):
         return {"levels": list(column.categories[:_LEVELS]), "of": len(column.categories)}
     present = cells[:, 0][~np.isnan(cells[:, 0])]
@@ -84,7 +84,7 @@ def _target(parts: Split) -> dict[str, object]:
 
 
 def _figures(part: Dataset, scaling: Mapping[str, object]) -> dict[str, float]:
-    """Mean, deviation and range of a target in its own unit."""
+    """Return mean, standard deviation and range of a target in its own unit."""
     y = part.y.double().numpy().reshape(len(part.y), -1)
     y = y * np.array(scaling["target_scale"]) + np.array(scaling["target_mean"])
     if not len(y):

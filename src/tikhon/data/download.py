@@ -1,4 +1,4 @@
-"""Checked, resumable downloads from several mirrors."""
+"""Verified, resumable downloads from several mirrors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def fetch(
     sha256: str,
     folder: Path,
 ) -> Path:
-    """The file `name` in `folder`, downloaded from the first mirror that has it intact.
+    """Return the file `name` in `folder`, downloading it from the first mirror with intact
+    content.
 
-    It appears under its name only when complete and verified; an interrupted transfer stays as
-    `NAME.part` and is continued. Raises `DataError` with the reason of every mirror.
+    The file is renamed into place once complete and verified; a partial download stays as
+    `NAME.part` and is resumed. Raises `DataError` with the error of every mirror.
     """
     pooch = _pooch()
     target = folder / name
@@ -56,7 +57,7 @@ def fetch(
 
 
 def _resume(url: str, part: Path) -> Path:
-    """Append to `part` what is missing of `url` (all of it when the server ignores ranges)."""
+    """Append the missing bytes of `url` to `part` (all of them if the server ignores ranges)."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -64,7 +65,7 @@ def _resume(url: str, part: Path) -> Path:
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        return part  # complete already; the checksum will tell
+        return part  # already complete; the checksum is verified later
     with response:
         partial = response.status == http.client.PARTIAL_CONTENT
         have = have if partial else 0

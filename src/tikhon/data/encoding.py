@@ -1,4 +1,4 @@
-"""Cells as numbers, by what was learnt of their columns: the same for old rows and new."""
+"""Encode cells as numbers with the inferred columns, alike for training and new rows."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def encode(source: Source, columns: Sequence[Column]) -> np.ndarray:
-    """The cells as float64 (rows, widths): missing is NaN, a category is its code, -1 is unseen.
+    """Encode cells as float64 (rows, widths): NaN is missing, categories are codes, -1 is unseen.
 
-    Numbers and dates with `words` have a second number, the code of the word; free text has its
-    length and hashed words. Columns are found by name, in any order. Raises `DataError` that lists
-    the missing ones, and for cells that are not of their column's kind.
+    Numbers and dates with `words` have a second value, the code of the word; free text gives its
+    length and hashed words. Columns are matched by name, in any order. Raises `DataError` for
+    missing columns, listing them, and for cells that do not match the kind of their column.
     """
     there = set(map(str, source.frame.columns))
     names = {column.name for column in columns}
-    found = there | ({n for n in names if n.strip() in there - names})  # written without blanks
+    found = there | ({n for n in names if n.strip() in there - names})  # ignoring outer blanks
     if missing := [c.name for c in columns if c.name not in found]:
         extra = sorted(there - {c.name for c in columns})
         raise DataError(
@@ -46,9 +46,9 @@ def _found(source: Source, column: Column) -> RawColumn:
 
 
 def side_by_side(parts: list[np.ndarray]) -> np.ndarray:
-    """Columns (rows, width) as one array, stored column after column.
+    """Join columns (rows, width) into one array in column-major order.
 
-    Each is let go (the list is empty then) once it is copied: the table is not held twice.
+    The list is emptied as its columns are copied, so that the table is not held twice.
     """
     found = np.empty((sum(part.shape[1] for part in parts), len(parts[0]))).T
     start = 0
@@ -61,13 +61,13 @@ def side_by_side(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def blocks(columns: Sequence[Column]) -> list[slice]:
-    """Where each column's numbers are in `encode`."""
+    """Return the slice of each column in the result of `encode`."""
     ends = np.cumsum([column.width for column in columns]).tolist()
     return [slice(end - c.width, end) for c, end in zip(columns, ends, strict=True)]
 
 
 def encode_one(raw: RawColumn, column: Column) -> np.ndarray:
-    """One column's numbers (rows, width)."""
+    """Encode one column (rows, width)."""
     if raw.foreign:
         raise DataError(
             f"{raw.source.name}: column {raw.name!r} holds {raw.foreign}, not one value a cell"
@@ -108,9 +108,9 @@ def _numbers(raw: RawColumn, column: Column) -> np.ndarray:
 
 
 def _check_units(raw: RawColumn, column: Column) -> None:
-    """Refuse numbers in another unit than those that were learnt from, with the first one.
+    """Raise for numbers in a unit unlike the training data, naming the first one.
 
-    A unit may be left out, and the sign of money may be new.
+    A missing unit and an additional currency sign are accepted.
     """
     known = numerals.same_unit(column.unit)
     money = numerals.is_currency(column.unit) or not column.unit
@@ -129,7 +129,7 @@ def _check_units(raw: RawColumn, column: Column) -> None:
 
 
 def _mark(raw: RawColumn, known: str) -> str:
-    """The decimal mark of new rows: the other one where their cells, or their file, prove it."""
+    """Return the decimal mark of new rows: another one only if their cells or file prove it."""
     votes = numerals.votes(one for one in raw.numerals if one is not None)
     proved = votes - {"?"} or ({raw.source.decimal} - {""} if votes else set[str]())
     return next(iter(proved)) if known and len(proved) == 1 else known
@@ -146,13 +146,13 @@ def _dates(raw: RawColumn, column: Column) -> np.ndarray:
         days = np.array([dates.since_1970(text, column.format) for text in raw.cells.texts])
     elif "%" in column.format:
         days = strptime_days(raw.cells.texts, column.format)
-    else:  # "datetime", of a typed file, is written as ISO where it is text
+    else:  # "datetime" columns of typed files are ISO dates where they are text
         moments = raw.with_serials if column.serial else raw.moments
         days = dates.read(moments, "ymd" if column.format == "datetime" else column.format)
     words, values, no_date = list(raw.cells.texts), days.copy(), raw.cells.is_missing.copy()
     for i, word in never(days).items():
         words[i], values[i] = word, np.nan
-        no_date[i] |= word not in column.words  # in a column that had none
+        no_date[i] |= word not in column.words  # the column had no such dates in training
     cells = replace(raw.cells, is_missing=no_date)
     return _with_words(raw.source, column, cells, values, words, "dates")
 
@@ -177,7 +177,7 @@ def _with_words(
     words: Sequence[str],
     kind: str,
 ) -> np.ndarray:
-    """Values, and beside them the code of the word or bound that is a cell's flag."""
+    """Return values and, where the column has flags (words or bounds), their codes beside."""
     other = np.isnan(values) & ~cells.is_missing
     if not column.words:
         if other.any():
@@ -190,14 +190,14 @@ def _with_words(
 
 
 def _beside(column: Column, values: np.ndarray) -> np.ndarray:
-    """Plain values; no flag where the column has flags."""
+    """Return values, with an empty flag column if the column has flags."""
     if not column.words:
         return values[:, None]
     return np.stack([values, np.full(len(values), np.nan)], axis=1)
 
 
 def _hashed(column: Column, texts: pd.Series) -> np.ndarray:
-    """The length of a text (as a logarithm), and its words or letters hashed."""
+    """Return the log length of each text and its hashed words or letters."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     by: dict[str, Any] = {"analyzer": "word"}
@@ -211,13 +211,13 @@ def _hashed(column: Column, texts: pd.Series) -> np.ndarray:
 
 
 def _codes(column: Column, texts: pd.Series) -> np.ndarray:
-    """The code of each cell; an unseen truth value is missing, an unseen category -1."""
+    """Return the code of each cell: unseen truth values are missing, unseen categories -1."""
     if column.kind == "boolean":
         codes = dict.fromkeys(TRUE, 1.0) | dict.fromkeys(FALSE, 0.0)
         return texts.str.lower().map(codes).to_numpy(float, na_value=np.nan)
     levels = {level: float(code) for code, level in enumerate(column.categories)}
     alike = {level_of(level): code for level, code in levels.items()}
-    if len(alike) == len(levels):  # otherwise two levels are kept apart by their spelling
+    if len(alike) == len(levels):  # otherwise spelling distinguishes levels
         different = texts.dropna().unique().tolist()
         levels = {text: alike.get(level_of(text), -1.0) for text in different} | levels
     encoded = np.array(texts.map(levels).to_numpy(float, na_value=np.nan))

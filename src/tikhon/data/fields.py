@@ -1,4 +1,4 @@
-"""The fields of a text file: what separates them, and the rows that they make."""
+"""Split a text file into fields and rows."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import Any
 from tikhon.errors import DataError
 
 SEPARATORS = (",", ";", "\t", "|")
-BLANKS = " "  # runs of blanks, where nothing else separates
-LONGEST = 1 << 24  # characters of a field; the csv module stops at 131,072
-_SAMPLE = 100  # rows that tell the separator
-_TABULAR = 0.6  # of the first rows have as many fields as the table, whatever stands above it
-_FIRST = 1 << 20  # characters in which a blank before quotes is looked for
+BLANKS = " "  # runs of blanks, if nothing else separates
+LONGEST = 1 << 24  # characters in a field; the csv module defaults to 131,072
+_SAMPLE = 100  # rows used to detect the separator
+_TABULAR = 0.6  # least share of the first rows with as many fields as the table
+_FIRST = 1 << 20  # characters searched for a blank before quotes
 
 
 class TextLines:
-    """A text as a file that is read from its start, without a copy of the whole.
+    """A file-like view of a text, read from its start without copying it.
 
-    (A StringIO holds four bytes a character.)
+    A StringIO would take four bytes per character.
     """
 
     def __init__(self, text: str) -> None:
         self._text, self._at = text, 0
 
     def __iter__(self) -> Iterator[str]:
-        """Its lines, from the first one."""
+        """Iterate over the lines from the start."""
         start = 0
         while start < len(self._text):
             end = self._text.find("\n", start) + 1 or len(self._text)
@@ -38,28 +38,28 @@ class TextLines:
             start = end
 
     def head(self, count: int) -> str:
-        """Its first characters."""
+        """Return the first `count` characters."""
         return self._text[:count]
 
     def read(self, count: int = -1) -> str:
-        """The next `count` characters, or all that are left."""
+        """Return the next `count` characters, or all that remain."""
         start = self._at
         self._at = len(self._text) if count < 0 else min(start + count, len(self._text))
         return self._text[start : self._at]
 
 
 def usual_of(path: Path) -> str:
-    """The separator that the name of a file promises."""
+    """Return the separator implied by the file name."""
     return "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
 
 
 def separator_of(path: Path, text: TextLines) -> str:
-    """The one separator that gives all of the first rows as many fields as the header."""
+    """Return the separator for which all first rows have as many fields as the header."""
     usual = usual_of(path)
     widths = {}
     for separator in (usual, *(s for s in SEPARATORS if s != usual)):
         first, *rest = widths_of(text, spaced(text, separator))
-        one_more = {first + 1} if first > 1 else set[int]()  # names of rows, as R writes them
+        one_more = {first + 1} if first > 1 else set[int]()  # row names, as written by R
         alike = len(set(rest)) < 2 and set(rest) <= {first} | one_more
         widths[separator] = first if alike else 0
     if widths[usual] > 1:
@@ -75,7 +75,7 @@ def separator_of(path: Path, text: TextLines) -> str:
 
 
 def below_titles(text: str, told: str | None, usual: str) -> tuple[str, int]:
-    """The text with blank lines for the titles above its header, and how many they are."""
+    """Replace title lines above the header by blank ones; return the text and their number."""
     head = TextLines(TextLines(text).head(_FIRST))
     for separator in [told] if told else [usual, *(s for s in SEPARATORS if s != usual)]:
         lines, rows = _rows_by_line(head, separator)
@@ -84,7 +84,7 @@ def below_titles(text: str, told: str | None, usual: str) -> tuple[str, int]:
         others = set(SEPARATORS) - {separator, told}
         whole = ["".join(row) for row in rows[: above + 1]]
         if any(row.count(mark) >= len(rows[above]) - 1 for row in whole for mark in others):
-            continue  # the decimal commas of a table of another separator
+            continue  # decimal commas under another separator
         start, last = 0, lines[above - 1] if above else 0
         for _ in range(last):
             start = text.find("\n", start) + 1
@@ -93,10 +93,10 @@ def below_titles(text: str, told: str | None, usual: str) -> tuple[str, int]:
 
 
 def titles(rows: Sequence[Sequence[str]]) -> int | None:
-    """How many of the first rows are titles above the header; None for rows of no table.
+    """Count the title rows above the header; None if the rows do not form a table.
 
-    A title fills one cell, or at most half of the columns; the header names all of them, each
-    with a name of its own. With anything less certain nothing is a title.
+    A title fills one cell or at most half of the columns; the header has a unique name for every
+    column. In doubt, nothing is a title.
     """
     widths = [len(row) for row in rows]
     width = max(set(widths), key=widths.count, default=0)
@@ -107,7 +107,7 @@ def titles(rows: Sequence[Sequence[str]]) -> int | None:
 
 
 def _rows_by_line(text: TextLines, separator: str) -> tuple[list[int], list[list[str]]]:
-    """The first rows without blanks around their cells, and the lines that they end in."""
+    """Return the first rows with stripped cells, and the line number at which each ends."""
     lines: list[int] = []
     rows: list[list[str]] = []
     reader = rows_of(text, separator)
@@ -129,14 +129,14 @@ def _is_header(row: Sequence[str], width: int) -> bool:
 
 
 def spaced(text: TextLines, separator: str) -> str:
-    """The separator, with a blank where one stands before quotes (`1, "a, b"`) and is no cell."""
+    """Append a blank to the separator if blanks precede quotes (`1, "a, b"`) and are not cells."""
     if not re.search(rf'{re.escape(separator)} +"', text.head(_FIRST)):
         return separator
     return separator + " " if len(set(widths_of(text, separator + " "))) == 1 else separator
 
 
 def widths_of(text: TextLines, separator: str) -> list[int]:
-    """Fields of the first rows; [0] where quotes are broken."""
+    """Count the fields of the first rows; [0] if quotes are broken."""
     widths: list[int] = []
     with long_fields():
         try:
@@ -151,7 +151,7 @@ def widths_of(text: TextLines, separator: str) -> list[int]:
 
 
 def rows_of(text: TextLines, separator: str) -> Any:
-    """A reader of the csv module; with blanks as separators a run of them is one."""
+    """Return a csv reader; runs of blanks count as one separator."""
     lines = (re.sub(r"[ \t]+", " ", line.strip(" \t\n")) for line in text)
     source = lines if separator == BLANKS else text
     blank_after = len(separator) > 1
@@ -160,7 +160,7 @@ def rows_of(text: TextLines, separator: str) -> Any:
 
 @contextmanager
 def long_fields() -> Iterator[None]:
-    """The csv module with a limit that fits free text."""
+    """Raise the field size limit of the csv module for free text."""
     before = csv.field_size_limit(LONGEST)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The first rows of a large file, as files of their own: they tell what the whole will cost."""
+"""Cut the first rows of a large file, to estimate the cost of reading all of it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 _LENGTHS = (1 << 20, 4 << 20)  # bytes
 
-Head = tuple[bytes, float]  # a file of the first rows, and their share of the whole
+Head = tuple[bytes, float]  # file content of the first rows, and their share of the whole
 
 
 def heads(path: Path) -> list[Head]:
-    """A short head and a longer one of a CSV, JSON lines or Parquet file, gzipped or not.
+    """Return a short and a longer head of a CSV, JSON lines or Parquet file, gzipped or not.
 
-    Raises `ValueError` for a file whose first rows cannot be cut off.
+    Raises `ValueError` for a file that cannot be cut by rows.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -32,7 +32,7 @@ def heads(path: Path) -> list[Head]:
 
 
 def _unzipped(path: Path, size: int) -> tuple[bytes, float]:
-    """The first bytes of what a gzip file holds, and about how many it holds."""
+    """Return the first bytes unpacked from a gzip file, and the estimated unpacked size."""
     with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as file:
         try:
             start = file.read(_LENGTHS[1])

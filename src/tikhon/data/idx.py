@@ -17,14 +17,14 @@ from tikhon.errors import DataError
 # third byte of the magic number -> big-endian element type
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _DIMENSIONS = 32
-_LIMIT = 1 << 32  # bytes of content that are read at most: a small gzip may claim terabytes
+_LIMIT = 1 << 32  # bytes read at most: a small gzip may claim terabytes
 
 
 def read(path: Path, *, sha256: str | None = None) -> np.ndarray:
-    """The array in an IDX file (a name ending in .gz or not; gzip is recognised by content).
+    """Read the array of an IDX file; gzip is recognised by content.
 
     `sha256` is the checksum of the uncompressed content. Raises `DataError` for a wrong magic
-    number, a truncated file, data after the end, a damaged gzip stream and a wrong checksum.
+    number, a truncated file, trailing data, a damaged gzip stream and a wrong checksum.
 
     Reference: LeCun, Cortes, Burges, "The MNIST database of handwritten digits" (1998).
     """
@@ -47,7 +47,7 @@ def read(path: Path, *, sha256: str | None = None) -> np.ndarray:
 def read_labelled(
     images: Path, labels: Path, *, sha256: tuple[str | None, str | None] = (None, None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (rows, height, width) and their labels (rows,), one for each."""
+    """Read images (rows, height, width) and their labels (rows,)."""
     x, y = read(images, sha256=sha256[0]), read(labels, sha256=sha256[1])
     if x.ndim != 3 or y.ndim != 1:
         raise DataError(
@@ -75,7 +75,7 @@ def _parse(stream: BinaryIO, path: Path, sha256: str | None) -> np.ndarray:
     shape = struct.unpack(f">{magic[3]}I", header)
     dtype = np.dtype(_TYPES[magic[2]])
     size = math.prod(shape) * dtype.itemsize
-    claimed = math.prod(max(length, 1) for length in shape) * dtype.itemsize  # none of no rows
+    claimed = math.prod(max(length, 1) for length in shape) * dtype.itemsize  # 0 as 1
     if claimed > _LIMIT or len(shape) > _DIMENSIONS:
         raise DataError(
             f"{path} claims {len(shape)} dimensions of {claimed:,} bytes; the limits are "

@@ -1,4 +1,4 @@
-"""Whether a table fits into memory, told from its first rows before it is read."""
+"""Estimate from its first rows whether a table fits into memory."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tikhon.data.reading import Format, is_table, read
 from tikhon.errors import DataError, InputError
 
 _CELL = 8  # bytes of an encoded cell
-_PACKED = 60  # times its size that a file needs at most: no smaller one can be too large
+_PACKED = 60  # highest ratio of memory to file size: smaller files always fit
 _GIGA = 1e9
 _GROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def refuse_too_large(path: Path, format: Format | None = None) -> None:
-    """Raise `DataError` for a table that needs more memory than is free, with the figures.
+    """Raise `DataError` with the numbers for a table that needs more than the free memory.
 
-    A file that does not tell its rows from its beginning (an Excel workbook) is let through, and
-    so is everything where the free memory is unknown.
+    Files that cannot be cut by rows (Excel workbooks) are let through, as is everything if the
+    free memory is unknown.
     """
     free = free_memory()
     try:
         if free is None or not is_table(path) or path.stat().st_size * _PACKED < free:
             return
         needed, rows, columns = memory_of(path, format)
-    except (OSError, ValueError, ImportError, InputError):  # the reading itself will tell
+    except (OSError, ValueError, ImportError, InputError):  # reading will report it
         return
     if needed <= free:
         return
@@ -41,11 +41,11 @@ def refuse_too_large(path: Path, format: Format | None = None) -> None:
 
 
 def memory_of(path: Path, format: Format | None = None) -> tuple[float, int, int]:
-    """Bytes that a table needs at most while it is read and split, its rows and its columns.
+    """Estimate the peak bytes to read and split a table, its rows and its columns.
 
-    Measured of CSV and Parquet files of 30 and 100 columns: a text is held beside its cells, an
-    encoded cell twice for a moment, and what is let go does not come back at once. Raises
-    `ValueError` for a file whose first rows cannot be cut off.
+    Factors measured on CSV and Parquet files of 30 and 100 columns: text is held beside its cells,
+    encoded cells twice for a moment, and freed memory is not returned at once. Raises `ValueError`
+    for a file that cannot be cut by rows.
     """
     content, share = heads(path)[0]
     source = read(path, format, content=content)
@@ -58,7 +58,7 @@ def memory_of(path: Path, format: Format | None = None) -> tuple[float, int, int
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take: of the machine, or of its control group."""
+    """Bytes this process may still allocate, by the machine and its control groups."""
     found = [_of_machine(), *_of_groups(_GROUPS, _OWN)]
     return min((left for left in found if left is not None), default=None)
 
@@ -68,13 +68,13 @@ def _of_machine() -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
         told = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
         return told["MemAvailable"] + told.get("SwapFree", 0)
-    with suppress(AttributeError, OSError, ValueError):  # elsewhere: all that there is
+    with suppress(AttributeError, OSError, ValueError):  # elsewhere: physical memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
 
 
 def _of_groups(root: Path, own: Path) -> Iterator[int]:
-    """What is left of the limits of Linux' control groups, of version 2 and of version 1."""
+    """Yield the memory left under Linux control groups, versions 1 and 2."""
     with suppress(OSError):
         for line in own.read_text().splitlines():
             number, controllers, name = line.split(":", 2)
@@ -86,13 +86,13 @@ def _of_groups(root: Path, own: Path) -> Iterator[int]:
 
 
 def _left(root: Path, name: str, names: tuple[str, str, str]) -> Iterator[int]:
-    """The limit of a group less what it uses; pages of files are given up when they are needed."""
+    """Yield limit minus use of a group and its parents; file cache is reclaimable."""
     limit, used, pages = names
     own = root / name.lstrip("/")
     for group in (own, *own.parents):
         if not group.is_relative_to(root):
             return
-        with suppress(OSError, ValueError, IndexError):  # "max", or none
+        with suppress(OSError, ValueError, IndexError):  # "max", or no limit
             lines = (group / "memory.stat").read_text().splitlines()
             cached = next((int(line.split()[1]) for line in lines if line.startswith(pages)), 0)
             yield int((group / limit).read_text()) - int((group / used).read_text()) + cached

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and sets of the same four files."""
+"""MNIST, Fashion-MNIST and other data sets of the same four files."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PARTS = (
 
 @dataclass(frozen=True)
 class _Idx:
-    """Where an MNIST-like set comes from; checksums in the order of `PARTS`."""
+    """Download locations and checksums of an MNIST-like set, in the order of `PARTS`."""
 
     mirrors: tuple[str, ...]
     gz: tuple[str, ...]  # SHA-256 of the published .gz files
-    content: tuple[str | None, ...]  # SHA-256 of what is in them, where it is known
+    content: tuple[str | None, ...]  # SHA-256 of the unpacked content, if known
     classes: tuple[str, ...]
 
 
@@ -82,7 +82,7 @@ SETS = {
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Dataset:
-    """The set of this name, every file verified against its published checksum."""
+    """Load the set of this name, verifying every file against its published checksum."""
     spec = SETS[name]
     paths = find(name, data_dir)
     if paths is None and data_dir is None and download:
@@ -96,7 +96,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> 
 
 
 def find(name: str, data_dir: str | os.PathLike[str] | None) -> list[Path] | None:
-    """The four files in the first folder that has them all, or None."""
+    """Return the four files in the first folder that has all of them, or None."""
     roots = [data_dir] if data_dir is not None else [os.environ.get("TIKHON_DATA"), _cache()]
     for root in filter(None, roots):
         for folder in (Path(root) / name, Path(root)):
@@ -106,7 +106,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None) -> list[Path] | Non
 
 
 def files(folder: Path) -> list[Path] | None:
-    """The four files of an MNIST-like set in a folder, or None when one is missing."""
+    """Return the four files of an MNIST-like set in a folder, or None if one is missing."""
     found = [_either(folder, part) for part in PARTS]
     return [path for path in found if path] if all(found) else None
 
@@ -121,7 +121,7 @@ def _verify(path: Path, sha256: str) -> None:
 
 
 def _either(folder: Path, part: str) -> Path | None:
-    """`part` raw or gzipped, also under the spelling `...images.idx3...` that unpacking gives."""
+    """Find `part`, raw or gzipped, also named `...images.idx3...` as some unpackers do."""
     dotted = part.replace("-idx", ".idx")
     for candidate in (f"{part}.gz", part, f"{dotted}.gz", dotted):
         if (folder / candidate).is_file():
@@ -159,7 +159,7 @@ def _how_to_get(name: str, data_dir: str | os.PathLike[str] | None) -> str:
 def assemble(
     name: str, paths: list[Path], classes: tuple[str, ...], sha256: tuple[str | None, ...]
 ) -> Dataset:
-    """A data set of the four files, in the order of `PARTS`."""
+    """Build a data set from the four files, in the order of `PARTS`."""
     train = idx.read_labelled(paths[0], paths[1], sha256=(sha256[0], sha256[1]))
     test = idx.read_labelled(paths[2], paths[3], sha256=(sha256[2], sha256[3]))
     known = classes or tuple(str(c) for c in range(int(train[1].max()) + 1))

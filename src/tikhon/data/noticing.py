@@ -1,4 +1,4 @@
-"""What a person should be told about a table before its scores are believed."""
+"""Warnings about a table that cast doubt on its scores."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tikhon.data.reading import Source, listed
 from tikhon.languages import Sentence, said
 
 _RARE_CLASS = 0.1
-_LARGE_CLASS = 0.3  # where the largest class has less, no constant answer looks good
-_UNTOLD = 0.02  # of the errors of a constant answer, that a leak may leave
+_LARGE_CLASS = 0.3  # share of the largest class below which constant predictions score low
+_UNTOLD = 0.02  # share of a constant prediction's errors that a leak may leave
 _SAMPLE = 5_000
-_DAYS = 8  # different dates that are no order by accident
-_TOGETHER = 1e-8  # of the target's variance, that columns which give it together may leave
-_PARTS = 6  # columns that a target is a sum or a product of, at most
-_WIDE = 50  # numbers among which such columns are looked for
-_CHANCE = 1e-3  # that some columns are alike
-_OF_GROUPS = 10  # different values of a column that names groups of rows, at least
-_BLOCK = 10_000  # rows that are copied at a time
+_DAYS = 8  # fewest distinct dates whose order is not by chance
+_TOGETHER = 1e-8  # residual share of the target's variance for an exact combination of columns
+_PARTS = 6  # most columns in such a sum or product
+_WIDE = 50  # most numeric columns searched for it
+_CHANCE = 1e-3  # probability that columns are equal by accident
+_OF_GROUPS = 10  # fewest distinct values of a column of groups
+_BLOCK = 10_000  # rows hashed at a time
 _TOTAL = re.compile(
     r"\s*(?:(?:grand|sub)[- ]?)?(?:totals?|sum|overall|all|summe|gesamt|insgesamt|total général|"
     r"totale|suma|итого|всего|合计|总计|合計|総計)\s*:?\s*",
@@ -42,25 +42,25 @@ _SENTINELS = frozenset(
 
 
 def readings(columns: Sequence[Column]) -> list[Sentence]:
-    """How columns were read that are not written in the usual way."""
+    """Report columns that were parsed in an unusual format."""
     told = [f"{listed([c.name])}: {c.reading}" for c in columns if c.reading]
     more = f"; and {len(told) - 12} more" if len(told) > 12 else ""
     return [said("notice_read", columns="; ".join(told[:12]) + more)] if told else []
 
 
 def not_used(columns: Sequence[Column]) -> list[Sentence]:
-    """The columns that are not used, with the reasons, if there are any."""
+    """Report the unused columns and the reasons."""
     return [said("notice_left_out", columns=left_out(columns))] if columns else []
 
 
 def left_out(columns: Sequence[Column]) -> str:
-    """The columns that are not used, with the reasons."""
+    """List the unused columns and the reasons."""
     shown = "; ".join(f"{listed([c.name])} ({c.reason})" for c in columns[:8])
     return shown + (f" and {len(columns) - 8} more" if len(columns) > 8 else "")
 
 
 def text_na(source: Source, target: str) -> list[Sentence]:
-    """Labels that look like "no value"."""
+    """Report labels that look like "no value"."""
     text = source.frame[target].astype("string").str.strip()
     found = text[text.str.lower().isin(["na", "n/a", "nan", "null", "none"])]
     return [
@@ -70,8 +70,8 @@ def text_na(source: Source, target: str) -> list[Sentence]:
 
 
 def close(name: str, labels: Sequence[str]) -> list[Sentence]:
-    """Single letters that differ in capitals alone, and labels that differ in the marks at their
-    end (`>50K.`), are kept apart, and said.
+    """Report labels that are kept apart although they differ only in case (single letters) or in
+    trailing punctuation (`>50K.`).
     """
     letters = [label for label in labels if len(label) == 1 and label.isalpha()]
     found = [label for label in letters if label.swapcase() in set(labels) - {label}]
@@ -81,7 +81,7 @@ def close(name: str, labels: Sequence[str]) -> list[Sentence]:
 
 
 def imbalance(y: np.ndarray, target: Column, task: str) -> list[Sentence]:
-    """A class that is rare."""
+    """Report a rare class."""
     if task != "classification":
         return []
     shares = np.bincount(y) / len(y)
@@ -95,10 +95,8 @@ def imbalance(y: np.ndarray, target: Column, task: str) -> list[Sentence]:
 def leaks(
     values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str
 ) -> list[Sentence]:
-    """Columns that alone tell the target: usually they were written down after it."""
-    some = np.random.default_rng(0).permutation(len(y))[
-        :_SAMPLE
-    ]  # what they do not tell, no row does
+    """Report columns that alone determine the target, often recorded after it."""
+    some = np.random.default_rng(0).permutation(len(y))[:_SAMPLE]  # a leak shows in a sample
     certain, nearly = [], []
     for column, place in zip(columns, blocks(columns), strict=True):
         unordered = column.kind == "category"
@@ -128,8 +126,8 @@ def leaks(
 
 
 def _told(cells: np.ndarray, y: np.ndarray, task: str, unordered: bool) -> float:
-    """The share of rows whose target follows from these cells, 0 if it is no leak: by order, by
-    level, or by being empty.
+    """Return the share of rows whose target follows from these cells by order, by level, or by
+    being empty; 0 if it is not a leak.
     """
     there = ~np.isnan(cells)
     if task == "classification" and 10 <= there.sum() < len(cells) - 10:
@@ -144,15 +142,15 @@ def _told(cells: np.ndarray, y: np.ndarray, task: str, unordered: bool) -> float
     if (unordered and len(cells) >= 4 * levels) or (
         levels <= 2 * classes and len(cells) >= 2 * levels
     ):
-        return _by_level(cells, y)  # as many rows a level as chance leaves mixed
+        return _by_level(cells, y)  # enough rows for each level to be mixed by chance
     pairs = np.unique(np.stack([cells, y]), axis=1)  # sorted by the cell
     pure = classes > 1 and pairs.shape[1] == levels
     return float(pure and 1 + int((np.diff(pairs[1]) != 0).sum()) == classes)
 
 
 def _by_level(cells: np.ndarray, y: np.ndarray) -> float:
-    """The share of rows of their level's most frequent class; 0 if it leaves more than a
-    fiftieth of the errors of always answering the most frequent class.
+    """Return the share of rows in the majority class of their level; 0 if more than 2 % of the
+    errors of always predicting the majority class remain.
     """
     classes, y = np.unique(y, return_inverse=True)
     levels, codes = np.unique(cells, return_inverse=True)
@@ -163,7 +161,7 @@ def _by_level(cells: np.ndarray, y: np.ndarray) -> float:
 
 
 def _ranks_agree(cells: np.ndarray, y: np.ndarray) -> bool:
-    """Whether the target rises (or falls) with the cells in every row but for rounding."""
+    """Return whether the target is monotone in the cells, up to rounding."""
     if len(np.unique(y)) < 2:
         return False
     if abs(np.corrcoef(cells, y)[0, 1]) > 0.9999:
@@ -176,7 +174,7 @@ def _ranks_agree(cells: np.ndarray, y: np.ndarray) -> bool:
 def together(
     values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str
 ) -> list[Sentence]:
-    """Numbers whose weighted sum, or whose product of powers, is the target in every row."""
+    """Report numeric columns whose weighted sum or product of powers equals the target."""
     found = [
         (column.name, values[:, place][:_SAMPLE, 0])
         for column, place in zip(columns, blocks(columns), strict=True)
@@ -196,7 +194,7 @@ def together(
 
 
 def _parts(cells: np.ndarray, y: np.ndarray) -> list[int]:
-    """The few columns whose weighted sum is y, several of them; none where it is not."""
+    """Return the few columns whose weighted sum is y; empty if there are none."""
     usable = np.flatnonzero(np.isfinite(cells).mean(axis=0) > 0.5)
     rows = np.isfinite(cells[:, usable]).all(axis=1) & np.isfinite(y)
     if rows.sum() < max(20, 0.5 * len(y), 3 * len(usable)):
@@ -212,7 +210,7 @@ def _parts(cells: np.ndarray, y: np.ndarray) -> list[int]:
 
 
 def alike(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
-    """Columns that hold the same in every row, where that is no chance."""
+    """Report columns that are equal in every row, unless that may be chance."""
     found: dict[bytes, list[str]] = {}
     for column, place in zip(columns, blocks(columns), strict=True):
         cells = np.ascontiguousarray(values[:, place])
@@ -227,7 +225,7 @@ def alike(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
 
 
 def groups(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
-    """A column that names something which several rows are of, by its name and its cells."""
+    """Report a column that names groups of rows, judged by its name and values."""
     for column, place in zip(columns, blocks(columns), strict=True):
         cells = values[:, place][:, 0]
         many = len(np.unique(cells[~np.isnan(cells)]))
@@ -239,7 +237,7 @@ def groups(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
 
 
 def identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
-    """Numbers that look like identifiers, and are kept."""
+    """Report numbers that look like identifiers but are kept."""
     found = [
         column.name
         for column, place in zip(columns, blocks(columns), strict=True)
@@ -251,7 +249,7 @@ def identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]
 
 
 def _all_different(cells: np.ndarray) -> bool:
-    """Whether whole numbers count the rows, or are codes of one length, each another one."""
+    """Return whether distinct whole numbers count rows, or are codes of equal length."""
     if not np.all(cells == np.floor(cells)) or not len(np.unique(cells)) == len(cells) > 20:
         return False
     lengths = {len(f"{number:.0f}") for number in (cells.min(), cells.max())}
@@ -259,7 +257,7 @@ def _all_different(cells: np.ndarray) -> bool:
 
 
 def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
-    """Numbers such as -999 that repeat far from all others."""
+    """Report repeated outliers such as -999."""
     found = []
     for column, place in zip(columns, blocks(columns), strict=True):
         if column.kind == "number":
@@ -268,7 +266,7 @@ def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
 
 
 def target_sentinels(y: np.ndarray, name: str) -> list[Sentence]:
-    """The same of a target, whose rows would be learnt as they are."""
+    """Report them in the target, which would be learned as they are."""
     return _sentinels(y, name)
 
 
@@ -290,7 +288,7 @@ def _sentinels(cells: np.ndarray, name: str) -> list[Sentence]:
 
 
 def garbled(source: Source) -> list[Sentence]:
-    """Text that was written in one encoding and read in another, as the file has it in a cell."""
+    """Report text decoded with the wrong encoding, with the first such cell."""
     for name in source.frame.columns:
         cells = source.frame[name].head(_SAMPLE)
         for cell in cells.unique() if cells.dtype == object or cells.dtype == "string" else ():
@@ -301,7 +299,7 @@ def garbled(source: Source) -> list[Sentence]:
 
 
 def _meant(text: str) -> str | None:
-    """The text that UTF-8 read as Western European has become, None if it is none."""
+    """Undo UTF-8 decoded as Western European; None if it was not."""
     if text.isascii():
         return None
     try:
@@ -311,7 +309,7 @@ def _meant(text: str) -> str | None:
 
 
 def totals(source: Source) -> list[Sentence]:
-    """A last row that sums up the others, as it calls itself."""
+    """Report a last row that is a total by its label."""
     for name in source.frame.columns:
         cells = source.frame[name].to_numpy(object)
         cell = cells[-1]
@@ -322,7 +320,7 @@ def totals(source: Source) -> list[Sentence]:
 
 
 def in_order(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
-    """Dates that go one way from the first row to the last, where a split draws rows at random."""
+    """Report dates that are monotone over the rows, where rows are split at random."""
     for column, place in zip(columns, blocks(columns), strict=True):
         days = values[:, place][:, 0]
         if column.kind != "date" or np.isnan(days).any() or len(np.unique(days)) < _DAYS:
@@ -334,8 +332,8 @@ def in_order(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
 
 
 def by_chance(values: np.ndarray, rows: np.ndarray) -> float:
-    """How many of these rows would repeat another one if their columns had nothing to do with one
-    another: pairs of rows times the chance that a pair is equal.
+    """Expected number of repeated rows if columns were independent: pairs of rows times the
+    probability that a pair is equal.
     """
     pairs = len(rows) ** 2 / 2
     for cells in values[rows[:_SAMPLE]].T:
@@ -345,7 +343,7 @@ def by_chance(values: np.ndarray, rows: np.ndarray) -> float:
 
 
 def repeated(train: Set[int], other: Sequence[int], part: str) -> list[Sentence]:
-    """Rows (inputs and target) of another part that are in the training rows too.
+    """Report rows (inputs and target) of another part that also occur in training.
 
     `train` and `other` hold their `digests`.
     """
@@ -354,7 +352,7 @@ def repeated(train: Set[int], other: Sequence[int], part: str) -> list[Sentence]
 
 
 def digests(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> Iterator[int]:
-    """A number of 64 bits for each of these rows and its target: equal rows have the same."""
+    """Yield a 64-bit hash of each row with its target."""
     for block in np.split(rows, range(_BLOCK, len(rows), _BLOCK)):
         for row, target in zip(np.ascontiguousarray(x[block]), y[block].tolist(), strict=True):
             yield hash((row.tobytes(), target))
@@ -363,6 +361,6 @@ def digests(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> Iterator[int]:
 def untested(
     classes: Sequence[str], train: np.ndarray, others: Sequence[np.ndarray]
 ) -> list[Sentence]:
-    """Classes that have too few rows to be in every part; counts of rows by class."""
+    """Report classes with too few rows for every part; counts of rows by class."""
     few = [name for i, name in enumerate(classes) if train[i] and min(o[i] for o in others) == 0]
     return [said("notice_untested", names=listed(few))] if few else []

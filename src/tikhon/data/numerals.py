@@ -1,4 +1,4 @@
-"""Numbers as people write them, read without a guess: the one parser of numbers."""
+"""Parse numbers in common formats without guessing; the only number parser."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MISSING = frozenset(
     "na n/a n.a. n.a <na> n/d n.d. nan -nan nat null none nil (null) <null> [null] \\n ? - -- --- "
     "– — . .. … #n/a #n/a! #na #null! #div/0! #value! #ref! #num! #name? 1.#ind -1.#ind 1.#qnan "
     "-1.#qnan missing".split()
-) | {"#n/a n/a"}  # among numbers or dates these say "no value"; among other texts they are texts
+) | {"#n/a n/a"}  # "no value" among numbers or dates, but ordinary text elsewhere
 
 _SYMBOLS = "$€£¥₹₽₩₺₴₪₫₦฿¢₱₿"
-# money that groups its thousands by commas (R$ does not), and has two decimals at most
+# currencies that group thousands by commas (R$ does not) and have at most two decimals
 _COMMA_GROUPS = frozenset("$ £ ¥ ₹ ₩ ₱ ₪ ฿ US$ A$ AU$ C$ CA$ NZ$ HK$ S$ NT$".split()) | frozenset(
     "USD GBP JPY INR KRW CNY RMB AUD NZD SGD HKD THB ILS".split()
 )
@@ -25,7 +25,7 @@ _CURRENCIES = frozenset(
     "USD EUR GBP JPY CHF CAD AUD NZD CNY RMB INR SEK NOK DKK PLN CZK HUF RON BRL MXN ZAR KRW RUB "
     "TRY SGD HKD THB ILS".split()
 )
-# names of money that are no sign of it; "Rs." is "Rs"
+# currency names other than signs; "Rs." is "Rs"
 _WORDS = frozenset("Rs Rp RM kr Fr zł Kč Ft".split())
 _MULTIPLES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "bn": 1e9}
 _MULTIPLE_WORDS = {
@@ -37,19 +37,19 @@ _MULTIPLE_WORDS = {
     **dict.fromkeys(("亿", "億"), 1e8),
     **dict.fromkeys(("billion", "billions", "bln", "mrd"), 1e9),
     **dict.fromkeys(("trillion", "trillions"), 1e12),
-}  # whatever their capitals
+}  # ignoring case
 _MULTIPLE = "|".join(sorted({*_MULTIPLES, *_MULTIPLE_WORDS}, key=len, reverse=True))
-_BY_CASE = "mMpPyYzZ"  # mW is not MW: the beginnings of units that capitals tell apart
+_BY_CASE = "mMpPyYzZ"  # first letters of units that differ by case: mW is not MW
 # soft hyphen, zero-width space, marks of direction, word joiner, byte order mark
 _UNSEEN = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
 _QUOTES = {0x2032: "'", 0x2019: "'", 0x2033: '"', 0x201D: '"'}  # feet and inches, minutes
-FLAGS = ("<", ">", "~", "*")  # of a limit, an estimate, a mark that points to a note
+FLAGS = ("<", ">", "~", "*")  # limits, an estimate, a footnote mark
 _BOUNDS = {"≤": "<", "≥": ">", "<=": "<", ">=": ">", "≈": "~"}
 _BOUND_WORDS = {
     **dict.fromkeys(("less than", "under", "below", "up to", "at most"), "<"),
     **dict.fromkeys(("more than", "over", "above", "at least"), ">"),
     **dict.fromkeys(("about", "approx", "approximately", "around", "ca", "circa"), "~"),
-}  # whatever their capitals
+}  # ignoring case
 _IN_WORDS = "|".join(_BOUND_WORDS).replace(" ", "[ ]")
 _NUMBER = re.compile(
     rf"""(?P<bound><=|>=|[<>≤≥~≈]|(?i:{_IN_WORDS})\.?(?=[\s.]))?\s*
@@ -75,7 +75,7 @@ _ANGLE = re.compile(
     (?:(?P<m>[0-5]?\d(?:[.,]\d+)?)\s*'\s*(?:(?P<s>[0-5]?\d(?:[.,]\d+)?)\s*(?:"|'')\s*)?)?
     (?P<after>[NSEWnsew])?""",
     re.VERBOSE,
-)  # of a coordinate: degrees, minutes, seconds
+)  # a coordinate: degrees, minutes, seconds
 _FEET = re.compile(
     r"""(?P<feet>\d{1,3})\s*(?:'|ft\.?|feet|foot)\s*-?\s*(?P<inches>(?:1[01]|\d)(?:\.\d+)?)\s*
     (?:"|''|in\.?|inch(?:es)?)?""",
@@ -85,7 +85,7 @@ _FRACTION = re.compile(
     r"""(?P<sign>[-+])?(?:(?P<whole>\d{1,4})[ -](?=\d+[/⁄]))?(?P<over>\d{1,2})
     (?:⁄|(?<=[ -]\d)/|(?<=[ -]\d\d)/)(?P<under>[2-9]|10|12|16|32|64)\s*(?P<inch>")?""",
     re.VERBOSE,
-)  # without a whole number 1/2 may be a date, ½ may not
+)  # without a whole number, 1/2 may be a date; ½ may not
 _LENGTHS = {"'": "ft", "foot": "ft", "feet": "ft", '"': "in", "inch": "in", "inches": "in"}
 _INFINITE = re.compile(r"([-+]?)(?:inf|infinity|∞)", re.IGNORECASE)
 _PLAIN = re.compile(r"[-+]?\d+")
@@ -93,31 +93,31 @@ _PLAIN = re.compile(r"[-+]?\d+")
 
 @dataclass(frozen=True)
 class Numeral:
-    """One text as a number: its value if "." is the decimal mark, and if "," is; None for none.
+    """A parsed number: its value with "." as decimal mark and with ","; None where invalid.
 
     `bound` is "<" or ">" for a limit (`<0.5`, `65+`), "~" for an estimate (`~3`, `3±0.5`), "*" for
-    a number with a mark (`3.5**`); `unit` is the text around the digits, a currency, "%", letters.
+    a footnote mark (`3.5**`); `unit` is the text around the digits: a currency, "%", letters.
     """
 
     dot: float | None
     comma: float | None
     bound: str = ""
     unit: str = ""
-    multiple: str = ""  # thousands, millions, ... that the value is in full
+    multiple: str = ""  # thousands, millions, ..., already applied to the value
 
     @property
     def vote(self) -> str:
-        """Which decimal mark the text proves: "." or ","; "?" if either gives another number."""
+        """Decimal mark proved by the text, "." or ","; "?" if the two give different numbers."""
         if self.dot is None:
             return ","
         if self.comma is None:
             return "."
         if self.unit in _COMMA_GROUPS and self.dot == 1000 * self.comma:
-            return "."  # $1,036 is no price of three decimals
+            return "."  # $1,036 is not a price with three decimals
         return "" if self.dot == self.comma else "?"
 
     def value(self, decimal: str) -> float | None:
-        """The number under a decimal mark; under "" only one that no mark changes."""
+        """Return the number for a decimal mark; for "" only if the marks agree."""
         if decimal:
             return self.dot if decimal == "." else self.comma
         if self.vote == "?":
@@ -126,7 +126,7 @@ class Numeral:
 
 
 def tidy(text: str) -> str:
-    """The text with one kind of space, minus and digit, and no character that nobody sees.
+    """Normalise spaces, minus signs and digits, and remove invisible characters.
 
     >>> tidy("1\\u202f036"), tidy("\\u22125"), tidy("\\u200e7")
     ('1 036', '-5', '7')
@@ -144,7 +144,7 @@ _RAISED = re.compile(r"(?<![^\W\d_])\u207b?[\u00b9\u00b2\u00b3\u2070\u2074-\u207
 
 
 def _power(found: re.Match[str]) -> str:
-    """Raised digits behind a number as a power of it, which 10 has and no other number."""
+    """Turn a superscript into "^" and digits."""
     return "^" + unicodedata.normalize("NFKC", found[0])
 
 
@@ -152,13 +152,13 @@ _SIGNS = {"\u2212": "-", "\ufe63": "-", "\u066b": ".", "\u066c": ","}  # minus; 
 
 
 def _plain_digit(character: str) -> str:
-    """A digit or a sign of any script as ASCII has it."""
+    """Convert a digit or sign of any script to ASCII."""
     digit = None if character.isascii() else unicodedata.decimal(character, None)
     return _SIGNS.get(character, character) if digit is None else str(digit)
 
 
 def numeral(text: str) -> Numeral | None:
-    """The number that a text is, or None.
+    """Parse a number; None for other text.
 
     >>> numeral("1.234,50").value(","), numeral("($1,036)").value("."), numeral("1.036").vote
     (1234.5, -1036.0, '?')
@@ -190,7 +190,7 @@ def numeral(text: str) -> Numeral | None:
 
 
 def _angle(text: str) -> Numeral | None:
-    """Degrees, minutes and seconds as degrees, below zero in the south and the west."""
+    """Parse degrees, minutes and seconds; south and west are negative."""
     found = _ANGLE.fullmatch(text)
     if found is None or (found["before"] and found["after"]):
         return None
@@ -208,7 +208,7 @@ def _angle(text: str) -> Numeral | None:
 
 
 def _in_parts(text: str) -> Numeral | None:
-    """Feet and inches as feet, and a number with a fraction: 5'11", 5 ft 11 in, 9 1/2."""
+    """Parse feet and inches, and mixed fractions: 5'11", 5 ft 11 in, 9 1/2."""
     if found := _FEET.fullmatch(text):
         value = int(found["feet"]) + float(found["inches"]) / 12
         return Numeral(value, value, unit="ft")
@@ -230,14 +230,14 @@ def _bound(found: re.Match[str]) -> str:
 
 
 def _contradicts(found: re.Match[str]) -> bool:
-    """Two signs, or half a pair of parentheses."""
+    """Return whether there are two signs or an unbalanced parenthesis."""
     signs = [s for s in (found["sign"], found["second"], found["trail"]) if s]
     closed = bool(found["open"]) == bool(found["close"])
     return len(signs) > 1 or not closed or (bool(found["open"]) and bool(signs))
 
 
 def _unit(before: str | None, multiple: str | None, after: str | None) -> tuple[str | None, float]:
-    """The unit (None if the text is no number after all) and the factor of its multiple."""
+    """Return the unit (None if the text is not a number) and the factor of its multiple."""
     before = (before or "").removesuffix(".")
     if before and before[-1] not in _SYMBOLS and before not in _CURRENCIES | _WORDS:
         return None, 1.0
@@ -272,12 +272,12 @@ def _value(digits: str, exponent: str | None, decimal: str) -> float | None:
 
 
 def is_currency(unit: str) -> bool:
-    """Whether a unit is money: a sign that some cells of a column may leave out."""
+    """Return whether a unit is a currency, which some cells of a column may omit."""
     return unit in _CURRENCIES | _WORDS or (unit != "" and unit[-1] in _SYMBOLS)
 
 
 def same_unit(unit: str) -> str:
-    """What makes two units one: `days` and `day`, `KG` and `kg`; all multiples are one.
+    """Normalise a unit: `days` and `day`, `KG` and `kg` are one; so are all multiples.
 
     >>> same_unit("Years") == same_unit("year"), same_unit("mW") == same_unit("MW")
     (True, False)
@@ -291,9 +291,9 @@ def same_unit(unit: str) -> str:
 
 
 def units(found: Iterable[Numeral]) -> tuple[str, ...] | None:
-    """The unit of one column's numbers, () for none; None where they are no numbers of one kind.
+    """Return the unit of a column, () for none; None for incompatible units.
 
-    One unit in every cell but zeros, one currency in some, or multiples (`1.2k`, `3M`) are fine.
+    Compatible are one unit in all cells but zeros, one currency in some, and multiples (`1.2k`).
     """
     plain = False
     seen: dict[str, str] = {}
@@ -312,17 +312,17 @@ def units(found: Iterable[Numeral]) -> tuple[str, ...] | None:
 
 
 def multiples(found: Iterable[Numeral]) -> tuple[str, ...]:
-    """The words for thousands, millions, ... behind numbers."""
+    """Return the suffixes for thousands, millions, ... of the numbers."""
     return tuple(sorted({one.multiple for one in found if one.multiple}))
 
 
 def votes(found: Iterable[Numeral]) -> frozenset[str]:
-    """What the texts prove about the decimal mark: a set of ".", "," and "?"."""
+    """Return the decimal marks the texts prove: a set of ".", "," and "?"."""
     return frozenset(one.vote for one in found if one.vote)
 
 
 def read(found: Sequence[Numeral | None], decimal: str) -> tuple[np.ndarray, list[str]]:
-    """Values (NaN for what is no number under the mark) and bounds of texts that were read."""
+    """Return values (NaN where invalid under the mark) and bounds of parsed texts."""
     values = np.full(len(found), np.nan)
     bounds = [""] * len(found)
     for i, one in enumerate(found):

@@ -1,4 +1,4 @@
-"""How long a large table takes to be read, told from the time that its first rows take."""
+"""Estimate the time to read a large table from its first rows."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from tikhon.data.heads import Head, heads
 from tikhon.data.reading import Format, Source, is_table, read
 from tikhon.errors import InputError
 
-LARGE = 64 << 20  # bytes, below which nobody waits
+LARGE = 64 << 20  # bytes below which no estimate is needed
 
 
 def reading_time(
     path: Path, use: Callable[[Source], object], format: Format | None = None
 ) -> float | None:
-    """Seconds that reading a table and `use` of its rows will take.
+    """Estimate the seconds to read a table and `use` its rows.
 
-    Two heads of the file are read and used: what both need is the same for the whole, what the
-    longer one needs more grows with the rows. None for a file that is small or no table, and for
-    one whose first rows do not tell.
+    Times two heads of the file: their common cost is constant, their difference grows with the
+    rows. None for a small file, for one that is not a table, and where the heads do not tell.
     """
     try:
         if not is_table(path) or path.stat().st_size < LARGE:
             return None
         short, long = heads(path)
-        _timed(path, short, use, format)  # what is imported on the way is no part of it
+        _timed(path, short, use, format)  # exclude import time
         less, more = _timed(path, short, use, format), _timed(path, long, use, format)
-    except (OSError, ValueError, ImportError, InputError):  # the reading itself will tell
+    except (OSError, ValueError, ImportError, InputError):  # reading will report it
         return None
     return less + max(more - less, 0.0) / (long[1] - short[1]) * (1 - short[1])
 

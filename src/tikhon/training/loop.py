@@ -33,7 +33,7 @@ from tikhon.training.settings import Settings, pick_device
 from tikhon.training.step import Step
 
 _TICK = 0.1  # seconds between checks of progress, finiteness and checkpoints
-_SOLVED = 1e-4  # relative improvement of the validation loss that still counts, of its first value
+_SOLVED = 1e-4  # of the first validation loss: improvements below this do not count
 _SCORED = 10_000  # training rows scored after an epoch, at most
 
 
