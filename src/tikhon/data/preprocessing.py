@@ -1,4 +1,4 @@
-"""From encoded cells to inputs: fitted on training rows, kept as figures for new rows."""
+"""Preprocess encoded cells to inputs, with statistics fitted on the training rows."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
 from tikhon.languages import said
 
-_LEVELS = 50  # columns that one category becomes at most
-_MANY = 20  # a category with more levels, some of them rare, gives its target means as well
-_CLASSES = 10  # with more classes than this, target means would be more columns than they tell
+_LEVELS = 50  # most columns for one category
+_MANY = 20  # categories with more levels, some rare, also get target means
+_CLASSES = 10  # most classes with target means: more would add too many columns
 _FOLDS = 5
-_OUTSIDE = 1e3  # standard deviations from which a new number is said to be far outside
-_FARTHEST = 1e6  # and where it is cut off, so that inputs stay numbers
-_BLOCK = 4  # columns whose figures are found together: more would hold more copies of the table
-_CELLS = 100_000  # or as many as have so many cells
+_OUTSIDE = 1e3  # standard deviations beyond which a new number is reported as an outlier
+_FARTHEST = 1e6  # and at which it is clipped, so that inputs stay finite
+_BLOCK = 4  # columns processed at a time, to limit copies of the table
+_CELLS = 100_000  # or as many as have this many cells
 _ALL = slice(None)
-_NONE = -2  # the code of a missing category, and of a number without a flag
+_NONE = -2  # code of a missing category, and of a number without flag
 
 Rows = np.ndarray | slice
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Figures of one number: its fill value, its scaling, whether its absence is a feature.
+    """Statistics of one number: imputed value, scaling, and whether missingness is a feature.
 
-    A scale of 0 is that of a number which is the same in all training rows: it is no input.
+    A scale of 0 marks a number that is constant in training; it is dropped.
     """
 
     fill: float
@@ -45,18 +45,18 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Levels:
-    """Codes of one category that have a column of their own; -2 stands for "missing".
+    """Codes of one category with a column each; -2 stands for "missing".
 
-    `means` are the mean targets of each code, -1 for unseen ones, in standard deviations around
-    the mean of all: one for each class, or one in all.
+    `means` are target means by code (-1 for unseen ones), in standard deviations from the overall
+    mean: one for each class, or a single one.
     """
 
     codes: tuple[int, ...]
-    rare: bool  # the others, and unseen ones, share a column
+    rare: bool  # rare and unseen codes share a column
     means: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
     def mean_of(self, codes: np.ndarray) -> np.ndarray:
-        """The mean targets of codes (rows, targets)."""
+        """Return the target means of codes (rows, targets)."""
         known = dict(self.means)
         width = len(self.means[0][1]) if self.means else 0
         unseen = known.get(-1, (0.0,) * width)
@@ -66,10 +66,10 @@ class Levels:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The fitted steps from cells to inputs, as figures: no pickle, the same for new rows.
+    """The fitted preprocessing from cells to inputs, stored as plain numbers without pickle.
 
-    Figures belong to columns by place, never by name: `numbers` to the numeric features in order,
-    `levels` to the categories and the flags beside numbers, in order.
+    Statistics match columns by position, never by name: `numbers` the numeric features in order,
+    `levels` the categories and flags beside numbers, in order.
     """
 
     columns: tuple[Column, ...]
@@ -82,7 +82,7 @@ class Preprocessing:
     ) -> Preprocessing:
         """Fit scikit-learn's imputer, scaler and encoders on the training rows of a table.
 
-        `rows` are those of `values`, and `y` their targets (classes or numbers), for the target
+        `rows` selects from `values`; `y` are their targets (classes or numbers), for the target
         means of large categories.
         """
         targets = None if y is None else _standard(y, len(table.target.categories))
@@ -95,12 +95,12 @@ class Preprocessing:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the inputs, in order; for reading only, two columns may give the same."""
+        """Names of the inputs in order; for display, not necessarily unique."""
         return tuple(name for _, name in self._features())
 
     @property
     def inputs(self) -> tuple[tuple[int, ...], ...]:
-        """The places of the inputs that each column became."""
+        """Indices of the inputs made from each column."""
         owners = [owner for owner, _ in self._features()]
         return tuple(
             tuple(i for i, owner in enumerate(owners) if owner == column)
@@ -108,7 +108,7 @@ class Preprocessing:
         )
 
     def _features(self) -> Iterator[tuple[int, str]]:
-        """The column that each input stands for, by its place, and the input's name."""
+        """Yield each input's column index and name."""
         numeric = [(i, n) for i, column in enumerate(self.columns) for n in _numbers_of(column)]
         coded = [(i, c) for i, c in enumerate(self.columns) if c.kind == "category" or c.words]
         yield from numeric
@@ -123,14 +123,14 @@ class Preprocessing:
                 yield from ((i, f"{column.name} hash {n}") for n in range(column.width - 1))
 
     def apply(self, values: np.ndarray, *, rows: Rows = _ALL) -> np.ndarray:
-        """Encoded cells (rows, widths) to inputs (rows, features), float32."""
+        """Transform encoded cells (rows, widths) to inputs (rows, features), float32."""
         return self._inputs(values, rows, None)
 
     def apply_training(
         self, values: np.ndarray, y: np.ndarray, table: Table, *, rows: Rows = _ALL
     ) -> np.ndarray:
-        """The inputs of the rows that were fitted on: a row's target means leave its own fold out,
-        so that they tell no more of its target than those of a new row would.
+        """Transform the training rows: target means are computed out of fold, so that they reveal
+        no more of a row's own target than for a new row.
         """
         return self._inputs(values, rows, _standard(y, len(table.target.categories)))
 
@@ -165,15 +165,15 @@ class Preprocessing:
         return found
 
     def transform(self, source: Source) -> np.ndarray:
-        """Rows of a file to inputs; columns by name, extra ones are ignored."""
+        """Transform rows of a file; columns are matched by name, others ignored."""
         return self.apply(encode(source, self.columns))
 
     def remarks(
         self, source: Source, values: np.ndarray, *, apart: Sequence[str] = ()
     ) -> list[str]:
-        """What new rows hold that the training rows did not: columns, and values of categories.
+        """Report what is new in these rows: columns, categories, outliers.
 
-        `values` are the rows as `encode` gives them; columns set `apart` are used otherwise.
+        `values` are the rows as returned by `encode`; columns in `apart` are used otherwise.
         """
         known = {name for column in self.columns for name in (column.name, column.name.strip())}
         known |= set(apart)
@@ -191,7 +191,7 @@ class Preprocessing:
         return found
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "columns": [column.to_dict() for column in self.columns],
             "numbers": [asdict(figures) for figures in self.numbers],
@@ -213,7 +213,7 @@ class Preprocessing:
                 tuple(Numbers(**figures) for figures in _listed(plain["numbers"])),
                 tuple(_levels_from(levels) for levels in _listed(plain["levels"])),
             )
-            found.feature_names  # noqa: B018  # as many figures as the columns need
+            found.feature_names  # noqa: B018  # raises unless the counts match the columns
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             raise DataError(
                 f"not a table's preprocessing ({error}): its figures do not fit its columns; "
@@ -223,7 +223,7 @@ class Preprocessing:
 
 
 def _names_of(column: Column, levels: Levels) -> list[str]:
-    """Names of the inputs that a category, or the flags beside numbers, became."""
+    """Names of the inputs made from a category, or from the flags beside numbers."""
     texts = column.words or column.categories
     join = " " if column.words else "="
     shown = ["(missing)" if c == _NONE else texts[c] for c in levels.codes]
@@ -249,12 +249,12 @@ def _scaled(cells: np.ndarray, figures: Numbers) -> np.ndarray:
 
 
 def rare_below(rows: int) -> int:
-    """A category in fewer training rows than this shares a column with the other rare ones."""
+    """Row count below which categories share one column for rare ones."""
     return max(2, min(10, rows // 100))
 
 
 def _figures(values: np.ndarray, columns: tuple[Column, ...], rows: Rows) -> tuple[Numbers, ...]:
-    """Fill, mean and scale of all numbers, a block of columns at a time."""
+    """Imputed value, mean and scale of all numbers, a block of columns at a time."""
     count = sum(len(_numbers_of(column)) for column in columns)
     numeric = _numeric(values, columns, rows)
     found: list[Numbers] = []
@@ -265,8 +265,8 @@ def _figures(values: np.ndarray, columns: tuple[Column, ...], rows: Rows) -> tup
 
 
 def _figures_of(numeric: Sequence[tuple[np.ndarray, bool]]) -> list[Numbers]:
-    """Fill, mean and scale of numbers; taken around the fill value, so that large numbers that
-    differ little keep their digits. Only the first number of a column tells that it is missing.
+    """Imputed value, mean and scale of numbers. Computed relative to the imputed value, to keep
+    precision where large numbers differ little. Only a column's first number flags missingness.
     """
     from sklearn.impute import SimpleImputer
     from sklearn.preprocessing import StandardScaler
@@ -307,13 +307,13 @@ def _levels(codes: np.ndarray, targets: np.ndarray | None) -> Levels:
 
 
 def _flags(codes: np.ndarray) -> Levels:
-    """The flags beside numbers: none for a cell that is a number, which the other inputs tell."""
+    """Levels of the flags beside numbers; none for plain numbers, which other inputs represent."""
     found = _levels(codes, None)
     return replace(found, codes=tuple(code for code in found.codes if code != _NONE))
 
 
 def _standard(y: np.ndarray, classes: int) -> np.ndarray | None:
-    """Targets (rows, 1 or classes), each with mean 0 and variance 1; None for too many."""
+    """Return standardised targets (rows, 1 or classes); None for too many."""
     if classes > _CLASSES or y.ndim > 1:
         return None
     wide = np.eye(classes)[y.astype(int)] if classes > 2 else y.astype(float)[:, None]
@@ -322,7 +322,7 @@ def _standard(y: np.ndarray, classes: int) -> np.ndarray | None:
 
 
 def _target_means(codes: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Mean targets of the asked codes, shrunk towards the mean of all."""
+    """Return target means of the given codes, shrunk towards the overall mean."""
     from sklearn.preprocessing import TargetEncoder
 
     means = []
@@ -333,7 +333,7 @@ def _target_means(codes: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> 
 
 
 def _out_of_fold(codes: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Each row's target means by the rows of the other folds."""
+    """Return each row's target means computed on the other folds."""
     from sklearn.model_selection import KFold
 
     found = np.zeros((len(codes), targets.shape[1]))
@@ -346,7 +346,7 @@ def _out_of_fold(codes: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def _coded(
     values: np.ndarray, columns: tuple[Column, ...], rows: Rows = _ALL
 ) -> Iterator[tuple[Column, np.ndarray]]:
-    """Codes of categories and of the flags beside numbers; -2 is a missing one, or no flag."""
+    """Yield codes of categories and of flags beside numbers; -2 if missing or without flag."""
     for column, place in zip(columns, blocks(columns), strict=True):
         if column.kind == "category" or column.words:
             cells = values[rows, place.stop - 1]
@@ -356,8 +356,8 @@ def _coded(
 def _numeric(
     values: np.ndarray, columns: tuple[Column, ...], rows: Rows = _ALL
 ) -> Iterator[tuple[str, np.ndarray, bool]]:
-    """Numbers, truth values, lengths of texts and the parts of dates: name, cells, and whether
-    they are the first ones of their column.
+    """Yield numbers, truth values, text lengths and date parts: name, cells, and whether it is the
+    first of its column.
     """
     for column, place in zip(columns, blocks(columns), strict=True):
         names = _numbers_of(column)
@@ -377,15 +377,15 @@ _CYCLES = {
 
 def _cycles(column: Column) -> tuple[str, ...]:
     if column.kind == "time":
-        return () if column.format else ("day",)  # a duration is no time of the day
+        return () if column.format else ("day",)  # a duration has no time of day
     if column.kind == "date":
         return ("year", "week", "day") if column.clock else ("year", "week")
     return ()
 
 
 def _numbers_of(column: Column) -> tuple[str, ...]:
-    """Names of the numbers that a column gives: a date gives its days, and where it is in its
-    year, week and day.
+    """Names of the numeric values of a column; for a date days, and its phases of year, week and
+    day.
     """
     if column.kind == "category":
         return ()
@@ -395,7 +395,7 @@ def _numbers_of(column: Column) -> tuple[str, ...]:
 
 
 def _on_circles(days: np.ndarray, column: Column) -> Iterator[np.ndarray]:
-    """Where dates are in the cycles of their column, each on a circle."""
+    """Yield sine and cosine of dates in the cycles of their column."""
     for offset, length in (_CYCLES[name] for name in _cycles(column)):
         turns = (days + offset) / length
         angle = 2 * np.pi * (turns - np.floor(turns))

@@ -1,4 +1,4 @@
-"""One column as it stands in its file, read in each way once."""
+"""A column as stored in its file, with each interpretation computed once."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ _PROOF = re.compile(r"-?(?:0\.[0-9]+|[0-9]+\.(?:[0-9]{1,2}|[0-9]{4,})|[0-9]{4,}\
 
 @dataclass(frozen=True, eq=False)
 class RawColumn:
-    """One column of a source; inferring its kind and encoding its cells share each reading."""
+    """A column of a source; kind inference and encoding share its cached interpretations."""
 
     source: Source
     name: str
 
     @property
     def foreign(self) -> str | None:
-        """What its cells hold, where that is not one value a cell."""
+        """What the cells hold if they are not scalars, else None."""
         return self.source.foreign.get(self.name)
 
     @property
     def series(self) -> pd.Series:
-        """Its cells as the frame has them."""
+        """The cells as stored in the frame."""
         return cast("pd.Series", self.source.frame[self.name])
 
     @cached_property
     def texts(self) -> pd.Series:
-        """Its cells as `texts_of` writes them."""
+        """The cells as returned by `texts_of`."""
         return texts_of(self.series)
 
     @cached_property
     def cells(self) -> Cells:
-        """Its different texts."""
+        """The distinct texts."""
         return Cells.of(self.texts)
 
     @cached_property
@@ -55,10 +55,10 @@ class RawColumn:
 
     @cached_property
     def _short(self) -> np.ndarray | None:
-        """Its numbers, where few cells hold nothing else and all are as plain as can be.
+        """Parse a short column of plain numbers without pandas, else None.
 
-        What pandas does for a column costs milliseconds, whatever its length: tables of thousands
-        of columns are read by this.
+        Each pandas call costs milliseconds whatever the length, which adds up over thousands of
+        columns.
         """
         cells = self.series.to_numpy(object) if len(self.series) <= _FEW_CELLS else [None]
         texts = [cell for cell in cells if isinstance(cell, str)]
@@ -72,14 +72,14 @@ class RawColumn:
 
     @property
     def is_simple(self) -> bool:
-        """Whether it is a short column of numbers that can be read in one way alone."""
+        """Whether it is a short column of unambiguous numbers."""
         return self.source.format.decimal != "," and self._short is not None
 
     def plain_numbers(self, decimal: str) -> np.ndarray | None:
-        """Its numbers if all texts are plain ones (`12`, `-0.5`, `1e-3`) and nothing about them
-        is in doubt; None if they have to be read one by one.
+        """Return the numbers if all texts are plain (`12`, `-0.5`, `1e-3`) and unambiguous, else
+        None.
 
-        `decimal` is the mark that is known for it, "" for none.
+        `decimal` is the known decimal mark, or "".
         """
         if decimal != "," and self._short is not None:
             return self._short
@@ -89,27 +89,27 @@ class RawColumn:
 
     @cached_property
     def iso_days(self) -> np.ndarray | None:
-        """Days since 1970 if all texts are dates as ISO 8601 writes them."""
+        """Days since 1970 if all texts are ISO 8601 dates."""
         return iso_days(self.texts)
 
     @cached_property
     def numerals(self) -> list[numerals.Numeral | None]:
-        """The number that each different text is."""
+        """The number parsed from each distinct text."""
         return [numerals.numeral(text) for text in self.cells.texts]
 
     @cached_property
     def moments(self) -> list[dates.Moment | None]:
-        """The date that each different text is."""
+        """The date parsed from each distinct text."""
         return [dates.moment(text) for text in self.cells.texts]
 
     @cached_property
     def with_serials(self) -> list[dates.Moment | None]:
-        """`moments`, and the numbers of days of a spreadsheet as the dates that they are."""
+        """`moments`, with spreadsheet day numbers parsed as dates."""
         return [one or dates.serial(text) for one, text in zip(self.moments, self.cells.texts)]
 
     @cached_property
     def has_serials(self) -> bool:
-        """Whether all cells are dates but some that are days of a spreadsheet about as late."""
+        """Whether all cells are dates, some of them spreadsheet day numbers of similar range."""
         told = zip(self.moments, self.with_serials, self.cells.is_missing)
         if any(one is None and not none for _, one, none in told):
             return False
@@ -123,6 +123,6 @@ class RawColumn:
 
     @cached_property
     def times(self) -> np.ndarray:
-        """The time of day that each different text is, NaN for none."""
+        """The time of day parsed from each distinct text, NaN for none."""
         found = (dates.clock_time(text) for text in self.cells.texts)
         return np.array([np.nan if value is None else value for value in found], float)

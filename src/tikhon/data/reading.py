@@ -1,4 +1,4 @@
-"""Files as frames, after checks that pandas does not make."""
+"""Read files as data frames, with checks that pandas omits."""
 
 from __future__ import annotations
 
@@ -40,23 +40,24 @@ SUFFIXES = (
     *(".csv", ".tsv", ".txt", ".data", ".dat", ".parquet", ".pq", ".feather", ".arrow"),
     *(".jsonl", ".ndjson", ".json", ".xlsx"),
 )
-_MANY = 8  # names and lines that a message shows at most
-_LIMIT = 1 << 34  # bytes that a compressed file may unpack to
-_FIRST = 1 << 20  # bytes in which the first line ends, if it is a JSON object
+_MANY = 8  # names and lines shown in a message at most
+_LIMIT = 1 << 34  # bytes a compressed file may unpack to
+_FIRST = 1 << 20  # bytes searched for the end of a first line with a JSON object
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a text file is written.
+    """The format of a text file.
+
 
     Args:
-        separator: one character between fields; None for the one that fits.
-        decimal: "." or "," in numbers; None for the one that the numbers prove.
-        encoding: of the text; a byte order mark is dropped.
+        separator: the character between fields; None to detect it.
+        decimal: "." or "," in numbers; None to infer it from the numbers.
+        encoding: of the text; a byte order mark is removed.
         missing: texts that mean "no value", besides the empty field.
-        bad_rows: "error", or "skip" to leave out rows of the wrong length and count them.
+        bad_rows: "error", or "skip" to drop and count rows of the wrong length.
         dates: "dmy", "mdy" or "ymd", the order of day, month and year, or a strptime format;
-            None for the order that the dates prove.
+            None to infer the order from the dates.
 
     Raises `InputError` for anything else.
     """
@@ -86,23 +87,23 @@ class Format:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A frame and where it came from; cells of a CSV are text, an empty one is missing."""
+    """A data frame with its origin; cells of a CSV are text, empty ones missing."""
 
     frame: pd.DataFrame
     name: str
-    lines: Sequence[int] = ()  # line of the file for each row, where it has lines
+    lines: Sequence[int] = ()  # line in the file of each row, if it has lines
     notices: tuple[Sentence, ...] = ()
     origin: dict[str, object] = field(default_factory=dict)
     format: Format = Format()
-    foreign: dict[str, str] = field(default_factory=dict)  # columns of lists and the like
+    foreign: dict[str, str] = field(default_factory=dict)  # columns of lists and other non-scalars
 
     def line(self, row: int) -> str:
-        """Where a row is, in words."""
+        """Name the location of a row."""
         return f"line {self.lines[row]}" if len(self.lines) else f"row {row}"
 
     @cached_property
     def decimal(self) -> str:
-        """The decimal mark of the file: asked for, or proved by its numbers; "" for neither."""
+        """Decimal mark of the file, given or proved by its numbers; "" if neither."""
         from pandas.api import types
 
         if self.format.decimal:
@@ -112,18 +113,17 @@ class Source:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a path is named as a table: `.csv`, `.CSV`, `.csv.gz`, `.parquet`, ..."""
+    """Return whether a path is named as a table: `.csv`, `.CSV`, `.csv.gz`, `.parquet`, ..."""
     name = path.name.lower().removesuffix(".gz")
     return name.endswith(SUFFIXES)
 
 
 def read(path: Path, format: Format | None = None, *, content: bytes | None = None) -> Source:
-    """The rows of a CSV, TSV, JSON lines, Excel, Feather or Parquet file, gzipped or not.
+    """Read the rows of a CSV, TSV, JSON lines, Excel, Feather or Parquet file, gzipped or not.
 
-    What a file is is told by its content, then by its name; `content` takes the place of what it
-    holds. Raises `DataError` for what cannot be
-    read without a guess, with the line and the remedy: duplicate columns, rows longer or shorter
-    than the header, another encoding, NUL bytes, no rows, an open quote, a damaged file.
+    The type is detected by content, then by name; `content` replaces that of the file. Raises
+    `DataError`, with the line and the remedy, for ambiguous or damaged files: duplicate columns,
+    rows longer or shorter than the header, another encoding, NUL bytes, no rows, an open quote.
     """
     format = format or Format()
     try:
@@ -138,7 +138,7 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     name = path.name.lower()
-    if content.startswith(b"\x1f\x8b"):  # a server may have unpacked what is named .gz
+    if content.startswith(b"\x1f\x8b"):  # a server may have unpacked a .gz file
         content = _unzipped(path, content)
     name = name.removesuffix(".gz")
     kind = _kind(path, name, content)
@@ -146,7 +146,7 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
         if not content or content.isspace():
             raise DataError(f"{path} is empty: a header and rows are needed")
         text = _decode(path, content, format)
-        del content  # a large table is held once: as bytes, as text, as cells
+        del content  # frees memory: a large table is held as bytes, text and cells in turn
         return _csv(path, *_preamble(path, text, format.separator), format, origin)
     if kind == "json":
         text = _decode(path, content, format)
@@ -170,14 +170,14 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
 
 
 def refuse_others(path: Path) -> None:
-    """Raise `DataError` for a file that is named as no table and is known by its first bytes."""
+    """Raise `DataError` for a file not named as a table, if its first bytes tell another type."""
     if path.is_file():
         with path.open("rb") as file:
             _kind(path, path.name.lower(), file.read(_FIRST))
 
 
 def _kind(path: Path, name: str, content: bytes) -> str:
-    """What a file is: by its first bytes, then by its name."""
+    """Detect the file type by its first bytes, then by its name."""
     if content.startswith(b"PK\3\4") and b"xl/" in content:
         return "xlsx"
     for place, sign, kind in _SIGNS:
@@ -225,14 +225,14 @@ _OTHERS = (
     (0, b"SQLite format 3", "a SQLite database"),
     (0, b"version https://git-lfs", "a pointer of Git LFS (fetch the file with: git lfs pull)"),
     (257, b"ustar", "a tar archive (unpack it first)"),
-)  # place of the sign, the sign, what it is of
+)  # offset, magic bytes, type
 
 
 _ARFF = re.compile(rb"(?:\s|%[^\n]*\n)*@relation\b", re.IGNORECASE)
 
 
 def _is_object(content: bytes) -> bool:
-    """Whether the first line is a JSON object, which no row of a CSV is."""
+    """Return whether the first line is a JSON object, which a CSV row never is."""
     line = content[:_FIRST].lstrip().partition(b"\n")[0]
     try:
         return line.startswith(b"{") and isinstance(json.loads(line), dict)
@@ -254,10 +254,10 @@ def _unzipped(path: Path, content: bytes) -> bytes:
 def _preamble(
     path: Path, text: str, separator: str | None
 ) -> tuple[TextLines, str | None, tuple[Sentence, ...]]:
-    """The text with blank lines for what stands above its header, and the separator told there.
+    """Blank out what precedes the header; return the text, a declared separator and notices.
 
-    `sep=;` is a spreadsheet's; lines with a # are comments unless they have the header's fields;
-    titles are what `below_titles` takes for them.
+    `sep=;` is written by spreadsheets; lines with a # are comments unless they have as many fields
+    as the header; titles are those detected by `below_titles`.
     """
     if found := re.match(r'"?sep=(.)"?\n', text, re.IGNORECASE):
         return TextLines("\n" + text[found.end() :]), separator or found[1], ()
@@ -328,9 +328,9 @@ def _csv(
 def _one_more(
     text: TextLines, separator: str, header: list[str]
 ) -> tuple[list[str], Sentence] | None:
-    """The header where every row has one field more: names of rows in front, or an empty end.
+    """Extend the header if every row has one field more: row names, or an empty last field.
 
-    None where it may as well be that the header lacks a name.
+    None if the header may lack a name instead.
     """
     with long_fields():
         rows = [row for row in rows_of(text, separator) if row][1:]
@@ -347,7 +347,7 @@ def _one_more(
 def _wrong_length(
     path: Path, header: list[str], lines: list[int], skipped: list[tuple[int, int]]
 ) -> str:
-    """What to do about rows that have not as many fields as the header."""
+    """Explain rows with a different number of fields than the header."""
     line, width = skipped[0]
     widths = [width for _, width in skipped]
     if len(skipped) > len(lines) and (width := max(widths, key=widths.count)) > len(header) + 1:
@@ -371,7 +371,7 @@ _MARKS = {
 
 
 def _decode(path: Path, content: bytes, format: Format) -> str:
-    """The text, with one kind of line end; a byte order mark tells the encoding."""
+    """Decode the text and normalise line ends; a byte order mark sets the encoding."""
     encoding = "utf-8-sig" if format.encoding.lower() in ("utf-8", "utf8") else format.encoding
     marked = next((found for mark, found in _MARKS.items() if content.startswith(mark)), None)
     if marked is not None and marked[-2:] not in encoding:
@@ -392,12 +392,12 @@ def _decode(path: Path, content: bytes, format: Format) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path} line {line} holds a NUL byte: the file is damaged or not text")
-    text = text.removesuffix("\x1a")  # where DOS ends a file
+    text = text.removesuffix("\x1a")  # DOS end of file
     return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _encodings(content: bytes, place: int) -> str:
-    """What the bytes around a place read as, in the encodings that they may be in."""
+    """Show the bytes around an offset in each plausible encoding."""
     start = max(content.rfind(mark, 0, place) for mark in b"\n,;\t") + 1
     piece = re.split(rb"[\n,;\t]", content[start : start + 60])[0].strip(b'\r"')
     pairs = all(len(run) % 2 == 0 for run in re.findall(rb"[\x80-\xff]+", piece))
@@ -411,11 +411,11 @@ def _encodings(content: bytes, place: int) -> str:
 
 
 _ENCODINGS = ("shift_jis", "cp1252", "cp1250", "cp1251")
-_HALF_WIDTH = re.compile("[\uff61-\uff9f]")  # what shift_jis makes of letters with accents
+_HALF_WIDTH = re.compile("[\uff61-\uff9f]")  # accented letters decoded as shift_jis
 
 
 def _headless(header: Sequence[str]) -> list[Sentence]:
-    """That the first line looks like a row: numbers among its names that count no columns."""
+    """Report a first line that looks like a row: numbers other than column indices as names."""
     numbers = [name for name in header if re.fullmatch(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", name)]
     counts = [str(i) for i in range(len(header) + 1)]
     years = all(re.fullmatch(r"(19|20)\d\d", name) for name in numbers)
@@ -427,7 +427,7 @@ def _headless(header: Sequence[str]) -> list[Sentence]:
 def _scan(
     path: Path, text: TextLines, separator: str, *, keep: bool
 ) -> tuple[list[str], list[list[str]], list[int], list[tuple[int, int]]]:
-    """Header, rows (kept only where they may be written again), their lines, the bad ones."""
+    """Return header, rows (if kept), their line numbers, and rows of the wrong length."""
     reader = rows_of(text, separator)
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -454,7 +454,7 @@ def _scan(
 
 
 def _quoting(path: Path, error: csv.Error, start: int, line: int, separator: str) -> str:
-    """The csv module's complaint in words."""
+    """Explain an error of the csv module."""
     if "unexpected end of data" in str(error):
         return f"{path} line {start}: a quote is opened and never closed, up to line {line}"
     if "expected after" in str(error):
@@ -471,7 +471,7 @@ def _quoting(path: Path, error: csv.Error, start: int, line: int, separator: str
 
 
 def _nameless(text: TextLines, separator: str, header: Sequence[str]) -> list[int]:
-    """The columns without a name, where there are several and none of them has a value."""
+    """Return the columns without name or values, if there are several."""
     found = [i for i, name in enumerate(header) if not name.strip()]
     if len(found) < 2:
         return []
@@ -484,8 +484,9 @@ def _nameless(text: TextLines, separator: str, header: Sequence[str]) -> list[in
 def _tidy_header(
     path: Path, header: list[str], separator: str, empty: Sequence[int] = ()
 ) -> list[str]:
-    """The names without blanks around them, where they stay different; the `empty` columns have
-    their number for a name.
+    """Strip the names where they stay unique; name the `empty` columns by index.
+
+    Raises `DataError` for a wrong separator or duplicate names.
     """
     header = [f"\0{i}" if i in empty else name for i, name in enumerate(header)]
     stripped = [name.strip() for name in header]
@@ -524,7 +525,7 @@ def _others(count: int) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Some names, quoted and shortened, for a message."""
+    """Quote and shorten names for a message."""
     shown = ", ".join(
         repr(name if len(name) <= 60 else name[:57] + "...") for name in names[:_MANY]
     )

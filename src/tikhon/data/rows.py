@@ -1,4 +1,4 @@
-"""Rows of whatever a model eats: tensors, tuples for several inputs, dictionaries for names."""
+"""Rows of any model input: tensors, tuples of inputs, dictionaries of named inputs."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from tikhon.errors import DataError, InputError
 
 Batch = tuple[Any, Any]  # (inputs, target)
-# Of outputs and targets; or of the model and the batch, by the name of its first parameter.
+# Of (output, target), or of (model, batch) by the name of its first parameter.
 LossFunction = Callable[[Any, Any], Tensor]
 MODEL_WORDS = ("model", "net", "network", "module")
 
 
 class Named(dict[str, Any]):
-    """Inputs by name, and the name that their target had beside them."""
+    """Named inputs, remembering the name of their target."""
 
     target = "labels"
 
 
 class Beside(tuple[Any, ...]):
-    """Several inputs that stood beside their target: (a, b, y), where others are ((a, b), y)."""
+    """Several inputs from a flat tuple (a, b, y), as opposed to ((a, b), y)."""
 
 
 TARGETS = ("labels", "label", "target", "targets", "y")
 
 
 def split(batch: object, name: str = "data") -> Batch:
-    """Inputs and target of one batch, arrays as tensors; no target is None."""
+    """Split a batch into inputs and target (None if missing), converting arrays to tensors."""
     try:
         if isinstance(batch, Mapping):
             values = Named(batch)
@@ -44,14 +44,14 @@ def split(batch: object, name: str = "data") -> Batch:
             return as_tensors(values, f"{name} x"), as_tensors(target, f"{name} y")
         if not isinstance(batch, tuple | list) or isinstance(batch, PackedSequence):
             return as_tensors(batch), None
-        if len(batch) < 2:  # of `TensorDataset(x)`: kept, so that `batch[0]` is what it was
+        if len(batch) < 2:  # of `TensorDataset(x)`: kept a tuple so that `batch[0]` still works
             return as_tensors(tuple(batch)) if batch else None, None
         *inputs, target = batch
         x = inputs[0] if len(inputs) == 1 else Beside(inputs)
         return as_tensors(x, f"{name} x"), as_tensors(target, f"{name} y")
     except DataError:
         raise
-    except ValueError as error:  # numpy's, about rows of unequal length
+    except ValueError as error:  # raised by numpy for rows of unequal length
         raise DataError(
             f"{name}: rows of unequal length cannot be one tensor ({error}); pad them, with "
             "torch.nn.utils.rnn.pad_sequence, in the collate_fn of the loader"
@@ -59,7 +59,7 @@ def split(batch: object, name: str = "data") -> Batch:
 
 
 def whole(batch: Batch) -> Any:
-    """The batch as the data gave it: the inverse of `split`."""
+    """Join inputs and target to the original batch; the inverse of `split`."""
     inputs, target = batch
     if isinstance(inputs, Named):
         return {**inputs, inputs.target: target} if inputs.target else dict(inputs)
@@ -69,7 +69,7 @@ def whole(batch: Batch) -> Any:
 
 
 def as_tensors(value: object, name: str = "data") -> object:
-    """Arrays, frames and lists of numbers as tensors, floats in torch's default type."""
+    """Convert arrays, frames and lists of numbers to tensors, floats in torch's default dtype."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, Mapping):
@@ -97,9 +97,9 @@ def as_tensors(value: object, name: str = "data") -> object:
 
 
 def _plain(value: Any) -> np.ndarray:
-    """The array of a value; of a frame whose columns are numbers and truth values, as numbers.
+    """Return the value as an array; frames of numbers and booleans become floats.
 
-    pandas makes objects of columns of its own nullable types, and of numbers beside truth values.
+    pandas returns objects for its nullable dtypes, and for numbers beside booleans.
     """
     array = np.asarray(value)
     if array.dtype != object:
@@ -113,13 +113,13 @@ def _plain(value: Any) -> np.ndarray:
 
 
 def _of_objects(array: np.ndarray) -> np.ndarray:
-    """An array of objects that are all numbers as one of numbers."""
+    """Convert an object array to numbers if all its elements are numbers."""
     numbers = all(isinstance(v, Number) and not isinstance(v, complex) for v in array.flat)
     return np.array(array.tolist()) if array.size and numbers else array
 
 
 def _texts(value: Any) -> str:
-    """Which columns of a frame are no numbers."""
+    """Name the non-numeric columns of a frame, for a message."""
     if not hasattr(value, "columns"):
         return ""
     kinds = zip(value.columns, value.dtypes, strict=True)
@@ -128,7 +128,7 @@ def _texts(value: Any) -> str:
 
 
 def _in_default_type(tensor: Tensor, name: str) -> Tensor:
-    """The numbers in torch's default type; `DataError` for one that only a wider type holds."""
+    """Convert to torch's default dtype; raise `DataError` where that overflows."""
     found = tensor.to(torch.get_default_dtype())
     if found.element_size() < tensor.element_size():
         lost = found.isinf() & tensor.isfinite()
@@ -142,9 +142,9 @@ def _in_default_type(tensor: Tensor, name: str) -> Tensor:
 
 
 def in_double(data: object) -> object:
-    """A pair with its arrays of float64 as tensors, which `pair` leaves in that type.
+    """Return a pair with float64 arrays as tensors, so that `pair` keeps their dtype.
 
-    In torch's default type y = 1e9 + noise would be a constant.
+    In float32, y = 1e9 + noise would be constant.
     """
     return tuple(map(_in_double, data)) if isinstance(data, tuple) else data
 
@@ -157,7 +157,7 @@ def _in_double(part: object) -> object:
 
 
 def _named(like: Mapping[object, object], values: dict[Any, Any]) -> dict[Any, Any]:
-    """The values, with the name of the target that `like` knows."""
+    """Copy the target name of `like` to the values."""
     if not isinstance(like, Named):
         return values
     named = Named(values)
@@ -166,12 +166,12 @@ def _named(like: Mapping[object, object], values: dict[Any, Any]) -> dict[Any, A
 
 
 def _several(like: object, values: Iterable[Any]) -> tuple[Any, ...]:
-    """The values in a tuple, beside their target if those of `like` are."""
+    """Return the values as a tuple of the same type as `like`."""
     return Beside(values) if isinstance(like, Beside) else tuple(values)
 
 
 def tensors(value: object) -> list[Tensor]:
-    """All tensors of a nested value, in order."""
+    """Return all tensors of a nested value, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -184,14 +184,14 @@ def tensors(value: object) -> list[Tensor]:
 
 
 def entries(tensor: Tensor) -> Tensor:
-    """The numbers that a tensor holds: those of a sparse one are what is not zero."""
+    """Return the stored values of a tensor, for a sparse one the non-zeros."""
     if tensor.layout == torch.strided:
         return tensor
     return tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
 
 
 def length(batch: Batch) -> int:
-    """Rows of a batch; raises `DataError` where inputs and target disagree or are empty."""
+    """Count the rows of a batch; raise `DataError` if the counts differ or are zero."""
     counts = [len(t) if t.ndim else 0 for part in batch for t in _columns(part)]
     if not counts or min(counts) == 0:
         raise DataError("data has no rows")
@@ -201,7 +201,7 @@ def length(batch: Batch) -> int:
 
 
 def _columns(value: object) -> list[Tensor]:
-    """The tensors with a row for each sample: those of a packed sequence have none."""
+    """Return the tensors with one row for each sample; a stand-in for packed sequences."""
     if isinstance(value, PackedSequence):
         return [torch.empty(int(value.batch_sizes[0]))]
     if isinstance(value, tuple):
@@ -210,7 +210,7 @@ def _columns(value: object) -> list[Tensor]:
 
 
 def take(batch: object, index: Tensor) -> Any:
-    """The rows of a nested batch."""
+    """Select rows of a nested batch."""
     if isinstance(batch, Tensor):
         plain = batch.layout in (torch.strided, torch.sparse_coo)
         return (batch if plain else batch.to_sparse()).index_select(0, index.to(batch.device))
@@ -227,7 +227,7 @@ def take(batch: object, index: Tensor) -> Any:
 
 
 def join(parts: list[Any]) -> Any:
-    """Nested batches as one."""
+    """Concatenate nested batches."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(parts)
@@ -241,25 +241,25 @@ def join(parts: list[Any]) -> Any:
 
 
 def cut(value: object, rows: slice) -> Any:
-    """Some rows of a nested value, as views."""
+    """Slice the rows of a nested value, as views."""
     return each(value, lambda part: part[rows])
 
 
 def in_parts(value: object, rows: int = 4096) -> Iterator[Any]:
-    """A nested value in parts of at most so many rows, as views."""
+    """Yield slices of at most `rows` rows of a nested value, as views."""
     for at in range(0, len(tensors(value)[0]), rows):
         yield cut(value, slice(at, at + rows))
 
 
 def moved(value: object, device: torch.device) -> Any:
-    """A nested value on a device."""
+    """Move a nested value to a device."""
     return each(value, lambda part: part.to(device))
 
 
 def call(model: nn.Module, inputs: object) -> Any:
-    """The model on its inputs: a tuple is several arguments, a dictionary named ones.
+    """Call the model: a tuple gives positional arguments, a dictionary keyword arguments.
 
-    Raises `InputError` where the model fails on inputs of another type than its weights.
+    Raises `InputError` where it fails because inputs and weights differ in dtype.
     """
     try:
         return graded(lambda: forward(model, inputs))
@@ -281,7 +281,7 @@ def call(model: nn.Module, inputs: object) -> Any:
 
 
 def takes_model(loss: Any) -> bool:
-    """Whether a loss is of the form `loss(model, batch)`, by the names of its parameters."""
+    """Return whether a loss has the form `loss(model, batch)`, by its parameter names."""
     if isinstance(loss, nn.Module):
         return False
     try:
@@ -292,16 +292,16 @@ def takes_model(loss: Any) -> bool:
 
 
 def loss_on(loss: LossFunction, model: nn.Module, batch: Batch) -> Tensor:
-    """The loss of a model on a batch (inputs, target), forward pass included."""
+    """Return the loss of a model on a batch (inputs, target), running the forward pass."""
     if takes_model(loss):
         return graded(lambda: loss(model, whole(batch)))
     return loss(call(model, batch[0]), batch[1])
 
 
 def forward(model: nn.Module, inputs: object) -> Any:
-    """The model on its inputs, whatever it raises."""
+    """Call the model on its inputs without translating errors."""
     if isinstance(inputs, Mapping):
-        if len(inputs) == 1 and isinstance(model, nn.Sequential):  # which knows no names
+        if len(inputs) == 1 and isinstance(model, nn.Sequential):  # takes no keyword arguments
             return model(*inputs.values())
         return model(**inputs)
     if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
@@ -310,7 +310,7 @@ def forward(model: nn.Module, inputs: object) -> Any:
 
 
 def _check_arguments(model: nn.Module, inputs: object, error: TypeError) -> None:
-    """Raise `InputError` where the inputs are no arguments of the model's `forward`."""
+    """Raise `InputError` where the inputs do not match the signature of `forward`."""
     named = isinstance(inputs, Mapping)
     given = tuple(inputs) if isinstance(inputs, tuple | list) and not named else (inputs,)
     try:
@@ -327,10 +327,10 @@ def _check_arguments(model: nn.Module, inputs: object, error: TypeError) -> None
 
 
 def graded(run: Callable[[], Any]) -> Any:
-    """What `run` gives; with gradients if it takes some itself, where they are off.
+    """Call `run`; retry with gradients enabled if it needs them, and detach the result.
 
-    Forces are slopes of an energy, differential equations and gradient penalties hold slopes by
-    the inputs: `torch.no_grad()` around them is an error. The answer is detached then.
+    Forces (slopes of an energy), differential equations and gradient penalties differentiate by
+    the inputs, which fails under `torch.no_grad()`.
     """
     try:
         return run()
@@ -342,7 +342,7 @@ def graded(run: Callable[[], Any]) -> Any:
 
 
 def each(value: object, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nested value with every tensor changed."""
+    """Apply a function to every tensor of a nested value."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Data by name or by path."""
+"""Load data by name or path."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ def load(
     download: bool = True,
     table: TableOptions | None = None,
 ) -> Dataset:
-    """The data set of a name (`digits`, `mnist`, ...), of a table, or of a file of arrays.
+    """Load a named data set (`digits`, `mnist`, ...), a table, or a file of arrays.
 
     A `.csv`, `.tsv`, `.jsonl`, `.xlsx`, `.feather` or `.parquet` file, gzipped or not, is a table:
-    `table` names its target. Another file is an `.npz` with `X` and `y`; a folder holds `X.npy`
-    and `y.npy`, or one `.npz`, or
-    the four IDX files of an MNIST-like set. `data_dir` is searched first for MNIST and
-    Fashion-MNIST, then `$TIKHON_DATA`, then the cache folder, then they are downloaded.
+    `table` names its target. Other files are an `.npz` with `X` and `y`; a folder holds `X.npy`
+    and `y.npy`, one `.npz`, or the four IDX files of an MNIST-like set. MNIST and Fashion-MNIST
+    are searched in `data_dir`, `$TIKHON_DATA` and the cache folder, then downloaded.
 
-    Raises `DataError` for files that cannot be trained on and `InputError` for an unknown name.
+    Raises `DataError` for unusable files and `InputError` for an unknown name.
 
     >>> digits = load("digits")
     >>> digits.x.shape, digits.outputs
@@ -75,7 +74,7 @@ def load(
 
 
 def located(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where a file or folder is: as it is named, or in `data_dir`; it need not exist."""
+    """Return the path as given, or inside `data_dir`; it need not exist."""
     path = Path(name).expanduser()
     if data_dir is None or path.is_absolute() or path.exists():
         return path

@@ -1,4 +1,4 @@
-"""Rows for training, validation and test; scaling by figures of the training rows alone."""
+"""Split rows for training, validation and test; scale by statistics of the training rows."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ Notices = Sequence[Sentence]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Three parts of one data set and the figures they were scaled with."""
+    """Three parts of a data set and the statistics they were scaled with."""
 
     train: Dataset
     valid: Dataset
     test: Dataset
-    scaling: Mapping[str, Any]  # mean, scale (of x), target_mean, target_scale: where they apply
+    scaling: Mapping[str, Any]  # mean, scale (of x), target_mean, target_scale, where used
     preprocessing: Preprocessing | None = None  # of a table, fitted on the training part
 
 
 def split(
     data: Dataset, *, valid: float = 0.2, test: float = 0.2, largest: int = 5_000, seed: int = 0
 ) -> Split:
-    """Split by rows, classes in proportion; a source's own test rows stay the test part.
+    """Split by rows, stratified by class; a source's own test rows stay the test part.
 
-    A class with one row is in the training part, with a notice.
-    A table with a time column gives its latest rows to the test part and the ones before them to
-    validation; one with a group column never splits a group.
-    `valid` and `test` are fractions in (0, 1) of all rows; `largest` bounds either part.
-    Raises `DataError` when there are too few rows.
+    A class with a single row goes to training, with a notice. A table with a time column holds out
+    its latest rows for test and those before them for validation; groups are never split.
+    `valid` and `test` are fractions in (0, 1) of all rows; `largest` caps each part.
+    Raises `DataError` for too few rows.
 
     >>> from tikhon.data import load
     >>> parts = split(load("iris"))
@@ -52,7 +51,7 @@ def split(
             raise InputError(f"{name} must be a fraction in (0, 1), received {fraction}")
     checked_seed(seed)
     rows = len(data.x)
-    rest = replace(data, x=torch.arange(rows))  # drawn by number: no cell is copied for it
+    rest = replace(data, x=torch.arange(rows))  # draw indices, without copying cells
     held_out: tuple[Dataset, ...] = ()
     if data.test is None:
         kept, drawn = _draw(rest, min(round(test * rows), largest), seed)
@@ -66,7 +65,7 @@ def split(
 
 
 def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of (what stays, what is drawn)."""
+    """Return indices (kept, drawn)."""
     if data.table is not None and (data.table.times is not None or data.table.groups is not None):
         return _draw_blocks(data, count, seed)
     if not 0 < count < len(data.x):
@@ -89,10 +88,10 @@ def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def draw(y: Tensor, count: int, seed: int, *, classes: bool) -> tuple[Tensor, Tensor] | None:
-    """Indices of (what stays, `count` that are drawn), the codes y of classes in proportion.
+    """Return indices (kept, drawn), `count` of them drawn, stratified by classes y.
 
-    A class with one row stays; where more classes than drawn rows remain, one row of each stays.
-    None if too few rows are left to draw from.
+    A class with one row is kept; with more classes than drawn rows, one row of each is kept.
+    None if too few rows remain to draw from.
     """
     from sklearn.model_selection import train_test_split
 
@@ -104,13 +103,13 @@ def draw(y: Tensor, count: int, seed: int, *, classes: bool) -> tuple[Tensor, Te
     kept, drawn = train_test_split(
         rows.numpy(), test_size=count, random_state=seed, stratify=stratify
     )
-    if len(rows) < len(y):  # some rows could not be drawn: they stay too
+    if len(rows) < len(y):  # keep the rows excluded from drawing
         kept = np.setdiff1d(np.arange(len(y)), drawn)
     return torch.from_numpy(kept), torch.from_numpy(drawn)
 
 
 def _drawable(y: Tensor, count: int) -> tuple[Tensor, object]:
-    """The rows that may be drawn, and the classes to keep in proportion (None: as they come)."""
+    """Return the rows that may be drawn, and their classes to stratify by, or None."""
     sizes = torch.bincount(y)
     rows = torch.nonzero(sizes[y] > 1)[:, 0]
     if count < int((sizes > 1).sum()):
@@ -124,11 +123,10 @@ def _drawable(y: Tensor, count: int) -> tuple[Tensor, object]:
 
 
 def dealt(y: Tensor, parts: int, *, seed: int | None = None) -> Tensor:
-    """The part of every row, (rows,), so that all parts are alike in their targets.
+    """Assign rows to parts of similar targets; return the part of each row, (rows,).
 
-    The rows, sorted by their (first) target, are dealt to the parts in turn: classes come in
-    proportion, numbers over their whole range. Equal targets are dealt as they come, or shuffled
-    by `seed`.
+    Rows sorted by their (first) target are dealt in turn: classes stay in proportion, numbers
+    cover their range. Ties keep their order, or are shuffled by `seed`.
 
     >>> dealt(torch.tensor([0, 0, 1, 1]), 2).tolist()
     [0, 1, 0, 1]
@@ -143,7 +141,7 @@ def dealt(y: Tensor, parts: int, *, seed: int | None = None) -> Tensor:
 
 
 def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The latest rows, or whole groups."""
+    """Draw the latest rows, or whole groups."""
     from sklearn.model_selection import GroupShuffleSplit
 
     table = data.table
@@ -173,8 +171,8 @@ def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _prepared(data: Dataset, parts: list[Dataset]) -> tuple[list[Dataset], Preprocessing, Notices]:
-    """The parts of a table, which hold the numbers of their rows, as inputs; and what is said of
-    rows in two parts.
+    """Preprocess the parts of a table (given as row indices); return notices on rows that occur in
+    two parts.
     """
     assert data.table is not None
     values, y, table = data.x.numpy(), parts[0].y.numpy(), data.table
@@ -186,7 +184,7 @@ def _prepared(data: Dataset, parts: list[Dataset]) -> tuple[list[Dataset], Prepr
     for drawn, name in zip(rows[1:], ("validation", "test"), strict=True):
         told = list(digests(values, data.y.numpy(), drawn))
         notices += repeated(known, told, name) if told_of else []
-    del known  # it is as large as a column or two
+    del known  # as large as a column or two
     fitted = Preprocessing.fit(values, table, y, rows=rows[0])
     inputs = [
         fitted.apply_training(values, y, table, rows=rows[0]),
@@ -222,7 +220,7 @@ def _scaled(
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every column; constant columns keep their scale."""
-    wide = values.double()  # a sum of squares in float32 loses large, nearly constant columns
+    """Return mean and standard deviation of each column; 1 for constant columns."""
+    wide = values.double()  # float32 sums of squares are inexact for nearly constant columns
     mean, scale = wide.mean(0), wide.std(0, correction=0)
     return mean, torch.where(scale > 1e-9 * mean.abs(), scale, 1.0)

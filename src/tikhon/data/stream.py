@@ -1,4 +1,4 @@
-"""The one stream of batches: batch number k of any data, so that a reader can stop and go on."""
+"""A stream of batches from any data, addressed by batch number so that training can resume."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ from tikhon.data.batches import mixed, once, opened, order, pair, slices
 from tikhon.data.rows import Batch, cut, each, length, moved, split, take
 from tikhon.errors import DataError
 
-_KEPT = 2**26  # numbers of a sample of a loader's rows: it is held in memory
+_KEPT = 2**26  # values in a sample of a loader's rows, held in memory
 
 
 class Stream:
-    """An endless stream of batches (inputs, targets), addressed by number or epoch by epoch.
+    """An endless stream of batches (inputs, targets), addressed by number or by epoch.
 
-    Batch `k` is the same whenever it is asked for: a function of the data, the seed and `k`.
-    Rows in memory and data sets with a length are shuffled again each epoch and cut by `slices`.
-    A loader over a data set with a length brings its own batch size, sampler, collation and
-    workers; its random numbers of torch (order, augmentation) start from the seed and the epoch.
-    Other iterables can only be read onwards, again and again from their start; an iterator, which
-    has a start but once, is read whole.
+    Batch `k` is a function of the data, the seed and `k`. Rows in memory and data sets with a
+    length are reshuffled each epoch and split by `slices`. A loader over a data set with a length
+    keeps its batch size, sampler, collation and workers; its torch random numbers (order,
+    augmentation) are seeded by seed and epoch. Other iterables are only read forward, restarting
+    at the end; an iterator is read completely first, as it cannot restart.
 
     Args:
-        data: whatever `tikhon.data.batches.pair` takes; a loader is never read whole.
-        size: rows of a batch; a loader's own batch size goes first.
-        seed: of the order of the rows.
-        name: of the data, in errors.
+        data: anything `tikhon.data.batches.pair` takes; a loader is never read completely.
+        size: batch size; a loader's own takes precedence.
+        seed: of the row order.
+        name: of the data, for errors.
 
     >>> x, y = torch.arange(6.0)[:, None], torch.arange(6)
     >>> stream = Stream((x, y), size=4)
@@ -53,7 +52,7 @@ class Stream:
         self._place = (-1, -1)
         self._open: Iterator[Batch] = iter(())
         batch, source = opened(data, name)
-        self._cuts = source is not data  # by `slices`; a loader has cut its batches itself
+        self._cuts = source is not data  # a loader makes its own batches
         if batch is not None or isinstance(source, Iterator) or _only_shuffles(source):
             self.held = pair(data, name=name)
             self.rows = length(self.held)
@@ -61,7 +60,7 @@ class Stream:
             self._loader = source
             known = (
                 isinstance(source, DataLoader)
-                and source.batch_sampler is not None  # otherwise its items are batches themselves
+                and source.batch_sampler is not None  # otherwise its items are batches
                 and not isinstance(source.dataset, IterableDataset)
             )
             self.rows = len(cast(DataLoader, source).dataset) if known else 0  # type: ignore[arg-type]
@@ -71,7 +70,7 @@ class Stream:
 
     @property
     def batches(self) -> int | None:
-        """Batches of an epoch; None where only reading tells."""
+        """Batches in an epoch; None if unknown before reading."""
         if self.held is not None or (self.rows and self._cuts):
             return len(self._cut(torch.empty(self.rows)))
         return len(self._loader) if self.rows else None
@@ -80,13 +79,13 @@ class Stream:
         return slices(shuffled, self.size) if self._cuts else shuffled.split(self.size)
 
     def to(self, device: torch.device) -> Stream:
-        """The same stream with the rows in memory on a device."""
+        """Move rows held in memory to a device; returns the stream."""
         if self.held is not None:
             self.held = moved(self.held, device)
         return self
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from batch `start` on."""
+        """Iterate over the batches of an epoch from batch `start`."""
         if self.held is None:
             return itertools.islice(self._read(number), start, None)
         shuffled = order(self.rows, seed=self.seed, epoch=number)
@@ -94,7 +93,7 @@ class Stream:
         return (take(self.held, rows) for rows in self._cut(shuffled)[start:])
 
     def batch(self, k: int) -> Batch:
-        """Batch number `k`, counted from 0 through all epochs."""
+        """Return batch number `k`, counted from 0 over all epochs."""
         count = self.batches
         if count is None:
             return self._onwards()
@@ -104,18 +103,18 @@ class Stream:
         self._place = divmod(k + 1, count)
         found = next(self._open)
         if self._place[0] != epoch:
-            self._place = (-1, -1)  # the epoch is over: the next one is opened
+            self._place = (-1, -1)  # end of the epoch: reopen for the next
         return found
 
     def first(self) -> Batch:
-        """Batch 0, which is still to come where batches are only read onwards."""
+        """Return batch 0; it is put back where batches are only read forward."""
         found = self.batch(0)
         if self.batches is None:
             self._open = itertools.chain((found,), self._open)
         return found
 
     def sample(self, most: int) -> tuple[Any, Tensor]:
-        """At most `most` rows, evenly chosen: of a loader those of its data set."""
+        """Return at most `most` evenly spaced rows, for a loader from its data set."""
         if self.held is not None:
             every = 1 + (self.rows - 1) // most
             return cast("tuple[Any, Tensor]", cut(self.held, slice(None, None, every)))
@@ -137,7 +136,7 @@ class Stream:
         )
 
     def _read(self, epoch: int) -> Iterator[Batch]:
-        """The loader's batches; its random numbers are those of (seed, epoch), and its own."""
+        """Iterate over the loader's batches, seeding its random numbers by (seed, epoch)."""
         state = torch.Generator().manual_seed(mixed(self.seed, epoch)).get_state()
         loader = self._loader
         if self._cuts:
@@ -180,7 +179,7 @@ class Stream:
 
 
 def _only_shuffles(source: object) -> bool:
-    """Whether reading a loader's tensors by shuffled index gives what the loader gives."""
+    """Return whether indexing a loader's tensors in shuffled order equals reading the loader."""
     return (
         isinstance(source, DataLoader)
         and type(source.dataset) is TensorDataset

@@ -1,4 +1,4 @@
-"""Tables: columns of any kind in, a data set of numbers out."""
+"""Load tables: columns of any kind in, a numeric data set out."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-_WHOLE = 2**53  # from here on not every whole number is one of 64 bits
+_WHOLE = 2**53  # from here float64 cannot represent all integers
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What the user decides about a table.
+    """User options for a table.
 
     Args:
         target: name of the column to predict.
         task: "classification", "regression", or None to infer it from the target.
         features: the columns to use; None for all.
         drop: columns to leave out.
-        categorical: columns to read as categories whatever they look like.
-        time: a date or number column: later rows are held out, the column stays a feature.
-        group: a column whose equal values stay on one side of every split; not a feature.
+        categorical: columns to force to categories.
+        time: a date or number column; later rows are held out. It stays a feature.
+        group: a column whose equal values are never split. It is not a feature.
         format: how the file is written.
     """
 
@@ -77,17 +77,17 @@ class TableOptions:
 
 
 def load_table(path: Path, options: TableOptions) -> Dataset:
-    """The data set of a file of rows and columns.
+    """Load the data set of a table file.
 
-    Raises `DataError` for a file that cannot be trained on, or that needs more memory than is
-    free, and `InputError` for a column that it does not have.
+    Raises `DataError` for an unusable file or one that needs more than the free memory, and
+    `InputError` for a missing column.
     """
     refuse_too_large(path, options.format)
     return from_source(read(path, options.format), options)
 
 
 def from_source(source: Source, options: TableOptions) -> Dataset:
-    """The data set of a frame: kinds inferred, nothing fitted yet (that needs the split)."""
+    """Build the data set of a frame, inferring kinds; preprocessing is fitted after the split."""
     names = [str(name) for name in source.frame.columns]
     _check_names(source, names, options)
     target = read_target(source, options.target, options.task)
@@ -126,7 +126,7 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
 
 
 def _stem(name: str) -> str:
-    """The file's name without its endings: `sales.csv.gz` gives `sales`."""
+    """Return the file name without extensions: `sales.csv.gz` gives `sales`."""
     path = Path(name)
     return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
@@ -155,7 +155,7 @@ def _check_names(source: Source, names: list[str], options: TableOptions) -> Non
 def _features(
     source: Source, names: list[str], options: TableOptions
 ) -> tuple[tuple[Column, ...], np.ndarray, tuple[Column, ...]]:
-    """The columns to learn from, their encoded cells, and the columns that are left out."""
+    """Return the feature columns, their encoded cells, and the dropped columns."""
     not_used = {options.target, options.group, *options.drop}
     kept: list[Column] = []
     dropped: list[Column] = []
@@ -180,13 +180,13 @@ def _features(
 
 
 def _constant(values: np.ndarray) -> bool:
-    """Whether all rows are encoded alike, whatever their cells look like."""
+    """Return whether all rows have the same encoding."""
     first = values[:1]
     return bool(np.all((values == first) | (np.isnan(values) & np.isnan(first))))
 
 
 def _sameness(source: Source, name: str, encoded: np.ndarray) -> Sentence:
-    """Why a column whose rows are encoded alike is left out."""
+    """Explain why a column with constant encoding is dropped."""
     cells = cast("pd.Series", source.frame[name]).dropna().astype(str)
     value = cells.iloc[0][:40]
     if len(cells.unique()) > 1 and abs(encoded[0]) >= _WHOLE:

@@ -1,4 +1,4 @@
-"""The column to predict: numbers, or classes in all their spellings."""
+"""The target column: numbers, or classes with their spellings merged."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from tikhon.languages import Sentence, said
 if TYPE_CHECKING:
     import pandas as pd
 
-_FEW = 20  # whole numbers with no more values than this are classes
+_FEW = 20  # most distinct values for whole numbers to be classes
 
 
 @dataclass(frozen=True, eq=False)
 class TargetColumn:
-    """The target of the rows that have one, and what was decided about it."""
+    """The target of the rows that have one, and the choices made about it."""
 
     column: Column
     y: np.ndarray
     task: str
     why: str
-    source: Source  # the rows that have a target
+    source: Source  # rows with a target
     notices: tuple[Sentence, ...]
 
 
 def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
-    """Numbers or classes of the target column; rows without one are left out and counted.
+    """Parse the target as numbers or classes; rows without one are dropped and counted.
 
-    Raises `DataError` for a target that cannot be learnt, or that is neither numbers nor classes.
+    Raises `DataError` for a target that cannot be learned, or is neither numbers nor classes.
     """
     raw = RawColumn(source, name)
     if raw.foreign:
@@ -82,14 +82,14 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
 
 
 def _are_ranges(raw: RawColumn) -> bool:
-    """Whether the texts are names of ranges (`>50K`, `<=50K`): mostly limits, and few of them."""
+    """Return whether the texts name a few ranges (`>50K`, `<=50K`)."""
     cells = raw.cells
     limits = np.array([one is not None and one.bound in ("<", ">") for one in raw.numerals], bool)
     return len(cells.texts) <= _FEW and cells.share(limits) > 0.5
 
 
 def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
-    """The column as numbers; None if one of its cells is another text, or a code (`007`)."""
+    """Return the column as numbers; None if any cell is other text or a code (`007`)."""
     from pandas.api import types
 
     name, series, cells = raw.name, raw.series, raw.cells
@@ -121,7 +121,7 @@ def _rows(source: Source, there: np.ndarray) -> Source:
 
 
 def _refuse_mixtures(raw: RawColumn) -> None:
-    """Refuse a target of many numbers and some texts, or of many dates, which are no classes."""
+    """Raise for a target of many numbers and some texts, or of many dates."""
     cells = raw.cells
     is_number = np.array([one is not None for one in raw.numerals])
     if is_number.sum() > _FEW and cells.share(is_number) > 0.5 and not is_number.all():
@@ -139,7 +139,7 @@ def _classes(
     values: np.ndarray | None,
     notices: Sequence[Sentence],
 ) -> TargetColumn:
-    """Classes: spellings of one label are one class, and said."""
+    """Build a target of classes, merging spellings of one label with a notice."""
     if task == "regression":
         raise DataError(
             f"{source.name}: regression needs numbers, but {name!r} holds "
@@ -187,21 +187,21 @@ def _classes(
 
 
 def _values_of(cells: Cells, values: np.ndarray) -> list[float]:
-    """The number of each different text."""
+    """Return the number of each distinct text."""
     found = np.zeros(len(cells.texts))
     found[cells.codes] = values
     return found.tolist()
 
 
 def _label_keys(texts: Sequence[str]) -> list[str]:
-    """What makes two labels one: their spelling, or what they say if all are truth values."""
+    """Return the key that identifies labels: spelling, or the truth value if all are."""
     if truths(texts):
         return [str(text.lower() in TRUE) for text in texts]
     return [level_of(text) for text in texts]
 
 
 def _blanks(source: Source, name: str) -> list[Sentence]:
-    """Labels that differ in outer blanks alone, which `texts_of` takes away."""
+    """Report labels that differ only in outer blanks, which `texts_of` strips."""
     raw = cast("pd.Series", source.frame[name]).dropna().astype("string")
     different = raw.drop_duplicates()
     stripped = different.str.strip()
@@ -210,7 +210,7 @@ def _blanks(source: Source, name: str) -> list[Sentence]:
 
 
 def _combined(name: str, labels: Sequence[str]) -> list[Sentence]:
-    """Labels that are made of fewer others, as `action|drama` is: each combination is a class."""
+    """Report combined labels such as `action|drama`, each of which is a class."""
     for mark in "|;,":
         parts = {part.strip() for label in labels for part in label.split(mark)}
         joined = [label for label in labels if mark in label]

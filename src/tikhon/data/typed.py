@@ -1,4 +1,4 @@
-"""Files whose cells have types: Parquet, Feather, JSON lines and Excel workbooks."""
+"""Read files with typed cells: Parquet, Feather, JSON lines and Excel workbooks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
-Frame = tuple["pd.DataFrame", dict[str, str]]  # and the columns that hold no cells: name -> what
+Frame = tuple["pd.DataFrame", dict[str, str]]  # with the columns of non-scalar cells: name -> type
 
 
 def arrow(path: Path, content: bytes, kind: str) -> Frame:
-    """A Parquet or Feather file. Raises `DataError` for a damaged one."""
+    """Read a Parquet or Feather file. Raises `DataError` for a damaged one."""
     try:
         import pyarrow
         from pyarrow import feather, parquet
@@ -62,7 +62,7 @@ def _from_arrow(path: Path, table: pa.Table) -> Frame:
 
 
 def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
-    """The column as numbers, texts, truth values or moments; or what else it holds."""
+    """Return the column as numbers, texts, booleans or timestamps, or the name of another type."""
     import pyarrow as pa
     from pyarrow import compute as pc, types
 
@@ -93,7 +93,7 @@ def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
 
 
 def json_rows(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list[int]]:
-    """One JSON object a line, or a list of objects; lines of the file come with the rows."""
+    """Read one JSON object per line, or a list of objects, with their line numbers."""
     rows, inside = _listed(text, wrapped=path.name.lower().removesuffix(".gz").endswith(".json"))
     lines: list[int] = []
     if not rows:
@@ -105,8 +105,8 @@ def json_rows(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list
 
 
 def _listed(text: str, *, wrapped: bool) -> tuple[list[dict[str, Any]], str | None]:
-    """The objects of a document that is one list of objects, or an object around one list, under
-    some name; none of another.
+    """Return the objects of a JSON document that is a list, or an object with a single list; else
+    none.
     """
     if not text.lstrip().startswith(("[", "{") if wrapped else "["):
         return [], None
@@ -116,7 +116,7 @@ def _listed(text: str, *, wrapped: bool) -> tuple[list[dict[str, Any]], str | No
         found = json.loads(text, object_pairs_hook=_once)
         json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
-        return [], None  # what is wrong is told by line
+        return [], None  # the error is reported by line
     if isinstance(found, dict):
         lists = [key for key, value in found.items() if isinstance(value, list) and value]
         if len(lists) != 1:
@@ -134,7 +134,7 @@ def _one_a_line(path: Path, text: str) -> tuple[list[dict[str, object]], list[in
             continue
         try:
             row = json.loads(line, object_pairs_hook=_once)
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(row, ensure_ascii=False).encode()  # rejects lone surrogates
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise DataError(f"{path} line {number} is not JSON ({reason})") from error
@@ -157,7 +157,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, object]:
 
 
 def workbook(path: Path, content: bytes) -> Frame:
-    """The first sheet of an .xlsx file; formulas by the values that were saved with them."""
+    """Read the first sheet of an .xlsx file; formulas as their saved values."""
     try:
         import openpyxl
     except ImportError as error:
@@ -166,7 +166,7 @@ def workbook(path: Path, content: bytes) -> Frame:
         book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
         rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
         others = [sheet.title for sheet in book.worksheets[1:]]
-    except Exception as error:  # a damaged archive fails anywhere in zipfile, XML or openpyxl
+    except Exception as error:  # damaged files raise anything from zipfile, XML or openpyxl
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise DataError(
             f"{path} is not a complete .xlsx file ({reason}); copy it again"
@@ -182,7 +182,7 @@ def workbook(path: Path, content: bytes) -> Frame:
         and not header[-1]
         and all(len(r) < len(header) or r[len(header) - 1] is None for r in rows[1:])
     ):
-        header.pop()  # columns that are formatted but empty
+        header.pop()  # formatted but empty columns
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise DataError(f"{path}: column {twice[:60]!r} appears twice; rename one of them")
     if len(rows) < 2:
@@ -197,7 +197,7 @@ def workbook(path: Path, content: bytes) -> Frame:
 
 
 def frame_of(columns: Mapping[str, list[Any]]) -> Frame:
-    """A frame of Python values: each column numbers, truth values, moments, or texts."""
+    """Build a frame of Python values: numbers, booleans, timestamps or texts in each column."""
     import numpy as np
     import pandas as pd
 
@@ -228,7 +228,7 @@ def _float(cell: float | Decimal) -> float:
 
 
 def _text(cell: object) -> str:
-    """A cell of a column of several types, as it would be typed."""
+    """Format a cell of a mixed-type column as text."""
     if isinstance(cell, float) and cell.is_integer():
         return f"{cell:.0f}"
     if isinstance(cell, datetime | date | time):

@@ -1,4 +1,4 @@
-"""A running fit or search in the browser: read-only, on this machine alone."""
+"""Show a running fit or search in the browser, read-only and local."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The web application: five fixed addresses, no parameter, nothing that changes anything."""
+"""The web application: five fixed addresses, no parameters, no side effects."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ASSETS = {  # address -> package, file, type
 
 
 def application(run: Watched, access: Access, hosts: Iterable[str]) -> Application:
-    """The application for one run.
+    """Build the application for one run.
 
     Args:
-        run: the run that is shown.
-        access: the key; without its cookie every address answers 403.
-        hosts: the names that a request's Host header may have, port aside.
+        run: the run to show.
+        access: the key; without its cookie every address returns 403.
+        hosts: the allowed names in a request's Host header, ignoring the port.
     """
 
     async def page(request: Request) -> Response:
@@ -47,9 +47,9 @@ def application(run: Watched, access: Access, hosts: Iterable[str]) -> Applicati
 
 
 async def changes(run: Watched, *, every: float) -> AsyncIterator[dict[str, str]]:
-    """One event whenever the run's files differ; a slow reader gets one for many changes.
+    """Yield an event whenever the run's files change; slow readers get several changes at once.
 
-    It looks `every` so many seconds; the data are the seconds since the run wrote.
+    Polls `every` seconds; the data are the seconds since the run last wrote.
     """
     seen = None
     while True:
@@ -61,7 +61,7 @@ async def changes(run: Watched, *, every: float) -> AsyncIterator[dict[str, str]
 
 
 def asset(package: str, name: str, media_type: str):
-    """The endpoint of one of the fixed files."""
+    """Return the endpoint for a fixed file."""
     content = (files(package) / "static" / name).read_bytes()
 
     async def endpoint(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Connections that must ask soon, and of which there is a bounded number."""
+"""Bound the number of connections and the time to send a request."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-ASKING = 10.0  # seconds within which a request must have come whole
-MOST = 48  # connections; beyond them the one that has waited longest without asking is closed
+ASKING = 10.0  # seconds to send a complete request
+MOST = 48  # connections; beyond them the longest idle one is closed
 
 
 class Connection(H11Protocol):
-    """One connection: closed when it does not ask, or when others need its place.
+    """A connection, closed if it is slow to send a request or its place is needed.
 
-    Connections that are opened and left half-asked cannot keep the owner out: each has `ASKING`
-    seconds for a request, however slowly it comes, and a new one takes the place of the oldest of
-    them. One that is being answered is left alone, as long as the events of a page last.
+    Half-open connections cannot lock the owner out: each has `ASKING` seconds for a request, and a
+    new one replaces the oldest of them. Connections being answered, such as event streams, are
+    kept.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -27,11 +27,11 @@ class Connection(H11Protocol):
 
     @property
     def is_asking(self) -> bool:
-        """Whether no request of it is being answered."""
+        """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: Transport) -> None:
-        """Take the place of another one if there are too many."""
+        """Close the oldest idle connection if there are too many."""
         super().connection_made(transport)
         self._set_limit()
         if len(self.connections) > MOST:
@@ -39,14 +39,14 @@ class Connection(H11Protocol):
             min(asking, key=lambda c: c.opened).close()
 
     def data_received(self, data: bytes) -> None:
-        """Read on; the time limit ends with a whole request."""
+        """Read data; a complete request ends the time limit."""
         super().data_received(data)
         self._set_limit()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP and end; a request before it gets no answer any more.
+        """Answer malformed HTTP and close; pending requests are dropped.
 
-        Bytes that spoil a connection may come while its last request is being answered.
+        Malformed bytes may arrive while the last request is being answered.
         """
         unanswered = self.cycle is None or not self.cycle.response_started
         if self.cycle is not None:
@@ -58,17 +58,17 @@ class Connection(H11Protocol):
             self.close()
 
     def on_response_complete(self) -> None:
-        """The next request has its own time."""
+        """Restart the time limit for the next request."""
         super().on_response_complete()
         self._set_limit()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the time limit."""
+        """Cancel the time limit."""
         self._drop_limit()
         super().connection_lost(exc)
 
     def close(self) -> None:
-        """End at once, without what is still unsent."""
+        """Close immediately, discarding unsent data."""
         self.transport.abort()
 
     def _set_limit(self) -> None:

@@ -1,4 +1,4 @@
-"""Who may ask for what: exact hosts, two methods, a key. Everything else is refused."""
+"""Access control: exact hosts, two methods, a key; everything else is refused."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ HEADERS = (
 
 
 class Access:
-    """The key to one server: a token in the address that it prints, then a cookie.
+    """The key of a server: a token in the printed address, then a cookie.
 
-    The token is good until the server ends, so that a preview cannot use it up. The cookie has a
-    name of its own, since browsers send it to every port of a host.
+    The token is valid until the server ends, so that link previews cannot use it up. The cookie
+    has a random name, as browsers send it to every port of a host.
     """
 
     def __init__(self) -> None:
@@ -47,18 +47,18 @@ class Access:
         self._cookie = secrets.token_urlsafe(24)
 
     def redeem(self, token: str) -> str | None:
-        """The cookie for the token; None for another."""
+        """Return the cookie for a valid token, else None."""
         if not secrets.compare_digest(token.encode(), self.token.encode()):
             return None
         return self._cookie
 
     def opens(self, cookie: str) -> bool:
-        """Whether a cookie is the right one."""
+        """Return whether the cookie is valid."""
         return secrets.compare_digest(cookie.encode(), self._cookie.encode())
 
 
 class Guard:
-    """Refuses what does not come from the user's own browser tab; adds the headers to the rest."""
+    """Refuse requests not from the user's own browser tab; add headers to the others."""
 
     def __init__(self, inner: Application, hosts: frozenset[str], access: Access) -> None:
         self.inner, self.hosts, self.access = inner, hosts, access
@@ -81,7 +81,7 @@ class Guard:
         await answer(scope, receive, sealed)
 
     def judge(self, scope: Scope) -> Response | None:
-        """The refusal of a request, or the way in for the first one; None if it may pass."""
+        """Return a refusal, or the redirect that sets the cookie; None if the request may pass."""
         headers = Headers(scope=scope)
         names = headers.getlist("host")
         if len(names) != 1 or not self.known(names[0]):
@@ -106,13 +106,13 @@ class Guard:
         return None if allowed else _closed()
 
     def known(self, host: str) -> bool:
-        """Whether a Host header names this server, port aside."""
+        """Return whether a Host header names this server, ignoring the port."""
         found = HOST.fullmatch(host)
         return found is not None and found[1].lower() in self.hosts
 
 
 def _host(origin: str) -> str:
-    """The host of an Origin header; empty, which nobody is called, where it is not an address."""
+    """Return the host of an Origin header, or "" if malformed, which matches no host."""
     try:
         return urlsplit(origin).netloc
     except ValueError:

@@ -1,4 +1,4 @@
-"""Binding a port of this machine and serving until Ctrl-C."""
+"""Bind a local port and serve until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tikhon.live.guard import Access
 from tikhon.live.watching import Watched
 
 PORT = 8420
-TRIES = 50  # ports after the first one
+TRIES = 50  # ports tried after the first
 
 
 def serve(
@@ -28,19 +28,18 @@ def serve(
     language: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Show a run in the browser while it runs; returns when it is stopped.
+    """Show a run in the browser while it runs; return when stopped.
 
     Args:
-        run_dir: folder of a run; it is only read, without a lock. The page waits for a run that
-            has not begun.
-        host: an address of this machine; another one than 127.0.0.1 or ::1 lets others connect,
-            who still need the printed address.
-        port: the first port to try, the next free one is taken.
-        language: "en" or "zh"; by default the browser's.
-        say: called with the lines to show, the address among them.
+        run_dir: run folder, only read and not locked. If it has no run yet, the page waits.
+        host: an address of this machine; any other than 127.0.0.1 or ::1 allows other machines,
+            which still need the printed address.
+        port: the first port to try.
+        language: "en" or "zh"; by default that of the browser.
+        say: called with each line to print, including the address.
 
-    Raises `InputError` for a folder of other files or a host that is not an address of this
-    machine, `StorageError` where no port is free.
+    Raises `InputError` for a folder with other files or a host that is not an address of this
+    machine, `StorageError` if no port is free.
     """
     run, access = Watched(run_dir, language), Access()
     listener, port = bind(host, port)
@@ -67,7 +66,7 @@ def serve(
 
 
 def bind(host: str, port: int) -> tuple[socket.socket, int]:
-    """A listening socket on the first free port from `port` on."""
+    """Return a socket listening on the first free port from `port`."""
     try:
         family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
     except ValueError as error:
@@ -92,7 +91,7 @@ def bind(host: str, port: int) -> tuple[socket.socket, int]:
 
 
 def own_names(host: str) -> frozenset[str]:
-    """The names under which requests may come, exactly."""
+    """Return the host names allowed in requests."""
     address = ipaddress.ip_address(host)
     shown = f"[{address.compressed}]" if address.version == 6 else host
     if not address.is_unspecified:

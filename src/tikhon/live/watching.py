@@ -1,4 +1,4 @@
-"""What a run's page looks like now: read without a lock, rendered once for all who look."""
+"""The current page of a run: read without a lock, rendered once for all viewers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tikhon.report.html import render
 from tikhon.report.page import Name, Page, say
 from tikhon.report.saved import SavedRun, read
 
-POINTS = 1000  # epochs that a page shows at most
+POINTS = 1000  # epochs shown at most
 FILES = ("config.json", "history.jsonl", "journal.jsonl", "result.json")
 SERVED = ("/page.css", "/plotly.js", "/page.js", "/live.js")
 
@@ -21,12 +21,12 @@ Version = tuple[tuple[int, int], ...]
 
 
 class Watched:
-    """One run directory that may change at any time."""
+    """A run folder that may change at any time."""
 
     def __init__(self, path: str | Path, language: str | None = None) -> None:
-        """Show a run; where none is there yet, a page that waits for it.
+        """Watch a run, or wait for one to begin.
 
-        Raises `InputError` for a folder that holds something else.
+        Raises `InputError` for a folder with other content.
         """
         self.path, self.language = Path(path), language
         self._lock = threading.Lock()
@@ -34,7 +34,7 @@ class Watched:
         self._page = self._render()
 
     def version(self) -> Version:
-        """Size and time of the run's files: another value says that there is news."""
+        """Return sizes and times of the run's files, which change with any update."""
         found = []
         for name in FILES:
             try:
@@ -45,25 +45,25 @@ class Watched:
         return tuple(found)
 
     def age(self, version: Version | None = None) -> float:
-        """Seconds since the run last wrote, by a version at hand; 0 where there is nothing yet."""
+        """Return the seconds since the run last wrote; 0 before it begins."""
         newest = max(written for _, written in version or self.version()) / 1e9
         return max(0.0, time.time() - newest) if newest else 0.0
 
     @property
     def waits(self) -> bool:
-        """Whether no run has begun in the folder, which may be empty or not yet there."""
+        """Whether no run has begun in the folder, which may be empty or missing."""
         if self.path.is_dir():
             return all(file.name.startswith(".") for file in self.path.iterdir())
         return not self.path.exists()
 
     def page(self) -> str:
-        """The page of the run as it is now; the last one while a file is being replaced."""
+        """Return the current page; the previous one while a file is being replaced."""
         with self._lock:
             if self.version() != self._version:
                 try:
                     self._page = self._render()
                 except (DataError, InputError, OSError):
-                    pass  # between two states of the files
+                    pass  # files are inconsistent
             return self._page
 
     def _render(self) -> str:
@@ -79,12 +79,12 @@ class Watched:
 
 
 def waiting(path: Path) -> Page:
-    """The page of a run that has not begun."""
+    """Return the page of a run that has not begun."""
     return Page(Name(path.name), "plain", say("waiting"), (say("waiting_for", path=str(path)),))
 
 
 def thinned(run: SavedRun, points: int = POINTS) -> SavedRun:
-    """The run with at most about `points` epochs, the last one and any divergence among them."""
+    """Keep at most about `points` epochs, including the last one and any divergence."""
     every = -(-len(run.history) // points)
     if every <= 1:
         return run

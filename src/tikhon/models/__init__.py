@@ -1,4 +1,4 @@
-"""The small networks that the command line and the estimators build, by name."""
+"""Small networks built by name, for the command line and the estimators."""
 
 from __future__ import annotations
 

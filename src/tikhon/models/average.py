@@ -1,4 +1,4 @@
-"""Several trained networks as one module."""
+"""Average several trained networks in one module."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Average(nn.Module):
-    """The mean prediction of its members: one call, one state dict, one file.
+    """The mean prediction of its members, as one module.
 
     With `probabilities` the members' softmax outputs are averaged and their logarithm returned,
-    so the result is used like the logits of one classifier; otherwise outputs are averaged.
+    for use like the logits of one classifier; otherwise outputs are averaged.
 
     >>> members = [nn.Linear(3, 2) for _ in range(4)]
     >>> average = Average(members, probabilities=True)
@@ -26,7 +26,7 @@ class Average(nn.Module):
         self.probabilities = probabilities
 
     def forward(self, *inputs: object, **named: object) -> Tensor:
-        """(rows, ...) -> (rows, outputs); inputs as the members take them."""
+        """(rows, ...) -> (rows, outputs); inputs as for the members."""
         outputs = torch.stack([member(*inputs, **named) for member in self.members])
         if not self.probabilities:
             return outputs.mean(0)

@@ -1,4 +1,4 @@
-"""From a name to a network that fits the data."""
+"""Build networks by name for given data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tikhon.models.mlp import MLP
 from tikhon.models.skip import SkipNetwork
 from tikhon.models.spline import Spline, SplineNetwork
 
-# name -> what it is; `mlp-A-B-C` gives every width, `mlp:B` the hidden ones
+# name -> description; `mlp-A-B-C` gives all widths, `mlp:B` the hidden ones
 NAMES = {
     "linear": "one linear layer",
     "mlp": "one hidden layer of 128 units; mlp:300,100 for other widths, mlp-784-128-10 for all",
@@ -36,11 +36,11 @@ def build(
     rate: float = 0.0,
     rows: Tensor | None = None,
 ) -> nn.Module:
-    """The network of that name for rows of `shape` and that many outputs.
+    """Build the network of that name for rows of `shape` and the number of outputs.
 
-    `rate` in [0, 1) is its dropout rate; `rows`, (rows, *shape), are the training inputs, at whose
-    quantiles a spline has its knots. Raises `InputError` for an unknown name and for widths that
-    do not fit the data.
+    `rate` in [0, 1) is the dropout rate; `rows`, (rows, *shape), are the training inputs, whose
+    quantiles are the knots of a spline. Raises `InputError` for an unknown name and for widths
+    that do not match the data.
 
     >>> build("mlp-64-32-10", (64,), 10).sizes
     (64, 32, 10)
@@ -80,10 +80,10 @@ def build(
 def restore(
     name: str, shape: Sequence[int], outputs: int, state: Mapping[str, Tensor]
 ) -> nn.Module:
-    """The network of that name with the weights of `state`.
+    """Build the network of that name with the weights in `state`.
 
-    Raises RuntimeError, as torch does, for a state of another network; the shapes are compared
-    before any memory is taken for the weights.
+    Raises RuntimeError, as torch does, for the state of another network; shapes are compared
+    before memory is allocated.
     """
 
     def empty() -> nn.Module:

@@ -10,7 +10,7 @@ from tikhon.layers import Dropout
 
 
 class ConvNet(nn.Module):
-    """Two 3x3 convolutions with pooling, a mean over the image's quarters, one linear layer.
+    """Two 3x3 convolutions with pooling, 2x2 average pooling, one linear layer.
 
     Works for images of 4x4 and larger. `width` is the number of channels of the first layer,
     `rate` in [0, 1) the dropout rate before the last.

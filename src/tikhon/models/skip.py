@@ -1,4 +1,4 @@
-"""A network beside a linear map of its inputs."""
+"""Networks with a linear skip connection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class SkipNetwork(nn.Module):
-    """A network beside a linear map of the same inputs: what `Hierarchical` needs.
+    """A network plus a linear map of its inputs, as `Hierarchical` requires.
 
     >>> SkipNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), 4, 2)(
     ...     torch.zeros(3, 4)).shape

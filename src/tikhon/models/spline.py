@@ -1,4 +1,4 @@
-"""A network that sees every number through a piecewise linear basis too."""
+"""Networks with a piecewise linear basis of each input."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-ENOUGH = 100_000  # rows that quantiles are taken of
-PARTS = ("source", "left", "width", "mean")  # the buffers of a spline
-SPREAD = 3.0  # standard deviations at which an input begins to saturate
+ENOUGH = 100_000  # rows used for the quantiles
+PARTS = ("source", "left", "width", "mean")  # buffers of a spline
+SPREAD = 3.0  # standard deviations at which inputs saturate
 
 
 class Spline(nn.Module):
-    r"""Inputs, softly clipped, and the pieces of linear splines between their quantiles.
+    r"""Soft-clipped inputs, and piecewise linear bases between their quantiles.
 
     An input ``x`` (standardised) gives ``x / sqrt(1 + (x/3)^2)``, and for every two neighbouring
     knots ``a < b``
 
         2 * (clamp((x - a) / (b - a), 0, 1) - m)        with m the mean of the clamp in training,
 
-    so that a linear layer behind it is any piecewise linear function of each input. Inputs of two
-    values (such as the columns of a category) have no pieces.
+    so that a linear layer on top can be any piecewise linear function of each input. Inputs with
+    two values (such as category columns) have no pieces.
 
     Args:
         source, left, width, mean: (pieces,) the input, ``a``, ``b - a`` and ``m`` of each piece.
@@ -46,7 +46,7 @@ class Spline(nn.Module):
 
     @classmethod
     def of(cls, x: Tensor, *, knots: int = 17) -> Spline:
-        """Knots at evenly spaced quantiles of the columns of `x`, (rows, ...), of ENOUGH rows."""
+        """Place knots at evenly spaced quantiles of each column of `x`, (rows, ...)."""
         x = x[:: max(1, len(x) // ENOUGH)].flatten(1)
         levels = torch.linspace(0, 1, knots, dtype=x.dtype, device=x.device)
         found = [
@@ -63,7 +63,7 @@ class Spline(nn.Module):
 
     @classmethod
     def restored(cls, state: Mapping[str, Tensor]) -> Spline:
-        """The spline of a `SplineNetwork` whose state this is; RuntimeError for another's."""
+        """Build the spline from the state of a `SplineNetwork`; RuntimeError for other states."""
         if missing := [f"spline.{name}" for name in PARTS if f"spline.{name}" not in state]:
             raise RuntimeError(f"the state lacks {', '.join(missing)}")
         return cls(*(state[f"spline.{name}"] for name in PARTS))
@@ -80,7 +80,7 @@ class Spline(nn.Module):
 
 
 class SplineNetwork(nn.Module):
-    """A network behind a `Spline` of its inputs.
+    """A network on top of a `Spline` of its inputs.
 
     >>> spline = Spline.of(torch.randn(50, 3))
     >>> net = nn.Linear(3 + len(spline.left), 2)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a run directory: `tikhon.report.write`."""
+"""Render run folders as one self-contained HTML page: `tikhon.report.write`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Charts as plain plotly figures: data in, `{"data": [...], "layout": {...}}` out.
 
-Colours are names of the page's palette (page.css) and texts may be `Label`s: the page resolves
-both when it draws, so one figure serves light and dark, English and Chinese.
+Colours are names of the page's palette (page.css) and texts may be `Label`s; the page resolves
+both when it draws, so that one figure serves light and dark, English and Chinese.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Numbers = Sequence[float | None]
 
 
 def short(text: str, width: int) -> str:
-    """A name on one line, cut where it would break the page."""
+    """Shorten a name to one line of at most `width` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= width else f"{flat[: width - 1]}…"
 
 
 def literal(text: str, width: int = 48) -> str:
-    """A name from the data as plotly text: shortened, and with its markup spelled out.
+    """Shorten a name from the data and escape its markup for plotly.
 
     >>> literal("<b>age</b>")
     '&lt;b&gt;age&lt;/b&gt;'
@@ -37,17 +37,17 @@ def literal(text: str, width: int = 48) -> str:
 
 
 def title(text: Label | Name | str) -> Label | str:
-    """A chart's text: labels stay, names are made literal."""
+    """Return chart text: labels unchanged, names escaped."""
     return text if isinstance(text, Label) else literal(str(text))
 
 
 def axis(text: Label | Name | str = "", **more: object) -> dict[str, object]:
-    """One axis with its title."""
+    """Return an axis with its title."""
     return {"title": {"text": title(text)}, **more}
 
 
 def flat(values: Iterable[object]) -> dict[str, object]:
-    """The range of an axis on which all values are one: plotly would go from 0 to its double.
+    """Return a narrow range for an axis whose values are all equal; plotly would start at 0.
 
     >>> flat([0.99, None, 0.99]), flat([0.9, 1.0])
     ({'range': [0.9801, 0.9999]}, {})
@@ -60,7 +60,7 @@ def flat(values: Iterable[object]) -> dict[str, object]:
 
 
 def logarithmic(values: Iterable[object]) -> dict[str, object]:
-    """A log axis with ticks at round numbers; a linear one where too few would fall on it.
+    """Return a log axis with ticks at round numbers, or a linear one if too few would fit.
 
     >>> logarithmic([0.002, 0.06])["ticktext"]
     ['0.002', '0.005', '0.01', '0.02', '0.05']
@@ -85,7 +85,7 @@ def logarithmic(values: Iterable[object]) -> dict[str, object]:
 
 
 def finite(values: Iterable[object]) -> list[float]:
-    """The finite numbers among `values`."""
+    """Return the finite numbers among `values`."""
     return [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
@@ -97,20 +97,20 @@ def line(
     width: float = 2,
     **style: object,
 ) -> Figure:
-    """A line through points; `style` is its dash or shape."""
+    """Return a line through points; `style` sets its dash or shape."""
     points = {"mode": "lines", "x": list(x), "y": list(y), "name": name}
     return {**points, "line": {"color": colour, "width": width, **style}}
 
 
 def ring(x: object, y: object, name: Label, colour: str = "chosen") -> Figure:
-    """A ring around a point."""
+    """Return a ring around a point."""
     marker = {"size": 15, "symbol": "circle-open", "color": colour}
     marker["line"] = {"width": 3, "color": colour}
     return {"mode": "markers", "x": [x], "y": [y], "name": name, "marker": marker}
 
 
 def note(x: float, y: float, text: Label, colour: str, size: int, **more: object) -> Figure:
-    """A text at a place of the x axis and a height of the chart, 0 to 1."""
+    """Return a text at a position on the x axis and a relative height, 0 to 1."""
     font = {"color": colour, "size": size}
     return {"x": x, "y": y, "yref": "paper", "showarrow": False, "font": font, "text": text} | more
 
@@ -125,7 +125,7 @@ def learning_curves(
     best: int | None = None,
     **range_: object,
 ) -> Figure:
-    """Train and validation curve; where train is the better one, the gap is shaded."""
+    """Return training and validation curves, with the gap shaded where training is better."""
     better = max if higher else min
     edge = [None if None in (t, v) else better(t, v) for t, v in zip(train, valid)]  # type: ignore
     shade = {"hoverinfo": "skip", "fill": "tonexty", "fillcolor": "gap"}
@@ -151,7 +151,7 @@ def learning_curves(
 
 
 def vertical(x: float) -> dict[str, object]:
-    """A dotted line at x."""
+    """Return a dotted vertical line at x."""
     return {
         "type": "line",
         "x0": x,
@@ -166,7 +166,7 @@ def vertical(x: float) -> dict[str, object]:
 def over_time(
     epochs: Numbers, series: Mapping[str, Numbers], y: Label, *, log: bool = False, **more: object
 ) -> Figure:
-    """One line a name over the epochs."""
+    """Return one line over epochs for each name."""
     data = [
         line(epochs, values, literal(name), PALETTE[i % len(PALETTE)])
         for i, (name, values) in enumerate(series.items())
@@ -180,7 +180,7 @@ def over_time(
 def lines(
     x: Sequence[str], series: Mapping[str, Numbers], x_title: Label, y_title: Label
 ) -> Figure:
-    """One line a name over a few named places."""
+    """Return one line over named positions for each name."""
     data = [
         line(x, values, literal(name, 24), PALETTE[i % len(PALETTE)], dash=_dash(i))
         | {"mode": "lines+markers"}
@@ -191,13 +191,13 @@ def lines(
 
 
 def _dash(place: int) -> str:
-    """Solid for the first lines, dashed for those that the palette serves again."""
+    """Return solid until the palette repeats, then dashed."""
     return "solid" if place < len(PALETTE) else "dash"
 
 
 @dataclass(frozen=True)
 class Response:
-    """A score at several strengths of one method, of which one was chosen."""
+    """Scores of one method at several strengths, one of which was chosen."""
 
     x: Label
     y: Label
@@ -210,7 +210,7 @@ class Response:
 
 
 def score_against_strength(response: Response, **range_: object) -> Figure:
-    """Validation score over the strength, the chosen one ringed, exact zeros on a second axis."""
+    """Plot validation score against strength, ringing the chosen one; zeros on a second axis."""
     points = sorted(
         zip(
             response.strengths,
@@ -253,18 +253,18 @@ def score_against_strength(response: Response, **range_: object) -> Figure:
 
 
 def close(a: float, b: float) -> bool:
-    """Whether two strengths are the same number after a trip through JSON."""
+    """Return whether two strengths are equal up to JSON rounding."""
     return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def spans_decades(values: Iterable[object], factor: float = 30) -> bool:
-    """Whether a log axis reads better: positive values over such a factor or more."""
+    """Return whether positive values span at least `factor`, so that a log axis is clearer."""
     positive = [v for v in finite(values) if v > 0]
     return len(positive) > 1 and max(positive) / min(positive) >= factor
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], zeros: float | None) -> Figure:
-    """Weights by size, the exact zeros stacked apart in the bin that holds them."""
+    """Plot a histogram of weights, with exact zeros stacked separately in their bin."""
     centres = [(a + b) / 2 for a, b in pairwise(edges)]
     exact = round((zeros or 0) * sum(counts))
     home = next((i for i, b in enumerate(edges[1:]) if edges[i] <= 0 < b), None)
@@ -294,7 +294,7 @@ def intervals(
     x: Label,
     colours: Sequence[str] = PALETTE,
 ) -> Figure:
-    """A dot with its interval for every name, the first name on top."""
+    """Plot a dot with its interval for each name, the first on top."""
     data = []
     for i, (mean, low, high) in enumerate(zip(means, lows, highs)):
         whole = None not in (mean, low, high)
@@ -322,7 +322,7 @@ def intervals(
 
 
 def over(x: Numbers, y: Numbers, x_title: Label, y_title: Label) -> Figure:
-    """A stepped line over a log axis that runs from strong to weak."""
+    """Plot a step function over a log axis from strong to weak."""
     data = [line(x, y, y_title, "series-2", shape="hv")]
     across = axis(x_title, **logarithmic(x), autorange="reversed")
     layout = {"xaxis": across, "yaxis": axis(y_title, rangemode="tozero"), "showlegend": False}
@@ -337,7 +337,7 @@ def trails(
     named: int,
     first: Sequence[int] = (),
 ) -> Figure:
-    """One line a feature from strong to weak; `named` get colours: `first`, then the largest."""
+    """Plot a line for each feature from strong to weak; `named` are coloured, from `first` on."""
     peaks = [max(finite([row[j] for row in rows]), default=0.0) for j in range(len(names))]
     leading = {j: place for place, j in enumerate(first)}
     order = sorted(range(len(names)), key=lambda j: (leading.get(j, len(leading)), -peaks[j]))
@@ -362,7 +362,7 @@ def banded(
     y_title: Label,
     marks: Mapping[str, int],
 ) -> Figure:
-    """A curve with its error band over a log axis that runs from strong to weak."""
+    """Plot a curve with its error band over a log axis from strong to weak."""
     whole = [i for i, v in enumerate(y) if v is not None and x[i]]
     xs, ys = [x[i] for i in whole], [float(y[i] or 0) for i in whole]
     spread = [float(errors[i] or 0) for i in whole]

@@ -1,4 +1,4 @@
-"""The verb: run directories in, one HTML file out."""
+"""Write the HTML report of run folders."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ KINDS: dict[str, Callable[[SavedRun], Page]] = {
 def write(
     *run_dirs: str | Path, output: str | Path | None = None, language: str | None = None
 ) -> Path:
-    """Write the report of one run, or the comparison of several, and return the file's path.
+    """Write the report of one run, or a comparison of several, and return its path.
 
-    The page is one HTML file that works offline: verdict first, then what supports it. It carries
-    English and Simplified Chinese.
+    The page is one HTML file that works offline, verdict first, in English and Simplified Chinese.
 
     Args:
-        run_dirs: folders of runs, one or more.
+        run_dirs: one or more run folders.
         output: the file; by default `report.html` in the run's folder, or `comparison.html`
             beside the first of several runs.
-        language: "en" or "zh", the one shown at first; by default the browser's.
+        language: "en" or "zh", shown first; by default that of the browser.
 
-    Raises `InputError` for a folder that is not a run or is named twice, an unknown language or a
-    kind of run without a page, `DataError` for a run that cannot be read, `StorageError` if the
-    file cannot be written.
+    Raises `InputError` for a folder that is not a run or is given twice, an unknown language or a
+    kind of run without a page, `DataError` for an unreadable run, `StorageError` if the file
+    cannot be written.
 
     >>> import tikhon
     >>> tikhon.report.write("runs/none")
@@ -53,7 +52,7 @@ def write(
 def written(
     *run_dirs: str | Path, output: str | Path | None = None, language: str | None = None
 ) -> tuple[Path, Page]:
-    """What `write` returns, and the page that it wrote, as `build` gives it."""
+    """Return what `write` returns, and the page it wrote."""
     found = [Path(run_dir).resolve() for run_dir in run_dirs]
     if twice := next((at for at, path in zip(run_dirs, found) if found.count(path) > 1), None):
         raise InputError(f"{twice} is named twice: a run is compared with others")
@@ -70,7 +69,7 @@ def written(
 
 
 def build(*runs: SavedRun) -> Page:
-    """The page of one run, or the comparison of several `runs`, as values without HTML."""
+    """Build the page of one run, or the comparison of several, without HTML."""
     if not runs:
         raise InputError("no run directory was given; name at least one")
     for run in runs:

@@ -1,4 +1,4 @@
-"""Turns a `Page` into one self-contained HTML document."""
+"""Render a `Page` as one self-contained HTML document."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ SCRIPTS = ("plotly-cartesian.min.js", "page.js")
 
 
 def render(page: Page, language: str | None = None, *, served: Sequence[str] = ()) -> str:
-    """The page as HTML: texts in both languages, charts as data, script and style inside.
+    """Render the page as HTML, with texts in both languages, chart data, scripts and style inline.
 
-    Without a `language` the page follows the browser's. The content security policy allows these
-    scripts by their hash and no connection at all, so the page makes no network requests and a
-    name that looks like markup stays a name. A server gives the addresses of script and style
-    files in `served` instead, and sends the policy itself.
+    Without a `language` the page uses that of the browser. The content security policy allows its
+    scripts by hash and no connections, so that it makes no network requests and cannot run markup
+    in names. A server passes script and style addresses in `served`, and sends its own policy.
     """
     follows, language = language is None, check_language(language or "en")
     scripts = [] if served else [asset(name) for name in SCRIPTS]
@@ -69,13 +68,13 @@ def render(page: Page, language: str | None = None, *, served: Sequence[str] = (
 
 @cache
 def asset(name: str) -> str:
-    """One of the files that every page carries."""
+    """Return the content of a file embedded in every page."""
     return (files("tikhon.report") / "static" / name).read_text(encoding="utf-8")
 
 
 @cache
 def environment() -> Environment:
-    """Jinja2 with escaping on, and the page's own filters."""
+    """Return the Jinja2 environment, with escaping and the page's filters."""
     loader = PackageLoader("tikhon.report", "static")
     made = Environment(
         loader=loader,
@@ -91,7 +90,7 @@ def environment() -> Environment:
 
 
 def policy(scripts: list[str]) -> str:
-    """The content security policy: nothing from outside, no script but ours."""
+    """Return the content security policy: own scripts only, nothing external."""
     hashes = " ".join(f"'sha256-{digest(script)}'" for script in scripts)
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
@@ -101,12 +100,12 @@ def policy(scripts: list[str]) -> str:
 
 @cache
 def digest(script: str) -> str:
-    """SHA-256 of a script as a policy wants it."""
+    """Return the SHA-256 of a script, in base64 for the policy."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def both(text: Label | Name | str) -> Markup:
-    """A text in every language, of which the style shows one; a name once, isolated."""
+    """Render a text in every language (CSS shows one), and a name once, isolated."""
     if isinstance(text, Name):
         return Markup("<bdi>{}</bdi>").format(short(str(text), text.width))
     if isinstance(text, str):
@@ -124,7 +123,7 @@ def both(text: Label | Name | str) -> Markup:
 
 
 def unbroken(words: str) -> Markup:
-    """A text whose options (`--budget`) stay on one line."""
+    """Keep options (`--budget`) on one line."""
     parts = re.split(r"(?<![\w-])(--[a-z][\w-]*)", words)
     return Markup("").join(
         Markup('<span class="option">{}</span>').format(part) if i % 2 else Markup.escape(part)
@@ -133,23 +132,23 @@ def unbroken(words: str) -> Markup:
 
 
 def plain(text: Label | Name | str, language: str) -> str:
-    """A text in one language, for an attribute."""
+    """Return a text in one language, for an attribute."""
     return text.text(language) if isinstance(text, Label) else str(text)
 
 
 def shape(cell: object) -> str:
-    """What kind of table cell this is: name, label, mark or number."""
+    """Return the CSS class of a table cell: name, label, mark or number."""
     return "number" if isinstance(cell, str) else type(cell).__name__.lower()
 
 
 def anchor(section: Section) -> str:
-    """The fragment of a section's heading."""
+    """Return the fragment identifier of a section."""
     words = plain(section.title, "en").lower()
     return "-".join("".join(c if c.isalnum() else " " for c in words).split())[:40]
 
 
 def arranged(section: Section) -> list[Block]:
-    """The blocks in rows of two: a chart that would stand alone in its row takes all of it."""
+    """Arrange blocks in rows of two; a chart alone in its row gets the full width."""
     blocks, row = list(section.blocks), 0
     for i, block in enumerate(blocks):
         if not _narrow(block):
@@ -166,12 +165,12 @@ def _narrow(block: Block) -> TypeGuard[Chart]:
 
 
 def resolved(chart: Chart) -> dict[str, object]:
-    """A figure as JSON data: labels in every language, numbers without NaN."""
+    """Convert a figure to JSON data with labels in every language."""
     return {"title": jsonable(chart.title), **jsonable(chart.figure)}
 
 
 def jsonable(value: object) -> Any:
-    """Plain JSON: labels become one text a language, what is not finite becomes null."""
+    """Convert to plain JSON: labels to a text for each language, non-finite numbers to null."""
     if isinstance(value, Label):
         return {name: marked_up(value, name) for name in LANGUAGES}
     if isinstance(value, Name):
@@ -186,7 +185,7 @@ def jsonable(value: object) -> Any:
 
 
 def marked_up(label: Label, language: str) -> str:
-    """A label for plotly, which reads markup: the values filled in are literal."""
+    """Format a label for plotly, escaping markup in its values."""
     values = {
         name: value if isinstance(value, Label) else literal(str(value))
         for name, value in label.values.items()
@@ -195,7 +194,7 @@ def marked_up(label: Label, language: str) -> str:
 
 
 def script_json(value: object) -> str:
-    """JSON that may stand inside a script element."""
+    """Dump JSON that is safe inside a script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

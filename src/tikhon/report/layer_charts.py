@@ -1,4 +1,4 @@
-"""Charts whose axis is the depth of a network."""
+"""Charts over the depth of a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def by_layer(
     *,
     band: tuple[float, float] | None = None,
 ) -> Figure:
-    """Lines over the layers, first to last, on a log axis; `band` is the healthy range."""
+    """Plot lines over the layers on a log axis; `band` is the healthy range."""
     pairs = series.items() if isinstance(series, Mapping) else series
     data = [
         line(
@@ -47,7 +47,7 @@ def by_layer(
 
 
 def names(layers: Sequence[str]) -> dict[str, object]:
-    """The axis of the layers, at most about twelve of them named."""
+    """Return the layer axis, with at most about twelve labels."""
     every = -(-len(layers) // 12)
     shown = range(0, len(layers), max(every, 1))
     ticks = [literal(layers[i], 22) for i in shown]
@@ -55,7 +55,7 @@ def names(layers: Sequence[str]) -> dict[str, object]:
 
 
 def shares(layers: Sequence[str], series: Sequence[tuple[Label, Numbers]], y: Label) -> Figure:
-    """Bars over the layers: a share of units each."""
+    """Plot bars over the layers: shares of units."""
     colours = ("muted", "series-3")
     data = [
         {
@@ -74,7 +74,7 @@ def shares(layers: Sequence[str], series: Sequence[tuple[Label, Numbers]], y: La
 def heat(
     layers: Sequence[str], steps: Sequence[int], rows: Sequence[Numbers], ends: tuple[float, float]
 ) -> Figure:
-    """A colour a layer and step, for powers of ten between two ends."""
+    """Plot a heat map over layers and steps, for powers of ten between two ends."""
     scale = [[0.0, "low"], [0.5, "middle"], [1.0, "high"]]
     data = [
         {

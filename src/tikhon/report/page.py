@@ -1,4 +1,4 @@
-"""The model of a report page: plain values that say what is shown, and nothing about HTML."""
+"""A report page as plain values, independent of HTML."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tikhon.numbers import number as number
 from tikhon.runs.documents import SavedSentence
 
 Part = TypeVar("Part")
-LANGUAGES = {"en": "en", "zh": "zh-CN"}  # our name -> the HTML `lang`
+LANGUAGES = {"en": "en", "zh": "zh-CN"}  # our name -> `lang` in HTML
 Level = Literal["good", "watch", "bad", "plain"]
 
 
 def check_language(language: str) -> str:
-    """`language` as one of `LANGUAGES` ("zh-CN" counts as "zh"); `InputError` otherwise."""
+    """Normalise to one of `LANGUAGES` ("zh-CN" counts as "zh"); raise `InputError` otherwise."""
     short = str(language).replace("_", "-").split("-")[0].lower()
     if short not in LANGUAGES:
         raise InputError(unknown("language", language, LANGUAGES))
@@ -27,13 +27,13 @@ def check_language(language: str) -> str:
 
 @dataclass(frozen=True)
 class Label:
-    """A text that the page carries in every language: a key and the values to fill in."""
+    """A translatable text: a key and the values to fill in."""
 
     key: str
     values: Mapping[str, object] = field(default_factory=dict)
 
     def text(self, language: str) -> str:
-        """The text in one language; a value may itself be a `Label`."""
+        """Return the text in one language; values may be `Label`s too."""
         values = {
             name: value.text(language) if isinstance(value, Label) else value
             for name, value in self.values.items()
@@ -42,14 +42,14 @@ class Label:
 
 
 def say(key: str, **values: object) -> Label:
-    """The `Label` of a key; `KeyError` if some language lacks it."""
+    """Return the `Label` of a key; raise `KeyError` if a language lacks it."""
     for language in LANGUAGES:
         strings(language)[key]
     return Label(key, values)
 
 
 def label(saved: SavedSentence) -> Label:
-    """The `Label` of a saved sentence."""
+    """Return the `Label` of a stored sentence."""
     values = saved["values"].items()
     return say(saved["key"], **{k: label(v) if isinstance(v, dict) else v for k, v in values})
 
@@ -62,7 +62,7 @@ def told(saved: object) -> Label | Name:
 
 
 def joined(parts: Sequence[Part]) -> Part | Label | None:
-    """All parts as one text, in their order; None for none."""
+    """Join texts in order; None for an empty sequence."""
     found: Part | Label | None = None
     for part in reversed(parts):
         found = part if found is None else say("evidence_and", first=part, rest=found)
@@ -71,9 +71,9 @@ def joined(parts: Sequence[Part]) -> Part | Label | None:
 
 @dataclass(frozen=True)
 class Name:
-    """A text that came with the data (a column, a layer): shown as it is, never translated.
+    """A text from the data (a column, a layer), never translated.
 
-    What is longer than `width` is cut.
+    Texts longer than `width` are cut.
     """
 
     text: str
@@ -85,13 +85,13 @@ class Name:
 
 @dataclass(frozen=True)
 class Mark:
-    """A verdict on one line of a table: an icon with its meaning in words."""
+    """A verdict in a table cell: an icon with its meaning in words."""
 
     level: Level
     label: Label
 
 
-Cell = str | Name | Label | Mark  # a plain str is a formatted number
+Cell = str | Name | Label | Mark  # str is a formatted number
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Chart:
-    """A plotly figure as plain data: texts may be `Label`s, colours are names of the palette.
+    """A plotly figure as plain data; texts may be `Label`s, colours are palette names.
 
-    `alt` is what a person who does not see it should know.
+    `alt` describes it for readers who cannot see it.
     """
 
     title: Label | Name
@@ -131,7 +131,7 @@ class Text:
 
 @dataclass(frozen=True)
 class CodeBlock:
-    """Lines to copy: shell commands or Python."""
+    """Lines to copy: shell commands or Python code."""
 
     lines: tuple[str, ...]
     title: Label | None = None
@@ -143,7 +143,7 @@ Block = PageTable | Chart | Text | CodeBlock
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with blocks under it; `lead` says in one sentence what to look for."""
+    """A heading with blocks; `lead` says in one sentence what to look for."""
 
     title: Label | Name
     blocks: tuple[Block, ...]
@@ -152,7 +152,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Fact:
-    """One large figure at the top of the page."""
+    """A main figure at the top of the page."""
 
     label: Label
     value: str
@@ -162,10 +162,10 @@ class Fact:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report: the verdict first, then the sections that support it.
+    """A whole report: the verdict, then the sections that support it.
 
-    `more` are sentences that follow the verdict, `following` the commands to run next. The
-    terminal prints these, and the tables of the first section, from the same value.
+    `more` are sentences after the verdict, `following` the commands to run next. The terminal
+    prints these and the tables of the first section from the same value.
     """
 
     title: Label | Name
@@ -174,13 +174,13 @@ class Page:
     more: tuple[Label | Name, ...] = ()
     following: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
-    about: tuple[tuple[Label, Label | str], ...] = ()  # data, model, seed, versions: small print
+    about: tuple[tuple[Label, Label | str], ...] = ()  # details: data, model, seed, versions
     sections: tuple[Section, ...] = ()
-    running: bool = False  # the page says, and keeps saying, how long ago the run wrote
+    running: bool = False  # shows the time since the run last wrote
 
 
 def strength(value: object) -> str:
-    """A strength in its shortest form.
+    """Format a strength compactly.
 
     >>> strength(0.001), strength(0.3), strength(0.0)
     ('0.001', '0.3', '0')
@@ -190,7 +190,7 @@ def strength(value: object) -> str:
 
 
 def percent(value: object) -> str:
-    """A fraction in percent.
+    """Format a fraction as a percentage.
 
     >>> percent(0.694), percent(0.0), percent(0.0004), percent(0.9999), percent(None)
     ('69.4%', '0%', '<0.1%', '>99.9%', '–')
@@ -203,7 +203,7 @@ def percent(value: object) -> str:
 
 
 def seconds(value: object) -> str:
-    """A duration.
+    """Format a duration.
 
     >>> seconds(0.42), seconds(75), seconds(3725)
     ('0.42 s', '1 min 15 s', '1 h 2 min')

@@ -1,4 +1,4 @@
-"""Reading a run directory back, whatever state its run left it in."""
+"""Read a run folder, finished or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tikhon.runs.run_directory import read_document
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a run directory holds; `result` is empty while the run has not finished."""
+    """The content of a run folder; `result` is empty until the run finishes."""
 
     path: Path
     config: dict[str, Any]
@@ -25,23 +25,23 @@ class SavedRun:
 
     @property
     def kind(self) -> str:
-        """The verb that made it: fit, demo, tune, path, compare, diagnosis."""
+        """The command that made it: fit, demo, tune, path, compare, diagnosis."""
         return str(self.result.get("kind") or self.config.get("kind") or "fit")
 
     @property
     def name(self) -> str:
-        """The directory's own name."""
+        """The name of the folder."""
         return self.path.resolve().name
 
     def series(self, key: str) -> list[Number]:
-        """One value of every epoch's record, `None` where an epoch lacks it."""
+        """Return one value of each epoch's record, `None` where missing."""
         return [record.get(key) for record in self.history]
 
 
 def read(run_dir: str | Path) -> SavedRun:
-    """The run in `run_dir`. A last history line that was cut off mid-write is left out.
+    """Read the run in `run_dir`, ignoring a last history line that was cut off.
 
-    Raises `InputError` for a folder that is not a run, `DataError` for one that cannot be read.
+    Raises `InputError` for a folder that is not a run, `DataError` for an unreadable one.
     """
     path = Path(run_dir)
     if not path.is_dir():
@@ -53,7 +53,7 @@ def read(run_dir: str | Path) -> SavedRun:
         )
     verify(path, "history.jsonl")
     if result is None and (path / "journal.jsonl").exists():
-        events = list(events_in(path / "journal.jsonl"))  # of a search that still runs
+        events = list(events_in(path / "journal.jsonl"))  # of a running search
         result = {"trials": [trial for event in events for trial in event.get("outcomes", ())]}
         result |= {"metric": events[0].get("metric")} if events else {}
     return SavedRun(path, config or {}, _history(path / "history.jsonl"), result or {})
@@ -76,7 +76,7 @@ def _history(file: Path) -> tuple[Epoch, ...]:
             record = json.loads(line)
         except ValueError as error:
             if position == len(lines) - 1:
-                break  # the writer was stopped inside its last line
+                break  # interrupted while writing the last line
             raise DataError(f"{file}:{position + 1} is not JSON ({error})") from error
         if not isinstance(record, dict):
             raise DataError(f"{file}:{position + 1} holds {type(record).__name__}, not an object")

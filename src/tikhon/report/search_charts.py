@@ -1,4 +1,4 @@
-"""Charts of many trials: their curves, their response to a hyperparameter, all axes at once."""
+"""Charts of many trials: curves, responses to hyperparameters, parallel coordinates."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def scatter(
     faint: Sequence[bool],
     log: bool,
 ) -> Figure:
-    """One dot a trial; those cut short (`faint`) are hollow, the chosen one is ringed.
+    """Plot one dot for each trial; `faint` ones are hollow, the chosen one is ringed.
 
-    Where a value is a word ("auto"), every value is one, in its order.
+    If any value is a word ("auto"), the axis is categorical.
     """
     data = []
     across: dict[str, object] = logarithmic(x) if log else {}
@@ -63,7 +63,7 @@ def scatter(
 def fates(
     curves: Sequence[tuple[Sequence[float], Numbers, Label]], y: Label, colours: Mapping[str, str]
 ) -> Figure:
-    """Many curves, drawn together by what became of each (the label and its colour)."""
+    """Plot many curves grouped by outcome (label and colour)."""
     traces: dict[str, dict[str, Any]] = {}
     for x, values, fate in curves:
         thick = 3 if fate.key == "chosen" else 1
@@ -81,7 +81,7 @@ def fates(
 
 @dataclass(frozen=True)
 class Coordinate:
-    """One axis of a parallel plot: a value a line, and where on the axis it lies, 0 to 1."""
+    """One axis of a parallel plot: the position of each line, 0 to 1."""
 
     name: str | Label
     places: Numbers
@@ -90,7 +90,7 @@ class Coordinate:
 
 
 def parallel(coordinates: Sequence[Coordinate], shares: Sequence[float], chosen: int) -> Figure:
-    """Parallel coordinates: a line a trial, coloured by rank (`shares`, 0 is the best)."""
+    """Plot parallel coordinates, one line for each trial, coloured by rank (0 is best)."""
     bands = (("best_quarter", 0.25, "series-1"), ("other_trials", 1.01, "rule"))
     data, floor = [], -0.01
     for key, ceiling, colour in bands:
@@ -132,9 +132,9 @@ def _lines(
 
 
 def places(values: Sequence[object], log: bool) -> list[float | None]:
-    """Where values lie between the ends of their axis."""
+    """Return relative positions of values along their axis, 0 to 1."""
     known, numbers = [v for v in values if v is not None], finite(values)
-    if len(numbers) < len(known):  # words: evenly spread, in alphabetical order
+    if len(numbers) < len(known):  # words are evenly spaced in alphabetical order
         words = sorted({str(v) for v in known})
         step = max(len(words) - 1, 1)
         return [None if v is None else words.index(str(v)) / step for v in values]

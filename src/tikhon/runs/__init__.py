@@ -1,1 +1,1 @@
-"""Run folders: one writer, states that resume, signals that end a run in good order."""
+"""Run folders: writing, resumable states, and graceful interruption."""

@@ -1,7 +1,7 @@
-"""A training state on disk: safetensors for tensors, JSON for the rest, a checksum for both.
+"""Store training states: tensors as safetensors, the rest as JSON, with checksums.
 
-A generation is two files, `N.safetensors` and `N.json`; the second is written last and names the
-SHA-256 of the first. Two generations are kept, so a damaged newest one costs one interval.
+A generation is two files, `N.safetensors` and `N.json`; the latter is written last, with the
+SHA-256 of the former. Two generations are kept, so a damaged one costs a single interval.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEPT = 2
 
 
 def save(folder: Path, state: Mapping[str, object]) -> None:
-    """Write a new generation; older ones go only after it is on disk and verified."""
+    """Write a new generation; delete older ones only once it is verified on disk."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,15 +45,15 @@ def save(folder: Path, state: Mapping[str, object]) -> None:
     }
     write_bytes(folder / f"{number}.json", json.dumps(manifest).encode())
     for old in sorted(_generations(folder))[:-KEPT]:
-        for suffix in ("json", "safetensors"):  # the manifest first: no manifest, no generation
+        for suffix in ("json", "safetensors"):  # manifest first: without it there is no generation
             with suppress(OSError):
                 (folder / f"{old}.{suffix}").unlink()
 
 
 def load(folder: Path, *, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """The newest generation that is intact; `say` is told of newer ones that are not.
+    """Load the newest intact generation; report damaged newer ones to `say`.
 
-    Raises `DataError` when there is none.
+    Raises `DataError` if there is none.
     """
     from safetensors import SafetensorError
 
@@ -75,12 +75,12 @@ def load(folder: Path, *, say: Callable[[str], None] = lambda text: None) -> dic
 
 
 def exists(folder: Path) -> bool:
-    """Whether any generation was completed here."""
+    """Return whether a generation was completed."""
     return bool(_generations(folder))
 
 
 def flatten(value: object, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors moved to `tensors`; floats keep every bit."""
+    """Convert `value` to JSON exactly, moving its tensors to `tensors`."""
     if isinstance(value, Tensor):
         key = str(len(tensors))
         tensors[key] = value
@@ -99,7 +99,7 @@ def flatten(value: object, tensors: dict[str, Tensor]) -> Any:
 
 
 def restore(value: object, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `flatten`."""
+    """Invert `flatten`."""
     if isinstance(value, list):
         return [restore(item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -133,11 +133,11 @@ def _generations(folder: Path) -> list[int]:
 
 
 class Keeper:
-    """Saves a state that grows, every few seconds; `found` is what an earlier process saved.
+    """Save a growing state periodically; `found` is what an earlier process saved.
 
-    Without a folder nothing is saved. The header says what is asked of which data: a state that
-    was saved under another one is refused with an `InputError`. `say` is told of a damaged
-    checkpoint that was passed over; without it that is a warning.
+    Without a folder nothing is saved. The header identifies task and data: a state saved under
+    another header raises `InputError`. A damaged checkpoint that is skipped is reported to `say`,
+    by default as a warning.
     """
 
     def __init__(
@@ -154,14 +154,14 @@ class Keeper:
         self._every, self._saved = every, time.monotonic()
         self.found: dict[str, object] = {}
         if folder is not None and not resume:
-            shutil.rmtree(folder, ignore_errors=True)  # of another run
+            shutil.rmtree(folder, ignore_errors=True)  # from another run
         if folder is not None and exists(folder):
             stored = load(folder, say=say or (lambda text: warnings.warn(text, stacklevel=6)))
             compare_headers(stored.get("header", {}), self._header, folder)
             self.found = stored["state"]
 
     def offer(self, state: Callable[[], Mapping[str, object]]) -> None:
-        """Save the state if it is time to; raise `Stopped`, with it saved, if that is asked."""
+        """Save the state when due; on a stop request save it and raise `Stopped`."""
         stop = self._stop()
         if self._folder is not None and (stop or time.monotonic() - self._saved >= self._every):
             save(self._folder, {"header": self._header, "state": state()})

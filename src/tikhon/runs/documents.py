@@ -1,7 +1,7 @@
-"""What the JSON documents of runs hold, for those who read them.
+"""Types of the JSON documents of runs, for readers.
 
-`result.json` differs from verb to verb and from version to version, so a reader asks it for what
-it needs; these are the parts that have a fixed shape. None stands where a number was not finite.
+`result.json` differs by command and version, so readers access most of it dynamically; these
+parts have a fixed shape. Non-finite numbers are stored as None.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import NotRequired, TypedDict
 
 Number = float | None
-Epoch = dict[str, Number]  # a row of the history: "epoch", "valid/loss", "penalty/l1/zeros"
+Epoch = dict[str, Number]  # one row of the history: "epoch", "valid/loss", "penalty/l1/zeros"
 
 
 class SavedPenalty(TypedDict, total=False):
-    """One penalty at the end of a run; `verdict` and `slope` of a strength that adapted."""
+    """One penalty at the end of a run, with `verdict` and `slope` for an adapted strength."""
 
     strength: Number
     how: str
@@ -24,7 +24,7 @@ class SavedPenalty(TypedDict, total=False):
 
 
 class SavedHistogram(TypedDict):
-    """A histogram of the weights that are not zero: one edge more than counts."""
+    """A histogram of the non-zero weights, with one more edge than counts."""
 
     edges: list[float]
     counts: list[int]
@@ -40,7 +40,7 @@ class SavedWeights(TypedDict, total=False):
 
 
 class SavedLayer(TypedDict):
-    """What `sparsify` left of one layer."""
+    """Sparsity of one layer after `sparsify`."""
 
     layer: str
     units: int
@@ -48,14 +48,14 @@ class SavedLayer(TypedDict):
 
 
 class SavedSparsity(TypedDict):
-    """What `sparsify` left; `of` names the units."""
+    """Result of `sparsify`; `of` names the units."""
 
     of: str
     layers: list[SavedLayer]
 
 
 class SavedSentence(TypedDict):
-    """What gives a sentence in any language: its key, and values that may be sentences again."""
+    """A translatable sentence: its key, and values that may be sentences too."""
 
     key: str
     values: dict[str, str | float | SavedSentence]
@@ -76,7 +76,7 @@ class SavedFinding(TypedDict):
 
 
 class SavedSite(TypedDict):
-    """One place in the network that was measured."""
+    """One measured place in the network."""
 
     name: str
     kind: str
@@ -84,14 +84,14 @@ class SavedSite(TypedDict):
 
 
 class SavedProbe(TypedDict):
-    """All sites at one step, each a dictionary of numbers."""
+    """Readings of all sites at one step."""
 
     step: int
     readings: list[dict[str, Number]]
 
 
 class SavedPoint(TypedDict):
-    """The losses at one step of the dry run."""
+    """Losses at one step of the dry run."""
 
     step: int
     loss: Number
@@ -101,7 +101,7 @@ class SavedPoint(TypedDict):
 
 
 class SavedRecord(TypedDict, total=False):
-    """What `diagnose` measured."""
+    """Measurements of `diagnose`."""
 
     model: str
     parameters: int
@@ -114,7 +114,7 @@ class SavedRecord(TypedDict, total=False):
 
 
 class SavedTreatment(TypedDict):
-    """What `cure` tried, and what came of it with every seed."""
+    """A treatment tried by `cure`, with its effect for each seed."""
 
     name: str
     steps: int
@@ -136,7 +136,7 @@ class SavedTrial(TypedDict):
 
 
 class SavedAudit(TypedDict, total=False):
-    """How far the choice of a search may be off."""
+    """Uncertainty of a search's choice."""
 
     worth_it: bool
     edges: list[str]

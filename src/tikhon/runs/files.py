@@ -1,4 +1,4 @@
-"""The one writer of files: each appears whole and verified under its name, or not at all."""
+"""Write files atomically and verified."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 1
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the ways in which a disk is full
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file at `path` in one step, so that a crash leaves the old or the new one.
+    """Replace the file at `path` atomically, so that a crash leaves the old or the new one.
 
-    Temporary file in the same folder, fsync, read back, `os.replace`, fsync of the folder. The
-    mode is that of the replaced file or what the umask allows. Raises `StorageError` that names
-    the path, and the space needed and free on a full disk; the old file is then intact.
+    Writes a temporary file in the same folder, with fsync, read back, `os.replace` and fsync of
+    the folder. Keeps the mode of a replaced file, else follows the umask. Raises `StorageError`
+    naming the path, and needed and free space on a full disk; the old file is then intact.
     """
-    path = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
+    path = Path(os.path.realpath(path))  # replace the target of a link
     if path.exists() and not path.is_file():
         raise StorageError(f"{path} is not a regular file; choose another output")
     try:
@@ -50,7 +50,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, document: Mapping[str, object]) -> None:
-    """Write a JSON document with its schema version; numbers that are not finite become null."""
+    """Write a JSON document with its schema version; non-finite numbers become null."""
     write_bytes(path, json_text({"schema_version": SCHEMA_VERSION, **document}).encode() + b"\n")
 
 
@@ -64,9 +64,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def json_text(document: object, *, indent: int | None = 2, ascii: bool = False) -> str:
-    """JSON of plain values; NaN and infinity, which JSON lacks, as null.
+    """Dump plain values as JSON, with NaN and infinity as null.
 
-    With `ascii` all other letters are escaped, for a stream that lacks them.
+    `ascii` escapes all other characters, for streams that cannot encode them.
 
     >>> json_text({"a": float("nan"), "b": (1, 2)}, indent=None)
     '{"a": null, "b": [1, 2]}'
@@ -75,7 +75,7 @@ def json_text(document: object, *, indent: int | None = 2, ascii: bool = False) 
 
 
 def plain(value: Any) -> Any:
-    """Dicts, lists, text, finite numbers, booleans and None alone."""
+    """Convert to dicts, lists, text, finite numbers, booleans and None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -90,7 +90,7 @@ def plain(value: Any) -> Any:
 
 
 def explain(error: OSError, path: Path, size: int) -> StorageError:
-    """The same failure in words that name the path and what can be done."""
+    """Explain the error with the path and a remedy."""
     if isinstance(error, StorageError):
         return error
     if error.errno in FULL:
@@ -106,7 +106,7 @@ def explain(error: OSError, path: Path, size: int) -> StorageError:
 
 
 def _mode(path: Path) -> int:
-    """The mode of the file that is replaced, else 0666 without the umask."""
+    """Return the mode of the replaced file, else 0666 without the umask."""
     with suppress(OSError):
         return stat.S_IMODE(path.stat().st_mode)
     mask = os.umask(0)

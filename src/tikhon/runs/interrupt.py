@@ -1,4 +1,4 @@
-"""Signals that end a run in good order."""
+"""Stop a run gracefully on signals."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-REQUESTED = "stopped by request"  # how a result that is not the whole one ended
+REQUESTED = "stopped by request"  # `ended` of a partial result
 
 
 class Stopped(Exception):
-    """The work was asked to stop before its end; what is done is saved."""
+    """The work was stopped on request; progress is saved."""
 
 
 def never() -> bool:
-    """The `stop` of a run that nobody asks to stop."""
+    """Never stop; the default of `stop`."""
     return False
 
 
 def silent(*told: object) -> None:
-    """The listener of a run that nobody follows."""
+    """Ignore all messages; the default listener."""
 
 
 class Interrupt:
-    """Becomes true when the run is asked to stop; `signal` is what asked."""
+    """Becomes true on a request to stop; `signal` is its number."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -33,7 +33,7 @@ class Interrupt:
         return self.signal is not None
 
     def request(self, number: int, frame: FrameType | None = None) -> None:
-        """Ask once; a second Ctrl-C stops at once."""
+        """Record the request; a second Ctrl-C raises immediately."""
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
@@ -41,7 +41,7 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Turn the first SIGINT or SIGTERM into a request; the former handlers come back after."""
+    """Turn the first SIGINT or SIGTERM into a request; handlers are restored afterwards."""
     interrupt = Interrupt()
     former = {}
     for number in (signal.SIGINT, signal.SIGTERM):

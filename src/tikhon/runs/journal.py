@@ -1,4 +1,4 @@
-"""An append-only record on disk: a header and events, one checked JSON line each."""
+"""An append-only log on disk: a header and events, one JSON line each with a checksum."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from tikhon.runs.files import SCHEMA_VERSION, explain, write_bytes
 
 
 class Journal:
-    """A header (what is asked, of which data), then the events so far.
+    """A header that identifies task and data, followed by events.
 
-    Every line ends in a checksum of its text. A line that a crash has torn, or a damaged one, is
-    cut off with all behind it when the journal is opened again: what was cut is kept beside it as
-    `NAME.torn`, and `torn` names that file.
+    Each line ends in a checksum. On opening, a torn or damaged line is cut off with all that
+    follows; the removed part is kept as `NAME.torn`, which `torn` names.
 
-    Raises `InputError` for a journal that is there without `resume`, is not there with it, or was
-    started with another header, `DataError` for a file that is no journal, and `StorageError` when
-    it cannot be written.
+    Raises `InputError` for an existing journal without `resume`, a missing one with it, or another
+    header, `DataError` for a file that is not a journal, and `StorageError` if it cannot be
+    written.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, object], *, resume: bool) -> None:
@@ -46,7 +45,7 @@ class Journal:
         self.events: list[dict[str, Any]] = lines[1:]
 
     def append(self, event: Mapping[str, object]) -> None:
-        """Append one event and see it safely on disk before returning."""
+        """Append one event durably before returning."""
         line = f"{_line(event)}\n".encode()
         try:
             size = self.path.stat().st_size if self.path.exists() else 0
@@ -57,13 +56,13 @@ class Journal:
                     os.fsync(file.fileno())
             except OSError:
                 with suppress(OSError):
-                    os.truncate(self.path, size)  # a part of a line would spoil the next one
+                    os.truncate(self.path, size)  # a partial line would spoil the next
                 raise
         except OSError as error:
             raise explain(error, self.path, len(line)) from error
 
     def malformed(self, error: Exception) -> DataError:
-        """The error for events that no version of this program can have written."""
+        """Return the error for events that no version of tikhon could have written."""
         return DataError(
             f"{self.path} is no journal of this kind ({type(error).__name__}: {error}); restore "
             "it from a copy, or run again with --overwrite"
@@ -94,7 +93,7 @@ class Journal:
 
 
 def compare_headers(stored: Mapping[str, object], asked: Mapping[str, object], path: Path) -> None:
-    """Raise `InputError` with what differs between a run that is there and the one asked for."""
+    """Raise `InputError` listing the differences between stored and requested headers."""
     differing = [name for name in {**stored, **asked} if stored.get(name) != asked.get(name)]
     if differing:
         lines = [f"  {n}: {stored.get(n)!r} there, now {asked.get(n)!r}" for n in differing]
@@ -106,12 +105,12 @@ def compare_headers(stored: Mapping[str, object], asked: Mapping[str, object], p
 
 
 def events_in(path: Path) -> list[dict[str, Any]]:
-    """All that a journal says by now, its header first; another process may be writing it."""
+    """Read the header and all events; another process may be writing."""
     return [event for event, _ in _events(path.read_bytes())]
 
 
 def _events(data: bytes) -> Iterator[tuple[dict[str, object], int]]:
-    """The events up to the first line that is torn or damaged, and the bytes of each."""
+    """Yield intact events with their length in bytes, up to the first torn or damaged line."""
     for raw in data.splitlines(keepends=True):
         text, tab, checksum = raw.rpartition(b"\t")
         if not tab or checksum != f"{zlib.crc32(text):08x}\n".encode():

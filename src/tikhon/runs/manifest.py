@@ -1,8 +1,8 @@
-"""What a finished folder holds: the SHA-256 of every file, written last.
+"""The manifest of a finished folder: SHA-256 of every file, written last.
 
-A folder with a `manifest.json` is finished, and each of its files can be told from a damaged one.
-The manifest holds a digest of itself too. A folder without one is an unfinished run, or one of a
-version that wrote none: its files are read as they are.
+A folder with a `manifest.json` is finished, and damage to any file can be detected; the manifest
+also has a digest of itself. A folder without one is unfinished, or from a version without
+manifests: its files are read unverified.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tikhon.runs.files import SCHEMA_VERSION, json_text, write_json
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
-_UNSEALED = (MANIFEST, ".lock")  # besides these, hidden files and the folder of checkpoints
+_UNSEALED = (MANIFEST, ".lock")  # also excluded: hidden files and checkpoints
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest of all files that the folder holds now."""
+    """Write the manifest of all files in the folder."""
     files = {
         path.relative_to(folder).as_posix(): _entry(path)
         for path in sorted(folder.rglob("*"))
@@ -32,7 +32,7 @@ def seal(folder: Path) -> None:
 
 
 def reseal(folder: Path, *names: str) -> None:
-    """Take files that were written again into the manifest, if the folder has one."""
+    """Update the manifest for rewritten files, if there is one."""
     files = _read(folder)
     if files is None:
         return
@@ -41,15 +41,14 @@ def reseal(folder: Path, *names: str) -> None:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether the folder was finished."""
+    """Return whether the folder is finished."""
     return (folder / MANIFEST).is_file()
 
 
 def verify(folder: Path, *names: str) -> None:
     """Compare files with the manifest, if there is one.
 
-    Raises `DataError` that names the first file that is missing or differs from what was written,
-    and what can still be used.
+    Raises `DataError` naming the first missing or changed file, and what remains usable.
     """
     files = _read(folder)
     if files is None:
@@ -87,7 +86,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
         text = path.read_bytes().decode()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):  # a folder of that name, a disk that fails, no text
+    except (OSError, ValueError):  # a folder of that name, a failing disk, not text
         text = ""
     try:
         document = json.loads(text)

@@ -1,4 +1,4 @@
-"""A folder that holds one run, held by one process at a time."""
+"""A run folder, locked by one process at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODEL, REPORT, CHECKPOINT, LOCK = "model.safetensors", "report.html", "checkpoin
 COMPACT, ONNX, AVERAGE = "compact.safetensors", "model.onnx", "average.safetensors"
 JOURNAL, TORN, STATES = "journal.jsonl", "journal.jsonl.torn", "states"
 _PROBE = ".probe"
-NEWEST = {"diagnosis": 2}  # kinds of documents with a version of their own
+NEWEST = {"diagnosis": 2}  # kinds of documents with their own version
 _MADE = (
     *(MANIFEST, RESULT, MODEL, COMPACT, ONNX, AVERAGE, REPORT, HISTORY, CHECKPOINT),
     *(JOURNAL, TORN, STATES, CONFIG),
@@ -42,9 +42,9 @@ class RunDirectory:
         return (self.path / CONFIG).is_file()
 
     def create(self, *, overwrite: bool = False) -> None:
-        """Make the folder and prove that it can be written, before any training.
+        """Create the folder and check that it is writable, before any training.
 
-        Raises as `check`, and `StorageError` when it cannot be written.
+        Raises as `check`, and `StorageError` if it is not writable.
         """
         self.check(overwrite=overwrite)
         try:
@@ -57,10 +57,10 @@ class RunDirectory:
             self._clear()
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Raise `InputError` for a folder that no run can begin in, or be resumed in.
+        """Raise `InputError` unless a run can begin, or resume, in this folder.
 
-        That is one that is a file, already holds a run (unless `overwrite`) or holds files of
-        another kind; to `resume`, one without an unfinished run. Nothing is written.
+        To begin, it must not be a file, hold a run (unless `overwrite`) or other files; to
+        `resume`, it must hold an unfinished run. Nothing is written.
         """
         if resume:
             if not self.exists:
@@ -85,25 +85,24 @@ class RunDirectory:
     def take(
         self, config: Mapping[str, object], *, resume: bool = False, overwrite: bool = False
     ) -> None:
-        """Hold a new folder with its configuration, or the unfinished run that is in it.
+        """Lock a new folder with its configuration, or the unfinished run in it.
 
-        Raises as `create`, and `InputError` where there is nothing to resume or a run of another
-        configuration.
+        Raises as `create`, and `InputError` for nothing to resume or another configuration.
         """
         if not resume:
             self.create(overwrite=overwrite)
             self.write(CONFIG, config)
             return
         self.check(resume=True)
-        same_configuration(self.read(CONFIG), plain(config))  # as it would be read again
+        same_configuration(self.read(CONFIG), plain(config))  # as it would be read back
         self.lock()
 
     def refuse_finished(self) -> NoReturn:
-        """Raise `InputError`: a run that has ended is not resumed."""
+        """Raise `InputError`: a finished run cannot be resumed."""
         raise InputError(f"the run in {self.path} is finished; replace it with --overwrite")
 
     def lock(self) -> None:
-        """Hold the folder for this process; another one that tries gets an `InputError`."""
+        """Lock the folder for this process; raise `InputError` if another process holds it."""
         if not temporary.can_lock():
             return
         name = self.path / LOCK
@@ -121,7 +120,7 @@ class RunDirectory:
                 )
             if temporary.is_open_under(handle, name):
                 break
-            os.close(handle)  # its last holder removed it between our opening and our locking
+            os.close(handle)  # the last holder deleted it between our open and lock
         self._lock = handle
         process = str(os.getpid()).encode()
         try:
@@ -131,11 +130,11 @@ class RunDirectory:
             self.unlock()
             raise explain(error, name, len(process)) from error
         for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
-            temporary.sweep(folder)  # what a process left that was killed while writing
+            temporary.sweep(folder)  # left by processes killed while writing
         (self.path / _PROBE).unlink(missing_ok=True)
 
     def unlock(self) -> None:
-        """Give the folder free."""
+        """Release the lock."""
         if self._lock is not None:
             with suppress(OSError):
                 os.unlink(self.path / LOCK)
@@ -143,33 +142,33 @@ class RunDirectory:
             self._lock = None
 
     def write(self, name: str, document: Mapping[str, object]) -> None:
-        """Write one of the run's JSON documents; a finished run is unfinished from then on."""
+        """Write a JSON document of the run, which marks it unfinished."""
         (self.path / MANIFEST).unlink(missing_ok=True)
         write_json(self.path / name, document)
 
     def read(self, name: str) -> dict[str, Any]:
-        """One of the run's JSON documents; raises as `read_document`, and for a damaged file."""
+        """Read a JSON document of the run; raises as `read_document`, and for a damaged file."""
         if not (self.path / name).exists():
             raise InputError(f"{self.path} holds no {name}; give the folder of a run")
         verify(self.path, name)
         return read_document(self.path / name)
 
     def finish(self) -> None:
-        """Write the manifest of the folder's files: the mark of a finished run.
+        """Write the manifest, which marks the run finished.
 
-        Checkpoints, which have done their work, go first: a kill in between leaves a run whose
-        result is there, which `--resume` finishes.
+        Checkpoints are deleted first: if killed in between, the run has its result and `--resume`
+        finishes it.
         """
         shutil.rmtree(self.path / CHECKPOINT, ignore_errors=True)
         seal(self.path)
 
     @property
     def is_finished(self) -> bool:
-        """Whether all that the run wrote is there."""
+        """Whether the run is complete."""
         return is_sealed(self.path)
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Append one row to the history. It is durable with the next checkpoint."""
+        """Append a row to the history; it is durable only from the next checkpoint."""
         try:
             with (self.path / HISTORY).open("a", encoding="utf-8") as file:
                 file.write(json_text(row, indent=None) + "\n")
@@ -177,7 +176,7 @@ class RunDirectory:
             raise explain(error, self.path / HISTORY, 0) from error
 
     def rewrite_history(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Replace the history by these rows."""
+        """Replace the history."""
         text = "".join(json_text(row, indent=None) + "\n" for row in rows)
         write_bytes(self.path / HISTORY, text.encode())
 
@@ -187,11 +186,11 @@ class RunDirectory:
         return ", ".join(names[:3])
 
     def _probe(self) -> None:
-        """Write, replace and read a file: some folders fail only then."""
+        """Write, replace and read a test file, as some folders fail only then."""
         probe = self.path / _PROBE
         try:
             write_bytes(probe, b"tikhon")
-        finally:  # the folder may fail after the file has its name
+        finally:  # it may fail after the rename
             probe.unlink(missing_ok=True)
 
     def _clear(self) -> None:
@@ -209,7 +208,7 @@ class RunDirectory:
 
 
 def next_free(parent: Path, stem: str) -> Path:
-    """The first of parent/stem-1, parent/stem-2, ... that is not there."""
+    """Return the first of parent/stem-1, parent/stem-2, ... that does not exist."""
     number = 1
     while (parent / f"{stem}-{number}").exists():
         number += 1
@@ -217,7 +216,7 @@ def next_free(parent: Path, stem: str) -> Path:
 
 
 def read_document(path: Path) -> dict[str, object]:
-    """A JSON object; raises `DataError` for a file that holds anything else."""
+    """Read a JSON object; raise `DataError` for any other content."""
     try:
         document = json.loads(path.read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
@@ -241,7 +240,7 @@ def read_document(path: Path) -> dict[str, object]:
 
 
 def same_configuration(stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    """Raise `InputError` with a table of what differs and would make a resume another run."""
+    """Raise `InputError` with a table of differences that would change the run."""
     rows = []
     for key in ("data", "model", "optimizer", "recipe", "seed", "device"):
         before, after = _flat(stored.get(key), key), _flat(wanted.get(key), key)
@@ -273,7 +272,7 @@ def _flat(value: object, prefix: str) -> dict[str, object]:
 
 
 def _locked(handle: int, folder: Path) -> bool:
-    """Whether the folder is ours now; True, with a warning, where nobody can tell."""
+    """Lock the file; return True, with a warning, if the file system has no locks."""
     try:
         return temporary.lock(handle)
     except OSError as error:

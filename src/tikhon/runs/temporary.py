@@ -1,4 +1,4 @@
-"""Temporary files beside the one that each becomes, and those that a kill has left."""
+"""Temporary files next to their targets, and cleanup of those left by killed processes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-_RANDOM = "?" * 8  # what `mkstemp` puts between prefix and suffix
+_RANDOM = "?" * 8  # the random part of `mkstemp` names
 _AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | os.O_RDONLY
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[tuple[int, str]]:
-    """An open file in the folder of `path` and its name; gone at the end, unless it was renamed.
+    """Yield an open temporary file next to `path` and its name; deleted unless renamed.
 
-    Files that killed writers of `path` left are removed first. One that a living writer holds
-    stays, and so does this one while the block runs.
+    Files left by killed writers of `path` are removed first. Those of live writers are locked and
+    kept, as is this one within the block.
     """
     sweep(path.parent, path.name)
     handle, name = _locked(path)
-    held = os.dup(handle) if can_lock() else None  # the lock outlives the file's closing
+    held = os.dup(handle) if can_lock() else None  # a lock that survives closing the file
     try:
         yield handle, name
     finally:
@@ -34,12 +34,12 @@ def beside(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers of `name`, or of any file, left in a folder."""
+    """Remove temporary files left by killed writers of `name`, or of any file."""
     if not can_lock():
-        return  # nothing tells a dead writer from a living one
+        return  # cannot tell dead writers from live ones
     shown = "*" if name is None else glob.escape(name)
     for leftover in folder.glob(f".{shown}.{_RANDOM}.tmp"):
-        with suppress(OSError):  # not ours to remove
+        with suppress(OSError):  # not ours
             handle = os.open(leftover, _AS_IT_IS)
             try:
                 if lock(handle):
@@ -49,14 +49,14 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 
 def can_lock() -> bool:
-    """Whether this system has locks on files."""
+    """Return whether the system supports file locks."""
     return find_spec("fcntl") is not None
 
 
 def lock(handle: int) -> bool:
-    """Lock an open file for this process; False where another one holds it.
+    """Lock an open file for this process; return False if another process holds it.
 
-    Raises `OSError` where the file system has no locks.
+    Raises `OSError` if the file system has no locks.
     """
     import fcntl
 
@@ -68,7 +68,7 @@ def lock(handle: int) -> bool:
 
 
 def is_open_under(handle: int, path: str | Path) -> bool:
-    """Whether `path` still names the open file."""
+    """Return whether `path` still names the open file."""
     try:
         there, ours = os.stat(path), os.fstat(handle)
     except FileNotFoundError:
@@ -77,12 +77,12 @@ def is_open_under(handle: int, path: str | Path) -> bool:
 
 
 def _locked(path: Path) -> tuple[int, str]:
-    """A new file that is ours before anybody could sweep it."""
+    """Create a temporary file, locked before any sweep."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             if not can_lock() or (lock(handle) and is_open_under(handle, name)):
                 return handle, name
         except OSError:
-            return handle, name  # without locks nobody sweeps
+            return handle, name  # without locks nothing is swept
         os.close(handle)

@@ -1,1 +1,1 @@
-"""One page builder a kind of run: `SavedRun -> Page`. A new kind is one file and one line here."""
+"""Page builders by kind of run: `SavedRun -> Page`. A new kind takes a file and an entry."""

@@ -1,4 +1,4 @@
-"""The model's answers on test rows: confusion and calibration, or predicted and true values."""
+"""Predictions on test rows: confusion and calibration, or predicted against true values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DIAGONAL = {"mode": "lines", "line": {"color": "muted", "width": 1, "dash": "do
 
 
 def section(found: Mapping[str, Any]) -> Section | None:
-    """What of a run's predictions there is, as charts."""
+    """Chart the predictions of a run, if any are stored."""
     blocks: list[Block] = []
     if found.get("confusion"):
         blocks.append(confusion(found["confusion"], found["classes"]))
@@ -24,7 +24,7 @@ def section(found: Mapping[str, Any]) -> Section | None:
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Chart:
-    """Rows of each true class by the class they are taken for."""
+    """Plot the confusion matrix: rows of each true class by predicted class."""
     names = [literal(name, 16) for name in classes]
     places = list(range(len(names)))
     data: list[dict[str, object]] = [
@@ -52,7 +52,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Chart:
 
 
 def calibration(bins: Sequence[Mapping[str, float]]) -> Chart:
-    """Accuracy over confidence: how far the model's own certainty can be trusted."""
+    """Plot accuracy over confidence: how far the predicted probabilities can be trusted."""
     rows = sum(b["rows"] for b in bins)
     error = sum(b["rows"] / rows * abs(b["accuracy"] - b["confidence"]) for b in bins)
     points = [(b["confidence"], b["accuracy"]) for b in bins]
@@ -63,7 +63,7 @@ def calibration(bins: Sequence[Mapping[str, float]]) -> Chart:
 
 
 def pairs(found: Mapping[str, Any]) -> Chart:
-    """Predicted over true values."""
+    """Plot predicted against true values."""
     points = [(true, predicted) for true, predicted in found["pairs"]]
     ends = [min(map(min, points)), max(map(max, points))]
     figure = _against(

@@ -1,4 +1,4 @@
-"""A table as it was read: its columns, its target, what was noticed, what the model relies on."""
+"""Describe a table: its columns, target, notices, and the importance of its columns."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tikhon.report.page import (
 from tikhon.report.saved import SavedRun
 
 PARTS = ("train", "valid", "test")
-_TOLD = 3  # columns that the sentence names
-_DRAWN = 25  # columns of the chart
-_ROWS = 50  # of a table
+_TOLD = 3  # columns named in the sentence
+_DRAWN = 25  # columns in the chart
+_ROWS = 50  # rows shown of a table
 
 
 def section(run: SavedRun) -> Section | None:
-    """The columns used and left out, the target and what was noticed; None if not of a table."""
+    """Build the section on used and unused columns, target and notices; None without a table."""
     table = entries(entries(run.config.get("data")).get("table"))
     target = entries(table.get("target"))
     blocks = [
@@ -43,7 +43,7 @@ def section(run: SavedRun) -> Section | None:
 
 
 def _shortened(table: PageTable) -> PageTable:
-    """The table of a page: the first rows of thousands, which the run's folder has."""
+    """Shorten a long table to its first rows; the run folder has the rest."""
     if len(table.rows) <= _ROWS:
         return table
     caption = say("first_rows", caption=table.caption, shown=_ROWS, all=f"{len(table.rows):,}")
@@ -51,7 +51,7 @@ def _shortened(table: PageTable) -> PageTable:
 
 
 def used(table: Mapping[str, Any]) -> PageTable | None:
-    """Every column with its kind, what its cells hold, missing ones, and what it became."""
+    """Tabulate each column with its kind, content, missing cells and number of inputs."""
     rows = tuple(
         (
             Name(str(column["name"])),
@@ -67,7 +67,7 @@ def used(table: Mapping[str, Any]) -> PageTable | None:
 
 
 def _held(column: Mapping[str, Any]) -> Name | Label:
-    """Mean and deviation, levels or days of a column, and how it was read if unusually."""
+    """Summarise a column: mean and standard deviation, levels or days, and unusual formats."""
     held = ""
     if "levels" in column:
         more = ", ..." if column["of"] > len(column["levels"]) else ""
@@ -84,7 +84,7 @@ def _held(column: Mapping[str, Any]) -> Name | Label:
 
 
 def left_out(table: Mapping[str, Any]) -> PageTable | None:
-    """The columns that the model does not see, each with the reason."""
+    """Tabulate the unused columns with the reasons."""
     rows = tuple(
         (Name(str(column["name"])), told(column["reason"]))
         for column in table.get("left_out") or ()
@@ -94,7 +94,7 @@ def left_out(table: Mapping[str, Any]) -> PageTable | None:
 
 
 def classes(target: Mapping[str, Any]) -> PageTable:
-    """How many rows of each class every part of the data holds."""
+    """Tabulate the rows of each class by part of the data."""
     counts = [target["rows"][part] for part in PARTS]
     rows = tuple(
         (Name(str(name)), *(_count(part[i]) for part in counts))
@@ -105,7 +105,7 @@ def classes(target: Mapping[str, Any]) -> PageTable:
 
 
 def figures(target: Mapping[str, object]) -> PageTable | None:
-    """Mean, deviation and range of the numbers to predict, in their own unit."""
+    """Tabulate mean, standard deviation and range of a numeric target in its own unit."""
     found = entries(target.get("numbers"))
     keys = ("mean", "deviation", "least", "largest")
     rows = tuple(
@@ -126,7 +126,7 @@ def noticed(table: Mapping[str, Any]) -> PageTable | None:
 
 
 def warned(page: Page, run: SavedRun) -> Page:
-    """The page of a finished run, headed by the columns that alone tell the target, if any."""
+    """Put a suspected leak, if any, ahead of a finished run's verdict."""
     table = entries(entries(run.config.get("data")).get("table"))
     found = [n for n in table.get("notices") or () if _key(n).startswith("notice_leak")]
     if not found or not run.result:
@@ -141,7 +141,7 @@ def _key(notice: Mapping[str, Any]) -> str:
 
 
 def importances(run: SavedRun) -> Section | None:
-    """By how much the loss rises without each column, with its interval."""
+    """Plot the permutation importance of each column with its interval."""
     found = entries(run.result.get("importances"))
     columns = list(found.get("columns") or ())[:_DRAWN]
     if not columns or useless(run):
@@ -158,13 +158,13 @@ def importances(run: SavedRun) -> Section | None:
 
 
 def useless(run: SavedRun) -> bool:
-    """Whether the model was found no better than one answer to all rows: it relies on nothing."""
+    """Return whether the model was no better than a constant prediction: no column matters."""
     told = [entries(statement).get("code") for statement in run.result.get("statements") or ()]
     return any(str(code).startswith("no_better") for code in told)
 
 
 def relied_on(run: SavedRun) -> Label | None:
-    """The columns whose shuffling certainly raises the loss, in a sentence."""
+    """Name the columns whose shuffling significantly raises the loss."""
     found = entries(run.result.get("importances"))
     columns: list[tuple[str, float, float, float]] = list(found.get("columns") or [])
     if not columns or useless(run):

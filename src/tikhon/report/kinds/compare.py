@@ -1,4 +1,4 @@
-"""The page of a comparison: the methods on one scale, and who cannot be told from the best."""
+"""The page of a comparison: scores of the methods, and which ones tie with the best."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Row = Mapping[str, Any]
 
 
 def page(run: SavedRun) -> Page:
-    """Verdict table, test scores with intervals, the recipes, architecture against strength."""
+    """Build the page: verdict table, test scores with intervals, recipes, architecture."""
     result = run.result
     rows: list[Row] = list(result.get("methods") or [])
     higher = result.get("metric") == "accuracy"
@@ -62,12 +62,12 @@ def _metric(higher: bool) -> str:
 
 
 def shown(value: Number, metric: parts.ScoreKind) -> Number:
-    """A score as people read it: errors are stored negated, so that more is better."""
+    """Return a score for display: errors are stored negated, so that more is better."""
     return value if value is None or metric.higher else -value
 
 
 def ends(row: Row, metric: parts.ScoreKind) -> tuple[Number, Number]:
-    """The interval of a test score, from low to high; no accuracy above 1, no score below 0."""
+    """Return the interval of a test score, clipped to [0, 1] for accuracies and to >= 0."""
     low, high = shown(row.get("low"), metric), shown(row.get("high"), metric)
     if low is None or high is None:
         return None, None
@@ -102,7 +102,7 @@ def more(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Label
 
 
 def facts(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Fact, ...]:
-    """The best score, and what the comparison rests on."""
+    """Return the best score, and the size of the comparison."""
     if not rows:
         return ()
     low, high = ends(rows[0], metric)
@@ -118,7 +118,7 @@ def facts(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Fact
 
 
 def table(rows: list[Row], metric: parts.ScoreKind) -> PageTable:
-    """One row a method, the best first."""
+    """Tabulate one row for each method, best first."""
     lines: list[tuple[Cell, ...]] = []
     for i, row in enumerate(rows):
         low, high = ends(row, metric)
@@ -150,7 +150,7 @@ def table(rows: list[Row], metric: parts.ScoreKind) -> PageTable:
         "seed_spread",
         "time",
     )
-    empty = {"interval": "–", "size_left": "100%", "seed_spread": "–"}  # told by no row: no column
+    empty = {"interval": "–", "size_left": "100%", "seed_spread": "–"}  # empty columns are dropped
     kept = [
         i
         for i, key in enumerate(keys)
@@ -161,7 +161,7 @@ def table(rows: list[Row], metric: parts.ScoreKind) -> PageTable:
 
 
 def scores(rows: list[Row], metric: parts.ScoreKind) -> Chart:
-    """Test score of every method with its interval."""
+    """Plot the test score of each method with its interval."""
     reach = [ends(row, metric) for row in rows]
     figure = charts.intervals(
         [Name(row["method"]) for row in rows],
@@ -181,7 +181,7 @@ def scores(rows: list[Row], metric: parts.ScoreKind) -> Chart:
 
 
 def recipes(rows: list[Row]) -> Section | None:
-    """What was chosen for every method on the first split."""
+    """List the recipe chosen for each method on the first split."""
     lines = tuple(
         f"{row['method']}: {', '.join(settings(row))}" for row in rows if row.get("recipe")
     )
@@ -189,7 +189,7 @@ def recipes(rows: list[Row]) -> Section | None:
 
 
 def settings(row: Row) -> list[str]:
-    """What of a recipe is set, penalties as the command line takes them."""
+    """List the settings of a recipe, penalties in command line notation."""
     recipe = {k: v for k, v in row["recipe"].items() if v not in (None, 0, 0.0, "", [], {}, ())}
     penalties = map(parts.inline, recipe.pop("penalties", []))
     others = (f"{name} {parts.inline(value)}" for name, value in recipe.items())
@@ -197,7 +197,7 @@ def settings(row: Row) -> list[str]:
 
 
 def architecture(found: Mapping[str, Any]) -> list[Section | None]:
-    """Test score over the strength, a line a width, and a line a depth and remedy."""
+    """Plot test score against strength, one line for each width, and for each depth and remedy."""
     rows: list[Row] = list(found.get("rows") or [])
     if not rows:
         return []
@@ -223,7 +223,7 @@ def architecture(found: Mapping[str, Any]) -> list[Section | None]:
 
 
 def grouped(rows: Sequence[Row], kind: str, key: str) -> dict[str, dict[float, Number]]:
-    """Score by strength for every network."""
+    """Return score by strength for each network."""
     lines: dict[str, dict[float, Number]] = {}
     for row in rows:
         name = " ".join(str(row[k]) for k in (kind, "remedy") if k in row)
@@ -232,7 +232,7 @@ def grouped(rows: Sequence[Row], kind: str, key: str) -> dict[str, dict[float, N
 
 
 def ratio_chart(rows: Sequence[Row], kind: str) -> Chart | None:
-    """How much of the backward signal reaches the first layer, by network."""
+    """Plot the share of the backward signal that reaches the first layer, by network."""
     ratios = {
         " ".join(str(row[k]) for k in (kind, "remedy") if k in row): row.get("backprop_ratio")
         for row in rows

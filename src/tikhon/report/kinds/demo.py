@@ -1,4 +1,4 @@
-"""The page of the demo: one model without regularization and with each method, side by side."""
+"""The page of the demo: one model without regularization and with each method."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLOURS = {"none": "muted", "l1": "series-1", "l2": "series-2", "dropout": "seri
 
 
 def page(run: SavedRun) -> Page:
-    """Verdict table of the methods, test scores with intervals, curves, responses, zeros."""
+    """Build the page: verdict table, test scores with intervals, curves, responses, zeros."""
     methods: list[Method] = list(run.result.get("arms") or [])
     best = winner(methods)
     return Page(
@@ -51,13 +51,13 @@ def page(run: SavedRun) -> Page:
 
 
 def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
-    """The setting of the demo, then the usual small print."""
+    """Return the setting of the demo, then the general details."""
     setting = parts.listed(run.result.get("setting") or {})
     return (*(((say("about_setting"), setting),) if setting else ()), *parts.about(run))
 
 
 def wrong_labels(setting: Mapping[str, Any]) -> tuple[Label, ...]:
-    """What makes the network overfit here: labels that are wrong on purpose."""
+    """Report the deliberately wrong labels that make the network overfit."""
     share, rows = setting.get("wrong_labels"), setting.get("train_rows")
     if not share or not rows:
         return ()
@@ -65,24 +65,24 @@ def wrong_labels(setting: Mapping[str, Any]) -> tuple[Label, ...]:
 
 
 def label(method: Method) -> Label | Name:
-    """A method's name in the page's language where it is one of ours."""
+    """Return a method's name, translated if it is built in."""
     known = {"none", "l1", "l2", "dropout"}
     return say(f"arm_{method['name']}") if method["name"] in known else Name(str(method["label"]))
 
 
 def colour(method: Method) -> str:
-    """One colour a method, the same in every chart."""
+    """Return the colour of a method, the same in every chart."""
     return COLOURS.get(method["name"], "series-4")
 
 
 def test(method: Method, key: str = "mean") -> float | None:
-    """Test accuracy of a method: its mean or an end of its interval."""
+    """Return the test accuracy of a method: its mean or an end of its interval."""
     value = (method.get("test_accuracy") or {}).get(key)
     return value if charts.finite([value]) else None
 
 
 def winner(methods: list[Method]) -> Method | None:
-    """The method that the validation rows prefer; the smaller validation loss breaks a tie."""
+    """Return the method with the best validation accuracy, ties broken by validation loss."""
 
     def standing(method: Method) -> tuple[float, float]:
         chosen = method.get("chosen_strength")
@@ -93,17 +93,17 @@ def winner(methods: list[Method]) -> Method | None:
 
 
 def baseline(methods: list[Method]) -> Method | None:
-    """The method without regularization."""
+    """Return the method without regularization."""
     return next((method for method in methods if method["name"] == "none"), None)
 
 
 def shown(name: Label | Name) -> Label | str:
-    """A method's name as a value inside another text."""
+    """Return a method's name for use inside another text."""
     return name if isinstance(name, Label) else str(name)
 
 
 def verdict(methods: list[Method], best: Method | None) -> Label:
-    """What the demo showed, in one sentence."""
+    """Return the result of the demo in one sentence."""
     bare = baseline(methods)
     if best is None or bare is None:
         return say("unfinished", epochs=0)
@@ -118,7 +118,7 @@ def verdict(methods: list[Method], best: Method | None) -> Label:
 
 
 def facts(methods: list[Method], best: Method | None) -> tuple[Fact, ...]:
-    """Before, after, and the sparsest method."""
+    """Return accuracy before and after, and the sparsest method."""
     bare = baseline(methods)
     if best is None or bare is None:
         return ()
@@ -136,7 +136,7 @@ def facts(methods: list[Method], best: Method | None) -> tuple[Fact, ...]:
 
 
 def interval(method: Method) -> Label | None:
-    """The interval of a method's test accuracy, in words."""
+    """Format the interval of a method's test accuracy."""
     low, high = test(method, "low"), test(method, "high")
     seeds = len((method.get("test_accuracy") or {}).get("seeds") or [])
     if low is None or high is None:
@@ -167,7 +167,7 @@ def table(methods: list[Method], best: Method | None) -> PageTable:
 
 
 def scores(methods: list[Method]) -> tuple[Chart, ...]:
-    """Test accuracy of every method with its interval."""
+    """Plot the test accuracy of each method with its interval."""
     if not methods:
         return ()
     figure = charts.intervals(
@@ -182,7 +182,7 @@ def scores(methods: list[Method]) -> tuple[Chart, ...]:
 
 
 def curves(methods: list[Method]) -> Section | None:
-    """Accuracy over the epochs of every method, on one scale, with the gap shaded."""
+    """Plot accuracy over epochs for each method on one scale, with the gap shaded."""
     blocks = []
     known = [
         v
@@ -217,12 +217,12 @@ def curves(methods: list[Method]) -> Section | None:
 
 
 def history(method: Method) -> list[Epoch]:
-    """The records of a method's chosen run."""
+    """Return the history of a method's chosen run."""
     return list(method.get("history") or [])
 
 
 def responses(methods: list[Method]) -> Section | None:
-    """Validation accuracy over the strength, a method a chart, the chosen strength ringed."""
+    """Plot validation accuracy against strength for each method, ringing the chosen one."""
     bare = baseline(methods)
     tried = [method for method in methods if len(method.get("grid") or []) > 1]
     values = [p.get("valid_accuracy") for method in tried for p in method["grid"]]
@@ -251,7 +251,7 @@ def responses(methods: list[Method]) -> Section | None:
 
 
 def penalties(methods: list[Method]) -> Section | None:
-    """Exact zeros over the epochs of every method that makes some."""
+    """Plot the share of exact zeros over epochs for each method that has any."""
     series: dict[str, list[Number]] = {}
     epochs: list[Number] = []
     for method in methods:

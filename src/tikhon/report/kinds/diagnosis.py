@@ -1,4 +1,4 @@
-"""The pages of a diagnosis and of a cure: findings, then the layers and the loss behind them."""
+"""The pages of a diagnosis and of a cure: findings, then the layers and losses behind them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ VERDICTS: dict[str, Level] = {"confirmed": "good", "worse": "bad"}
 
 
 def page(run: SavedRun) -> Page:
-    """What is wrong with a model, where, how it is known and what to do."""
+    """Build the page of a diagnosis: problems, places, evidence and remedies."""
     result = run.result
     found: list[SavedFinding] = list(result.get("findings") or [])
     record: SavedRecord = result.get("record") or {}
@@ -71,12 +71,12 @@ def page(run: SavedRun) -> Page:
 
 
 def code_name(code: str) -> Label | str:
-    """A finding's code in words, where the page has them."""
+    """Return a finding's code in words, if the page has them."""
     return say(f"finding_{code}") if f"finding_{code}" in strings("en") else code
 
 
 def verdict(found: list[SavedFinding], result: Mapping[str, object]) -> Label:
-    """The cause first; consequences of one cause are not counted again."""
+    """Name the cause first; its consequences are not counted."""
     serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
     if not serious:
         return say(next(filter(result.get, BEHIND), "healthy"))
@@ -87,7 +87,7 @@ def verdict(found: list[SavedFinding], result: Mapping[str, object]) -> Label:
 
 
 def consequence(found: list[SavedFinding]) -> tuple[Label | Name, ...]:
-    """What the first serious finding leads to, and what to do about it."""
+    """Return the consequence of the first serious finding, and its remedy."""
     serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
     if not serious:
         return ()
@@ -104,7 +104,7 @@ _OF_ONE_RUN = (
 
 
 def following(run: SavedRun, verb: str) -> tuple[str, ...]:
-    """The command of another verb on the same program."""
+    """Return the command of another verb for the same program."""
     command = [str(part) for part in run.config.get("command") or ()]
     if command[:1] != ["tikhon"] or "--optimizer" not in " ".join(command):
         return ()
@@ -112,7 +112,7 @@ def following(run: SavedRun, verb: str) -> tuple[str, ...]:
 
 
 def place(where: list[str]) -> Label | str:
-    """Module names, many of them by the first and the last; other places in words."""
+    """Format module names, long lists by first and last; other places in words."""
     if len(where) > 3:
         return say("place", first=where[0], last=where[-1], count=len(where))
     if where == ["the loss"]:
@@ -121,7 +121,7 @@ def place(where: list[str]) -> Label | str:
 
 
 def facts(record: SavedRecord) -> tuple[Fact, ...]:
-    """Size of the model and of the dry run, and where the loss ended."""
+    """Return the size of the model and of the dry run, and its final loss."""
     shown = [Fact(say("parameters"), f"{record.get('parameters', 0):,}")]
     if steps := record.get("steps"):
         shown.append(Fact(say("dry_run"), str(steps), say("steps")))
@@ -138,7 +138,7 @@ def facts(record: SavedRecord) -> tuple[Fact, ...]:
 
 
 def about(record: SavedRecord) -> tuple[tuple[Label, Label | str], ...]:
-    """The loss function as it was observed."""
+    """Describe the observed loss function."""
     loss = record.get("loss")
     if not loss:
         return ()
@@ -147,7 +147,7 @@ def about(record: SavedRecord) -> tuple[tuple[Label, Label | str], ...]:
 
 
 def _reason(f: SavedFinding) -> Label | Name:
-    """What the finding leads to, and what was measured."""
+    """Return the consequence of a finding with the measurement behind it."""
     effect = _told(f, "effect") or code_name(f["code"])
     why = _told(f, "why") or code_name(f.get("cause") or "")
     if why:
@@ -156,13 +156,13 @@ def _reason(f: SavedFinding) -> Label | Name:
 
 
 def _told(f: SavedFinding, part: Literal["effect", "why"]) -> Label | str:
-    """A sentence of a finding: in English where the run does not have its key."""
+    """Return a sentence of a finding, in English if the run has no key for it."""
     saved = f.get("sentences", {}).get(part)
     return label(saved) if saved and saved["key"] in strings("en") else f.get(part, "")
 
 
 def _advice(f: SavedFinding) -> Label | Name:
-    """The page's own words where they say the same as the finding's."""
+    """Return the page's translation of the advice, if it has one."""
     text = "; ".join(f.get("advice") or []) or "–"
     cures = (k for k, words in strings("en").items() if k.startswith("cures_") and words == text)
     key = next(cures, None)
@@ -170,7 +170,7 @@ def _advice(f: SavedFinding) -> Label | Name:
 
 
 def findings(found: list[SavedFinding]) -> Section:
-    """One row a finding: severity, place, reason, evidence, cures."""
+    """Tabulate the findings: severity, place, reason, evidence, remedies."""
     if not found:
         return Section(say("findings"), (Text(say("no_finding")),))
     rows: list[tuple[Cell, ...]] = []
@@ -196,7 +196,7 @@ def findings(found: list[SavedFinding]) -> Section:
 
 
 def measured(evidence: Mapping[str, object]) -> Cell:
-    """The numbers that a finding rests on, by their names in words."""
+    """Format the numbers behind a finding, with their names in words."""
     told = []
     for key, value in evidence.items():
         known = f"measured_{key}" in strings("en")
@@ -206,25 +206,25 @@ def measured(evidence: Mapping[str, object]) -> Cell:
 
 
 def evidence(record: SavedRecord) -> list[Section | None]:
-    """The charts behind the findings."""
+    """Return the charts behind the findings."""
     sites, probes = record.get("sites") or [], record.get("probes") or []
     return [layers(sites, probes), activations(sites, probes), dry_run(record, sites, probes)]
 
 
 def role(sites: list[SavedSite], *roles: str) -> tuple[list[int], list[str]]:
-    """Indices and names of the sites with one of some roles."""
+    """Return indices and names of the sites with one of the roles."""
     chain = [i for i, s in enumerate(sites) if s["role"] in roles]
     return chain, [f"{sites[i]['name'] or 'model'} {sites[i]['kind']}" for i in chain]
 
 
 def ends(probes: list[SavedProbe]) -> list[tuple[Label, SavedProbe]]:
-    """The first and the last probe with their labels."""
+    """Return the first and last probe with their labels."""
     kept = probes[:1] + probes[1:][-1:]
     return [(say("at_step", step=probe["step"]), probe) for probe in kept]
 
 
 def layers(sites: list[SavedSite], probes: list[SavedProbe]) -> Section | None:
-    """Backward signal and forward scale over the depth."""
+    """Plot backward signal and forward scale over depth."""
     chain, names = role(sites, "weight", "recurrent")
     if len(chain) < 2 or not probes:
         return None
@@ -249,7 +249,7 @@ def layers(sites: list[SavedSite], probes: list[SavedProbe]) -> Section | None:
 
 
 def activations(sites: list[SavedSite], probes: list[SavedProbe]) -> Section | None:
-    """Dead and saturated shares at the end."""
+    """Plot the shares of dead and saturated units at the end."""
     chain, names = role(sites, "activation")
     if not chain or not probes:
         return None
@@ -269,7 +269,7 @@ def activations(sites: list[SavedSite], probes: list[SavedProbe]) -> Section | N
 def dry_run(
     record: SavedRecord, sites: list[SavedSite], probes: list[SavedProbe]
 ) -> Section | None:
-    """The loss of the dry run, and how much every layer moved at every step."""
+    """Plot the loss of the dry run, and the updates of each layer by step."""
     points = [p for p in record.get("points") or [] if charts.finite([p.get("eval_loss")])]
     blocks = []
     if len(points) > 1:
@@ -294,12 +294,12 @@ def dry_run(
 
 
 def logarithm(value: Number) -> float | None:
-    """log10 of a positive number."""
+    """Return log10 of a positive finite number, else None."""
     return math.log10(value) if value and 0 < value < math.inf else None
 
 
 def cure_page(run: SavedRun) -> Page:
-    """What was tried against the findings, what proved to help, and the patch."""
+    """Build the page of a cure: treatments tried, those confirmed, and the patch."""
     result = run.result
     results: list[SavedTreatment] = list(result.get("arms") or [])
     inner = result.get("diagnosis") or {}
@@ -338,13 +338,13 @@ def cure_page(run: SavedRun) -> Page:
 
 
 def mean(values: list[Number]) -> float | None:
-    """The mean of what is finite."""
+    """Return the mean of the finite values."""
     known = charts.finite(values)
     return sum(known) / len(known) if known else None
 
 
 def treatments(results: list[SavedTreatment], best: SavedTreatment | None) -> Section | None:
-    """One row a treatment, those that ran in full first, then their effects with the spread."""
+    """Tabulate the treatments, those run in full first, and plot their effects with the spread."""
     if not results:
         return None
     longest = max(a["steps"] for a in results)
@@ -372,7 +372,7 @@ def treatments(results: list[SavedTreatment], best: SavedTreatment | None) -> Se
 
 
 def named(treatment: str) -> Label | Name:
-    """What was tried, in the page's languages: one edit, or several joined by a plus."""
+    """Return a treatment's name, translated: one edit, or several joined by a plus."""
     first, plus, rest = treatment.partition(" + ")
     matches = ((key, pattern.fullmatch(first)) for key, pattern in _treatments().items())
     found = next(((key, m.groupdict()) for key, m in matches if m), None)
@@ -382,7 +382,7 @@ def named(treatment: str) -> Label | Name:
 
 @cache
 def _treatments() -> dict[str, re.Pattern[str]]:
-    """The names of treatments: their English is the pattern, with places for numbers."""
+    """Return patterns of treatment names, made from the English texts."""
     names = {k: words for k, words in strings("en").items() if k.startswith("treatment_")}
     return {
         key: re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(words)))
@@ -391,7 +391,7 @@ def _treatments() -> dict[str, re.Pattern[str]]:
 
 
 def _treatment(a: SavedTreatment, lasted: bool) -> tuple[Cell, ...]:
-    """A treatment's loss after so many steps, and how much lower it is than without it."""
+    """Return the table row of a treatment: steps, loss, and improvement over no treatment."""
     level = VERDICTS.get(a["verdict"], "plain")
     words = {"confirmed": "confirmed", "worse": "worse", "leaves the fault": "leaves_the_fault"}
     word = words.get(a["verdict"], "not_confirmed")

@@ -24,7 +24,7 @@ from tikhon.report.saved import SavedRun
 
 
 def page(run: SavedRun) -> Page:
-    """Verdict, scores beside their yardsticks, learning curves, penalties, weights, answers."""
+    """Build the page: verdict, scores, learning curves, penalties, weights, predictions."""
     metric = parts.metric_of([*run.history, run.result.get("metrics") or {}])
     best = parts.kept_epoch(run)
     record = parts.final_record(run)
@@ -55,7 +55,7 @@ def page(run: SavedRun) -> Page:
 
 
 def level(run: SavedRun) -> Level:
-    """The most severe of the sentences; no verdict on a run that goes on."""
+    """Return the worst level of the sentences; plain for an unfinished run."""
     if broken(run):
         return "bad"
     if not run.result:
@@ -65,12 +65,12 @@ def level(run: SavedRun) -> Level:
 
 
 def last_epoch(run: SavedRun) -> int:
-    """How far the history goes; it may be thinned."""
+    """Return the last epoch of the history, which may be thinned."""
     return int(run.history[-1].get("epoch") or len(run.history)) if run.history else 0
 
 
 def broken(run: SavedRun) -> object:
-    """The first epoch whose loss is not finite."""
+    """Return the first epoch with a non-finite loss."""
     known = (r for r in run.history if "train/loss" in r)
     return next((r.get("epoch") for r in known if not finite([r["train/loss"]])), None)
 
@@ -78,7 +78,7 @@ def broken(run: SavedRun) -> object:
 def verdict(
     run: SavedRun, metric: ScoreKind, record: Mapping[str, object]
 ) -> tuple[Label | Name, ...]:
-    """What the run shows: the sentences that it printed, the one that matters most first."""
+    """Return the sentences of the run, most important first."""
     if (epoch := broken(run)) is not None:
         return (say("diverged", epoch=epoch),)
     if not run.result:
@@ -90,11 +90,11 @@ def verdict(
         return tuple(found) if last is None else (*found, last)
     values = {part: number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid")}
     key = "fit_plain" if values["valid"] != "–" else "fit_no_valid"
-    return (say(key, metric=metric.label, **values),)  # of a version that kept no sentences
+    return (say(key, metric=metric.label, **values),)  # from a version that stored no sentences
 
 
 def unfinished(run: SavedRun, most: int | None) -> Label:
-    """How far a run is and how long it will take at the pace of its epochs so far."""
+    """Report the progress of a run, and the time left at its average pace."""
     done = last_epoch(run)
     passed = run.history[-1].get("seconds") if run.history else None
     if not most:
@@ -104,13 +104,13 @@ def unfinished(run: SavedRun, most: int | None) -> Label:
     left, budget = passed / done * (most - done), run.config.get("budget")
     early = (run.config.get("recipe") or {}).get("early_stopping")
     if isinstance(budget, int | float) and budget - passed < left:
-        left, early = max(budget - passed, 0.0), True  # fewer epochs than were planned
+        left, early = max(budget - passed, 0.0), True  # fewer epochs than planned
     key = "unfinished_at_most" if early else "unfinished_left"
     return say(key, epochs=f"{done:,}", all=f"{most:,}", left=duration(left))
 
 
 def sentence(entry: Mapping[str, object]) -> Label:
-    """One kept sentence in the page's languages."""
+    """Translate a stored sentence."""
     values = {k: v for k, v in entry.items() if k not in ("code", "level")}
     if "part" in values:
         values["part"] = say(f"rows_of_{values['part']}")
@@ -121,7 +121,7 @@ def sentence(entry: Mapping[str, object]) -> Label:
 
 
 def facts(run: SavedRun, metric: ScoreKind, record: Mapping[str, object]) -> tuple[Fact, ...]:
-    """The large figures: scores, gap, zeros, time."""
+    """Return the main figures: scores, gap, zeros, time."""
     found = [parts.score_fact(metric, record, part) for part in ("test", "valid", "train")]
     zeros = finite([p.get("zeros") for p in (run.result.get("penalties") or {}).values()])
     if zeros and max(zeros) > 0:

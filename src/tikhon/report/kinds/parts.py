@@ -1,4 +1,4 @@
-"""Sections that several kinds of run share."""
+"""Sections shared by several kinds of run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GAP_LIMIT = 0.03  # accuracy on the training rows above accuracy on held-out row
 
 @dataclass(frozen=True)
 class ScoreKind:
-    """The score that a run is judged by: accuracy (more is better) or an error (less is)."""
+    """The main score of a run: accuracy (higher is better) or an error (lower is better)."""
 
     key: str
     label: Label
@@ -47,7 +47,7 @@ class ScoreKind:
 
 
 def metric_of(records: Iterable[Mapping[str, object]]) -> ScoreKind:
-    """Accuracy where the records have it, else RMSE, else the loss."""
+    """Return accuracy if the records have it, else RMSE, else the loss."""
     keys = {key for record in records for key in record}
     for name, higher in (("accuracy", True), ("rmse", False)):
         if any(f"{part}/{name}" in keys for part in ("train", "valid", "test")):
@@ -56,30 +56,30 @@ def metric_of(records: Iterable[Mapping[str, object]]) -> ScoreKind:
 
 
 def record_at(history: tuple[Epoch, ...], epoch: object) -> Epoch:
-    """The record of an epoch; the last one if there is none."""
+    """Return the record of an epoch, or the last one."""
     return next((r for r in history if r.get("epoch") == epoch), history[-1] if history else {})
 
 
 def data_name(run: SavedRun) -> str:
-    """The name of the data that a run was made on."""
+    """Return the name of a run's data."""
     data = run.config.get("data") or {}
     return str(data.get("name", run.name) if isinstance(data, dict) else data)
 
 
 def kept_epoch(run: SavedRun) -> int | None:
-    """The best epoch where early stopping restored its state; None where the last one is left."""
+    """Return the best epoch if early stopping restored it, None if the last one was kept."""
     early = entries(run.config.get("recipe")).get("early_stopping")
     return run.result.get("best_epoch") if early else None
 
 
 def final_record(run: SavedRun) -> Epoch:
-    """The scores of the state that was kept."""
+    """Return the scores of the model that was kept."""
     kept = record_at(run.history, kept_epoch(run))
     return {**kept, **(run.result.get("metrics") or {})}
 
 
 def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
-    """The small print in words: data, model, optimizer, seed, device, versions."""
+    """Return the details of a run: data, model, optimizer, seed, device, versions."""
     config = run.config
     lines: list[tuple[Label, Label | str]] = [(say("about_run"), run.name)]
     data, model = entries(config.get("data")), entries(config.get("model"))
@@ -103,12 +103,12 @@ def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
 
 
 def entries(value: object) -> Mapping[str, Any]:
-    """The keys and values of a part of a document; none where it is something else."""
+    """Return a mapping from a document, empty if it is anything else."""
     return value if isinstance(value, Mapping) else {}
 
 
 def of_data(data: Mapping[str, object]) -> list[tuple[Label, Label | str]]:
-    """Name, rows and features of the data; the file, the target and the classes of a table."""
+    """Describe the data: name, rows and features; for a table its file, target and classes."""
     origin, rows = entries(data.get("origin")), data.get("rows")
     count = {k: f"{v:,}" for k, v in entries(rows).items() if isinstance(v, int)}
     values = {"name": data.get("name", "–"), "features": data.get("features", "–")}
@@ -133,7 +133,7 @@ def of_data(data: Mapping[str, object]) -> list[tuple[Label, Label | str]]:
 
 
 def listed(entries: Mapping[str, object]) -> Label | str | None:
-    """Settings in words: the name, then "learning rate 0.001, batch size 64"; None for none.
+    """Format settings as the name, then "learning rate 0.001, batch size 64"; None if empty.
 
     >>> listed({"name": "adam", "lr": 0.001, "batch_size": 64, "momentum": 0.0}).text("en")
     'adam, learning rate 0.001, batch size 64'
@@ -144,13 +144,13 @@ def listed(entries: Mapping[str, object]) -> Label | str | None:
 
 
 def _setting(key: str, value: str) -> Label | str:
-    """One setting in the page's languages, under its own name where they lack it."""
+    """Format a setting, under its own name if it has no translation."""
     known = f"setting_{key}" in strings("en")
     return say(f"setting_{key}", value=value) if known else f"{key.replace('_', ' ')} {value}"
 
 
 def _plain(value: object) -> str:
-    """A setting's value without brackets where it is a short list."""
+    """Format a setting's value, short lists without brackets."""
     if isinstance(value, list) and len(value) <= 12:
         between = "; " if any(isinstance(entry, Mapping) for entry in value) else ", "
         return between.join(map(inline, value))
@@ -158,7 +158,7 @@ def _plain(value: object) -> str:
 
 
 def inline(value: object) -> str:
-    """A nested value, shortened to its size where it is long."""
+    """Format a nested value, long lists by their length."""
     if isinstance(value, Mapping):
         if "penalty" in value:
             return typed(value)
@@ -178,7 +178,7 @@ def gap_mark(gap: float | None) -> Mark:
 
 
 def curves(run: SavedRun, metric: ScoreKind, best: int | None) -> Section:
-    """Loss and score over the epochs, with the gap shaded."""
+    """Plot loss and score over epochs, with the gap shaded."""
     epochs = run.series("epoch")
     blocks: list[Block] = []
     for key, label in {metric.key: metric.label, "loss": say("metric_loss")}.items():
@@ -201,7 +201,7 @@ def curves(run: SavedRun, metric: ScoreKind, best: int | None) -> Section:
 
 
 def penalties_over_time(run: SavedRun) -> Section | None:
-    """Value, strength and exact zeros of every penalty, and the norms, over the epochs."""
+    """Plot value, strength and exact zeros of each penalty, and the norms, over epochs."""
     epochs = run.series("epoch")
     wanted = (
         (r"penalty/(.+)/value", "penalty_value", {"rangemode": "tozero"}),
@@ -226,14 +226,14 @@ def penalties_over_time(run: SavedRun) -> Section | None:
 
 
 def matching(run: SavedRun, pattern: str) -> dict[str, list[Number]]:
-    """Every history key that matches, by its captured name."""
+    """Return the series of all history keys that match, by captured name."""
     keys = dict.fromkeys(key for record in run.history for key in record)
     found = {m[1]: run.series(key) for key in keys if (m := re.fullmatch(pattern, key))}
     return {name: values for name, values in found.items() if charts.finite(values)}
 
 
 def penalty_table(penalties: Mapping[str, SavedPenalty]) -> PageTable | None:
-    """Strength, value and exact zeros of every penalty at the end."""
+    """Tabulate final strength, value and exact zeros of each penalty."""
     audited = any("verdict" in p for p in penalties.values())
     rows = tuple(
         (
@@ -254,7 +254,7 @@ def penalty_table(penalties: Mapping[str, SavedPenalty]) -> PageTable | None:
 
 
 def sparsity_table(found: SavedSparsity) -> PageTable | None:
-    """What `sparsify` left of each layer."""
+    """Tabulate the sparsity of each layer after `sparsify`."""
     rows = tuple(
         (
             Name(layer["layer"]),
@@ -270,12 +270,12 @@ def sparsity_table(found: SavedSparsity) -> PageTable | None:
 
 
 def mode(how: str | None) -> Cell:
-    """How a penalty acts, which gives its strength its unit; runs of older versions lack it."""
+    """Return how a penalty acts, which sets the unit of its strength; older runs lack it."""
     return "–" if how is None else say(f"mode_{how}")
 
 
 def _audit_mark(penalty: SavedPenalty) -> Cell:
-    """Whether more or less of the penalty would validate better."""
+    """Mark whether a stronger or weaker penalty would improve validation."""
     verdict = penalty.get("verdict")
     if verdict is None:
         return ""
@@ -285,7 +285,7 @@ def _audit_mark(penalty: SavedPenalty) -> Cell:
 
 
 def weights(parameters: Mapping[str, SavedWeights]) -> Section | None:
-    """Histogram of every regularized parameter, the exact zeros apart."""
+    """Plot a histogram of each regularized parameter, with exact zeros separate."""
     blocks: list[Block] = []
     rows = []
     for name, facts in parameters.items():
@@ -304,7 +304,7 @@ def weights(parameters: Mapping[str, SavedWeights]) -> Section | None:
 
 
 def reproduce(run: SavedRun) -> Section | None:
-    """The command that made this run."""
+    """Show the command that made this run."""
     blocks = []
     if command := run.config.get("command"):
         blocks.append(CodeBlock((shlex.join(map(str, command)),), say("made_by")))
@@ -312,12 +312,12 @@ def reproduce(run: SavedRun) -> Section | None:
 
 
 def sections(*candidates: Section | None) -> tuple[Section, ...]:
-    """The sections that there are."""
+    """Return the sections that are not None."""
     return tuple(section for section in candidates if section is not None)
 
 
 def score_fact(metric: ScoreKind, record: Mapping[str, object], part: str) -> Fact | None:
-    """One score as a large figure."""
+    """Return one score as a main figure."""
     value = record.get(f"{part}/{metric.key}")
     if value is None:
         return None
@@ -325,17 +325,17 @@ def score_fact(metric: ScoreKind, record: Mapping[str, object], part: str) -> Fa
 
 
 def part_score(metric: ScoreKind, part: str) -> Label:
-    """The name of a score on one part of the data: "Test accuracy"."""
+    """Return the name of a score on one part of the data, such as "Test accuracy"."""
     return say("score_on", part=say(f"part_{part}"), metric=word(metric))
 
 
 def word(metric: ScoreKind) -> Label:
-    """The metric inside a sentence."""
+    """Return the metric's name for use inside a sentence."""
     return say(f"metric_{metric.key}_word")
 
 
 def worst(levels: Iterable[Level]) -> Level:
-    """The most severe of several verdicts."""
+    """Return the most severe of several levels."""
     seen = set(levels)
     for level in ("bad", "watch", "good"):
         if level in seen:

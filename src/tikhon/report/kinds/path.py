@@ -1,4 +1,4 @@
-"""The page of a path: from strong to weak, which features come in and what they bring."""
+"""The page of a path: which features enter as the penalty weakens, and what they improve."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tikhon.report.page import (
 )
 from tikhon.report.saved import SavedRun
 
-LINES = 12  # features that get a line of their own; the others share one colour
-ROWS = 20  # of the table of models, about
+LINES = 12  # features with their own line; the others share one colour
+ROWS = 20  # approximate rows in the table of models
 
 
 def page(run: SavedRun) -> Page:
-    """Verdict, score over strength, importances over strength, the selected features."""
+    """Build the page: verdict, score and importances over strength, selected features."""
     result = run.result
     chosen = result.get("chosen")
     return Page(
@@ -49,19 +49,19 @@ def page(run: SavedRun) -> Page:
 
 
 def best_of(run: SavedRun) -> int | None:
-    """Index of the lowest score."""
+    """Return the index of the lowest score."""
     known = [(s, i) for i, s in enumerate(run.result.get("scores") or []) if s is not None]
     return min(known)[1] if known else None
 
 
 def total(run: SavedRun) -> int:
-    """How many features there are."""
+    """Return the number of features."""
     rows = run.result.get("importances") or []
     return len(rows[0]) if rows else len(run.result.get("feature_names") or [])
 
 
 def verdict(run: SavedRun, chosen: int | None) -> Label:
-    """What the path found, in one sentence."""
+    """Return the result of the path in one sentence."""
     result = run.result
     if not result:
         return say("unfinished", epochs=len(run.history))
@@ -83,7 +83,7 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
 
 
 def more(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
-    """What leaving features out costs on test rows, and whether the range was wide enough."""
+    """Report the test cost of leaving features out, and whether the range was wide enough."""
     found = []
     metrics, held = run.result.get("metrics") or {}, run.result.get("yardsticks") or {}
     key = next((k for k in ("accuracy", "rmse") if f"test/{k}" in metrics), None)
@@ -107,7 +107,7 @@ def more(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
 
 
 def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
-    """Kept features, score, strength, time."""
+    """Return kept features, score, strength and time."""
     result, shown = run.result, []
     if chosen is not None:
         error = result["errors"][chosen]
@@ -130,14 +130,14 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
 
 
 def names_of(run: SavedRun) -> list[str]:
-    """Names of the features, or their numbers."""
+    """Return the names of the features, or their indices."""
     return list(run.result.get("feature_names") or map(str, range(total(run))))
 
 
 def summary(run: SavedRun, chosen: int | None) -> Section | None:
-    """Test scores beside all features, the models along the path, the selected features."""
+    """Tabulate test scores against all features, models along the path, selected features."""
     held = [(say("chosen_model"), run.result.get("metrics") or {}, "test")]
-    # a path's own loss of numbers is half the mean square: another one beside it would confuse
+    # the path's own regression loss is half the mean squared error, which would confuse here
     other = "loss" if "test/rmse" in (run.result.get("metrics") or {}) else ""
     table = scores.table(run, held, without=other)
     tables = (table, steps(run, chosen), features(run, chosen))
@@ -146,7 +146,7 @@ def summary(run: SavedRun, chosen: int | None) -> Section | None:
 
 
 def steps(run: SavedRun, chosen: int | None) -> PageTable | None:
-    """One row a number of features: the strength, its validation loss and its test score."""
+    """Tabulate strength, validation loss and test score for each number of features."""
     result = run.result
     tests = result.get("test_scores") or []
     if not tests:
@@ -171,7 +171,7 @@ def steps(run: SavedRun, chosen: int | None) -> PageTable | None:
 
 
 def features(run: SavedRun, chosen: int | None) -> PageTable | None:
-    """The selected features, the most important first, and the strength where each came in."""
+    """Tabulate the selected features by importance, with the strength where each entered."""
     result = run.result
     if chosen is None or not result.get("selected"):
         return None
@@ -184,7 +184,7 @@ def features(run: SavedRun, chosen: int | None) -> PageTable | None:
 
 
 def selected(result: Mapping[str, Any]) -> dict[str, tuple[float | None, float | None]]:
-    """The importance of each chosen feature, and the strength where it came in."""
+    """Return importance and entry strength of each selected feature."""
     rows = result.get("importances") or []
     names = list(result.get("feature_names") or map(str, range(len(rows[0]) if rows else 0)))
     found: dict[str, tuple[float | None, float | None]] = {}
@@ -197,7 +197,7 @@ def selected(result: Mapping[str, Any]) -> dict[str, tuple[float | None, float |
 
 
 def responses(run: SavedRun, chosen: int | None) -> Section | None:
-    """Validation loss with its error, and the number of features, over the strength."""
+    """Plot validation loss with its error, and the number of features, over the strength."""
     result, best = run.result, best_of(run)
     if best is None:
         return None
@@ -224,7 +224,7 @@ def responses(run: SavedRun, chosen: int | None) -> Section | None:
 
 
 def importances(run: SavedRun) -> Section | None:
-    """One line a feature over the strength; those in use are named, then the largest."""
+    """Plot importances over the strength; selected features are named, then the largest."""
     result = run.result
     rows = result.get("importances") or []
     if not rows:

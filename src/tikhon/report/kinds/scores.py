@@ -1,4 +1,4 @@
-"""The table of scores: of the model on every part of the data, then of its yardsticks."""
+"""Tabulate the scores of a model on each part of the data, and those of its baselines."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from tikhon.numbers import CERTAIN, share
 from tikhon.report.page import Label, Name, PageTable, number, say
 from tikhon.report.saved import SavedRun
 
-PARTS = {"train": "training", "valid": "validation", "test": "test"}  # key -> rows of
+PARTS = {"train": "training", "valid": "validation", "test": "test"}  # key -> name of the rows
 KEYS = ("accuracy", "rmse", "r2", "balanced_accuracy", "average_precision", "loss")
 SHARES = {"accuracy", "r2", "balanced_accuracy", "average_precision"}
 
-Held = tuple[Label, Mapping[str, object], str]  # what it is, its scores, on which part
+Held = tuple[Label, Mapping[str, object], str]  # name, scores, part
 
 
 def of_parts(record: Mapping[str, object]) -> list[Held]:
-    """The scores of one model on training, validation and test rows."""
+    """Return the scores of one model on training, validation and test rows."""
     return [(say(f"part_{part}"), record, part) for part in PARTS]
 
 
 def table(run: SavedRun, held: Sequence[Held], *, without: str = "") -> PageTable | None:
-    """One row a model and part, then those of the yardsticks on the same rows."""
+    """Tabulate one row for each model and part, then the baselines on the same rows."""
     held = [*held, *yardsticks(run)]
     found = {key for _, record, part in held for key in KEYS if f"{part}/{key}" in record}
     keys = [key for key in KEYS if key in found and key != without]
@@ -40,7 +40,7 @@ def table(run: SavedRun, held: Sequence[Held], *, without: str = "") -> PageTabl
 
 
 def yardsticks(run: SavedRun) -> list[Held]:
-    """What needs no features at all, and a linear model, on validation and test rows."""
+    """Return the scores of the constant and the linear baseline by part."""
     return [
         (yardstick(run, name, say(f"rows_of_{PARTS[part]}")), record, part)
         for name, record in (run.result.get("yardsticks") or {}).items()
@@ -49,7 +49,7 @@ def yardsticks(run: SavedRun) -> list[Held]:
 
 
 def yardstick(run: SavedRun, name: str, part: Label) -> Label:
-    """What a yardstick answers, on some rows."""
+    """Name a baseline with the rows it is scored on."""
     if name == "constant" and run.result.get("answer"):
         return say("yardstick_class", answer=run.result["answer"], part=part)
     if name == "constant":
@@ -61,7 +61,7 @@ def yardstick(run: SavedRun, name: str, part: Label) -> Label:
 
 
 def recalls(run: SavedRun) -> PageTable | None:
-    """The share of every class that is found, where classes are of unequal size."""
+    """Tabulate the recall of each class, if classes are imbalanced."""
     found = run.result.get("predictions") or {}
     metrics = run.result.get("metrics") or {}
     if "recall" not in found or "test/balanced_accuracy" not in metrics:
@@ -76,7 +76,7 @@ def recalls(run: SavedRun) -> PageTable | None:
 
 
 def learned_nothing(result: Mapping[str, Any]) -> bool:
-    """Whether the test rows are answered no better than by one answer to all of them.
+    """Return whether the model is no better on test rows than a constant prediction.
 
     Better is what their noise does not explain; older runs kept no margins.
     """
@@ -93,7 +93,7 @@ def learned_nothing(result: Mapping[str, Any]) -> bool:
 
 
 def beside(run: SavedRun) -> Label | None:
-    """The test score in a sentence, with what the yardsticks score on the same rows."""
+    """Return a sentence with the test score and those of the baselines."""
     metrics, held = run.result.get("metrics") or {}, run.result.get("yardsticks") or {}
     key = next((k for k in ("accuracy", "rmse") if f"test/{k}" in metrics), None)
     if key is None or "constant" not in held:

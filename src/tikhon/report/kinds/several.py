@@ -1,4 +1,4 @@
-"""Several runs on one page: compared where data and metric are the same, else side by side."""
+"""Several runs on one page, compared if they share data and metric."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ class RunGroup:
 
     @property
     def scores(self) -> list[Number]:
-        """Validation score of every run."""
+        """Validation score of each run."""
         return [record.get(f"valid/{self.metric.key}") for record in self.records]
 
     @property
     def leader(self) -> int | None:
-        """The run with the best validation score."""
+        """Index of the run with the best validation score."""
         known = charts.finite(self.scores)
         if not known:
             return None
         return self.scores.index((max if self.metric.higher else min)(known))
 
     def tied(self) -> list[str]:
-        """Names of the runs that the validation rows do not tell apart from the leader."""
+        """Names of the runs not significantly different from the leader on validation rows."""
         best = self.leader
         if best is None:
             return []
@@ -75,16 +75,16 @@ class RunGroup:
         scores = charts.finite(self.scores[i] for i in (first, second))
         if len(known) < 2 or len(scores) < 2:
             return False
-        if not self.metric.higher:  # its errors are those of the logarithm
+        if not self.metric.higher:  # their standard errors are on a log scale
             scores = [math.log(max(score, 1e-300)) for score in scores]
         return abs(scores[0] - scores[1]) > CERTAIN * math.hypot(*known)
 
 
 def paired_apart(first: str | Sequence[float], second: str | Sequence[float]) -> bool:
-    """Whether two runs differ on the same rows by more than chance, row by row.
+    """Return whether two runs differ significantly, paired by row.
 
-    Texts hold "1" for a right answer (half a row more in each cell, as for the yardsticks),
-    numbers are squared errors.
+    Strings hold "1" for each correct prediction (with half a row added to each cell, as for the
+    baselines), numbers are squared errors.
     """
     differences = [float(a) - float(b) for a, b in zip(first, second, strict=True)]
     count, total = len(differences), sum(differences)
@@ -98,7 +98,7 @@ def paired_apart(first: str | Sequence[float], second: str | Sequence[float]) ->
 
 
 def page(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Page:
-    """Compare runs; `pages` are their own pages, in the same order."""
+    """Compare runs; `pages` are their own pages in the same order."""
     groups = grouped(runs, pages)
     compared = [group for group in groups if len(group.runs) > 1]
     sections = [section for group in compared for section in of_group(group)]
@@ -112,7 +112,7 @@ def page(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Page:
 
 
 def grouped(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[RunGroup]:
-    """The runs by kind of score, data fingerprint and task, in the order given."""
+    """Group runs by metric, data fingerprint and task, in the given order."""
     found: dict[tuple[object, ...], list[int]] = {}
     records = [parts.final_record(run) for run in runs]
     metrics = [parts.metric_of([record]) for record in records]
@@ -135,7 +135,7 @@ def grouped(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[RunGroup]:
 
 
 def verdict(runs: Sequence[SavedRun], groups: Sequence[RunGroup]) -> Label:
-    """Who is best where that can be said."""
+    """Name the best run where runs are comparable."""
     if len(groups) > 1:
         shared = any(len(group.runs) > 1 for group in groups)
         key = "several_groups" if shared else "several_apart"
@@ -156,7 +156,7 @@ def verdict(runs: Sequence[SavedRun], groups: Sequence[RunGroup]) -> Label:
 
 
 def of_group(group: RunGroup) -> list[Section]:
-    """Scores, what differs, and curves of comparable runs."""
+    """Return scores, differing settings and curves of comparable runs."""
     blocks: list[Block] = [table(group)]
     if differing := settings(group):
         blocks.append(differing)
@@ -167,7 +167,7 @@ def of_group(group: RunGroup) -> list[Section]:
 
 
 def _same_rows(group: RunGroup) -> bool:
-    """Whether the runs were judged on the same validation rows."""
+    """Return whether the runs used the same validation rows."""
     held = [(run.config.get("seed"), (run.config.get("data") or {})) for run in group.runs]
     cuts = {
         (seed, str(data.get("split")) if isinstance(data, Mapping) else "") for seed, data in held
@@ -176,7 +176,7 @@ def _same_rows(group: RunGroup) -> bool:
 
 
 def table(group: RunGroup) -> PageTable:
-    """One row a run; only a run that is told apart from all others is called the best."""
+    """Tabulate one row for each run; "best" only if it differs significantly from all others."""
     metric, rows = group.metric, []
     for run, own, record in zip(group.runs, group.pages, group.records):
         zeros = charts.finite(
@@ -198,7 +198,7 @@ def table(group: RunGroup) -> PageTable:
 
 
 def settings(group: RunGroup) -> PageTable | None:
-    """What the runs were made with, where it differs."""
+    """Tabulate the settings that differ."""
     held = [_flat(run.config) for run in group.runs]
     names = list(dict.fromkeys(name for found in held for name in found))
     differing = [n for n in names if len({str(found.get(n)) for found in held}) > 1]
@@ -213,7 +213,7 @@ def settings(group: RunGroup) -> PageTable | None:
 
 
 def _flat(config: Mapping[str, object]) -> dict[str, str]:
-    """The settings of a run that its user chooses, one name each."""
+    """Return the user's settings of a run, under one name each."""
     found: dict[str, str] = {}
     for key in ("model", "optimizer", "recipe"):
         value = config.get(key)
@@ -232,7 +232,7 @@ def _flat(config: Mapping[str, object]) -> dict[str, str]:
 
 
 def curves(group: RunGroup) -> Section | None:
-    """Validation scores over the epochs, a line a run."""
+    """Plot validation scores over epochs, one line for each run."""
     metric = group.metric
     drawn = [run for run in group.runs if charts.finite(run.series(f"valid/{metric.key}"))]
     if len(drawn) < 2:
@@ -247,7 +247,7 @@ def curves(group: RunGroup) -> Section | None:
 
 
 def verdicts(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Section:
-    """What each run's own page says."""
+    """Tabulate the verdict of each run."""
     rows = tuple(
         (Name(run.name), Name(run.kind), Name(parts.data_name(run)), own.verdict)
         for run, own in zip(runs, pages)

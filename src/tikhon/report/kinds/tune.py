@@ -1,4 +1,4 @@
-"""The page of a search: what was chosen, how sure that is, what was tried and when it stopped."""
+"""The page of a search: the choice, its reliability, and the trials."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tikhon.report.page import (
 from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import SavedAudit, SavedTrial
 
-SHOWN = 12  # rows of the table of trials
+SHOWN = 12  # rows in the table of trials
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Member:
 
 
 def page(run: SavedRun) -> Page:
-    """Verdict, audit, rungs, response of every hyperparameter, parallel coordinates, trials."""
+    """Build the page: verdict, audit, rungs, responses, parallel coordinates, trials."""
     run = in_own_numbers(run)
     found = members(run.result.get("trials") or [])
     chosen = chosen_of(found, run.result.get("config") or {})
@@ -73,16 +73,17 @@ def page(run: SavedRun) -> Page:
 
 
 def maximised(run: SavedRun) -> bool:
-    """Whether trials are compared by a score of which more is better.
+    """Return whether trials are compared by a score to maximise.
 
-    Until a search has ended it has no audit, and is of the shell, whose metrics are scorers.
+    A running search has no audit yet; then it is one of the command line, whose metrics are
+    scorers.
     """
     audit: SavedAudit = run.result.get("audit") or {}
     return audit["maximised"] if "maximised" in audit else metric_of(run) is not None
 
 
 def in_own_numbers(run: SavedRun) -> SavedRun:
-    """The run with scores as people read them: of a maximised one its trials hold the minus."""
+    """Undo the negation of scores stored by a maximising search."""
     if not maximised(run):
         return run
     trials = [
@@ -95,35 +96,35 @@ def in_own_numbers(run: SavedRun) -> SavedRun:
 
 
 def opposite(value: float | None) -> float | None:
-    """The number with the other sign; of 0 it is 0, not -0."""
+    """Negate a number, keeping 0 positive."""
     return None if value is None else 0.0 - value
 
 
 def best_of(run: SavedRun, values: list[float]) -> float | None:
-    """The best of some scores."""
+    """Return the best of some scores."""
     return (max if maximised(run) else min)(values, default=None)
 
 
 def metric_of(run: SavedRun) -> str | None:
-    """The metric that trials are compared by, None for the loss."""
+    """Return the metric that trials are compared by, None for the loss."""
     name = run.result.get("metric")
     return None if name in (None, "loss") else str(name)
 
 
 def measure(run: SavedRun) -> Label:
-    """What trials are compared by, as a title."""
+    """Name the metric as a title."""
     name = metric_of(run)
     return say("compared_by_loss") if name is None else say("compared_by", metric=name)
 
 
 def measure_word(run: SavedRun) -> Label:
-    """What trials are compared by, within a sentence."""
+    """Name the metric within a sentence."""
     name = metric_of(run)
     return say("compared_by_word_loss") if name is None else say("compared_by_word", metric=name)
 
 
 def level(run: SavedRun, audit: Mapping[str, object]) -> Level:
-    """Good where the search gained; nothing is said of one that goes on."""
+    """Return "good" if the search improved on the default, "plain" while it runs, else "watch"."""
     if not run.result.get("config"):
         return "plain"
     gained = audit.get("worth_it") and not scores.learned_nothing(run.result)
@@ -131,13 +132,13 @@ def level(run: SavedRun, audit: Mapping[str, object]) -> Level:
 
 
 def tested(run: SavedRun) -> list[scores.Held]:
-    """Test scores of the chosen model and of the average."""
+    """Return the test scores of the chosen model and of the average."""
     held = [("chosen_model", run.result.get("metrics")), ("average", run.result.get("average"))]
     return [(say(key), found, "test") for key, found in held if found]
 
 
 def more(run: SavedRun, audit: SavedAudit) -> tuple[Label, ...]:
-    """What the test rows say, then what may be wrong with the choice."""
+    """Return what the test rows show, then doubts about the choice."""
     found = [scores.beside(run)]
     if audit.get("best_score") != audit.get("chosen_score"):
         found.append(say("tune_near_best", best=number(audit.get("best_score"))))
@@ -149,7 +150,7 @@ def more(run: SavedRun, audit: SavedAudit) -> tuple[Label, ...]:
 
 
 def members(trials: list[SavedTrial]) -> list[Member]:
-    """The trials by configuration: a later rung continues the earlier one's curve."""
+    """Group trials by configuration; later rungs extend the curve."""
     grouped: dict[str, list[SavedTrial]] = {}
     for trial in trials:
         grouped.setdefault(json.dumps(trial["config"], sort_keys=True), []).append(trial)
@@ -173,17 +174,17 @@ def members(trials: list[SavedTrial]) -> list[Member]:
 
 
 def chosen_of(found: list[Member], config: Mapping[str, object]) -> int | None:
-    """Which member was chosen."""
+    """Return the index of the chosen member."""
     return next((i for i, m in enumerate(found) if dict(m.config) == dict(config)), None)
 
 
 def full(found: list[Member]) -> int:
-    """Epochs of a full training."""
+    """Return the epochs of a full training."""
     return max((m.budget for m in found), default=0)
 
 
 def verdict(run: SavedRun, audit: Mapping[str, object]) -> Label:
-    """What the search found, in one sentence."""
+    """Return the result of the search in one sentence."""
     config = run.result.get("config")
     if not config:
         losses = [trial["score"] for trial in run.result.get("trials") or []]
@@ -210,12 +211,12 @@ def verdict(run: SavedRun, audit: Mapping[str, object]) -> Label:
 
 
 def short(value: object) -> str:
-    """A hyperparameter's value."""
+    """Format a hyperparameter value."""
     return strength(value) if isinstance(value, float) else str(value)
 
 
 def facts(run: SavedRun, found: list[Member], audit: Mapping[str, object]) -> tuple[Fact, ...]:
-    """Score, gain, trials, time."""
+    """Return score, gain, trials and time."""
     metrics = run.result.get("metrics") or {}
     shown = [
         fact
@@ -235,7 +236,7 @@ def facts(run: SavedRun, found: list[Member], audit: Mapping[str, object]) -> tu
 
 
 def choice(run: SavedRun) -> PageTable | None:
-    """The chosen hyperparameters and where they were looked for."""
+    """Tabulate the chosen hyperparameters with their search ranges."""
     config, space = run.result.get("config") or {}, run.result.get("space") or {}
     rows: list[tuple[Cell, ...]] = [
         (Name(with_mode(name)), short(value), entry(space.get(name)))
@@ -246,7 +247,7 @@ def choice(run: SavedRun) -> PageTable | None:
 
 
 def entry(range_: object) -> Cell:
-    """A range of the space in words."""
+    """Format a search range."""
     if not isinstance(range_, Mapping):
         return "–" if range_ is None else Name(str(range_))
     if "low" in range_:
@@ -256,7 +257,7 @@ def entry(range_: object) -> Cell:
 
 
 def audit_table(audit: SavedAudit) -> PageTable | None:
-    """How far the choice may be off."""
+    """Tabulate the uncertainty of the choice."""
     if not audit:
         return None
     gain, error = audit.get("gain"), audit.get("gain_error")
@@ -288,7 +289,7 @@ def audit_table(audit: SavedAudit) -> PageTable | None:
 
 
 def rungs(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
-    """Validation curves by fate, and what every rung left over."""
+    """Plot validation curves by outcome, and tabulate the rungs."""
     longest = full(found)
     curves = []
     for i, m in enumerate(found):
@@ -309,7 +310,7 @@ def rungs(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
 
 
 def rung_table(run: SavedRun) -> PageTable:
-    """Trials, failures and scores at every budget."""
+    """Tabulate trials, failures and scores for each budget."""
     budgets: dict[int, list[float | None]] = {}
     for trial in run.result["trials"]:
         budgets.setdefault(trial["budget"], []).append(trial["score"])
@@ -330,7 +331,7 @@ def rung_table(run: SavedRun) -> PageTable:
 
 
 def responses(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
-    """Score over every hyperparameter, then all of them at once."""
+    """Plot the score against each hyperparameter, then in parallel coordinates."""
     shown = [i for i, m in enumerate(found) if m.score is not None]
     names = list(dict.fromkeys(n for i in shown for n in found[i].config))
     varying = [n for n in names if len({str(found[i].config.get(n)) for i in shown}) > 1]
@@ -356,7 +357,7 @@ def responses(run: SavedRun, found: list[Member], chosen: int | None) -> Section
 
 
 def logarithmic(run: SavedRun) -> set[str]:
-    """Names of the hyperparameters that were searched on a log scale."""
+    """Return the hyperparameters searched on a log scale."""
     space = run.result.get("space") or {}
     return {n for n, e in space.items() if isinstance(e, Mapping) and e.get("kind") == "log"}
 
@@ -364,7 +365,7 @@ def logarithmic(run: SavedRun) -> set[str]:
 def coordinates(
     run: SavedRun, found: list[Member], shown: list[int], names: list[str], chosen: int
 ) -> Chart:
-    """Parallel coordinates of the hyperparameters and the score."""
+    """Plot hyperparameters and score in parallel coordinates."""
     columns = {name: [found[i].config.get(name) for i in shown] for name in names}
     scores = [found[i].score for i in shown]
     axes = []
@@ -387,7 +388,7 @@ def coordinates(
 
 
 def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
-    """The best trials with their configuration, and for how long they were trained."""
+    """Tabulate the best trials with configuration and training length."""
     losses = [run.result["score"] if i == chosen else m.score for i, m in enumerate(found)]
     sign = -1.0 if maximised(run) else 1.0
     order = sorted(
@@ -402,7 +403,7 @@ def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
             str(position + 1),
             *(short(found[i].config.get(n, "–")) for n in names),
             str(found[i].budget),
-            number(losses[i]),  # of the chosen one as judged at the end
+            number(losses[i]),  # the final evaluation for the chosen one
             number(found[i].error or None),
         )
         for position, i in enumerate(order)
