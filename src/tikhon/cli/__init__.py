@@ -39,7 +39,7 @@ SETTINGS: dict[str, object] = {"help_option_names": ["-h", "--help"], "max_conte
 
 @cache
 def parser() -> Any:
-    """What reads the command line; made once. Its help names arguments, and no types of Python."""
+    """Return the command line parser, built once; its help shows argument names without types."""
     found: Any = typer.main.get_command(build())
     for command in found.commands.values():
         for parameter in command.params:
@@ -49,7 +49,7 @@ def parser() -> Any:
 
 
 def build() -> typer.Typer:
-    """The application. The files of commands import nothing heavy at their top."""
+    """Build the application. Command files import nothing heavy at the top."""
     app = typer.Typer(
         name="tikhon",
         invoke_without_command=True,
@@ -67,7 +67,7 @@ def build() -> typer.Typer:
 
 
 def _told_of_ctrl_c(command: Callable[..., object]) -> Callable[..., object]:
-    """The command, which says that it was stopped: the parser would end it without a word."""
+    """Report Ctrl-C, on which the parser would exit silently."""
 
     @wraps(command)
     def run(*arguments: object, **options: object) -> object:
@@ -103,7 +103,7 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; an error is one message, never a traceback."""
+    """Run one command and return its exit code; errors are one message, never a traceback."""
     startup.is_program = arguments is None
     arguments = _spelled_out(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _spelled_out(arguments: list[str]) -> list[str]:
-    """`--ray` without an address as `--ray=local`: the parser has no optional values."""
+    """Rewrite `--ray` without an address as `--ray=local`, as the parser lacks optional values."""
     following = [*arguments[1:], "-"]
     return [
         "--ray=local" if argument == "--ray" and after.startswith("-") else argument
@@ -129,7 +129,7 @@ def _spelled_out(arguments: list[str]) -> list[str]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Python's and NumPy's error, torch's of a device, or what torch says of its main memory."""
+    """Return whether memory ran out, as reported by Python, NumPy or torch on any device."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
@@ -138,7 +138,7 @@ def _explain(error: Any, arguments: list[str]) -> int:
     if isinstance(error, BrokenPipeError):
         give_up()
         return 128 + signal.SIGPIPE
-    if hasattr(error, "format_message"):  # an error of the argument parser
+    if hasattr(error, "format_message"):  # raised by the argument parser
         shown = error.format_message()
         if "No such command" in shown and arguments:
             shown = unknown("command", arguments[0], COMMANDS)
@@ -172,7 +172,7 @@ def _explain(error: Any, arguments: list[str]) -> int:
 
 
 def _received(error: object, arguments: list[str]) -> str:
-    """The value that the parser could not read, which its own message leaves out."""
+    """Return the value that the parser could not read, which its message omits."""
     for option in getattr(getattr(error, "param", None), "opts", ()):
         for i, argument in enumerate(arguments):
             name, equals, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""What `tikhon fit --compact --export onnx` adds to a run."""
+"""Compaction and export after `tikhon fit --compact --export onnx`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXPORTS = ("onnx",)
 
 
 def check_export(export: str | None) -> None:
-    """InputError for an unknown format, or when what writes it is not installed."""
+    """Raise `InputError` for an unknown format, or if its package is missing."""
     if export is None:
         return
     if export not in EXPORTS:
@@ -39,7 +39,7 @@ def finish(
     shrink: bool,
     export: str | None,
 ) -> dict[str, object]:
-    """Compact and export the trained model; what was done, for the result document."""
+    """Compact and export the trained model; return entries for the result document."""
     model, example = model.cpu().eval(), example.cpu()
     done: dict[str, object] = {}
     if shrink:
@@ -58,8 +58,8 @@ def finish(
 
 
 def write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
-    """The model as ONNX, for any number of rows."""
+    """Write the model as ONNX, for any number of rows."""
     import logging
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every absent package
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs every missing package
     write_bytes(path, onnx_of(model, (example,)))

@@ -1,4 +1,4 @@
-"""tikhon compare: methods of regularization side by side."""
+"""tikhon compare: compare methods of regularization."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def compare(
 def _planned(
     terminal: Terminal, source: Dataset, settings: dict[str, Any], progress: StepProgress
 ) -> Callable[[str, int, int], None]:
-    """Progress that first says how many trainings there are, and about how long they take."""
+    """Report progress, after announcing the number of trainings and their estimated time."""
 
     def on_event(text: str, done: int, total: int) -> None:
         if done == 0 and settings["budget"] is None:
@@ -144,7 +144,7 @@ def _planned(
 
 
 def _about(source: Dataset, settings: dict[str, Any], trainings: int) -> str:
-    """The time of so many trainings in words, where it is long."""
+    """Format the estimated time of all trainings, if it is long."""
     import torch
 
     from tikhon.cli.length import training_time
@@ -201,18 +201,18 @@ def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
 
 
 def _following(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """What to run next: the search, or else the first method as it was chosen on one split."""
+    """Suggest what to run next: a search, or the best method as tuned on one split."""
     from tikhon.cli.conclusion import asked
 
     named, rows = rows_of(config["command"]), result["methods"]
     bare = any(row["method"] == "none" and row["tied"] for row in rows)
-    # regularization is not what is missing where none of it is as good
+    # no method beats plain training
     then = ["tune", *named] if bare else ["fit", *named, *_chosen(rows[0])]
     return asked(config, [shlex.join(["tikhon", *then])])
 
 
 def _chosen(first: dict[str, Any]) -> list[str]:
-    """The options that train by a method's recipe."""
+    """Return the options that train with a method's recipe."""
     options = ["--lr", f"{first['lr']:.3g}"]
     for name, value in first["recipe"].items():
         if name == "penalties":
@@ -234,7 +234,7 @@ def _sizes(text: str | None, option: str) -> list[int]:
 
 
 def _grid(rows: list[dict[str, Any]], kind: str) -> tuple[list[str], list[list[str]]]:
-    """Test scores over strength, one line a network."""
+    """Tabulate test scores by strength, one line for each network."""
     metric = "test/accuracy" if "test/accuracy" in rows[0] else "test/rmse"
     strengths = sorted({row["strength"] for row in rows})
     lines: dict[str, dict[float, float]] = {}

@@ -1,4 +1,4 @@
-"""The end of a command: the page's own sentences and tables, printed."""
+"""Finish a command: write and print the sentences and tables of the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEFT_OUT = (
     "score_errors",
     "margins",
     "by_row",
-)  # result.json has them
+)  # only in result.json
 _ENDED = {
     "epochs": "ran all {epochs} epochs",
     "early stopping": "stopped after {epochs} epochs, the state of epoch {best_epoch} was kept",
@@ -77,7 +77,7 @@ def conclude_saved(
 def document(
     terminal: Terminal, path: Path, page: Path, result: Mapping[str, Any], left_out: Sequence[str]
 ) -> None:
-    """The small JSON document: the result without what only the folder needs."""
+    """Print the short JSON document: the result without `left_out`."""
     metrics = result.get("metrics") or {}
     test = {k.removeprefix("test/"): v for k, v in metrics.items() if k.startswith("test/")}
     small = {key: value for key, value in result.items() if key not in left_out}
@@ -87,9 +87,9 @@ def document(
 def tested(
     model: Any, train: tuple[Any, Any], test: Any, loss: str = "auto", *, linear: bool = True
 ) -> dict[str, Any]:
-    """Scores of a chosen model on test rows beside their yardsticks, for its `result.json`.
+    """Score a chosen model and its baselines on test rows, for `result.json`.
 
-    `train` are the rows that it was chosen and trained on, `test` a `Dataset`.
+    `train` are the rows it was chosen and trained on, `test` a `Dataset`.
     """
     from tikhon.training.losses import loss_of
     from tikhon.training.result import name_of
@@ -110,7 +110,7 @@ def tested(
 
 
 def show(terminal: Terminal, page: Page) -> None:
-    """Print the tables and the sentences of a run's page."""
+    """Print the tables and sentences of a run's page."""
     for table in _tables(page.sections[0]):
         terminal.table([text(head) for head in table.head], cells(table))
     for sentence in (page.verdict, *page.more):
@@ -118,7 +118,7 @@ def show(terminal: Terminal, page: Page) -> None:
 
 
 def asked(config: Mapping[str, Any], commands: Sequence[str]) -> list[str]:
-    """What to run next: before all else, the same without the columns that tell the target."""
+    """Suggest what to run next, starting with a rerun without columns that leak the target."""
     notices = (config["data"].get("table") or {}).get("notices", ())
     leaks = [n["values"] for n in notices if n.get("key", "").startswith("notice_leak")]
     drop = [part for values in leaks for part in shlex.split(values["options"])]
@@ -126,14 +126,14 @@ def asked(config: Mapping[str, Any], commands: Sequence[str]) -> list[str]:
 
 
 def predicted(result: Mapping[str, Any], path: Path, data: str) -> list[str]:
-    """The command that answers new rows; none where the model learned nothing."""
+    """Suggest predicting new rows, unless the model learned nothing."""
     if learned_nothing(result):
         return []
     return [shlex.join(["tikhon", "predict", str(path), data])]
 
 
 def following(terminal: Terminal, page: Path, commands: Sequence[str]) -> None:
-    """Where the page is, and what to run next."""
+    """Print the path of the page and what to run next."""
     terminal.say(f"report: {page}")
     for command in commands:
         terminal.say(f"next:   {command}")
@@ -144,7 +144,7 @@ def _tables(section: Section) -> list[PageTable]:
 
 
 def cells(table: PageTable) -> list[list[str]]:
-    """The rows of a page's table as text; the chosen one is marked."""
+    """Return a page table as text, marking the chosen row."""
     rows = [[text(cell) for cell in row] for row in table.rows]
     if table.chosen is not None:
         rows[table.chosen][0] += " *"
@@ -152,7 +152,7 @@ def cells(table: PageTable) -> list[list[str]]:
 
 
 def text(cell: object) -> str:
-    """A text of the page in English."""
+    """Return a text of the page in English."""
     if isinstance(cell, Mark):
         return cell.label.text("en")
     if isinstance(cell, Label):

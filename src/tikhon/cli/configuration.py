@@ -1,4 +1,4 @@
-"""tikhon.toml: defaults for the options of the commands, under the options' own names."""
+"""tikhon.toml: defaults for command options, under the options' names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tikhon.errors import InputError, unknown
 
 
 def defaults(path: Path, context: typer.Context) -> dict[str, Any]:
-    """Option defaults by command: top-level keys for every command that has them, then [command].
+    """Read option defaults by command: top-level keys apply to all commands, then [command].
 
-    Raises `InputError` for a file that is not TOML and for keys that no command has.
+    Raises `InputError` for invalid TOML and for unknown keys.
     """
     if not path.is_file():
         return {}

@@ -85,7 +85,7 @@ def demo(
 
 
 def _is_demo(folder: Any) -> bool:
-    """A demo replaces its own folder, not another run's."""
+    """Return whether the folder holds a demo, which may be replaced."""
     from tikhon.runs.run_directory import CONFIG
 
     return folder.exists and folder.read(CONFIG).get("kind") == "demo"

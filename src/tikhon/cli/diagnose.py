@@ -110,7 +110,7 @@ def diagnose(
 
 
 def conclude(terminal: Terminal, run: RunOptions, found: Diagnosis | Cure) -> None:
-    """Keep what was found, with its page, if a folder was named; print the document if asked."""
+    """Save the result and its page if a folder was given; print the JSON document if requested."""
     document = found.to_dict()
     if run.output is not None:
         from tikhon.cli.conclusion import following
@@ -134,7 +134,7 @@ def read(
     seed: int,
     terminal: Terminal,
 ) -> dict[str, Any]:
-    """The program that the options name."""
+    """Load the program named by the options."""
     import torch
 
     from tikhon.cli import named

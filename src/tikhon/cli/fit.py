@@ -26,7 +26,7 @@ from tikhon.options import (
 )
 
 _told = options_of(TrainingOptions)
-_told["epochs"] = (_told["epochs"][0], None)  # left out, it trains as long as it improves
+_told["epochs"] = (_told["epochs"][0], None)  # omitted: train until no improvement
 _ORDER = ("epochs", "budget", "optimizer", "lr", "momentum", "schedule", "loss", "batch_size")
 Training = Annotated[Given, OptionGroup({n: _told[n] for n in (*_ORDER, "seed", "device")}, dict)]
 How = Annotated[

@@ -1,4 +1,4 @@
-"""What `tikhon fit` does with its options."""
+"""Carry out `tikhon fit`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class FitJob:
-    """All that a training needs, read and checked; nothing is written yet."""
+    """Everything needed for a training, read and checked; nothing is written yet."""
 
     network: nn.Module
     parts: Split
@@ -41,11 +41,11 @@ class FitJob:
     training: dict[str, Any]
     path: Path
     about: dict[str, Any]
-    length: str  # how long it trains, in words, where the options do not say
+    length: str  # training length in words, if the options leave it open
 
 
 def carry_out(request: Request) -> int:
-    """Train as the options say; the exit code."""
+    """Train as requested; return the exit code."""
     from tikhon.runs.interrupt import interruptible
     from tikhon.training import fit
 
@@ -89,7 +89,7 @@ def carry_out(request: Request) -> int:
 def _more(
     terminal: Terminal, asked: ModelOptions, job: FitJob, model: nn.Module
 ) -> dict[str, Any]:
-    """What the trained model says of the test rows, and what else was made of it."""
+    """Evaluate on test rows, and compact or export as requested."""
     from tikhon.training.evaluation import evaluate
 
     test, center = job.parts.test, job.parts.scaling.get("target_mean", 0.0)
@@ -106,7 +106,7 @@ def _more(
 
 
 def _importances(model: nn.Module, job: FitJob) -> dict[str, object]:
-    """By how much the loss of validation and test rows rests on each column of the table."""
+    """Compute the importance of each table column on validation and test rows."""
     import torch
 
     from tikhon.training.importance import importances
@@ -127,7 +127,7 @@ def _importances(model: nn.Module, job: FitJob) -> dict[str, object]:
 
 
 def _prepare(request: Request) -> FitJob:
-    """Refuse what cannot be carried out, from the cheapest check to reading the data."""
+    """Check the request, cheapest checks first, and read the data."""
     from tikhon.data import load, split
     from tikhon.training import Settings
 
@@ -175,7 +175,7 @@ def _prepare(request: Request) -> FitJob:
 
 
 def _network(request: Request, recipe: Recipe, parts: Split, outputs: int) -> nn.Module:
-    """The network, whose first weights are the seed's."""
+    """Build the network with initial weights drawn from the seed."""
     import torch
 
     from tikhon.models import build
@@ -188,7 +188,7 @@ def _network(request: Request, recipe: Recipe, parts: Split, outputs: int) -> nn
 
 
 def _recipe(request: Request) -> Recipe:
-    """The recipe of the file, with what the options say on top."""
+    """Return the recipe file's recipe, updated by the options."""
     from tikhon.training.recipe import Recipe
 
     plain = Recipe.load(request.recipe).to_dict() if request.recipe is not None else {}
@@ -201,7 +201,7 @@ def _recipe(request: Request) -> Recipe:
 def penalty_entries(
     strengths: Mapping[str, str], penalties: Sequence[str], how: str | None
 ) -> list[Mapping[str, object]]:
-    """Recipe entries of the penalty options; weight decay is decoupled whatever `how` says."""
+    """Return recipe entries of the penalty options; weight decay is decoupled whatever `how`."""
     if how is not None and how not in MODES:
         raise InputError("--how: " + unknown("mode", how, MODES))
     entries: list[Mapping[str, object]] = []
@@ -227,7 +227,7 @@ def _introduce(terminal: Terminal, job: FitJob) -> None:
     )
     shown = job.recipe.to_dict()
     if job.length:
-        shown.pop("early_stopping", None)  # the line below says it
+        shown.pop("early_stopping", None)  # printed below
     told = [_penalty(entry) for entry in shown.pop("penalties", [])]
     told += [f"{name} {_inline(value)}" for name, value in shown.items()]
     text = ", ".join(told)
@@ -240,7 +240,7 @@ def _introduce(terminal: Terminal, job: FitJob) -> None:
 
 
 def _penalty(entry: Mapping[str, object]) -> str:
-    """A penalty with its strength and the mode that gives it its unit."""
+    """Format a penalty with its strength and mode."""
     named = f"{entry['penalty']} on {entry['pattern']}"
     if "strength" not in entry:
         return named
@@ -248,7 +248,7 @@ def _penalty(entry: Mapping[str, object]) -> str:
 
 
 def _inline(value: object) -> str:
-    """A setting in words: a table as `Linear(start=0, end=0.1)`, rates by pattern as they are."""
+    """Format a setting: a table as `Linear(start=0, end=0.1)`, rates by pattern unchanged."""
     if not isinstance(value, Mapping):
         return str(value)
     entries = [f"{k}={v}" for k, v in value.items() if k != "kind"]

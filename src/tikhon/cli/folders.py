@@ -1,4 +1,4 @@
-"""The folder of a run: which, by what command, on what data."""
+"""Name the folder of a run, and record its command and data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def output_of(output: Path | None, name: str, resume: bool) -> Path:
-    """The folder that was given, or the next free one of the data's name."""
+    """Return the given folder, or the next free one named after the data."""
     if output is not None:
         return output
     if resume:
@@ -28,7 +28,7 @@ def output_of(output: Path | None, name: str, resume: bool) -> Path:
 
 
 def command_of(path: Path) -> list[str]:
-    """The command that repeats this run, with its folder spelled out."""
+    """Return the command that repeats this run, with an explicit folder."""
     arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--overwrite")]
     named = ("--output", "--output=", "-o")
     if not any(a in named or a.startswith(named[1:]) for a in arguments):
@@ -45,7 +45,7 @@ def config_of(
     seed: int,
     **more: object,
 ) -> dict[str, Any]:
-    """`config.json` of a command that runs more than one training; `more` replaces entries."""
+    """Build `config.json` of a command with several trainings; `more` replaces entries."""
     from tikhon.training.fit import versions
 
     return {
@@ -64,7 +64,7 @@ def config_of(
 def about_data(
     source: Dataset, parts: Split, valid: float, test: float, table: TableOptions | None
 ) -> dict[str, object]:
-    """What `config.json` tells about the data: enough to predict and to know them again."""
+    """Describe the data for `config.json`: enough to predict, and to recognise it."""
     from tikhon.data.description import describe
 
     fitted = parts.preprocessing
@@ -91,7 +91,7 @@ def about_data(
 
 
 def _with_options(table: dict[str, Any], options: TableOptions) -> dict[str, Any]:
-    """The description of a table, with the columns that the options leave out."""
+    """Return the description of a table, with the columns excluded by options."""
     asked = {name: said("reason_drop") for name in options.drop}
     if options.group is not None:
         asked[options.group] = said("reason_group")

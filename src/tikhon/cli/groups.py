@@ -1,4 +1,4 @@
-"""Commands whose parameters stand for whole groups of options, as the parser takes them."""
+"""Expand command parameters that stand for groups of options."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tikhon.options import Option, options_of
 
 @dataclass(frozen=True, eq=False)
 class OptionGroup:
-    """The options that a parameter stands for, and what is made of their values."""
+    """A group of options, and a function that combines their values."""
 
     options: Mapping[str, tuple[Option, object]]
     make: Callable[[dict[str, object]], object]
 
     def parameters(self) -> list[inspect.Parameter]:
-        """One parameter an option."""
+        """Return one parameter for each option."""
         return [
             inspect.Parameter(
                 name,
@@ -36,13 +36,13 @@ class OptionGroup:
 
 
 def values_of(kind: type, *, without: tuple[str, ...] = ()) -> OptionGroup:
-    """The fields of a dataclass, to be an instance of it; those left out keep their defaults."""
+    """Return options for the fields of a dataclass; those in `without` keep their defaults."""
     kept = {name: found for name, found in options_of(kind).items() if name not in without}
     return OptionGroup(kept, lambda values: kind(**values))
 
 
 def given_of(options: Mapping[str, Option]) -> OptionGroup:
-    """Options that may all be left out: a mapping of those that were given."""
+    """Return options without defaults, collected into a mapping of those given."""
     return OptionGroup(
         {name: (told, None) for name, told in options.items()},
         lambda values: {name: value for name, value in values.items() if value is not None},
@@ -50,7 +50,7 @@ def given_of(options: Mapping[str, Option]) -> OptionGroup:
 
 
 def as_flag(told: Option) -> object:
-    """An option as the parser takes it."""
+    """Convert an option to typer's form."""
     return typer.Option(
         *told.flags,
         help=told.help,
@@ -70,14 +70,14 @@ def flag(
     names: Sequence[str] = (),
     flags: tuple[str, ...] = (),
 ) -> object:
-    """An option of one command; the arguments are those of `Option`."""
+    """Return an option of a single command; arguments as for `Option`."""
     return as_flag(
         Option(help, panel=panel, metavar=metavar, shown=shown, names=tuple(names), flags=flags)
     )
 
 
 def suggested(names: Sequence[str]) -> Callable[[str], list[str]]:
-    """What completes a value by these names: the last one where several are joined.
+    """Return a completion by these names, of the last part where several are joined.
 
     >>> suggested(["l1", "l2", "mcp"])("fc1.weight=l"), suggested(["none", "l2"])("none,")
     (['fc1.weight=l1', 'fc1.weight=l2'], ['none,none', 'none,l2'])
@@ -91,11 +91,11 @@ def suggested(names: Sequence[str]) -> Callable[[str], list[str]]:
     return complete
 
 
-_PLACEHOLDERS = {bool: "", int: "N", float: "X"}  # of options without one of their own
+_PLACEHOLDERS = {bool: "", int: "N", float: "X"}  # for options without a metavar
 
 
 def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
-    """The parameter with a placeholder for its value; what is off by default only goes on."""
+    """Add a placeholder for the value; flags that default to off get no negation."""
     kind, *flags = get_args(parameter.annotation) or (parameter.annotation,)
     kinds = [part for part in get_args(kind) or (kind,) if part in _PLACEHOLDERS]
     for told in flags:
@@ -109,7 +109,7 @@ def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
 
 
 def expand(command: Callable[..., object]) -> Callable[..., Any]:
-    """The command with one parameter an option, in the order of its own parameters."""
+    """Expand groups to one parameter for each option, in order."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     groups: dict[str, OptionGroup] = {}
@@ -138,6 +138,6 @@ def expand(command: Callable[..., object]) -> Callable[..., Any]:
 
 
 def _flowing(text: str) -> str:
-    """Help whose paragraphs have no line ends of their own: the terminal breaks its lines."""
+    """Join the lines of each paragraph of help, as the terminal wraps them."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

@@ -1,4 +1,4 @@
-"""How long a training lasts when --epochs does not say."""
+"""Choose the length of a training without --epochs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
     from tikhon.training.recipe import Recipe
 
-FIXED = 20  # epochs of what must know its length beforehand
-SECONDS = 60.0  # after which an open training ends
-_PATIENCE = 10, 100  # epochs, or steps if these are more
-_LONG = 3_000  # steps of a training whose time is told before it starts
-_TIMED = 20  # steps that tell it
-_MOST = 100, 20_000, 2_000  # epochs, or steps if these are more, but no more epochs than that
+FIXED = 20  # epochs if the number must be fixed beforehand
+SECONDS = 60.0  # limit of a training of open length
+_PATIENCE = 10, 100  # epochs, or this many steps if longer
+_LONG = 3_000  # steps from which the training time is announced
+_TIMED = 20  # steps timed to estimate it
+_MOST = 100, 20_000, 2_000  # epochs, or this many steps if longer, up to a maximum of epochs
 
 
 @dataclass(frozen=True)
 class Length:
-    """Epochs at most, patience in epochs, seconds at most, and the same in words."""
+    """Maximal epochs, patience in epochs, maximal seconds, and a description."""
 
     epochs: int
     patience: int | None
@@ -33,9 +33,9 @@ class Length:
 def length_of(
     epochs: int | None, budget: float | None, recipe: Recipe, *, batches: int, needs: str
 ) -> Length:
-    """Exactly `epochs`; without them until the validation loss stops improving.
+    """Train for `epochs`, or by default until the validation loss stops improving.
 
-    `needs` names what must know the number of epochs beforehand, if anything does: `FIXED` then.
+    `needs` names what requires a fixed number of epochs, if anything; the default is then `FIXED`.
     """
     patience = recipe.early_stopping
     if epochs is None and needs:
@@ -53,7 +53,7 @@ def length_of(
 
 
 def needs_length(recipe: Recipe, schedule: str, *, refit: bool, validated: bool) -> str:
-    """What of a training depends on its number of epochs, in words; empty if nothing does."""
+    """Return why a training needs a fixed number of epochs, or ""."""
     if not validated:
         return "there are no validation rows to stop by"
     if refit:
@@ -73,8 +73,8 @@ def needs_length(recipe: Recipe, schedule: str, *, refit: bool, validated: bool)
 def training_time(
     network: nn.Module, x: Tensor, y: Tensor, training: Mapping[str, Any]
 ) -> float | None:
-    """Seconds that all epochs will take, by the time of a few steps on a copy; None for a short
-    training, which nobody waits for. Penalties and validation come on top.
+    """Estimate the seconds of all epochs by timing a few steps on a copy, without penalties and
+    validation; None for short trainings.
     """
     import torch
 
@@ -92,7 +92,7 @@ def training_time(
     began = 0.0
     with torch.random.fork_rng(devices=[]):
         for number in range(_TIMED + 1):
-            if number == 1:  # the first step also makes the optimizer's state
+            if number == 1:  # the first step initialises the optimizer
                 began = time.perf_counter()
             step((x[:size], y[:size]))
     return (time.perf_counter() - began) / _TIMED * steps

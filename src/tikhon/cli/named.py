@@ -1,4 +1,4 @@
-"""Objects in the user's own files, named as train.py:make_model or package.module:name."""
+"""Load user objects named as train.py:make_model or package.module:name."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _loaded: dict[str, ModuleType] = {}
 
 
 def named(spec: str, option: str, terminal: Terminal) -> Any:
-    """The object behind FILE.py:NAME or MODULE:NAME; running that file is noted on stderr.
+    """Return the object FILE.py:NAME or MODULE:NAME; running the file is noted on stderr.
 
-    Raises `InputError` for a file or name that is not there, closest names first, and for code
-    that fails when it runs.
+    Raises `InputError` for a missing file or name, with the closest names, and for code that
+    fails.
     """
     source, _, name = spec.rpartition(":")
     if not source or not name:
@@ -47,7 +47,7 @@ def named(spec: str, option: str, terminal: Terminal) -> Any:
 
 
 def _is_module(name: str) -> bool:
-    """Whether there is a module of that name, seen from the current folder."""
+    """Return whether a module of that name exists, seen from the current folder."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -73,13 +73,13 @@ def _import(source: str, option: str) -> ModuleType:
         return module
     except InputError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except Exception as error:  # user code may raise anything
         text = f"{type(error).__name__}: {error}"
         raise InputError(f"{option}: {source} failed when it ran ({text})") from error
 
 
 def given(value: object, option: str) -> Any:
-    """The value itself, or what it returns if it is a function without arguments."""
+    """Return the value, or the result of calling it if it is a function."""
     if inspect.isfunction(value):
         try:
             return value()
@@ -90,7 +90,7 @@ def given(value: object, option: str) -> Any:
 
 
 def loss_of(spec: str, terminal: Terminal) -> Any:
-    """A loss by name, checked, or the user's own."""
+    """Return a built-in loss by name, or the user's own."""
     if "." in spec.rpartition(":")[0]:
         return named(spec, "--loss", terminal)
     from tikhon.training.losses import known_name
@@ -102,7 +102,7 @@ def loss_of(spec: str, terminal: Terminal) -> Any:
 
 
 def optimizer_of(spec: str, terminal: Terminal) -> object:
-    """A factory from adam, adam:1e-3 or sgd:0.1,momentum=0.9, or the user's own."""
+    """Return an optimizer factory for adam, adam:1e-3, sgd:0.1,momentum=0.9, or the user's own."""
     import torch
 
     name, _, rest = spec.partition(":")
@@ -134,8 +134,8 @@ def optimizer_of(spec: str, terminal: Terminal) -> object:
 def data_of(
     spec: str, option: str, terminal: Terminal, seed: int, target: str | None, model: Any
 ) -> tuple[object, object]:
-    """(training, validation): the user's own data, or a source cut and scaled as `fit` does, with
-    numbers to predict in the shape that the model gives.
+    """Return (training, validation): user data, or a source split and scaled as by `fit`, with
+    numeric targets in the shape of the model's output.
     """
     own = spec.rpartition(":")[0]
     if own.endswith(".py") or (own and not Path(spec).exists()):
@@ -152,10 +152,10 @@ def data_of(
 
 
 def _is_column(model: Any, x: Tensor) -> bool:
-    """Whether a copy of a model answers with one number a row, in a column."""
+    """Return whether the model outputs a column, one number for each row."""
     import torch
 
-    with suppress(Exception), torch.random.fork_rng(), torch.no_grad():  # the diagnosis tells it
+    with suppress(Exception), torch.random.fork_rng(), torch.no_grad():  # diagnosed later
         made = copy.deepcopy(model) if isinstance(model, torch.nn.Module) else model()
         return made(x[:2]).shape == (2, 1)
     return False

@@ -1,4 +1,4 @@
-"""The options that several commands share, and the reading of their values."""
+"""Options shared by several commands, and parsing of their values."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BatchSize = Annotated[int, _training["batch_size"]]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run is kept, and what is said of it."""
+    """Where to keep a run, and what to print."""
 
     output: Path | None = option(
         None,
@@ -75,7 +75,7 @@ class RunOptions:
     debug: bool = option(False, "Show the traceback of an error.", bool, OUTPUT)
 
     def terminal(self) -> Terminal:
-        """The terminal that shows what was asked for."""
+        """Return the terminal with the requested output."""
         from tikhon.cli.terminal import Terminal
 
         return Terminal(json=self.json, quiet=self.quiet)
@@ -83,7 +83,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class _Asked(RunOptions):
-    """A run that is kept only in a folder that was named."""
+    """A run kept only if a folder is given."""
 
     output: Path | None = option(
         None,
@@ -96,14 +96,14 @@ class _Asked(RunOptions):
     )
 
 
-Output = Annotated[RunOptions, values_of(RunOptions)]  # of what trains for long
+Output = Annotated[RunOptions, values_of(RunOptions)]  # for long trainings
 Resumable = Annotated[RunOptions, values_of(RunOptions, without=("verbose",))]
 Plain = Annotated[RunOptions, values_of(_Asked, without=("resume", "verbose"))]
 _kept = ("output", "resume", "overwrite", "verbose")
 Printed = Annotated[RunOptions, values_of(RunOptions, without=_kept)]
 Silent = Annotated[RunOptions, values_of(RunOptions, without=(*_kept, "json"))]
 
-Given = Mapping[str, Any]  # the options of a group that were given
+Given = Mapping[str, Any]  # the options given in a group
 Strengths = Annotated[
     Given,
     given_of(
@@ -125,7 +125,7 @@ RecipeGiven = Annotated[Given, given_of(_recipe)]
 
 
 def strength(text: str, option: str) -> float | str:
-    """A strength: a finite number >= 0, or "auto".
+    """Parse a strength: a finite number >= 0, or "auto".
 
     >>> strength("1e-4", "l1")
     0.0001
@@ -150,7 +150,7 @@ _PENALTY = re.compile(
 
 
 def penalty_entry(text: str) -> dict[str, object]:
-    """A recipe entry of PATTERN=NAME:STRENGTH[,KEY=VALUE...]; the pattern may be left out.
+    """Parse a penalty PATTERN=NAME:STRENGTH[,KEY=VALUE...] with optional pattern.
 
     >>> penalty_entry("fc1.weight=mcp:1e-3,gamma=3")
     {'pattern': 'fc1.weight', 'penalty': 'mcp', 'strength': 0.001, 'gamma': 3.0}

@@ -1,4 +1,4 @@
-"""tikhon path: which features a model needs, from the strongest penalty to the weakest."""
+"""tikhon path: the features a model needs, from the strongest penalty to the weakest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tikhon.paths.path import PathResult
     from tikhon.runs.run_directory import RunDirectory
 
-FOLLOWED = (  # what the shell completes
+FOLLOWED = (  # for shell completion
     "l1",
     "elastic_net",
     "group_lasso",
@@ -184,7 +184,7 @@ def _save(
 
 
 def _model(model: str | None, penalty: str) -> str:
-    """The model of a path, checked."""
+    """Return the model of a path, after checking it."""
     model = model or ("mlp:64" if penalty == "hierarchical" else "linear")
     if model != "linear" and penalty not in _NETWORKS:
         raise InputError(f"a network's path takes {' or '.join(_NETWORKS)}, received {penalty!r}")
@@ -197,7 +197,7 @@ def _model(model: str | None, penalty: str) -> str:
 
 
 def _check_folds(folds: int, grid: int | str | list[float], model: str) -> None:
-    """Refuse a linear path that would be solved and then have nothing to choose by."""
+    """Reject a linear path without a way to choose a strength."""
     several = grid != "universal" and grid != 1 and not (isinstance(grid, list) and len(grid) == 1)
     if model == "linear" and folds == 0 and several:
         raise InputError(
@@ -213,16 +213,16 @@ def _network(model: str, parts: Any, outputs: int) -> Callable[[], nn.Module]:
 
 
 def _saved_name(model: str, penalty: str) -> str:
-    """The name by which `tikhon.models.build` makes the path's network again."""
+    """Return the name by which `tikhon.models.build` rebuilds the path's network."""
     lacks = penalty == "hierarchical" and not model.startswith("skip:")
     return f"skip:{model}" if lacks else model
 
 
 def _state(result: PathResult, outputs: int) -> dict[str, Tensor]:
-    """The chosen model as the state of the network of that name.
+    """Return the chosen model as the state of the named network.
 
-    One logit for two classes becomes two, the first of them 0. A class without training rows
-    keeps a logit that no row reaches.
+    One logit for two classes becomes two, the first of them 0. A class without training rows gets
+    a logit that is never the largest.
     """
     import torch
 
@@ -257,7 +257,7 @@ def _strengths(text: str) -> int | str | list[float]:
 def _tests(
     result: PathResult, state: dict[str, Tensor], parts: Any, name: str, outputs: int
 ) -> dict[str, Any]:
-    """The chosen model's test scores beside their yardsticks, and one score a strength."""
+    """Return test scores of the chosen model and its baselines, and of each strength."""
     from tikhon.cli.conclusion import tested
     from tikhon.models import build
 
@@ -268,7 +268,7 @@ def _tests(
 
 
 def _test_scores(result: PathResult, held: Any) -> list[float]:
-    """Accuracy, or root mean square error in the target's unit, of the model at every strength."""
+    """Return accuracy, or rmse in the target's unit, of the model at each strength."""
     import torch
 
     from tikhon.training.losses import Kind

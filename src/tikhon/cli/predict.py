@@ -90,7 +90,7 @@ def predict(
 
 
 def _spare(output: Path, data: Path, run: Path) -> None:
-    """Refuse to write over the rows that are read, or over a file of the run."""
+    """Refuse to overwrite the input rows, or a file of the run."""
     from tikhon.errors import InputError
 
     target = output.resolve()

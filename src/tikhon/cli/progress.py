@@ -1,4 +1,4 @@
-"""The progress of a training: a bar within the epoch, a line for some epochs or for each."""
+"""Training progress: a bar within the epoch, and a line for some or all epochs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.training import Progress
 
-_EVERY = 5.0  # seconds between two lines where there is no bar
-_SHOWN = 3  # weights whose norms fit on a line; the history file has all
+_EVERY = 5.0  # seconds between lines without a bar
+_SHOWN = 3  # weights whose norms fit on a line; the history has all
 
 
 class FitProgress:
-    """Shows where a training is, on stderr.
+    """Show training progress on stderr.
 
-    On a terminal a bar with loss, score and time left; elsewhere a line for the epochs 1, 2, 5,
-    10, 20, 50, ... `verbose` prints a line per epoch with penalties and norms on either.
+    A terminal gets a bar with loss, score and time left, other streams a line for epochs 1, 2, 5,
+    10, 20, 50, ... `verbose` prints a line for each epoch, with penalties and norms.
     """
 
     def __init__(self, terminal: Terminal, *, verbose: bool = False) -> None:
@@ -39,7 +39,7 @@ class FitProgress:
         self._bar.stop()
 
     def tick(self, progress: Progress) -> None:
-        """Move the bar: epoch, share done, rate, time left, loss of the epoch so far."""
+        """Update the bar: epoch, progress, rate, time left, mean loss in this epoch."""
         now, self.step = time.perf_counter(), progress.step
         self._began = self._began or (now, progress.step)
         steps = (progress.step - self._began[1]) / max(now - self._began[0], 1e-9)
@@ -53,7 +53,7 @@ class FitProgress:
         )
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Print the line of an epoch, under a header where the columns change."""
+        """Print the line of an epoch, with a header when the columns change."""
         self.step = row["step"]
         kind = "accuracy" if "train/accuracy" in row else "rmse"
         if f"valid/{kind}" in row:
@@ -69,7 +69,7 @@ class FitProgress:
 
 
 class StepProgress:
-    """What is being done and how much of it is over: a bar, or a line every few seconds."""
+    """Progress by steps: a bar, or a line every few seconds."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal, self._bar = terminal, terminal.progress()
@@ -84,7 +84,7 @@ class StepProgress:
         self._bar.stop()
 
     def __call__(self, text: str, done: float, total: float) -> None:
-        """Say that `done` of `total` is over, and what comes next."""
+        """Report that `done` of `total` is finished, and what comes next."""
         self._bar.update(self._task, description=text, completed=done, total=total)
         spent = time.perf_counter() - self._began
         if self._bar.disable and spent - self._said >= _EVERY:
@@ -99,7 +99,7 @@ def _round(epoch: int) -> bool:
 
 
 def _digits(value: float) -> str:
-    """Four decimals, where the number itself is not so large that they say nothing."""
+    """Format with four decimals, unless the number is large."""
     return f"{value:.4f}" if abs(value) < 1000 else number(value)
 
 

@@ -1,4 +1,4 @@
-"""What `tikhon fit` is asked for, as one value."""
+"""The options of `tikhon fit` as one value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tikhon.options import DATA, MODEL, MODELS, option
 
 @dataclass(frozen=True)
 class Shares:
-    """How the rows are divided."""
+    """Shares of the rows held out."""
 
     valid: float = option(0.2, "Share of the rows for validation.", float, DATA)
     test: float = option(
@@ -23,7 +23,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What is trained, and what is made of it."""
+    """The model to train, and what to do with it afterwards."""
 
     model: str = option(
         "mlp",
@@ -47,15 +47,15 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """All that `tikhon fit` was asked for."""
+    """All options of `tikhon fit`."""
 
     data: str
     data_dir: Path | None
     shares: Shares
     table: TableArguments
     network: ModelOptions
-    penalties: list[Mapping[str, object]]  # entries of a recipe
-    given: Given  # the rest of a recipe
+    penalties: list[Mapping[str, object]]  # recipe entries
+    given: Given  # the rest of the recipe
     recipe: Path | None
     training: Given
     refit: bool

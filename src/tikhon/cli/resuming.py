@@ -1,4 +1,4 @@
-"""Completing a run that was killed at its end, and saying how an interrupted one goes on."""
+"""Complete a run killed at its end, and explain how to resume an interrupted one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def completed(terminal: Terminal, path: Path) -> bool:
-    """Write what a killed process had still to write of a run that has its result.
+    """Write the remaining files of a run that already has its result.
 
-    False where there is more to do than that, or nothing.
+    Returns False if more is missing, or nothing.
     """
     from tikhon.report.document import written
     from tikhon.runs.interrupt import REQUESTED
@@ -39,7 +39,7 @@ def completed(terminal: Terminal, path: Path) -> bool:
 def interrupted(
     terminal: Terminal, interrupt: Interrupt, command: Sequence[str], kept: str
 ) -> int:
-    """Say what is kept and how to go on; the exit code."""
+    """Print what was kept and how to continue; return the exit code."""
     again = shlex.join([*command, "--resume"])
     terminal.note(f"stopped; {kept}; continue with\n  {again}")
     return 128 + int(interrupt.signal or 0)

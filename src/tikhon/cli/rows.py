@@ -1,4 +1,4 @@
-"""The rows of DATA that a search or a path may use."""
+"""Rows of DATA available to a search or a path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tikhon.data import Dataset, Split
     from tikhon.data.table import TableOptions
 
-VALID = 0.2  # share of the rows that a path of a network is scored on
+VALID = 0.2  # share of rows that scores a network's path
 
 
 def read(
@@ -26,7 +26,7 @@ def read(
     test: float,
     seed: int,
 ) -> tuple[TableOptions | None, Dataset, Split]:
-    """DATA in parts, with what is to be said of it; before that, how it is read."""
+    """Announce, load and split DATA, and print notices."""
     from tikhon.data import load, split
 
     options = table.read()
@@ -38,7 +38,7 @@ def read(
 
 
 def all_but_test(parts: Split) -> tuple[Tensor, Tensor]:
-    """Training and validation rows together: what follows divides them itself."""
+    """Join training and validation rows, for callers that split themselves."""
     import torch
 
     pieces = (parts.train, parts.valid)

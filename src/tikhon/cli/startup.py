@@ -1,17 +1,17 @@
-"""A quick start: what torch imports for a compiler that no command uses."""
+"""Start quickly, without the compiler imports of torch."""
 
 from __future__ import annotations
 
 from typing import Any
 
-is_program = False  # whether this process is the command line and nothing else
+is_program = False  # whether this process is only the command line
 
 
 def spare_the_compiler() -> None:
-    """Let torch's own optimizers step without importing `torch._dynamo`, which takes seconds.
+    """Let torch's optimizers run without importing `torch._dynamo`, which takes seconds.
 
-    Their methods import it at their first call, to tell a compiler that traces them where to
-    stop. A command line traces no optimizer. What a torch of another version has not is left.
+    Their methods import it on first use, to mark themselves for a tracing compiler, which the
+    command line never uses. Attributes missing in other versions of torch are skipped.
     """
     import torch
     from torch.optim import Optimizer
@@ -20,10 +20,10 @@ def spare_the_compiler() -> None:
 
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         own: Any = getattr(getattr(Optimizer, name), "__wrapped__", None)
-        if own is not None:  # what `torch._disable_dynamo` would have found on a second call
+        if own is not None:  # what `torch._disable_dynamo` would find on a second call
             setattr(own, "__dynamo_disable", own)
     for kind in OPTIMIZERS.values():
         step: Any = kind.step
         own = getattr(step, "__wrapped__", None)
         if own is not None and step.__code__.co_name == "_use_grad":
-            kind.step = torch.no_grad()(own)  # as it does where nothing is differentiable
+            kind.step = torch.no_grad()(own)  # as torch does if nothing is differentiable

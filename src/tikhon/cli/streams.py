@@ -1,4 +1,4 @@
-"""stdout and stderr, of which the first may not fail silently and the second may."""
+"""stdout, whose errors must be reported, and stderr, whose errors are ignored."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tikhon.errors import StorageError
 
 
 class Stdout:
-    """stdout as it is now; a full disk behind it says how many bytes did not fit."""
+    """The current stdout; a full disk is reported with the number of bytes lost."""
 
     def __init__(self) -> None:
         self._waiting = 0  # bytes since the last flush
 
     def write(self, text: str) -> int:
-        """Hand on. Raises `StorageError`."""
+        """Write a text. Raises `StorageError`."""
         self._waiting += len(text.encode(errors="replace"))
         return self._checked(lambda: sys.stdout.write(_printable(text, sys.stdout)))
 
     def flush(self) -> None:
-        """Hand on. Raises `StorageError`."""
+        """Flush. Raises `StorageError`."""
         self._checked(sys.stdout.flush)
         self._waiting = 0
 
     @property
     def encoding(self) -> str:
-        """How it writes letters."""
+        """The encoding of stdout."""
         return sys.stdout.encoding or "utf-8"
 
     def __getattr__(self, name: str) -> object:
@@ -49,16 +49,16 @@ class Stdout:
 
 
 class Stderr:
-    """stderr as it is now; progress that cannot be written ends no training."""
+    """The current stderr; failing progress output never ends a training."""
 
     def write(self, text: str) -> int:
-        """Hand on, if it is possible."""
+        """Write a text, ignoring errors."""
         with suppress(OSError):
             return sys.stderr.write(_printable(text, sys.stderr))
         return 0
 
     def flush(self) -> None:
-        """Hand on, if it is possible."""
+        """Flush, ignoring errors."""
         with suppress(OSError):
             sys.stderr.flush()
 
@@ -67,14 +67,14 @@ class Stderr:
 
 
 def _printable(text: str, stream: TextIO) -> str:
-    """The text with "?" for what the encoding of a stream lacks (in LANG=C all but ASCII)."""
+    """Replace characters that the stream cannot encode by "?"."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
 
 
 @contextmanager
 def warned() -> Iterator[None]:
-    """Warnings as one line each, once, without the place in tikhon that raised them."""
+    """Print each warning once, on one line, without source location."""
     told: set[str] = set()
 
     def show(message: Warning | str, *place: Any, **more: Any) -> None:
@@ -91,7 +91,7 @@ def warned() -> Iterator[None]:
 
 
 def give_up() -> None:
-    """Lose what stdout holds and cannot take: the end of the process must not trip on it."""
+    """Discard unwritable output, which would raise again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -99,7 +99,7 @@ def give_up() -> None:
 
 
 def _free() -> str:
-    """The space where stdout goes."""
+    """Return the free space where stdout goes."""
     with suppress(OSError, ValueError, AttributeError):
         status = os.fstatvfs(sys.stdout.fileno())
         return f"{status.f_bavail * status.f_frsize:,} bytes"

@@ -1,4 +1,4 @@
-"""The options of a table, shared by the commands that read one."""
+"""Table options, shared by the commands that read tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _column(
 
 @dataclass(frozen=True)
 class TableArguments:
-    """How a table is read, and which of its columns are what."""
+    """How to read a table, and the roles of its columns."""
 
     target: str | None = _column(None, "Column to predict.", metavar="COLUMN")
     task: str | None = _column(
@@ -83,7 +83,7 @@ class TableArguments:
     )
 
     def read(self) -> TableOptions | None:
-        """What is said of the table; None without a target."""
+        """Return the table options; None without a target."""
         if self.target is None:
             return None
         from tikhon.data.reading import Format
@@ -111,7 +111,7 @@ Rows = Annotated[TableArguments, values_of(TableArguments)]
 
 
 def leave_to_notices() -> None:
-    """Classes that validation rows or folds lack: `split` and its notices tell of them by name."""
+    """Silence warnings about missing classes, which notices of `split` name."""
     for start in ("valid lacks classes of train", "classes with fewer rows than there are folds"):
         warnings.filterwarnings("ignore", message=start)
 
@@ -119,7 +119,7 @@ def leave_to_notices() -> None:
 def announce(
     terminal: Terminal, data: str, table: TableOptions | None, data_dir: Path | None = None
 ) -> None:
-    """Say how long a large table will take to become a data set that is split, before it does."""
+    """Announce how long a large table will take to load and split."""
     from tikhon.data.sources import located
     from tikhon.data.splits import split
     from tikhon.data.table import from_source
@@ -132,7 +132,7 @@ def announce(
 def announce_reading(
     terminal: Terminal, path: Path, use: Callable[[Source], object], format: Format | None
 ) -> None:
-    """Say how long a large table and the `use` of its rows will take, before it is read."""
+    """Announce how long a large table will take to read and `use`."""
     from tikhon.data.pace import reading_time
 
     seconds = reading_time(path, use, format)
@@ -142,7 +142,7 @@ def announce_reading(
 
 
 def introduce(terminal: Terminal, source: Dataset) -> None:
-    """Say what was inferred from a table: the task, and what was noticed in its columns."""
+    """Print what was inferred from a table: the task, and notices about its columns."""
     leave_to_notices()
     if "task" in source.origin:
         terminal.note(str(source.origin["task"]))

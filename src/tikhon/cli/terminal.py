@@ -1,4 +1,4 @@
-"""What a command shows: results on stdout, progress on stderr."""
+"""Print results on stdout and progress on stderr."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from rich.table import Table
 
 from tikhon.cli.streams import Stderr, Stdout
 
-_PROSE = 30  # letters of a cell from where it is text
+_PROSE = 30  # characters from which a cell is text
 
 
 class _Console(Console):
-    """A console whose reader may leave: the command ends as one that SIGPIPE ends, not with 1."""
+    """A console that raises on a closed pipe, so that the exit code is that of SIGPIPE."""
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the end of the command, which rich would make itself."""
+        """Raise instead of exiting, as rich would."""
         raise BrokenPipeError
 
 
 class Terminal:
-    """Two consoles; colours go when NO_COLOR is set or a stream is no terminal (rich sees to it).
+    """Two consoles, without colour if NO_COLOR is set or the stream is not a terminal.
 
-    With `json` nothing but the document goes to stdout; with `quiet` nothing goes to stderr but
-    errors.
+    `json` prints only the document to stdout; `quiet` prints only errors to stderr.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
@@ -39,24 +38,24 @@ class Terminal:
         self.err = Console(file=err, stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
 
     def note(self, text: str, style: str = "") -> None:
-        """A line of progress."""
+        """Print a line of progress."""
         self.err.print(text, style=style or None, markup=False)
 
     def say(self, text: str = "", style: str = "") -> None:
-        """A line of the result."""
+        """Print a line of the result."""
         self.out.print(text, style=style or None, markup=False)
 
     def tell(self, text: str) -> None:
-        """A sentence of the result, wrapped between words on a terminal."""
+        """Print a sentence of the result, wrapped at words on a terminal."""
         self.out.print(text, markup=False, soft_wrap=not self.out.is_terminal)
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     ) -> None:
-        """A table of the result; the first column is text, the others are numbers.
+        """Print a table of the result; the first column is text, the others are numbers.
 
-        Where the window is narrow, heads are broken between words, then the gaps shrink, then
-        the first column is; a number is never cut, rather the line is longer than the window.
+        In narrow windows, headers are wrapped first, then gaps shrink, then the first column is
+        wrapped; numbers are never cut, so that a line may exceed the window.
         """
         widest = [max((len(row[i]) for row in rows), default=0) for i in range(len(columns))]
         heads, gap = list(columns), 2
@@ -66,7 +65,7 @@ class Terminal:
         fits = _width(heads, widest, gap) <= self.out.width
         first = max((len(word) for row in rows for word in row[0].split()), default=0)
         if _width(["", *heads[1:]], [first, *widest[1:]], gap) > self.out.width:
-            first = widest[0]  # the window is too narrow in any case
+            first = widest[0]  # too narrow in any case
         first = min(first, _PROSE)
         least = _width(["", *heads[1:]], [first, *widest[1:]], gap)
         table = Table(
@@ -78,7 +77,7 @@ class Terminal:
             width=least if least > self.out.width else None,
         )
         for i, head in enumerate(heads):
-            long = widest[i] > _PROSE  # sentences may be broken, numbers and names not
+            long = widest[i] > _PROSE  # wrap sentences, but not numbers and names
             table.add_column(
                 head,
                 justify="right" if i else "left",
@@ -91,12 +90,12 @@ class Terminal:
         self.out.print(table)
 
     def write(self, text: str) -> None:
-        """A text as it is, on stdout."""
+        """Write a text unchanged to stdout."""
         self.stdout.write(text)
         self.stdout.flush()
 
     def document(self, document: Mapping[str, object]) -> None:
-        """The JSON document, if that is what was asked for."""
+        """Print the JSON document, if requested."""
         if self.json:
             from tikhon.runs.files import json_text
 
@@ -104,7 +103,7 @@ class Terminal:
             self.write(json_text(document, ascii=escaped) + "\n")
 
     def progress(self) -> Progress:
-        """A bar with the rate and the time left; nothing where stderr is no terminal."""
+        """Return a progress bar with rate and time left; hidden if stderr is not a terminal."""
         return Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -119,13 +118,13 @@ class Terminal:
 
 
 def _broken(head: str, width: int) -> str:
-    """A head between whose words lines break where it is wider than its cells."""
+    """Wrap a header at words if it is wider than its cells."""
     longest = max(map(len, head.split()), default=0)
     return "\n".join(textwrap.wrap(head, max(width, longest))) if len(head) > width else head
 
 
 def _width(heads: Sequence[str], widest: Sequence[int], gap: int) -> int:
-    """How many letters a table takes, where its sentences are broken."""
+    """Return the width of a table with wrapped sentences."""
     lines = [max(map(len, head.split("\n"))) for head in heads]
     cells = [min(width, _PROSE) for width in widest]
     return sum(map(max, lines, cells)) + gap * (len(heads) - 1)

@@ -1,16 +1,16 @@
-"""What a command sets up before it trains: threads that a small network deserves."""
+"""Limit the threads used for small networks."""
 
 from __future__ import annotations
 
 from tikhon.cli import startup
 
-_SMALL = 50_000_000  # parameters times rows of a batch
+_SMALL = 50_000_000  # parameters times batch size
 
 
 def limit_threads(work: int) -> None:
-    """Use one thread when a step is small: more wait for each other longer than they compute.
+    """Use one thread for small steps, where threads would wait longer than they compute.
 
-    `work` is the number of parameters times the rows of a batch. OMP_NUM_THREADS, if set, wins.
+    `work` is the number of parameters times the batch size. OMP_NUM_THREADS takes precedence.
     """
     import os
 

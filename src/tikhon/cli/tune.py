@@ -1,4 +1,4 @@
-"""tikhon tune: find the hyperparameters of a network in the time of a few trainings."""
+"""tikhon tune: search the hyperparameters of a network in the time of a few trainings."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from tikhon.tuning.space import Space
     from tikhon.tuning.tune import TuneResult
 
-_SAID = 20.0  # seconds of a plan from which on they are said
-SHARING = "Several processes"  # the panel of --help
+_SAID = 20.0  # seconds from which a plan is announced
+SHARING = "Several processes"  # the --help panel
 
 
 def _scorers(incomplete: str) -> list[str]:
-    """The scorers that scikit-learn has, for the shell to complete."""
+    """Return the scorers of scikit-learn, for shell completion."""
     from sklearn.metrics import get_scorer_names
 
     return suggested(get_scorer_names())(incomplete)
@@ -180,7 +180,7 @@ def tune(
     if run.resume and completed(terminal, path):
         return 0
     with RunDirectory(path) as folder:
-        if len(names) > 1 and run.resume and folder.exists:  # it is named by the choice at the end
+        if len(names) > 1 and run.resume and folder.exists:  # set by the final choice
             config["model"] = folder.read(CONFIG).get("model")
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
         helpers = 0 if join else workers - 1
@@ -210,7 +210,7 @@ def tune(
 def _builder(
     names: Sequence[str], parts: Split, outputs: int
 ) -> Callable[[Mapping[str, Any]], nn.Module]:
-    """What makes the network that a configuration names, by default the first."""
+    """Return a function that builds the network of a configuration, by default the first."""
     from tikhon.models import build
 
     def network(config: Mapping[str, Any]) -> nn.Module:
@@ -223,7 +223,7 @@ def _builder(
 def _with_models(
     names: Sequence[str], space: Space | None, network: Callable[[Mapping[str, Any]], nn.Module]
 ) -> Space | None:
-    """The space with a choice of the network, where there are several, before its entries."""
+    """Prepend the choice of network to the space if there are several."""
     if len(names) == 1:
         return space
     from tikhon.tuning.preparation import default_space
@@ -240,13 +240,13 @@ def _check_sharing(workers: int, join: bool, storage: str | None) -> None:
 
 
 class _Joined(Exception):
-    """This process has done its share of a search that another one concludes."""
+    """This process has finished its part of a shared search."""
 
 
 class Board:
     """The live table of rungs, survivors and time, on stderr.
 
-    One that `joins` a search leaves it by `_Joined` once nothing is left to be searched.
+    A process that `joins` a search leaves by `_Joined` once no trials remain.
     """
 
     def __init__(self, terminal: Terminal, *, joins: bool = False) -> None:
@@ -269,7 +269,7 @@ class Board:
             self._live.stop()
 
     def event(self, event: dict[str, Any]) -> None:
-        """Take one event of the search."""
+        """Process one event of the search."""
         kind = event["event"]
         if kind == "plan":
             self._plan(event)
@@ -304,7 +304,7 @@ class Board:
         self._terminal.note(f"{why}: trials {again} are trained again", "yellow")
 
     def _outcomes(self, outcomes: list[Any]) -> None:
-        rung = self._rungs[self._now]  # trials that ran out of time carry fewer epochs
+        rung = self._rungs[self._now]  # trials out of time have fewer epochs
         rung["done"] += len(outcomes)
         rung["failed"] += sum(o.failed for o in outcomes)
         known = [o for o in outcomes if not o.failed]
@@ -323,7 +323,7 @@ class Board:
             )
 
     def _shown(self, outcome: Any) -> str:
-        """A score in the numbers of the metric."""
+        """Format a score with the metric's own sign."""
         score = outcome.score if self._metric is None else self._metric.own(outcome.score)
         return f"{score:.4f}"
 
@@ -382,7 +382,7 @@ def _own_storage(path: Path) -> str:
 
 @contextmanager
 def _helped(count: int, storage: str, path: Path) -> Iterator[None]:
-    """Within: so many processes join the search, by the same command in folders of their own."""
+    """Run `count` helper processes that join the search, in their own folders."""
     import sys
 
     kept = without(sys.argv[1:], "--storage", "--output", "-o", "--overwrite", "--resume")
@@ -403,7 +403,7 @@ def _helped(count: int, storage: str, path: Path) -> Iterator[None]:
 
 
 def _models(name: str | None, parts: Split) -> tuple[str, ...]:
-    """The networks to choose from, the plain one first."""
+    """Return the networks to choose from, the plain one first."""
     if name is not None:
         return tuple(name.split("|"))
     return ("mlp:64,64",) if parts.preprocessing is None else ("mlp:64,64", "spline:mlp:64,64")
@@ -429,7 +429,7 @@ def _save(
 
 
 def _tests(result: TuneResult, train: tuple[Any, Any], parts: Split, loss: str) -> dict[str, Any]:
-    """Test scores of the chosen model beside their yardsticks, and those of the average."""
+    """Return test scores of the chosen model, its baselines and the average."""
     from tikhon.cli.conclusion import tested
 
     average = tested(result.average, train, parts.test, loss, linear=False)

@@ -1,4 +1,4 @@
-"""Methods of regularization side by side: the same care, the same budget, several splits."""
+"""Compare methods of regularization with equal budgets over several splits."""
 
 from tikhon.comparison.architecture import Shapes, balance
 from tikhon.comparison.compare import Comparison, compare

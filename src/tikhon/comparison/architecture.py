@@ -24,8 +24,8 @@ REMEDIES: tuple[Remedy, ...] = ("plain", "he", "norm", "residual")
 
 
 class DeepMLP(nn.Module):
-    """Hidden layers of one width: with LeCun's old uniform weights ("plain"), He's, LayerNorm
-    before each layer ("norm"), or that and a residual sum ("residual").
+    """Hidden layers of equal width, with LeCun's uniform initialisation ("plain"), He's ("he"),
+    LayerNorm before each layer ("norm"), or LayerNorm and residual connections ("residual").
     """
 
     def __init__(self, features: int, width: int, depth: int, outputs: int, remedy: Remedy):
@@ -52,7 +52,7 @@ class DeepMLP(nn.Module):
 
 @dataclass(frozen=True)
 class Shapes:
-    """What `balance` found: one row a trained network."""
+    """Result of `balance`: one row for each trained network."""
 
     rows: tuple[dict[str, object], ...]
 
@@ -73,14 +73,14 @@ def balance(
     records: Records | None = None,
     on_event: Callable[[str, int, int], None] | None = None,
 ) -> Shapes:
-    """Test scores over width x strength of L2, and over depth x remedy x strength.
+    """Measure test scores over width x L2 strength, and over depth x remedy x strength.
 
-    A row of a deep network also holds its backprop ratio: the norm of the loss gradient at the
-    first weight matrix over that at the last, at step 0 (1 is even, 0 has vanished).
+    Rows of deep networks include the backprop ratio: the norm of the loss gradient at the first
+    weight matrix over that at the last, at step 0 (1 is even, 0 has vanished).
 
-    `records` are those of `compare`.
+    `records` as for `compare`.
 
-    Raises `InputError` for widths or depths below 1, `Stopped` when it was asked to stop.
+    Raises `InputError` for widths or depths below 1, `Stopped` on a stop request.
     """
     records, on_event = Records() if records is None else records, on_event or silent
     for name, sizes in (("widths", widths), ("depths", depths)):
@@ -137,7 +137,7 @@ def _trained(
 
 
 def backprop_ratio(model: DeepMLP, x: Tensor, y: Tensor) -> float:
-    """Gradient norm at the first weight matrix over that at the last, in one pass."""
+    """Return the gradient norm at the first weight matrix over that at the last."""
     loss = loss_of("auto", y)(model(x), y)
     first, last = torch.autograd.grad(loss, [model.first.weight, model.last.weight])
     return float(first.norm() / last.norm().clamp(min=1e-30))

@@ -1,4 +1,4 @@
-"""The verb behind `tikhon compare`."""
+"""The comparison behind `tikhon compare`."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from tikhon.languages import Sentence, Value, said
 from tikhon.numbers import CERTAIN, number
 from tikhon.runs.interrupt import silent
 
-_TUNED = 3  # trainings below which nothing was chosen
-_SPLITS = 3  # splits below which an interval says little
-_LATE = 1.25  # times the budget that so many splits may take
-_MOST = 8  # trainings a split that a budget asks for: more splits tell more
-_DEARER = 1.3  # a method over a training without one, on average
+_TUNED = 3  # fewest trainings for a choice
+_SPLITS = 3  # fewest splits for a meaningful interval
+_LATE = 1.25  # allowed excess over the budget up to that many splits
+_MOST = 8  # most trainings for each split; further budget goes to more splits
+_DEARER = 1.3  # mean cost of a method relative to training without one
 
-Event = Callable[[str, int, int], None]  # what is done, trainings so far, trainings in all
+Event = Callable[[str, int, int], None]  # current task, trainings done, trainings in total
 
 
 @dataclass
 class Contender:
-    """What one method came to, over the splits."""
+    """Results of one method over the splits."""
 
     method: Method
-    chosen: list[Fitted] = field(default_factory=list)  # one a split
+    chosen: list[Fitted] = field(default_factory=list)  # one for each split
     reseeded: list[float] = field(default_factory=list)  # test scores on the first split
 
     def tune(
         self, trainer: Trainer, records: Records, parts: Split, trials: int, number: int, seed: int
     ) -> None:
-        """Choose on one split: every point is trained, the validation loss decides."""
+        """Tune on one split: train every point, choose by validation loss."""
         found = []
         for place, point in enumerate(design(self.method.dimensions, trials)):
             recipe, lr = self.method.recipe(point)
@@ -56,7 +56,7 @@ class Contender:
         self.chosen.append(min(found, key=lambda fitted: fitted.metrics["valid/loss"]))
 
     def repeat(self, trainer: Trainer, records: Records, parts: Split, seeds: int) -> None:
-        """Train the choice of the first split again from other seeds."""
+        """Repeat the first split's choice with other seeds."""
         chosen = self.chosen[0]
         self.reseeded = [chosen.score("test")]
         for place in range(1, seeds):
@@ -69,11 +69,11 @@ class Contender:
 
 @dataclass(frozen=True)
 class Constant:
-    """What one answer to all rows scores: the most frequent class, or the mean."""
+    """Score of a constant prediction: the most frequent class, or the mean."""
 
     answer: str | None  # the class; None for the mean
     test: float  # mean over the splits, higher is better
-    beaten: bool  # whether the best method is better by more than chance
+    beaten: bool  # whether the best method is significantly better
 
     def to_dict(self) -> dict[str, object]:
         """Plain values."""
@@ -82,7 +82,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison; `rows` are ordered, the best first."""
+    """The result of a comparison; `rows` are sorted, best first."""
 
     data: str
     metric: str
@@ -91,11 +91,11 @@ class Comparison:
     splits: int
     epochs: int
     seconds: float
-    notice: Sentence | None = None  # what the budget did not allow
+    notice: Sentence | None = None  # what exceeded the budget
     constant: Constant | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for `result.json`; `sentences` are the keys and values of its texts."""
+        """Return plain values for `result.json`; `sentences` are keys and values of its texts."""
         told = {"verdict": self.verdict(), "notice": self.notice}
         return {
             "kind": "compare",
@@ -131,7 +131,7 @@ class Comparison:
         return notebook.card(repr(self), [self.verdict()], head, rows)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
-        """Test score of each method with its interval; grey where it is worse than the first.
+        """Plot the test score of each method with its interval; grey if worse than the best.
 
         Args:
             ax: matplotlib axes to draw on; a new figure if None.
@@ -153,15 +153,15 @@ class Comparison:
         return display
 
     def _shown(self, row: Mapping[str, Any]) -> tuple[float, float, float]:
-        """A row's test score with the ends of its interval, in the metric's own sign and range."""
+        """Return a row's test score and interval, in the metric's own sign and range."""
         sign, most = (1, 1.0) if self.metric == "accuracy" else (-1, math.inf)
         low, high = sorted((sign * row["low"], sign * row["high"]))
         return sign * row["test"], max(low, 0.0), min(high, most)
 
     def verdict(self) -> Sentence:
-        """In one sentence: whether regularization pays here, or else which method is best.
+        """Return in one sentence whether regularization helps here, and the best method.
 
-        "Tied" means no clear difference on these splits (`statistics.tied`).
+        "Tied" means no significant difference on these splits (`statistics.tied`).
         """
         best, *others = self.rows
         equal = [row["method"] for row in others if row["tied"]]
@@ -202,30 +202,29 @@ def compare(
 ) -> Comparison:
     """Tune every method on every split with the same number of trainings, then test the choice.
 
-    Each split is drawn at random (60 % train, 20 % validation, 20 % test); of a table with a time
-    column each ends at another time, and the latest of its rows are tested. A method tries
-    `trials` points of (learning rate, its strengths); the validation loss chooses; the test rows
-    are read once. The first weights and the learning rates are the same for all methods.
+    Each split is random (60 % train, 20 % validation, 20 % test); for a table with a time column,
+    splits end at different times and test on their latest rows. A method tries `trials` points of
+    (learning rate, strengths), chosen by validation loss; test rows are used once. Initial weights
+    and learning rates are the same for all methods.
 
     Args:
-        data: what `tikhon.data.load` gives.
+        data: result of `tikhon.data.load`.
         methods: names of `tikhon.comparison.NAMES`, joined by "+".
         model: as for `tikhon fit`.
         splits: >= 2 for confidence intervals.
-        trials: trainings a method and split; by default what the budget allows, 1 to 8, or 6.
+        trials: trainings for each method and split; by default 1 to 8 as the budget allows, or 6.
         epochs, batch_size: of every training.
-        budget: a time for all, such as "5m". Trials follow from it and the time of one
-            training; where it is short they assume fewer splits (3 at least), so that each
-            method is tuned. A split that would exceed it is not begun (the second and third
-            only if by more than a quarter).
-        seeds: test scores of the first split's choice under so many seeds (its stability); one
-            where the budget is short.
+        budget: total time, such as "5m". Trials follow from it and the time of one training; if it
+            is short, fewer splits are assumed (at least 3) so that each method is tuned. A split
+            that would exceed it is not started (the second and third only if by over a quarter).
+        seeds: number of seeds for the first split's choice (its stability); one if the budget is
+            short.
         seed: of everything.
-        records: what an earlier process has found, and where this one writes it down; its `stop`
-            ends the comparison.
+        records: results of an earlier process and storage for new ones; its `stop` ends the
+            comparison.
 
-    Raises `InputError` for unknown methods or ones that need classes, `Stopped` when it was asked
-    to stop.
+    Raises `InputError` for unknown methods or ones that need classes, `Stopped` on a stop
+    request.
     """
     if splits < 1:
         raise InputError(f"splits must be 1 or more, received {splits}")
@@ -286,7 +285,7 @@ def compare(
 
 
 def _drawn(data: Dataset, place: int, splits: int, seed: int) -> Split:
-    """One of the splits; with a time column later ones leave up to half of the latest rows out."""
+    """Draw a split; with a time column, later splits drop up to half of the latest rows."""
     times = None if data.table is None else data.table.times
     if times is None:
         return split(data, seed=(seed + place) % (1 << 32))
@@ -296,7 +295,7 @@ def _drawn(data: Dataset, place: int, splits: int, seed: int) -> Split:
 
 
 def _constant(parts: Split) -> tuple[str | None, float]:
-    """The one answer that needs no features, and its score on the test rows."""
+    """Return the constant prediction and its score on the test rows."""
     train, test = parts.train.y, parts.test.y
     if parts.train.classes:
         most = int(train.bincount().argmax())
@@ -307,9 +306,9 @@ def _constant(parts: Split) -> tuple[str | None, float]:
 def _beaten(
     best: Sequence[float], constants: Sequence[float], share: float, step: float, rows: int
 ) -> bool:
-    """Whether the best method is better than one answer to all rows, by more than chance.
+    """Return whether the best method is significantly better than a constant prediction.
 
-    Two answers to that: the spread over the splits, and the number of test rows of one of them.
+    Either by the spread over splits, or by the number of test rows in one of them.
     """
     gains = [a - b for a, b in zip(best, constants, strict=True)]
     gain, own, other = fmean(gains), fmean(best), fmean(constants)
@@ -322,12 +321,12 @@ def _beaten(
 
 
 def _has_time(seconds: float, done: int, limit: float) -> bool:
-    """Whether one more split fits; the third, for the interval's sake, may exceed it a little."""
+    """Return whether one more split fits; up to the third may exceed the limit a little."""
     return seconds * (done + 1) / done <= limit * (_LATE if done + 1 <= _SPLITS else 1)
 
 
 def _notice(trials: int, splits: int, asked: int, seconds: float) -> Sentence | None:
-    """What the budget did not allow; None if nothing."""
+    """Report what exceeded the budget; None if nothing did."""
     if trials >= _TUNED and splits >= asked:
         return None
     more = max(trials, _TUNED)
@@ -338,13 +337,13 @@ def _notice(trials: int, splits: int, asked: int, seconds: float) -> Sentence | 
 
 
 def _affordable(budget: float, cost: float, contenders: int, seeds: int) -> int:
-    """Seeds for the first split: one where more would take the time of the fewest splits."""
+    """Return the seeds for the first split: one if more would prevent the minimal splits."""
     enough = budget / cost >= contenders * (_SPLITS + seeds - 1)
     return seeds if enough else 1
 
 
 def _plan(budget: float | None, cost: float, contenders: int, splits: int, fixed: int) -> int:
-    """Trainings a method and split for the budget, in seconds as is the cost."""
+    """Return trainings for each method and split; budget and cost in seconds."""
     if budget is None:
         return 6
     each = (budget / cost - fixed) / contenders

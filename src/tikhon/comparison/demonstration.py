@@ -1,4 +1,4 @@
-"""The demonstration: one network that memorises wrong labels, four ways of training it."""
+"""The demonstration: one network that memorises wrong labels, trained in four ways."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tikhon.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Setting:
-    """What the demonstration trains on, and how; every figure of it is said on screen."""
+    """Data and training settings of the demonstration, all printed."""
 
     data: str = "digits"
     train_rows: int = 200
@@ -78,7 +78,7 @@ def run(
     on_run: Callable[[Variant, float, int, Run], None] = lambda *a: None,
     stop: Callable[[], bool] = never,
 ) -> dict[str, Any]:
-    """Train every method at every strength and seed; validation rows alone choose the strength.
+    """Train every method at every strength and seed; choose strengths by validation rows only.
 
     Returns the `result.json` of a demo. Raises `Stopped`.
     """
@@ -131,7 +131,7 @@ def _method_result(method: Variant, grid: list[tuple[float, list[Run]]]) -> dict
     chosen = max(points, key=_standing)
     runs = grid[points.index(chosen)][1]
     tests = [(r.metrics or {})["test/accuracy"] for r in runs]
-    mean, low, high = interval(tests, share=0.0)  # every seed draws rows of its own
+    mean, low, high = interval(tests, share=0.0)  # each seed draws its own rows
     return {
         "name": method.name,
         "label": method.label,
@@ -181,7 +181,7 @@ def _describe(setting: Setting, data: Dataset) -> dict[str, object]:
 
 
 def quick(setting: Setting) -> tuple[Setting, tuple[Variant, ...]]:
-    """A smaller form: two strengths for each method, a third of the epochs."""
+    """Return a smaller version: two strengths for each method, a third of the epochs."""
     fewer = tuple(
         replace(method, strengths=method.strengths[1:3] or method.strengths) for method in METHODS
     )

@@ -1,4 +1,4 @@
-"""The methods that are compared, each a function from a point of the unit cube to a recipe."""
+"""Methods to compare, each a function from a point of the unit cube to a recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tikhon.tuning.space import Log, Uniform
 _LR = Log(3e-4, 3e-2)
 
 
-# name -> (the range of its strength, the part of a recipe that it is)
+# name -> (range of the strength, the corresponding recipe entries)
 _PARTS: dict[str, tuple[Log | Uniform, Callable[[float], dict[str, object]]]] = {
     "none": (Uniform(0, 0), lambda s: {}),
     "l1": (Log(1e-5, 1e-2), lambda s: _penalty("l1", s)),
@@ -60,7 +60,7 @@ class Method:
 
     @classmethod
     def of(cls, name: str) -> Method:
-        """From its name. Raises `InputError` for unknown parts and two penalties of the prox kind.
+        """Parse a name. Raises `InputError` for unknown parts and two proximal penalties.
 
         >>> Method.of("l2+dropout").parts
         ('l2', 'dropout')
@@ -75,16 +75,16 @@ class Method:
 
     @property
     def classes_only(self) -> bool:
-        """Whether it needs classes to predict."""
+        """Whether it requires a classification task."""
         return any(part in _CLASSES_ONLY for part in self.parts)
 
     @property
     def dimensions(self) -> int:
-        """How many numbers are tuned, the learning rate among them."""
+        """Number of tuned values, including the learning rate."""
         return 1 + len(self.parts)
 
     def recipe(self, units: tuple[float, ...]) -> tuple[Recipe, float]:
-        """Recipe and learning rate at a point of [0, 1)^dimensions.
+        """Return recipe and learning rate at a point of [0, 1)^dimensions.
 
         >>> Method.of("l2").recipe((0.5, 0.5))[0].to_dict()["penalties"][0]["strength"]
         0.001
@@ -99,9 +99,9 @@ class Method:
 
 
 def design(dimensions: int, count: int) -> Iterator[tuple[float, ...]]:
-    """`count` points that fill the unit cube evenly; the first one is its middle.
+    """Yield `count` points that fill the unit cube evenly, starting at its centre.
 
-    Every method gets the same learning rates in the same order: axis i is the additive recurrence
+    All methods get the same learning rates in the same order: axis i is the additive recurrence
     x_n = 1/2 + n*ratio_i mod 1, with irrational ratios that do not depend on the dimension.
     Reference: Niederreiter, "Random Number Generation and Quasi-Monte Carlo Methods", 1992,
     https://doi.org/10.1137/1.9781611970081

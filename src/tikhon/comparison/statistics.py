@@ -1,4 +1,4 @@
-"""How sure a comparison over splits is."""
+"""Statistics of a comparison over splits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, variance
 
-LEVEL = 0.95  # of an interval
+LEVEL = 0.95  # of intervals
 
 
 def interval(
@@ -14,10 +14,10 @@ def interval(
 ) -> tuple[float, float, float]:
     """Mean and confidence interval of scores over resampled splits.
 
-    The splits overlap, so the variance of the mean is taken as (1/k + share) * s^2 with
-    share = test rows / train rows, instead of s^2/k. One value has no interval (nan). A share of
-    test rows moves in steps of one row (`step`): s is never taken for less, because equal shares
-    on a few splits say that the test rows are few, not that there is no spread.
+    As splits overlap, the variance of the mean is (1/k + share) * s^2 instead of s^2/k, with
+    share = test rows / train rows. One value has no interval (nan). An accuracy moves in steps of
+    one test row (`step`), below which s is not taken: equal accuracies on a few splits mean few
+    test rows, not the absence of spread.
 
     Reference: Nadeau, Bengio, "Inference for the generalization error", 2003,
     https://doi.org/10.1023/A:1024068626366
@@ -33,12 +33,12 @@ def interval(
 
 
 def spread(values: Sequence[float], share: float, step: float = 0.0) -> float:
-    """The corrected standard error of the mean."""
+    """Corrected standard error of the mean."""
     return math.sqrt((1 / len(values) + share) * max(variance(values), step**2))
 
 
 def p_value(differences: Sequence[float], *, share: float, step: float = 0.0) -> float:
-    """Two-sided p of "the mean difference over splits is zero" (corrected resampled t-test)."""
+    """Two-sided p-value of a zero mean difference over splits (corrected resampled t-test)."""
     if len(differences) < 2:
         return math.nan
     mean, error = fmean(differences), spread(differences, share, step)
@@ -52,9 +52,9 @@ def p_value(differences: Sequence[float], *, share: float, step: float = 0.0) ->
 def tied(
     scores: Mapping[str, Sequence[float]], *, share: float, step: float = 0.0, level: float = 0.05
 ) -> set[str]:
-    """Names that differ from the best mean by no more than chance (Holm's correction).
+    """Return names not significantly different from the best mean (Holm's correction).
 
-    Higher scores are better. The best one is tied with itself.
+    Higher scores are better. The best is included.
 
     >>> sorted(tied({"a": [9, 8, 9], "b": [8, 9, 9], "c": [1, 1, 1.1]}, share=0.2))
     ['a', 'b']

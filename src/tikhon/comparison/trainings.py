@@ -1,4 +1,4 @@
-"""The trainings of a comparison: each is done once, whatever kills the process in between."""
+"""The trainings of a comparison, each done once even if the process is killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tikhon.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Fitted:
-    """One training: what it was, what it scored, how much of the model it left."""
+    """One training: settings, scores, and the size of the model after compaction."""
 
     recipe: Recipe
     lr: float
@@ -34,18 +34,18 @@ class Fitted:
     parameters: tuple[int, int]  # before and after compaction
 
     def score(self, part: str) -> float:
-        """Higher is better: accuracy, or minus the root mean square error."""
+        """Return a score to maximise: accuracy, or minus the rmse."""
         if f"{part}/accuracy" in self.metrics:
             return self.metrics[f"{part}/accuracy"]
         return -self.metrics[f"{part}/rmse"]
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return a JSON-serialisable dict."""
         return plain({**self.__dict__, "recipe": self.recipe.to_dict()})
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Fitted:
-        """The inverse of `to_dict`."""
+        """Invert `to_dict`."""
         before, after = row["parameters"]
         return cls(
             Recipe.from_dict(row["recipe"]),
@@ -58,10 +58,10 @@ class Fitted:
 
 
 class Records:
-    """What a comparison has found so far, by name, and the seconds that it took.
+    """Results of a comparison so far, by name, and the seconds taken.
 
-    With a journal every finding is on disk before it is used, and an earlier process's findings
-    are given back instead of being made again. Raises `Stopped` once `stop` is true.
+    With a journal every result is on disk before it is used, and results of an earlier process are
+    returned instead of recomputed. Raises `Stopped` once `stop` returns true.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Records:
 
     @property
     def seconds(self) -> float:
-        """Since the comparison began, without the time between two processes."""
+        """Seconds since the comparison began, excluding time between processes."""
         return time.perf_counter() - self._started
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """The finding of this name, as JSON gives it back: made now unless it is known."""
+        """Return the result of this name as read back from JSON; compute it if unknown."""
         if name in self._known:
             return self._known[name]
         if self.stop():
@@ -99,7 +99,7 @@ class Records:
         return found
 
     def fitted(self, name: str, find: Callable[[], Fitted]) -> Fitted:
-        """The training of this name."""
+        """Return the training of this name."""
         row = self.once(name, lambda: find().to_dict())
         try:
             return Fitted.from_dict(row)
@@ -109,7 +109,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains one recipe on one split."""
+    """Train recipes on splits."""
 
     model: str
     epochs: int
@@ -117,7 +117,7 @@ class Trainer:
     stop: Callable[[], bool]
 
     def cost(self, parts: Split) -> float:
-        """Seconds of one training, measured (the first one pays for what is loaded)."""
+        """Return the measured seconds of one training, after a warm-up."""
         self.fit(parts, Recipe(), 1e-3, seed=0)
         started = time.perf_counter()
         self.fit(parts, Recipe(), 1e-3, seed=0)

@@ -49,7 +49,6 @@ _FIRST = 1 << 20  # bytes searched for the end of a first line with a JSON objec
 class Format:
     """The format of a text file.
 
-
     Args:
         separator: the character between fields; None to detect it.
         decimal: "." or "," in numbers; None to infer it from the numbers.

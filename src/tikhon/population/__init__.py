@@ -1,1 +1,1 @@
-"""K models of one architecture trained at once, each with its own hyperparameters."""
+"""Train K models of one architecture at once, each with its own hyperparameters."""

@@ -1,8 +1,8 @@
-"""One forward pass for K models of one architecture: parameters carry a leading member axis.
+"""Run one forward pass for K models; parameters have a leading member axis.
 
-`batched` runs Linear as one bmm (the first one as one shared GEMM) and convolutions by groups of
-channels, `vectorised` runs any other module through torch.func, `plain` calls the single module of
-a population of one.
+`Batched` runs Linear as one bmm (the first as one shared GEMM) and convolutions as grouped ones,
+`Vectorised` runs any other module through torch.func, `Plain` calls the module of a population of
+one.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _POOLING = (F.max_pool1d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d)
 
 
 class Unsupported(Exception):
-    """The model cannot take this route; the message says why."""
+    """The model is not supported by this route; the message says why."""
 
 
 class Forward(ABC):
@@ -73,32 +73,32 @@ class Forward(ABC):
 
     @abstractmethod
     def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
-        """Outputs of all members; `x` is (rows, ...) when shared, else (members, rows, ...)."""
+        """Outputs of all members; `x` is (rows, ...) if shared, else (members, rows, ...)."""
 
     def train(self, training: bool) -> None:
-        """Switch noise and normalisation on or off."""
-        if self.training is not training:  # the walk over all modules costs more than the check
+        """Set training or evaluation mode."""
+        if self.training is not training:  # walking all modules costs more than the check
             self.training = training
             self.model.train(training)
 
 
 class Plain(Forward):
-    """The module itself, for a population of one; its parameters are views of the blocks."""
+    """The module itself, for one member; its parameters are views of the blocks."""
 
     name = "plain"
 
     def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
-        """Outputs with a member axis of one."""
+        """Return outputs with a member axis of size one."""
         return call(self.model, x if shared else x[0]).unsqueeze(0)
 
 
 class Vectorised(Forward):
-    """Any module without data-dependent control flow, by `torch.func`; noise is common."""
+    """Any module without data-dependent control flow, by `torch.func`; noise is shared."""
 
     name = "vmap"
 
     def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
-        """Outputs of all members."""
+        """Return the outputs of all members."""
 
         def single(parameters, states, inputs):
             return torch.func.functional_call(self.model, (parameters, states), (inputs,))
@@ -108,7 +108,7 @@ class Vectorised(Forward):
 
 
 class Batched(Forward):
-    """Hand-batched layers, activations and dropout, along the model's own graph."""
+    """Batched layers, activations and dropout, following the traced graph of the model."""
 
     name = "batched"
 
@@ -125,9 +125,9 @@ class Batched(Forward):
         self.steps = [(*step, [i for i in step[2] if isinstance(i, _Name)]) for step in steps]
 
     def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
-        """Outputs of all members."""
+        """Return the outputs of all members."""
         values: dict[str, Tensor] = {}
-        common: set[str] = set()  # values without a member axis: the same for all
+        common: set[str] = set()  # values without member axis, shared by all
         batch = _Batch(blocks, buffers)
         out = x
         for name, run, inputs, named in self.steps:
@@ -143,11 +143,11 @@ class Batched(Forward):
 
 
 class _Name(str):
-    """A value computed by an earlier step."""
+    """Name of a value computed by an earlier step."""
 
 
 class _Batch:
-    """What a step needs beside its inputs."""
+    """Context of a step besides its inputs."""
 
     def __init__(self, blocks: Blocks, buffers: Blocks) -> None:
         self.blocks, self.buffers = blocks, buffers
@@ -161,7 +161,7 @@ class _Tracer(fx.Tracer):
         )
 
 
-# (batch, whether the inputs lack the member axis, *inputs) -> (value, whether it lacks the axis)
+# (batch, whether inputs lack the member axis, *inputs) -> (value, whether it lacks the axis)
 Run = Callable[..., tuple[Tensor, bool]]
 
 
@@ -223,7 +223,7 @@ def _linear(weight: str, bias: str | None) -> Run:
         members, outputs, features = w.shape
         if x.ndim != (2 if shared else 3):
             raise Unsupported("a batched Linear takes rows of features without further axes")
-        if shared:  # one GEMM serves every member
+        if shared:  # one GEMM for all members
             b = None if bias is None else batch.blocks[bias].view(-1)
             z = F.linear(x, w.view(members * outputs, features), b)
             return z.view(len(x), members, outputs).transpose(0, 1), False
@@ -236,17 +236,17 @@ def _linear(weight: str, bias: str | None) -> Run:
 
 
 def _beside(x: Tensor) -> Tensor:
-    """(members, rows, channels, ...) as (rows, members * channels, ...), a view of `_apart`."""
+    """Reshape (members, rows, channels, ...) to (rows, members * channels, ...), a view."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
 def _apart(x: Tensor, members: int) -> Tensor:
-    """The inverse of `_beside`."""
+    """Invert `_beside`."""
     return x.unflatten(1, (members, -1)).transpose(0, 1)
 
 
 def _by_channel(function: Callable[..., Tensor]) -> Run:
-    """What sees every channel by itself."""
+    """Batch a function that treats each channel separately."""
 
     def run(batch: _Batch, shared: bool, x: Tensor, *more: object) -> tuple[Tensor, bool]:
         if shared:
@@ -257,7 +257,7 @@ def _by_channel(function: Callable[..., Tensor]) -> Run:
 
 
 def _convolution(prefix: str, module: nn.Conv2d) -> Run:
-    """One convolution whose groups are the members; of shared inputs, one with all channels."""
+    """Run one convolution grouped by member; for shared inputs, one with all channels."""
     function = _CONVOLUTIONS[type(module)]
     if module.padding_mode != "zeros" or module.groups > 1:
         raise Unsupported(f"{module} has no batched form")
@@ -310,7 +310,7 @@ def _dropout(rate: str, module: Dropout) -> Run:
         rates = batch.buffers[rate].view(-1, *[1] * len(rows))
         uniforms = torch.rand(rows, device=x.device, generator=module.generator)
         scale = uniforms.new_empty(len(rates), *rows)
-        torch.ge(uniforms, rates, out=scale)  # three times faster than a bool times a float
+        torch.ge(uniforms, rates, out=scale)  # three times faster than bool times float
         scale.mul_(inverse_keep(rates, scale.dtype))
         return x * scale, False
 
@@ -324,7 +324,7 @@ def _first_line(error: Exception) -> str:
 def choose(
     model: nn.Module, members: int, probe: Callable[[Forward], None]
 ) -> tuple[Forward, str]:
-    """The fastest route that works, and why not a faster one; `probe` runs a forward pass."""
+    """Return the fastest working route, and why faster ones fail; `probe` runs a forward pass."""
     if members == 1:
         return Plain(model), ""
     reasons = []

@@ -1,4 +1,4 @@
-"""Weight decay that adapts while it trains: one strength a layer and member, by hypergradient."""
+"""Adaptive weight decay: one strength for each layer and member, by hypergradient."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _KEPT = (
     "square",
     "gain",
     "trust",
-)  # of the memory, one row a member
-_NOTHING = -30.0  # the logarithm of a strength that does not act
+)  # per-member rows of the memory
+_NOTHING = -30.0  # log of a strength that has no effect
 
 
 class AdaptiveDecay:
-    """`L2(Hypergradient(...))`, decoupled, for all members and layers of a population at once.
+    """`L2(Hypergradient(...))`, decoupled, for all members and layers of a population.
 
     Args:
-        weights: one tensor a layer, (members, ...).
+        weights: one tensor for each layer, (members, ...).
         lr: (members, layers) or (members, 1), the largest of the training.
         steps: of the whole training.
     """
 
-    every = 5  # steps between two validation gradients
+    every = 5  # steps between validation gradients
 
     def __init__(self, weights: Sequence[Tensor], *, lr: Tensor, steps: int) -> None:
         self.weights = list(weights)
@@ -58,18 +58,18 @@ class AdaptiveDecay:
         shape = (len(start), len(self.weights))
         self.memory: dict[str, Any] = begin(start.expand(shape).to(self.weights[0]))
         self.memory["trust"] = torch.ones_like(self.memory["log"])
-        self.trace: list[Tensor] = []  # (members, layers) after every move
+        self.trace: list[Tensor] = []  # (members, layers) after each update
 
     @property
     def strength(self) -> Tensor:
-        """(members, layers)."""
+        """Current strengths, (members, layers)."""
         return self.memory["log"].exp() * self.memory["trust"]
 
     @torch.no_grad()
     def decay_(self, lr: Tensor, step: int) -> None:
         """Shrink the weights by lr * strength, at most by half; lr: (members, layers or 1).
 
-        Their sensitivity is carried along, through all the steps until the next move at once.
+        Sensitivities are updated once for all steps until the next update of the strengths.
         """
         rate = self.share(lr)
         if step % self.every == 0 and step < self.last:
@@ -79,24 +79,24 @@ class AdaptiveDecay:
         self.shrink_(rate)
 
     def share(self, lr: Tensor) -> Tensor:
-        """(members, layers) share of a weight that a step takes away, at most a half."""
+        """Fraction of each weight removed by a step, (members, layers), at most a half."""
         return (lr * self.strength).clamp_max(CAP)
 
     def shrink_(self, rate: Tensor) -> None:
-        """Take a share of each weight away; rate: (members, layers)."""
+        """Remove a fraction of each weight; rate: (members, layers)."""
         keep = 1 - rate
         for i, w in enumerate(self.weights):
             w.mul_(column(keep[:, i], w))
 
     def due(self, step: int) -> bool:
-        """Whether this step wants a validation gradient."""
+        """Return whether this step needs a validation gradient."""
         return (step + 1) % self.every == 0 and step < self.last
 
     @torch.no_grad()
     def adapt_(self, losses: Tensor, blind: Tensor, gradients: Sequence[Tensor]) -> None:
-        """One step on the logarithms of the strengths, from (members,) losses and gradients.
+        """Update the log strengths from (members,) losses and gradients.
 
-        `blind` (members,) are the losses of one answer for all rows.
+        `blind` (members,) are the losses of a constant prediction.
         """
         pairs = zip(self.sensitivity, gradients)
         slope = torch.stack([(z * g).flatten(1).sum(1) for z, g in pairs], dim=1)
@@ -108,7 +108,7 @@ class AdaptiveDecay:
         self.trace.append(self.strength.log().clamp_min(_NOTHING))
 
     def state(self) -> dict[str, Tensor]:
-        """Per-member rows: everything that the next step depends on."""
+        """Return everything the next step depends on, one row for each member."""
         rows = torch.cat([z.flatten(1) for z in self.sensitivity], dim=1)
         found = {f"decay.{name}": self.memory[name].clone() for name in _KEPT}
         counted = rows.new_full((len(rows), 1), self.memory["count"])
@@ -116,7 +116,7 @@ class AdaptiveDecay:
         return found | {"decay.sensitivity": rows, "decay.count": counted, "decay.trace": trace}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`. Raises `DataError` for what another version has written."""
+        """Invert `state`. Raises `DataError` for the state of another version."""
         needed = (f"decay.{name}" for name in (*_KEPT, "sensitivity", "count", "trace"))
         lacks = [name for name in needed if name not in state]
         if lacks:
@@ -133,7 +133,7 @@ class AdaptiveDecay:
 
 
 class ReplayedDecay(AdaptiveDecay):
-    """The strengths that an earlier run found, followed by another run of any length."""
+    """Replay the strengths found by an earlier run, over a run of any length."""
 
     def __init__(
         self, weights: Sequence[Tensor], trace: Tensor, *, lr: Tensor, steps: int
@@ -142,11 +142,11 @@ class ReplayedDecay(AdaptiveDecay):
         self.found = trace  # (members, moves, layers)
 
     def decay_(self, lr: Tensor, step: int) -> None:
-        """Shrink the weights by the strength found at the same share of the training."""
+        """Shrink the weights by the strength found at the same fraction of training."""
         place = min(step * self.found.shape[1] // self.last, self.found.shape[1] - 1)
         self.memory["log"] = self.found[:, place]
         self.shrink_(self.share(lr))
 
     def due(self, step: int) -> bool:
-        """Nothing is left to be found."""
+        """Return False: strengths are fixed."""
         return False

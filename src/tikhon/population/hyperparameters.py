@@ -1,4 +1,4 @@
-"""Hyperparameters of the members of a population, as vectors."""
+"""Hyperparameters of population members, as vectors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PENALTIES = tuple(name for name, told in STRENGTHS.items() if told.how == "objec
 
 @dataclass(frozen=True, eq=False)
 class Hyperparameters:
-    """Hyperparameters as vectors (members,), in float64; None or nothing for what none uses.
+    """Hyperparameters as float64 vectors (members,); None or empty where unused.
 
-    Rates and strengths stand under the pattern of what they are for, "*" for all of the model;
-    `penalties` under the names that a configuration has them by, `max_norm` among them.
+    Rates and strengths are keyed by parameter pattern, "*" for the whole model; `penalties` by the
+    names used in configurations, including `max_norm`.
     """
 
     lr: Tensor
@@ -28,14 +28,14 @@ class Hyperparameters:
     mixup: Tensor | None = None
     clip_norm: Tensor | None = None
     adaptive: bool = False
-    rates: Mapping[str, Tensor] = field(default_factory=dict)  # by pattern, in place of lr
+    rates: Mapping[str, Tensor] = field(default_factory=dict)  # by pattern, replacing lr
     dropout: Mapping[str, Tensor] = field(default_factory=dict)
     weight_decay: Mapping[str, Tensor] = field(default_factory=dict)
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, configs: Sequence[Mapping[str, Value]], *, lr: float = 1e-3) -> Hyperparameters:
-        """From configurations with the same entries; `lr` where they give none."""
+        """Build from configurations with equal keys; `lr` is the default learning rate."""
 
         def column(name: str) -> Tensor | None:
             if name not in configs[0]:

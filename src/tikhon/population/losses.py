@@ -1,4 +1,4 @@
-"""The loss of every row of every member: what a population minimises and is scored by."""
+"""Row losses of all members, minimised and scored by a population."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tikhon.training.losses import loss_of
 
 
 class RowLosses:
-    """Row losses of stacked outputs, with a label smoothing of each member's own.
+    """Row losses of stacked outputs, with label smoothing for each member.
 
-    `loss` is whatever `tikhon.training.losses.loss_of` takes that is a mean over rows; "auto" is
-    by the targets `y`. `alone` says why rows have no losses of their own, where they have none:
-    then there is one member, and its loss is that of whole batches.
+    `loss` is anything `tikhon.training.losses.loss_of` takes that is a mean over rows; "auto"
+    depends on the targets `y`. `alone` says why there are no row losses, if so: then there is one
+    member, trained on the loss of whole batches.
     """
 
     def __init__(self, loss: object, y: Tensor | None = None) -> None:
@@ -26,7 +26,7 @@ class RowLosses:
 
     @torch.no_grad()
     def probe(self, model: nn.Module, batch: Batch) -> None:
-        """Find out on some rows whether the loss is a mean over rows, of one tensor of outputs."""
+        """Check on some rows whether the loss is a mean over rows, for a single output tensor."""
         if self.alone or len(batch[1]) < 2:
             return
         try:
@@ -35,22 +35,22 @@ class RowLosses:
                 self.alone = f"the model returns a {type(output).__name__}, not one tensor"
             elif self.loss.entries is None:
                 self.alone = self._no_mean(output, batch[1])
-        except Exception:  # training meets it too, and says what it is
+        except Exception:  # training will raise it too
             return
 
     def on(self, model: nn.Module, batch: Batch, smoothing: Tensor | None = None) -> Tensor:
-        """The mean loss of one model on a batch, forward pass included."""
+        """Run the forward pass of one model on a batch; return its mean loss."""
         if smoothing is None and self.alone:
             return self.loss.on(model, batch)
         return self.mean(call(model, batch[0]), batch[1], smoothing)
 
     @property
     def classifies(self) -> bool:
-        """Whether outputs are logits of classes."""
+        """Whether outputs are class logits."""
         return self.loss.name == "cross_entropy"
 
     def rows(self, output: Tensor, y: Tensor, smoothing: Tensor | None = None) -> Tensor:
-        """(members, rows) losses of outputs (members, rows, ...) against targets (rows, ...)."""
+        """Losses (members, rows) of outputs (members, rows, ...) against targets (rows, ...)."""
         members, count = output.shape[:2]
         if smoothing is not None and not self.classifies:
             raise InputError("label_smoothing needs the loss cross_entropy")
@@ -77,7 +77,7 @@ class RowLosses:
         return -(1 - share) * right - share * log.mean(-1)
 
     def mean(self, output: Tensor, y: Tensor, smoothing: Tensor | None = None) -> Tensor:
-        """The mean loss of one model's outputs (rows, ...), in torch's fused form."""
+        """Mean loss of one model's outputs (rows, ...), by torch's fused form."""
         if smoothing is None:
             return self.loss(output, y)
         if not self.classifies:
@@ -86,7 +86,7 @@ class RowLosses:
         return F.cross_entropy(output, y, label_smoothing=float(smoothing))
 
     def _check(self, output: Tensor, y: Tensor) -> None:
-        """Refuse, once, a loss that is no mean over rows: members and folds weigh single rows."""
+        """Check once that the loss is a mean over rows, as members and folds weight rows."""
         if self._checked or len(output) < 2 or not bool(torch.isfinite(output).all()):
             return
         if why := self._no_mean(output, y):
@@ -98,7 +98,7 @@ class RowLosses:
 
     @torch.no_grad()
     def _no_mean(self, output: Tensor, y: Tensor) -> str:
-        """Why the loss of a batch is not the mean of those of its rows; "" if it is."""
+        """Return why a batch loss is not the mean of its row losses, or ""."""
         whole, rows = self.loss(output, y), self.loss.rows(output, y)
         if torch.allclose(whole.double(), rows.double().mean(), rtol=1e-3, equal_nan=True):
             return ""
@@ -109,7 +109,7 @@ class RowLosses:
 
 
 def mean_over(rows: Tensor, weights: Tensor | None) -> Tensor:
-    """(members,) mean losses, over the rows that a member's weights keep."""
+    """Mean losses (members,) over the rows kept by each member's weights."""
     if weights is None:
         return rows.mean(1)
     return (rows * weights).sum(1) / weights.sum(1).clamp_min(1)

@@ -1,7 +1,7 @@
-"""K models of one architecture, trained at once, each with its own hyperparameters.
+"""Train K models of one architecture at once, each with its own hyperparameters.
 
-No operation mixes members: one that diverges leaves the others bit-identical. A population of one
-is the plain loop: the module's own parameters and gradients, and torch's own weight decay.
+No operation mixes members: a diverging one leaves the others bit-identical. A population of one
+is the plain loop on the module's own parameters and gradients, with torch's weight decay.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tikhon.training.recipe import penalty_names
 
 
 class Population:
-    """Members, their optimizer and their penalties; `step` trains all of them on one batch."""
+    """Members with their optimizer and penalties; `step` trains all of them on one batch."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class Population:
         if objective.alone and settings.mixup is not None:
             raise InputError(f"the space varies mixup, but {objective.alone}")
         self.failed: dict[int, str] = {}
-        self.mask: Tensor | None = None  # flat; 0 marks weights that stay as they are
+        self.mask: Tensor | None = None  # flat; 0 marks frozen weights
         self.stack = Stack(models)
-        self.generators: list[torch.Generator] = []  # one a noise layer
+        self.generators: list[torch.Generator] = []  # one for each noise layer
         self.silent: list[NoiseLayer] = []
         self._noise(tensors(example)[0].device)
         self.forward, self.reason = choose(self.model, self.members, self._probe(example))
@@ -80,9 +80,9 @@ class Population:
     # ---- building
 
     def _noise(self, device: torch.device) -> None:
-        """Every layer has a generator, which members share: none depends on its neighbours.
+        """Give each noise layer a generator shared by all members, for reproducibility.
 
-        Layers whose rate is 0 in every member draw nothing.
+        Layers with rate 0 in every member draw nothing.
         """
         layers = {n: m for n, m in self.model.named_modules() if isinstance(m, NoiseLayer)}
         if self.settings.dropout and not layers:
@@ -107,9 +107,9 @@ class Population:
 
     @cached_property
     def _sees_rows_left_out(self) -> bool:
-        """Whether rows without weight change the rest, or cost time and change nothing.
+        """Return whether zero-weight rows affect the others, or only cost time.
 
-        With noise they stay, and the others have the draws that they have beside other members.
+        With noise they are kept, so that other rows get the same draws as beside other members.
         """
         averages = any("running_mean" in name for name, _ in self.model.named_buffers())
         drawing = len(self.generators) > len(self.silent)
@@ -143,13 +143,13 @@ class Population:
                 bound = bind(self.model, self.entries, {pattern: terms[pattern][-1]})
                 found += [(binding, values) for binding in bound]
             if terms:
-                bind(self.model, self.entries, terms)  # refuses two proxes on one parameter
+                bind(self.model, self.entries, terms)  # raises for two proxes on one parameter
         except ValueError as error:
             raise InputError(f"the space's penalties: {error}") from error
         return found
 
     def _rates(self) -> dict[str, Tensor]:
-        """The learning rates of every parameter, (members,); a pattern's in place of lr."""
+        """Return the learning rates of each parameter, (members,); patterns replace lr."""
         found = dict.fromkeys(self.stack.names, self.settings.lr)
         entries = entries_of(self.model)
         for pattern, rates in self.settings.rates.items():
@@ -161,7 +161,7 @@ class Population:
         return found
 
     def layer_rates(self) -> Tensor:
-        """Those of the parameters that decay, (members, layers), or one column for all."""
+        """Learning rates of decayed parameters, (members, layers), or one column for all."""
         if not self.settings.rates:
             return self.settings.lr[:, None]
         return torch.stack([self.stepper.rates[entry.name] for entry in self.entries], dim=1)
@@ -173,7 +173,7 @@ class Population:
             raise InputError(f"the space's weight_decay: {error}") from error
 
     def _decays(self) -> list[tuple[Tensor, list[Entry] | None]]:
-        """The strengths of decay with what they are for; None for all of the model."""
+        """Return decay strengths with their parameters, None for the whole model."""
         return [
             (values, None if pattern == "*" else self._matching(pattern))
             for pattern, values in self.settings.weight_decay.items()
@@ -182,16 +182,16 @@ class Population:
     # ---- training
 
     def step(self, x: Any, y: Tensor, weights: Tensor | None, step: int, seed: int) -> Tensor:
-        """One optimizer step of every member on one batch; (members,) losses before it.
+        """Take one optimizer step of every member on a batch; return prior losses (members,).
 
-        The twin of `tikhon.training.step.Step`: a population of one is that step. One member alone
-        may take several inputs, and a loss that calls the model itself; noise of its own follows
-        from `seed` then.
+        The counterpart of `tikhon.training.step.Step`, to which it is equal for one member. A
+        single member may have several inputs and a loss that calls the model; its noise is seeded
+        by `seed`.
         """
         self._mode(True)
         self.stepper.zero_grad()
         for place, generator in enumerate(self.generators):
-            generator.manual_seed(seed + 2 * place)  # mixing has the one behind the first
+            generator.manual_seed(seed + 2 * place)  # mixing uses seed + 1
         with _seeded(seed if self.objective.alone else None):
             losses = self._losses(x, y, weights, self.settings.label_smoothing, seed)
         (losses if self.members == 1 else losses.sum()).backward()
@@ -204,7 +204,7 @@ class Population:
     ) -> Tensor:
         if weights is not None and self.members == 1 and self._sees_rows_left_out:
             kept = (weights[0] > 0).nonzero()[:, 0]
-            if not len(kept):  # a batch of the held-out fold alone: nothing to learn
+            if not len(kept):  # the batch is in the held-out fold
                 return torch.zeros_like(self.stack.flat[:1], requires_grad=True)
             x, y, weights = take(x, kept), y[kept], None
         if self.settings.mixup is None and weights is None and self.members == 1:
@@ -221,7 +221,7 @@ class Population:
         return mean_over(rows, paired)
 
     def _mixed(self, x: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows mixed in pairs, in a share of each member's own; one draw serves all."""
+        """Mix rows in pairs, with a share for each member from one common draw."""
         from scipy.special import betaincinv
 
         generator = torch.Generator().manual_seed(seed + 1)
@@ -235,7 +235,7 @@ class Population:
         return share, part * x + (1 - part) * x[order], order
 
     def outputs(self, x: Any) -> Tensor:
-        """(members, rows, ...)."""
+        """Outputs of all members, (members, rows, ...)."""
         return self.forward(self.stack.blocks, self.stack.buffers, x, shared=True)
 
     def _update(self, step: int) -> None:
@@ -281,9 +281,10 @@ class Population:
             grad.add_(torch.vmap(gradient)(strengths.to(block), block))
 
     def _bound_gains(self, factor: float) -> bool:
-        """Keep gains bounded where gradients vanish, as `regularize` does; False without a state.
+        """Bound the optimizer's gain where gradients vanish, as `regularize` does; False if no
+        state.
 
-        The moments that the optimizer divides by do not fall below the slope of the penalty.
+        Second moments are kept at or above the slope of the penalty.
         """
         bindings = [(b, s) for b, s in self.bindings if b.route == "prox"]
         held = self.stepper.held(factor) if bindings else {}
@@ -338,7 +339,7 @@ class Population:
         blocks: tuple[Tensor, ...],
         steps: tuple[Tensor, ...],
     ) -> None:
-        """A constraint checks its limit, which vmap cannot: member by member."""
+        """Project member by member, as constraints check their limit, which vmap cannot."""
         for member, limit in enumerate(limits.tolist()):
             own = [block[member] for block in blocks]
             project = type(binding.base)(limit).prox  # type: ignore[attr-defined]
@@ -346,7 +347,7 @@ class Population:
             binding.target.place_(own, project(binding.target.arrange(own), metric))
 
     def adapt(self, x: Any, y: Tensor, weights: Tensor | None, step: int) -> None:
-        """Let the adaptive weight decay look at one validation batch, if it is due."""
+        """Update the adaptive weight decay from a validation batch, if due."""
         if self.decay is None or not self.decay.due(step):
             return
         self._mode(True)
@@ -365,7 +366,7 @@ class Population:
         self.decay.adapt_(losses.detach(), blind, gradients)
 
     def _held_out(self, x: Any, y: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """Outputs, if there are some to be seen, and the losses (members,)."""
+        """Return outputs, if available, and losses (members,)."""
         if not self.objective.alone:
             outputs = self.outputs(x)
             return outputs, mean_over(self.objective.rows(outputs, y), weights)
@@ -377,14 +378,14 @@ class Population:
 
     @torch.no_grad()
     def row_losses(self, x: Any, y: Tensor) -> Tensor:
-        """(members, rows) losses in evaluation mode."""
+        """Row losses in evaluation mode, (members, rows)."""
         self._mode(False)
         rows = [self.objective.rows(self.outputs(a), b) for a, b in in_parts((x, y))]
         return torch.cat(rows, dim=1)
 
     @torch.no_grad()
     def block_losses(self, x: Any, y: Tensor, blocks: int) -> Tensor:
-        """(1, blocks) losses in evaluation mode, of one member on parts with alike targets."""
+        """Losses of one member in evaluation mode, (1, blocks), on parts with similar targets."""
         self._mode(False)
         part = dealt(y, blocks)
         rows = (take((x, y), (part == k).nonzero()[:, 0]) for k in range(blocks))
@@ -393,12 +394,12 @@ class Population:
 
     @torch.no_grad()
     def predict(self, x: Any) -> Tensor:
-        """(members, rows, ...) outputs in evaluation mode."""
+        """Outputs in evaluation mode, (members, rows, ...)."""
         self._mode(False)
         return torch.cat([self.outputs(part) for part in in_parts(x)], dim=1)
 
     def fail(self, member: int, why: str) -> None:
-        """Take a diverged member out: its weights and state become zero and stay so."""
+        """Disable a diverged member: its weights and optimizer state become and stay zero."""
         self.failed[member] = why
         remembered, _ = self.stepper.memory()
         for blocks in (self.stack.views(self.stack.flat), *remembered.values()):
@@ -407,7 +408,7 @@ class Population:
         self.stepper.fail(member)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything the next step depends on; every tensor has the member axis first."""
+        """Return everything the next step depends on; every tensor leads with the member axis."""
         remembered, counters = self.stepper.memory()
         rows = {"weights": self.stack.views(self.stack.flat)}
         rows |= {f"optimizer.{name}": blocks for name, blocks in remembered.items()}
@@ -417,11 +418,11 @@ class Population:
         return found | (self.decay.state() if self.decay is not None else {})
 
     def load(self, state: Blocks) -> None:
-        """Continue from `state()` of a population with the same architecture."""
+        """Restore the `state()` of a population with the same architecture."""
         remembered: dict[str, Tensor] = {}
         counters: dict[str, Tensor] = {}
         noisy = (n for n, m in self.model.named_modules() if isinstance(m, NoiseLayer))
-        rates = {f"{name}.rate".lstrip(".") for name in noisy}  # are the members' own
+        rates = {f"{name}.rate".lstrip(".") for name in noisy}  # set for each member
         for name, value in state.items():
             kind, _, rest = name.partition(".")
             if kind == "counter":
@@ -437,13 +438,13 @@ class Population:
             self.decay.load(dict(state))
 
     def state_dict_of(self, member: int) -> dict[str, Tensor]:
-        """One member as the state dict of its module."""
+        """Return one member as the state dict of its module."""
         return self.stack.state_dict_of(member)
 
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """Within: torch's own random numbers from a seed, if there is one; put back afterwards."""
+    """Seed torch within the block, if a seed is given, and restore it afterwards."""
     if seed is None:
         yield
         return
@@ -453,7 +454,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 
 def slopes_of(binding: Binding) -> list[Tensor]:
-    """The slope of a penalty of strength 1 at zero, for each entry of the binding's parameters."""
+    """Slope at zero of a penalty of strength 1, for each entry of the binding's parameters."""
     params = binding.target.params
     found = [torch.empty_like(p, requires_grad=False) for p in params]
     whole = torch.as_tensor(binding.steepness).to(found[0])

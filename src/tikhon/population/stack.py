@@ -1,4 +1,4 @@
-"""The parameters of K models of one architecture, side by side in one flat buffer."""
+"""Parameters of K models of one architecture in one flat buffer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tikhon.errors import InputError
 
 
 class Stack:
-    """Blocks (members, *shape) of every parameter, views of `flat`; buffers stacked alike."""
+    """Blocks (members, *shape) of each parameter, as views of `flat`; buffers likewise."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self.members = len(models)
@@ -33,30 +33,30 @@ class Stack:
             self.blocks[name] = view.detach().requires_grad_(named[0][name].requires_grad)
         stacks = [dict(m.named_buffers()) for m in models]
         held = {id(t): name for name, t in [*named[0].items(), *stacks[0].items()]}
-        saved = models[0].state_dict(keep_vars=True)  # without rates of noise, tied weights twice
+        saved = models[0].state_dict(keep_vars=True)  # no noise rates, tied weights twice
         self.saved = {name: held[id(t)] for name, t in saved.items() if id(t) in held}
         if not any(p.requires_grad for p in named[0].values()):
             raise InputError(f"{type(models[0]).__name__} has no trainable parameter")
         self.buffers = {n: torch.stack([b[n] for b in stacks]) for n in stacks[0]}
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """A flat tensor cut into (members, *shape) blocks, one a parameter."""
+        """Split a flat tensor into (members, *shape) blocks, one for each parameter."""
         cuts = pairwise(self.edges)
         return [flat[a:b].view(self.members, *s) for (a, b), s in zip(cuts, self.shapes)]
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
-        """The views by the parameters' names."""
+        """Return the views by parameter name."""
         return dict(zip(self.names, self.views(flat)))
 
     def fill_(self, flat: Tensor, rows: Tensor) -> Tensor:
-        """Write what has one row a member, all its parameters joined, into a flat tensor."""
+        """Write joined rows, one for each member, into a flat tensor."""
         parts = rows.split([math.prod(shape) for shape in self.shapes], dim=1)
         for view, part in zip(self.views(flat), parts):
             view.copy_(part.view_as(view))
         return flat
 
     def hand_over(self, model: nn.Module) -> None:
-        """Make the only member's blocks the module's own parameters, and its buffers ours."""
+        """Make the only member's blocks the module's parameters, and its buffers ours."""
         for name, parameter in model.named_parameters():
             parameter.data = self.blocks[name].detach()[0]
             parameter.grad = None
@@ -65,11 +65,11 @@ class Stack:
             self.buffers[name] = buffer.unsqueeze(0)
 
     def state_dict_of(self, member: int) -> dict[str, Tensor]:
-        """One member as the state dict of its module."""
+        """Return one member as the state dict of its module."""
         tensors = {**self.blocks, **self.buffers}
         return {n: tensors[own].detach()[member].clone() for n, own in self.saved.items()}
 
 
 def column(values: Tensor, block: Tensor) -> Tensor:
-    """A value a member, (members,), shaped to act on a block (members, ...)."""
+    """Reshape values (members,) to broadcast over a block (members, ...)."""
     return values.to(block).view(-1, *[1] * (block.ndim - 1))

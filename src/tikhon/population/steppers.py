@@ -1,4 +1,4 @@
-"""How members move: one by an optimizer on its own module, many by one on a flat buffer."""
+"""Optimizer steps of members: on the module itself for one, on a flat buffer for many."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from tikhon.regularizer.metric import rule_of, stationary_gain
 from tikhon.regularizer.targets import Entry
 
 Build = Callable[..., optim.Optimizer]
-# a block of a moment, what it must be at least for a slope, and the members' rates
+# a moment block, its lower bound for a given slope, and the members' rates
 Held = tuple[Tensor, Callable[[Tensor], Tensor], Tensor]
 
 ELEMENTWISE = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad)
 
 
 class Stepper(ABC):
-    """The optimizer of a population; its learning rates are the members' own times a factor.
+    """The optimizer of a population, with learning rates for each member times a factor.
 
-    `rates` holds those of every parameter by its name, (members,); one tensor for all of those
-    that move alike.
+    `rates` maps parameter names to (members,) tensors; parameters with equal rates share a tensor.
     """
 
     optimizer: optim.Optimizer
@@ -37,43 +36,43 @@ class Stepper(ABC):
 
     @abstractmethod
     def zero_grad(self) -> None:
-        """Before the backward pass."""
+        """Clear gradients before the backward pass."""
 
     @abstractmethod
     def gradients(self) -> dict[str, Tensor]:
-        """After the backward pass: its gradients as blocks that can be written to."""
+        """Return writable gradient blocks after the backward pass."""
 
     @abstractmethod
     def leaves(self) -> list[Tensor]:
-        """What to differentiate by to get the gradients of the decayed weights."""
+        """Return the tensors to differentiate by for gradients of the decayed weights."""
 
     @abstractmethod
     def step(self, factor: float) -> None:
-        """Move every member."""
+        """Update every member."""
 
     @abstractmethod
     def handles(self) -> list[Tensor]:
-        """What the optimizer holds."""
+        """Return the parameters held by the optimizer."""
 
     @abstractmethod
     def as_blocks(self, values: Sequence[Tensor | None]) -> list[Tensor]:
-        """One tensor a handle as one block a parameter."""
+        """Convert one tensor for each handle to one block for each parameter."""
 
     @abstractmethod
     def as_handles(self, flat: Tensor) -> list[Tensor]:
-        """The inverse of `as_blocks`, from a flat tensor."""
+        """Invert `as_blocks`, from a flat tensor."""
 
     def decay_(
         self, strengths: Tensor, factor: float, entries: Sequence[Entry] | None = None
     ) -> None:
-        """Weight decay, decoupled, of all or of some parameters; strengths: (members,)."""
+        """Apply decoupled weight decay to all or some parameters; strengths: (members,)."""
         keep = {id(lr): 1 - lr.to(strengths) * factor * strengths for lr in self.kinds}
         for entry in self.decayed if entries is None else entries:
             block = self.stack.blocks[entry.name].detach()
             block.mul_(column(keep[id(self.rates[entry.name])], block))
 
     def fail(self, member: int) -> None:
-        """Let a member rest."""
+        """Freeze a member."""
         for lr in self.kinds:
             lr[member] = 0
 
@@ -98,7 +97,7 @@ class Stepper(ABC):
             self.optimizer = build(parameters, lr=1.0, weight_decay=0.0)
 
     def _gains(self) -> list[Tensor]:
-        """The optimizer's gain, one tensor a handle."""
+        """Return the optimizer's gain for each handle."""
         found = {}
         for group in self.optimizer.param_groups:
             for p in group["params"]:
@@ -107,7 +106,7 @@ class Stepper(ABC):
         return [found[id(p)] for p in self.handles()]
 
     def held(self, factor: float) -> dict[str, Held] | None:
-        """What must not vanish in the optimizer's state, by parameter; None before any state."""
+        """Return lower-bounded optimizer state by parameter; None before any state exists."""
         rule = rule_of(self.optimizer)
         if rule is None or rule.memory is None:
             return {}
@@ -133,10 +132,10 @@ class Stepper(ABC):
 
     @abstractmethod
     def metric(self, factor: float) -> dict[str, Tensor]:
-        """The optimizer's gain for every weight, learning rate included, as blocks."""
+        """Return the optimizer's gain for each weight as blocks, including the learning rate."""
 
     def memory(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
-        """The optimizer's state: blocks of all parameters, and counters."""
+        """Return the optimizer's state: blocks of all parameters, and counters."""
         states = [self.optimizer.state.get(handle, {}) for handle in self.handles()]
         tensors = {n: v for s in states for n, v in s.items() if torch.is_tensor(v)}
         counters = {n: v.detach() for n, v in tensors.items() if not v.ndim}
@@ -148,7 +147,7 @@ class Stepper(ABC):
         return blocks, counters
 
     def remember(self, state: Mapping[str, Tensor], counters: Mapping[str, Tensor]) -> None:
-        """Continue from `memory`, its blocks given as flat tensors."""
+        """Restore `memory`, with blocks given as flat tensors."""
         for name, value in counters.items():
             for handle in self.handles():
                 self.optimizer.state[handle][name] = value.clone()
@@ -158,7 +157,7 @@ class Stepper(ABC):
 
 
 class OwnStepper(Stepper):
-    """A population of one: the plain loop on the module's own parameters and gradients."""
+    """A population of one, trained on the module's own parameters and gradients."""
 
     def __init__(
         self,
@@ -183,42 +182,42 @@ class OwnStepper(Stepper):
         self._build(build, [group for _, _, group in cuts])
 
     def zero_grad(self) -> None:
-        """Forget the gradients, as `optimizer.zero_grad()` does."""
+        """Clear the gradients, as `optimizer.zero_grad()`."""
         for parameter in self.trained.values():
             parameter.grad = None
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients of the module's parameters."""
+        """Return the gradients of the module's parameters."""
         self._fill()
         return {n: p.grad.unsqueeze(0) for n, p in self.trained.items() if p.grad is not None}
 
     def _fill(self) -> None:
-        """Zeros where the loss does not reach: the optimizer moves those too, as for many."""
+        """Fill missing gradients with zeros: the optimizer updates those too, as for many."""
         for parameter in self.trained.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
     def leaves(self) -> list[Tensor]:
-        """The module's parameters themselves."""
+        """Return the module's parameters."""
         return [self.parameters[entry.name] for entry in self.decayed]
 
     def step(self, factor: float) -> None:
-        """One step of the optimizer."""
+        """Take one optimizer step."""
         self._fill()
         for group, (_, lr) in zip(self.optimizer.param_groups, self.groups):
             group["lr"] = float(lr) * factor
         self.optimizer.step()
 
     def metric(self, factor: float) -> dict[str, Tensor]:
-        """The gain for every parameter; the optimizer's own lr is in it."""
+        """Return the gain of each parameter; it includes the optimizer's lr."""
         return dict(zip(self.stack.names, self.as_blocks(self._gains())))
 
     def handles(self) -> list[Tensor]:
-        """The parameters that are trained."""
+        """Return the trained parameters."""
         return list(self.trained.values())
 
     def as_blocks(self, values: Sequence[Tensor | None]) -> list[Tensor]:
-        """One tensor a parameter; zeros for those that are not trained."""
+        """Return one tensor for each parameter; zeros for those not trained."""
         found = dict(zip(self.trained, values))
         pairs = [(found.get(n), shape) for n, shape in zip(self.stack.names, self.stack.shapes)]
         return [
@@ -227,13 +226,13 @@ class OwnStepper(Stepper):
         ]
 
     def as_handles(self, flat: Tensor) -> list[Tensor]:
-        """The parts of the parameters that are trained."""
+        """Return the parts of trained parameters."""
         return [block[0] for name, block in self.stack.named(flat).items() if name in self.trained]
 
     def decay_(
         self, strengths: Tensor, factor: float, entries: Sequence[Entry] | None = None
     ) -> None:
-        """By torch's own weight decay where the optimizer has it decoupled, and all decays."""
+        """Use torch's decoupled weight decay where available, if all parameters decay."""
         if entries is None and self.decayed and isinstance(self.optimizer, optim.AdamW):
             for group, (shrinks, _) in zip(self.optimizer.param_groups, self.groups):
                 group["weight_decay"] = float(strengths) if shrinks else 0.0
@@ -242,7 +241,7 @@ class OwnStepper(Stepper):
 
 
 class FlatStepper(Stepper):
-    """Many members: an optimizer with lr 1 turns the flat gradient into moves."""
+    """Many members: an optimizer with lr 1 turns the flat gradient into updates."""
 
     def __init__(
         self, stack: Stack, rates: Mapping[str, Tensor], decayed: Sequence[Entry], build: Build
@@ -262,44 +261,44 @@ class FlatStepper(Stepper):
         self._build(build, [[self.handle]])
 
     def zero_grad(self) -> None:
-        """The gradients are views of one buffer."""
+        """Zero the flat gradient, of which all gradients are views."""
         self.gradient.zero_()
 
     def gradients(self) -> dict[str, Tensor]:
-        """Views of the flat gradient."""
+        """Return views of the flat gradient."""
         return self.grads
 
     def leaves(self) -> list[Tensor]:
-        """The blocks of all members."""
+        """Return the blocks of all members."""
         return [self.stack.blocks[entry.name] for entry in self.decayed]
 
     def step(self, factor: float) -> None:
-        """Every member scales its move by its own learning rate."""
+        """Scale each member's update by its learning rate."""
         self.move.zero_()
         self.optimizer.step()
         self.stack.flat.addcmul_(self.move, self.rate, value=factor)
 
     def metric(self, factor: float) -> dict[str, Tensor]:
-        """The gain of the flat move, times each member's learning rate."""
+        """Gain of the flat update times each member's learning rate."""
         (gain,) = self._gains()
         return self.stack.named(gain * self.rate * factor)
 
     def handles(self) -> list[Tensor]:
-        """The flat move."""
+        """Return the flat update."""
         return [self.handle]
 
     def as_blocks(self, values: Sequence[Tensor | None]) -> list[Tensor]:
-        """Views of the one flat tensor."""
+        """Return views of the flat tensor."""
         (flat,) = values
         assert flat is not None
         return self.stack.views(flat.detach())
 
     def as_handles(self, flat: Tensor) -> list[Tensor]:
-        """The flat tensor itself."""
+        """Return the flat tensor itself."""
         return [flat]
 
     def fail(self, member: int) -> None:
-        """Let a member rest."""
+        """Freeze a member."""
         super().fail(member)
         for block in self.stack.views(self.rate):
             block[member] = 0
