@@ -1,7 +1,7 @@
 """tikhon: regularization of PyTorch models, attached, audited, tuned and diagnosed.
 
-`import tikhon` loads nothing heavy: a name imports its module when it is first used. The names
-stand in `__init__.pyi`, where editors and type checkers find them too.
+`import tikhon` loads nothing heavy: modules are imported on first use of a name. Names are
+declared in `__init__.pyi`, for editors and type checkers.
 """
 
 import lazy_loader

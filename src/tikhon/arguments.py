@@ -1,4 +1,4 @@
-"""What a number, a count or a switch may be that somebody gives: one check, one message."""
+"""Validate numbers, counts and flags given as arguments, with uniform messages."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 
 from tikhon.errors import described
 
-MOST = 10**12  # of anything that is counted
-LARGEST = 1e18  # its square is a number of float32, too
-HUGE = 1e150  # its square is one of float64
-SMALLEST = 1e-30  # its reciprocal is one as well
+MOST = 10**12  # largest count
+LARGEST = 1e18  # its square is finite in float32
+HUGE = 1e150  # its square is finite in float64
+SMALLEST = 1e-30  # its reciprocal is finite too
 
 
 def plain(received: Any) -> float | int | None:
-    """A number of any kind as one of Python's: numpy's, a fraction, a tensor without dimensions.
+    """Convert any number to a Python one: from numpy, a fraction, a 0-d tensor.
 
-    None for what is no number, and for one that gradients flow through; what is too large for a
-    float is infinite.
+    None for anything else and for tensors that require a gradient; overflow gives infinity.
 
     >>> plain(0.5), plain(True), plain("0.5")
     (0.5, None, None)
@@ -44,9 +43,9 @@ def checked(
     *,
     whole: bool = False,
 ) -> Any:
-    """The argument as a plain number for which `fine` holds; a whole one if so asked.
+    """Return the argument as a plain number for which `fine` holds, an integer if `whole`.
 
-    Raises TypeError for what is no number and ValueError for one that is not `allowed`.
+    Raises TypeError for a non-number and ValueError for a number that is not `allowed`.
 
     >>> checked("Decay", "every", 2.0, "at least 1", lambda n: n >= 1, whole=True)
     2
@@ -61,21 +60,21 @@ def checked(
 
 
 def is_count(number: float, least: int = 1) -> bool:
-    """Whether so many steps, rows or bins can be counted."""
+    """Return whether this is a valid count of steps, rows or bins."""
     return least <= number <= MOST
 
 
 def settle(
     owner: object, name: str, allowed: str, fine: Callable[[Any], bool], *, whole: bool = False
 ) -> None:
-    """Make a field of a frozen value the plain number that it means, as `checked`."""
+    """Replace a field of a frozen instance by its value from `checked`."""
     kind, received = type(owner).__name__, getattr(owner, name)
     number = checked(kind, name, received, allowed, fine, whole=whole)
     object.__setattr__(owner, name, number)
 
 
 def flag(owner: str, name: str, received: Any) -> bool:
-    """True or False; TypeError for anything else, since any text would count as True."""
+    """Return a bool; raise TypeError for anything else, as any text would be truthy."""
     if getattr(received, "ndim", None) == 0 and hasattr(received, "item"):
         received = received.item()
     if not isinstance(received, bool):
@@ -84,20 +83,20 @@ def flag(owner: str, name: str, received: Any) -> bool:
 
 
 def settle_flag(owner: object, name: str) -> None:
-    """Make a field of a frozen value True or False, as `flag`."""
+    """Replace a field of a frozen instance by its value from `flag`."""
     found = flag(type(owner).__name__, name, getattr(owner, name))
     object.__setattr__(owner, name, found)
 
 
 def in_words(received: object, words: tuple[Any, ...]) -> bool:
-    """Whether it is one of these words; not so for what compares entry by entry."""
+    """Return whether a value is one of the words, safe for arrays, which compare elementwise."""
     return (received is None and None in words) or (
         isinstance(received, str) and received in words
     )
 
 
 def require(owner: object, name: str, received: object, fine: bool, allowed: str) -> None:
-    """Raise the ValueError of an argument out of its range."""
+    """Raise a ValueError for an argument out of range."""
     if not fine:
         raise ValueError(
             f"{type(owner).__name__}: {name} must be {allowed}, received {described(received)}"

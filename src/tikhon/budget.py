@@ -1,6 +1,6 @@
-"""What a budget says, the same in Python, the shell and TOML: a time or a number of runs.
+"""Budgets, alike in Python, on the command line and in TOML: a time or a number of runs.
 
-A `Deadline` is the end of such a time; nothing else reads its clock.
+Time limits are enforced by a `Deadline` only.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True)
 class Budget:
-    """One of them: `seconds` of wall time, or `runs`."""
+    """Either `seconds` of wall time or a number of `runs`."""
 
     seconds: float | None = None
     runs: int | None = None
 
     @classmethod
     def of(cls, text: object) -> Budget:
-        """From "500ms", "60s", "5m", "1.5h" or "200runs"; None is no limit.
+        """Parse "500ms", "60s", "5m", "1.5h" or "200runs"; None means no limit.
 
-        Raises `InputError` for anything else, numbers without a unit among them.
+        Raises `InputError` for anything else, including numbers without a unit.
 
         >>> Budget.of("1.5m"), Budget.of("200runs")
         (Budget(seconds=90.0, runs=None), Budget(seconds=None, runs=200))
@@ -48,7 +48,7 @@ class Budget:
 
 
 def seconds_of(text: object) -> float | None:
-    """The seconds of a budget, for what has no number of runs.
+    """Parse a budget where only a time is allowed, in seconds.
 
     >>> seconds_of("5m")
     300.0
@@ -67,12 +67,12 @@ def _refused(text: object) -> InputError:
 
 
 class OutOfTimeError(BaseException):
-    """The time of a budget is spent; what forgives the errors of a user's code lets it pass."""
+    """The time budget is spent; no Exception, so that handlers of user errors do not catch it."""
 
 
 @dataclass
 class Deadline:
-    """The end of `seconds` of wall time from now on.
+    """A deadline after `seconds` of wall time from now.
 
     >>> now = [0.0]
     >>> deadline = Deadline(60.0, lambda: now[-1])
@@ -89,31 +89,31 @@ class Deadline:
 
     @property
     def spent(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the start."""
         return self.clock() - self._began
 
     @property
     def left(self) -> float:
-        """Seconds until it ends, 0 at least."""
+        """Seconds until the deadline, at least 0."""
         return max(0.0, self.seconds - self.spent)
 
     @property
     def over(self) -> bool:
-        """Whether no time is left."""
+        """Whether the deadline has passed."""
         return self.left == 0
 
     def check(self, *_: object) -> None:
-        """Raise `OutOfTimeError` where no time is left."""
+        """Raise `OutOfTimeError` after the deadline."""
         if self.over:
             raise OutOfTimeError
 
     def part(self, share: float) -> Deadline:
-        """The end of this share of the time that is left."""
+        """Return a deadline after this share of the remaining time."""
         return Deadline(share * self.left, self.clock)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Make it the deadline that `out_of_time` asks."""
+        """Make this the deadline checked by `out_of_time`."""
         before = _CURRENT.set(self)
         try:
             yield
@@ -125,14 +125,14 @@ _CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
 def out_of_time() -> bool:
-    """Whether the deadline that work is under, if any, is over."""
+    """Return whether the current deadline, if any, has passed."""
     current = _CURRENT.get()
     return current is not None and current.over
 
 
 @contextmanager
 def share_of_time(share: float) -> Iterator[None]:
-    """Work under a share of the time that the current deadline, if any, leaves."""
+    """Limit the block to a share of the time left until the current deadline, if any."""
     current = _CURRENT.get()
     with nullcontext() if current is None else current.part(share).kept():
         yield

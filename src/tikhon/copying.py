@@ -1,4 +1,4 @@
-"""Copies of models, also of those that keep tensors of a forward pass."""
+"""Copy models, including those that keep tensors of a forward pass."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from tikhon.data.rows import tensors
 
-_NODES = 200_000  # of a graph that is walked
+_NODES = 200_000  # graph nodes visited at most
 T = TypeVar("T")
 
 
 def copied(model: nn.Module, value: T) -> T:
-    """`copy.deepcopy` of `value`, which holds `model`.
+    """Deep-copy `value`, which holds `model`, where `copy.deepcopy` fails or is wrong.
 
-    Tensors of a graph that modules keep as attributes (the weights that `torch.nn.utils.prune`
-    computes, attention maps, the last hidden state) are copied by value, without their graph;
-    `copy.deepcopy` alone refuses them. One that comes from a parameter which the model does not
-    have (`self.w = nn.Parameter(...) * 0.1`) stays one that a gradient reaches. Functions that a
-    module keeps (`self.mlpf = lambda x: m.c_proj(m.act(m.c_fc(x)))`) call the layers of the copy,
-    also in copies of it; `copy.deepcopy` alone leaves them those of the original.
+    Non-leaf tensors kept as attributes (weights computed by `torch.nn.utils.prune`, attention
+    maps, the last hidden state) are copied by value without their graph, which `copy.deepcopy`
+    refuses. One computed from a parameter that the model does not have (`self.w =
+    nn.Parameter(...) * 0.1`) requires a gradient. Functions kept by a module (`self.mlpf = lambda
+    x: m.c_proj(m.c_fc(x))`) call the layers of the copy, also in further copies; `copy.deepcopy`
+    keeps the original layers.
 
     >>> import torch
     >>> from torch.nn.utils import prune
@@ -52,15 +52,15 @@ def copied(model: nn.Module, value: T) -> T:
 
 
 class Closure:
-    """A function that calls layers of the model that keeps it, in a copy those of the copy."""
+    """A function that calls layers of its model, and in a copy those of the copy."""
 
     def __init__(self, function: FunctionType, names: list[str], memo: dict[int, Any]) -> None:
-        self.names = names  # of what is the model's own
+        self.names = names  # names of the model's own objects
         self.function = _rebuilt(function, names, memo)
         update_wrapper(self, self.function)  # for its signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function gives."""
+        """Call the function."""
         return self.function(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Closure:
@@ -68,7 +68,7 @@ class Closure:
 
 
 def _functions(space: dict[str, Any]) -> Iterator[tuple[Any, Any, FunctionType]]:
-    """Functions among the attributes of a module, and in lists and dictionaries there."""
+    """Yield the functions in a module's attributes, and in lists and dictionaries there."""
     for kept in (space, *[v for v in space.values() if isinstance(v, dict | list)]):
         pairs = kept.items() if isinstance(kept, dict) else enumerate(kept)
         for key, value in list(pairs):
@@ -77,7 +77,7 @@ def _functions(space: dict[str, Any]) -> Iterator[tuple[Any, Any, FunctionType]]
 
 
 def _held(function: FunctionType) -> dict[str, Any]:
-    """What a function finds by name: closed over, a default, or global."""
+    """Return the objects a function refers to: closure, defaults and globals."""
     code, space = function.__code__, function.__globals__
     named = {name: space[name] for name in code.co_names if name in space}
     named |= {str(place): value for place, value in enumerate(function.__defaults__ or ())}
@@ -88,7 +88,7 @@ def _held(function: FunctionType) -> dict[str, Any]:
 
 
 def _known(value: object, memo: dict[int, Any]) -> bool:
-    """Whether it is a layer or a parameter that was copied, or a container of some."""
+    """Return whether a value is a copied layer or parameter, or a container of one."""
     parts = [value]
     if isinstance(value, dict | list | tuple):
         parts = list(value.values() if isinstance(value, dict) else value)
@@ -96,7 +96,7 @@ def _known(value: object, memo: dict[int, Any]) -> bool:
 
 
 def _rebuilt(function: FunctionType, names: list[str], memo: dict[int, Any]) -> FunctionType:
-    """The function over copies of what it holds by these names."""
+    """Return the function with copies of the objects of these names."""
     held = _held(function)
     own = {name: copy.deepcopy(held[name], memo) for name in names}
     code, cells = function.__code__, function.__closure__ or ()
@@ -110,7 +110,7 @@ def _rebuilt(function: FunctionType, names: list[str], memo: dict[int, Any]) -> 
 
 
 def leaves(value: Tensor) -> list[Tensor]:
-    """The tensors at which a backward pass would leave a gradient."""
+    """Return the tensors in which a backward pass would accumulate gradients."""
     found: list[Tensor] = []
     seen: set[object] = set()
     todo = [value.grad_fn] if value.grad_fn is not None else []
@@ -127,7 +127,7 @@ def leaves(value: Tensor) -> list[Tensor]:
 
 
 def _of_a_stranger(value: Tensor, own: set[int]) -> bool:
-    """Whether a tensor is computed from parameters of which none is the model's."""
+    """Return whether a tensor depends on parameters, but on none of the model's."""
     found = leaves(value)
     strange = any(isinstance(t, nn.Parameter) for t in found)
     return strange and not any(id(t) in own for t in found)

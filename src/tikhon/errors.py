@@ -1,4 +1,4 @@
-"""The errors that the command line maps to exit codes, and what their messages share."""
+"""Errors with exit codes of the command line, and shared messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """A request that cannot be carried out as asked (exit code 2)."""
+    """A request that cannot be carried out (exit code 2)."""
 
 
 class DataError(InputError):
@@ -18,11 +18,11 @@ class StorageError(OSError):
     """A file that could not be written, read or verified (exit code 5)."""
 
 
-_MOST = 10  # names that a message lists
+_MOST = 10  # names listed in a message at most
 
 
 def described(value: object) -> str:
-    """A value that was received, in a few words: a tensor by its shape, a class by its name.
+    """Describe a received value briefly: a tensor by its shape, a class by its name.
 
     >>> described(0.5), described(dict), described("x" * 100)[-5:]
     ('0.5', 'the class dict', 'xx...')
@@ -37,7 +37,7 @@ def described(value: object) -> str:
 
 
 def misplaced(value: object) -> str:
-    """The same where no data are taken, with a hint if these are data.
+    """Describe a value where no data are expected, with a hint if it looks like data.
 
     >>> misplaced("l1")
     "'l1'"
@@ -47,7 +47,7 @@ def misplaced(value: object) -> str:
 
 
 def unknown(kind: str, received: object, options: Iterable[str]) -> str:
-    """Message for a name that is not among `options`; of more than ten the closest are listed.
+    """Format a message for an unknown name; of more than ten `options` the closest are listed.
 
     >>> unknown("optimizer", "adm", ["sgd", "adam"])
     "unknown optimizer 'adm'; did you mean 'adam'? Valid: adam, sgd"

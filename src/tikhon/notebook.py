@@ -1,4 +1,4 @@
-"""What a value looks like in a notebook: sentences, a table, a chart of lines, as plain HTML."""
+"""Notebook representations as plain HTML: sentences, a table, a line chart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 _WIDTH, _HEIGHT = 520, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 34  # margins
 _COLOURS = ("#3b6fd4", "#c2410c", "#0f9488", "#8b5cf6", "#db2777", "#65a30d")
-_ROWS = 12  # of a table at most
+_ROWS = 12  # rows of a table at most
 
 Line = tuple[Sequence[float], Sequence[float | None]]
 
@@ -21,7 +21,7 @@ def card(
     rows: Sequence[Sequence[object]] = (),
     chart: str = "",
 ) -> str:
-    """One screen of HTML; every text is escaped, long tables are cut and say so.
+    """Return a summary as HTML; all text is escaped, long tables are truncated with a note.
 
     >>> card("Run", ["a < b"])
     '<div><strong>Run</strong><p>a &lt; b</p></div>'
@@ -41,7 +41,7 @@ def card(
 
 
 def lines(series: Mapping[str, Line], x_title: str, y_title: str, *, log: bool = False) -> str:
-    """A chart as SVG: a line a name; `log` draws x by its logarithm. Empty without two points."""
+    """Return an SVG line chart, with log x if `log`; empty with fewer than two points."""
     drawn = {name: _points(line, log) for name, line in list(series.items())[: len(_COLOURS)]}
     drawn = {name: points for name, points in drawn.items() if len(points) > 1}
     if not drawn:
@@ -56,7 +56,7 @@ def lines(series: Mapping[str, Line], x_title: str, y_title: str, *, log: bool =
         )
         labels.append(
             f'<tspan fill="{_COLOURS[i]}" dx="10">{html.escape(name[:24])}</tspan>'
-        )  # one after the other
+        )  # in sequence
     ends = (10 ** min(xs), 10 ** max(xs)) if log else (min(xs), max(xs))
     texts = [
         _text(_LEFT, _HEIGHT - 18, _shown(float(ends[0]))),

@@ -1,6 +1,4 @@
-"""How scores and times are printed: the same on the terminal, on the page and in a sentence; and
-which numbers are seeds.
-"""
+"""Format scores and times, alike on the terminal, the page and in sentences; validate seeds."""
 
 from __future__ import annotations
 
@@ -10,11 +8,12 @@ from typing import cast
 
 from tikhon.errors import InputError
 
-CERTAIN = 1.96  # standard errors that half of a 95% interval is, from many rows
+CERTAIN = 1.96  # standard errors in half a 95 % interval, for many rows
 
 
 def certain(rows: int) -> float:
-    """The same of a mean whose deviation is taken from so many rows, 2 or more: Student's t.
+    """Return the same for a mean over `rows` rows, at least 2, with estimated deviation: Student's
+    t.
 
     Source: Abramowitz, Stegun, "Handbook of mathematical functions", 1964, 26.7.5.
 
@@ -34,9 +33,9 @@ def certain(rows: int) -> float:
 
 
 def checked_seed(seed: object) -> int:
-    """The seed, if it is a whole number from 0 to 2**32 - 1, which every generator takes.
+    """Return the seed if it is an integer from 0 to 2**32 - 1, valid for every generator.
 
-    Raises `InputError` for anything else.
+    Raises `InputError` otherwise.
     """
     whole = isinstance(seed, Integral) and not isinstance(seed, bool)
     if not whole or not 0 <= int(cast("int", seed)) < 1 << 32:
@@ -47,7 +46,7 @@ def checked_seed(seed: object) -> int:
 
 
 def number(value: object) -> str:
-    """A number as the page prints it; `–` for a missing one, so that no cell says NaN.
+    """Format a number for display; `–` for missing or non-finite values.
 
     >>> number(0.84912), number(1e-05), number(113.005), number(123456.7), number(float("nan"))
     ('0.849', '1e-05', '113.0', '123,457', '–')
@@ -64,7 +63,7 @@ def number(value: object) -> str:
 
 
 def alike(low: object, high: object) -> tuple[str, str]:
-    """The two ends of an interval, with as many decimals as the larger one is given.
+    """Format both ends of an interval with the same number of decimals.
 
     >>> alike(9.042, 15.13), alike(0.81, 0.84912), alike(None, 1.0)
     (('9.0', '15.1'), ('0.810', '0.849'), ('–', '1.000'))
@@ -77,7 +76,7 @@ def alike(low: object, high: object) -> tuple[str, str]:
 
 
 def share(value: object) -> str:
-    """An accuracy or an R², in three decimals however near to zero.
+    """Format an accuracy or R² with three decimals even near zero.
 
     >>> share(0.84912), share(-3.47e-05), share(-12.5), share(None)
     ('0.849', '0.000', '-12.5', '–')
@@ -87,7 +86,7 @@ def share(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, as exact as an estimate is.
+    """Format an estimated duration.
 
     >>> duration(8.4), duration(100.0), duration(5_400.0)
     ('8 s', '2 min', '1.5 h')

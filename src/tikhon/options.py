@@ -1,7 +1,7 @@
-"""Every option of a training, once: for Python, recipe files, the shell and search spaces.
+"""All options of a training, shared by Python, recipe files, the command line and search spaces.
 
-The fields of `Recipe` and `Settings` stand here, apart from what they do, so that the shell can
-tell of them before torch is imported.
+The fields of `Recipe` and `Settings` are declared here, separate from their implementation, so
+that the command line can list them before torch is imported.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-# The panels of --help.
+# Panels of --help.
 DATA, MODEL, REGULARIZATION = "Data", "Model", "Regularization"
 TRAINING, OUTPUT = "Training", "Output"
 
-# The names that the shell completes; what they name is defined where torch is imported.
+# Names for shell completion, defined where torch is imported.
 SOURCES = ("digits", "breast_cancer", "wine", "iris", "diabetes", "mnist", "fashion-mnist")
 MODELS = ("linear", "mlp", "lenet-300-100", "lenet5", "convnet", "skip:mlp", "spline:mlp")
 LOSSES = ("cross_entropy", "nll", "bce", "mse", "half_mse", "mae", "huber")
@@ -41,18 +41,18 @@ METHODS = tuple(
 
 @dataclass(frozen=True)
 class Option:
-    """What is said of a field, and how the shell and a search take it.
+    """Description of a field, and its use by the command line and by searches.
 
     Args:
         help: one sentence.
-        kind: what the shell reads; a value without default may be left out.
+        kind: type of the command line value; optional without a default.
         panel: of --help; the general one if None.
-        flags: its names in the shell, where they are not the field's own.
-        metavar: the placeholder of its value.
+        flags: names on the command line, if other than the field's.
+        metavar: placeholder of the value.
         shown: its default in words.
-        search: whether more of it makes a simpler model, where a search varies it; otherwise what
-            to do instead, in words.
-        names: the values that the shell completes.
+        search: for fields that a search varies, whether larger values give a simpler model;
+            otherwise what to do instead, in words.
+        names: values for shell completion.
     """
 
     help: str
@@ -77,13 +77,13 @@ def option(
     search: bool | str = "",
     names: tuple[str, ...] = (),
 ) -> Any:
-    """A field of a dataclass that is an option; the other arguments are those of `Option`."""
+    """Declare a dataclass field that is an option; arguments as for `Option`."""
     told = Option(help, kind, panel, flags, metavar, shown, search, names)
     return field(default=default, metadata={"option": told})
 
 
 def options_of(kind: type) -> dict[str, tuple[Option, Any]]:
-    """The options among the fields of a dataclass, with their defaults.
+    """Return the options among the fields of a dataclass, with their defaults.
 
     >>> told, default = options_of(TrainingOptions)["batch_size"]
     >>> told.help, default
@@ -101,11 +101,11 @@ FLAGS = frozenset(
     "--compact --linear --no-linear --importances --no-importances --refit --join --debias "
     "--resume --overwrite --json --quiet -q --verbose -v --debug --full --quick --open "
     "--spreadsheet --single".split()
-)  # without a value
+)  # take no value
 
 
 def parts_of(command: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """What a command line is made of: each option's name and all of it; "" for other words.
+    """Split a command line into options with their values; other words get the name "".
 
     >>> list(parts_of(["a.csv", "--json", "--target", "y"]))
     [('', ['a.csv']), ('--json', ['--json']), ('--target', ['--target', 'y'])]
@@ -118,7 +118,7 @@ def parts_of(command: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def without(command: Iterable[str], *options: str) -> list[str]:
-    """A command line without some options, in either spelling of their values.
+    """Remove options from a command line, with values in either spelling.
 
     >>> without(["tikhon", "fit", "a.csv", "-o", "out", "--seed=1"], "--output", "-o", "--seed")
     ['tikhon', 'fit', 'a.csv']
@@ -127,12 +127,12 @@ def without(command: Iterable[str], *options: str) -> list[str]:
 
 
 def repeated(command: Sequence[str]) -> list[str]:
-    """A command to run again, without where it wrote and how it spoke."""
+    """Return the command to run again, without output and verbosity options."""
     return without(command, *"--output -o --overwrite --json --quiet -q --verbose".split())
 
 
 def rows_of(command: Sequence[str]) -> list[str]:
-    """DATA of a command `tikhon VERB ...` and how it is read, for another verb on the same rows.
+    """Return DATA and its options from a command `tikhon VERB ...`, for use with another verb.
 
     >>> rows_of(["tikhon", "fit", "--l2", "1e-3", "a.csv", "--target", "y", "--sep=;"])
     ['a.csv', '--target', 'y', '--sep=;']
@@ -154,7 +154,7 @@ def _off(default: object, help: str, metavar: str = "X", search: bool | str = _A
 
 @dataclass(frozen=True, eq=False)
 class RecipeOptions:
-    """The fields of a `Recipe`. In the shell all may be left out: a recipe file may say them."""
+    """Fields of a `Recipe`; all optional on the command line, as a recipe file may set them."""
 
     penalties: Any = option(
         (),
@@ -234,7 +234,7 @@ class RecipeOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The fields of `Settings`: how a model is trained, apart from what regularizes it."""
+    """Fields of `Settings`: how a model is trained, other than regularization."""
 
     loss: str | Callable[..., Any] = option(
         "auto",
@@ -292,15 +292,15 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Strength:
-    """A penalty on all weight matrices under a name of its own: its strength is its option."""
+    """A penalty on all weight matrices with an option of its own, its strength."""
 
     penalty: str
-    how: str  # the mode, which gives the strength its unit
+    how: str  # the mode, which sets the unit of the strength
     help: str
-    flag: bool = True  # whether the shell has it by that name; `--penalty NAME:S` in any case
+    flag: bool = True  # whether it has its own option; `--penalty NAME:S` always works
 
 
-# In the shell each is `--NAME S`, in a space `NAME = range`, elsewhere an entry of `penalties`.
+# `--NAME S` on the command line, `NAME = range` in a space, else an entry of `penalties`.
 STRENGTHS = {
     "l1": Strength("l1", "objective", "L1: strength of the sum of |w|"),
     "l2": Strength("l2", "objective", "L2: strength of half the sum of w²"),
@@ -319,7 +319,7 @@ STRENGTHS = {
 
 
 def with_mode(name: str) -> str:
-    """The name of a hyperparameter, with the mode of a strength, which gives it its unit.
+    """Return a hyperparameter's name, for strengths with the mode, which sets the unit.
 
     >>> with_mode("weight_decay"), with_mode("lr"), with_mode("l1[fc1.*]")
     ('weight_decay (decoupled)', 'lr', 'l1[fc1.*] (objective)')
@@ -329,7 +329,7 @@ def with_mode(name: str) -> str:
 
 
 def addressed(name: str) -> tuple[str, str]:
-    """The hyperparameter of an entry, and the pattern of what it is for.
+    """Split an entry into hyperparameter and pattern.
 
     >>> addressed("l1[fc1.*]"), addressed("lr")
     (('l1', 'fc1.*'), ('lr', '*'))
@@ -339,14 +339,14 @@ def addressed(name: str) -> tuple[str, str]:
 
 
 def training_fields() -> Iterator[tuple[str, Option, Any]]:
-    """Every field of a recipe and of the settings: name, what is said of it, default."""
+    """Yield name, option and default of every field of a recipe and of the settings."""
     for kind in (RecipeOptions, TrainingOptions):
         for name, (told, default) in options_of(kind).items():
             yield name, told, default
 
 
 def typed(entry: Mapping[str, Any]) -> str:
-    """An entry of a recipe's penalties as `--penalty` takes it.
+    """Format a penalty entry of a recipe for `--penalty`.
 
     >>> typed({"pattern": "fc1.weight", "penalty": "l2", "strength": 0.01, "how": "decoupled"})
     'fc1.weight=l2:0.01,how=decoupled'

@@ -1,4 +1,4 @@
-"""Pictures of values with matplotlib: every `plot()` draws on it and returns a `Display`."""
+"""Plot with matplotlib; every `plot()` returns a `Display`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BLUE, RED, GREY = "#2b6cb0", "#c53030", "#718096"
 
 @dataclass(eq=False)
 class Display:
-    """What `plot()` has drawn, in scikit-learn's manner.
+    """The result of `plot()`, as in scikit-learn.
 
     Args:
         figure_: the matplotlib figure.
-        axes_: its axes, from above.
+        axes_: its axes, top to bottom.
     """
 
     figure_: Figure
@@ -36,9 +36,9 @@ class Display:
 
 
 def canvas(ax: Axes | Sequence[Axes] | None, *heights: float) -> Display:
-    """The axes to draw on: those that are given, or a new figure with one below the other.
+    """Return the given axes, or a new figure with stacked axes.
 
-    `heights` tells how many axes are needed, and their parts of a new figure.
+    `heights` sets the number of axes and their relative heights in a new figure.
 
     Raises:
         InputError: for another number of axes, or without matplotlib.
@@ -65,7 +65,7 @@ def canvas(ax: Axes | Sequence[Axes] | None, *heights: float) -> Display:
 
 
 def lines(ax: Axes, series: Mapping[str, Line], *, x: str, y: str, log: bool = False) -> None:
-    """One line for each name, without points that are not finite; `log` is the scale of y."""
+    """Draw a line for each name, skipping non-finite points; `log` is the scale of y."""
     for name, (places, values) in series.items():
         known = [(p, v) for p, v in zip(places, values) if v is not None and math.isfinite(v)]
         if known:
@@ -78,7 +78,7 @@ def lines(ax: Axes, series: Mapping[str, Line], *, x: str, y: str, log: bool = F
 
 
 def level(ax: Axes, value: float, label: str) -> None:
-    """A dotted line across, with its name at its end."""
+    """Draw a dotted horizontal line, labelled at its end."""
     ax.axhline(value, linestyle=":", color=GREY)
     place = ax.get_yaxis_transform()
     ax.text(
@@ -96,7 +96,7 @@ def bars(
     colours: Sequence[str] | None = None,
     log: bool = False,
 ) -> None:
-    """A bar for each name, the first above, with its spread to both sides."""
+    """Draw a bar for each name, the first on top, with error bars."""
     places = range(len(names))
     ax.barh(places, values, xerr=spread, color=colours or BLUE, ecolor=GREY)
     ax.set_yticks(places, [_short(name) for name in names])
@@ -115,7 +115,7 @@ def intervals(
     x: str,
     colours: Sequence[str],
 ) -> None:
-    """A point with its interval for each name, the first above."""
+    """Draw a point with its interval for each name, the first on top."""
     for place, (value, (low, high)) in enumerate(zip(values, ends)):
         ax.plot([low, high], [place, place], color=colours[place], linewidth=2)
         ax.plot(value, place, "o", color=colours[place])

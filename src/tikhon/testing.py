@@ -1,11 +1,11 @@
-"""The laws of penalties, for the tests of penalties written elsewhere.
+"""Laws of penalties, to test penalties implemented elsewhere.
 
-`check_penalty(penalty)` runs all of them on random weights; the single laws take the weights, so
-that a property-based test can supply them. A broken law raises AssertionError.
+`check_penalty(penalty)` runs all of them on random weights; the individual laws take weights, for
+use in property-based tests. A violated law raises AssertionError.
 
-In all of them `penalty` is the instance on trial, `w` (and `x`, `y`, a scalar `entry`) are
-weights, `step` >= 0 is the step of a prox, `seed` or the number of `seeds` says which random
-numbers are drawn, and `attempts` or `points` how many candidates are compared.
+Everywhere `penalty` is the tested instance, `w` (and `x`, `y`, a scalar `entry`) are weights,
+`step` >= 0 is the step of a prox, `seed` and `seeds` control random numbers, and `attempts` or
+`points` is the number of candidates compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tikhon.penalties import Penalty, Proximable, moreau_envelope
 
 
 def check_penalty(penalty: Penalty, shape: tuple[int, ...] = (4, 6), seeds: int = 5) -> None:
-    """Run every law on random float64 weights of that shape.
+    """Check all laws on random float64 weights of the given shape.
 
     >>> from tikhon.penalties import GroupLasso
     >>> check_penalty(GroupLasso(0.3))
@@ -44,12 +44,12 @@ def check_penalty(penalty: Penalty, shape: tuple[int, ...] = (4, 6), seeds: int 
 
 
 def objective(penalty: Penalty, z: Tensor, w: Tensor, step: float | Tensor) -> Tensor:
-    """What the prox claims to minimise over z."""
+    """Objective that the prox minimises over z."""
     return ((z - w).abs().square() / (2 * step)).sum() + penalty.value(z)
 
 
 def value_is_a_number(penalty: Penalty, w: Tensor) -> None:
-    """The value is a 0-d tensor >= 0 of a wide dtype, and 0 at strength 0."""
+    """Check that the value is a 0-d tensor >= 0 of at least 32 bits, and 0 at strength 0."""
     value = penalty.value(w)
     assert value.ndim == 0 and value >= 0, f"value {value}"
     assert torch.finfo(value.dtype).bits >= 32, f"value accumulated in {value.dtype}"
@@ -58,7 +58,7 @@ def value_is_a_number(penalty: Penalty, w: Tensor) -> None:
 
 
 def gradient_is_autograd(penalty: Penalty, w: Tensor) -> None:
-    """`grad` equals autograd of `value`, which w (without zeros or ties) is smooth at."""
+    """Check that `grad` equals autograd of `value`, where w has no zeros or ties."""
     if penalty.constraint:
         return
     leaf = w.clone().requires_grad_()
@@ -67,7 +67,7 @@ def gradient_is_autograd(penalty: Penalty, w: Tensor) -> None:
 
 
 def finite_at_zero(penalty: Penalty, w: Tensor) -> None:
-    """Nothing is NaN or infinite at a kink (`grad` at all-zero rows, ties)."""
+    """Check that nothing is NaN or infinite at a kink (`grad` at all-zero rows, ties)."""
     assert penalty.grad(w).isfinite().all()
     if isinstance(penalty, Proximable):
         for step in (0.0, 1e-30, 1.0, 1e10):
@@ -75,7 +75,7 @@ def finite_at_zero(penalty: Penalty, w: Tensor) -> None:
 
 
 def keeps_dtype_and_input(penalty: Penalty, w: Tensor) -> None:
-    """`grad`, `prox` and `support` return w's shape, dtype and device, and leave w as it was."""
+    """Check that results keep w's shape, dtype and device, and that w is not modified."""
     before, results = w.clone(), [penalty.grad(w)]
     if isinstance(penalty, Proximable):
         results.append(penalty.prox(w, 0.5))
@@ -92,7 +92,7 @@ def keeps_dtype_and_input(penalty: Penalty, w: Tensor) -> None:
 def prox_is_minimal(
     penalty: Proximable, w: Tensor, step: float | Tensor, *, seed: int = 0, attempts: int = 60
 ) -> None:
-    """No perturbation of the prox, at any scale, has a smaller objective."""
+    """Check that no perturbation of the prox, at any scale, lowers the objective."""
     nearest = penalty.prox(w, step)
     best = objective(penalty, nearest, w, step)
     assert best.isfinite(), f"the prox left the domain: {nearest}"
@@ -103,7 +103,7 @@ def prox_is_minimal(
         noise = torch.randn(w.shape, generator=source, dtype=w.dtype).to(w.device)
         sparse = noise * (torch.rand(w.shape, generator=source).to(w.device) < 0.3)
         for moved in (nearest + scale * noise, nearest + scale * sparse, nearest * (1 + scale)):
-            for candidate in (moved, penalty.prox(moved, step)):  # the latter is allowed
+            for candidate in (moved, penalty.prox(moved, step)):  # also feasible
                 found = objective(penalty, candidate, w, step)
                 assert found >= best - slack, f"{found} at {candidate} is below {best}"
     for candidate in (w, torch.zeros_like(w)):
@@ -111,7 +111,7 @@ def prox_is_minimal(
 
 
 def prox_beats_grid(penalty: Proximable, entry: float, step: float, points: int = 4001) -> None:
-    """In one dimension the prox is as good as the best point of a dense grid."""
+    """Check in one dimension that the prox is as good as the best point of a dense grid."""
     w = torch.full((1, 1), entry, dtype=torch.float64)
     best = objective(penalty, penalty.prox(w, step), w, step)
     limit = 2 * abs(entry) + 2
@@ -121,7 +121,7 @@ def prox_beats_grid(penalty: Proximable, entry: float, step: float, points: int 
 
 
 def prox_is_firm(penalty: Proximable, x: Tensor, y: Tensor, step: float | Tensor) -> None:
-    """A convex prox is firmly non-expansive in its metric."""
+    """Check that a convex prox is firmly non-expansive in its metric."""
     if not penalty.convex:
         return
     moved, given = penalty.prox(x, step) - penalty.prox(y, step), x - y
@@ -130,7 +130,7 @@ def prox_is_firm(penalty: Proximable, x: Tensor, y: Tensor, step: float | Tensor
 
 
 def envelope_gradient(penalty: Proximable, w: Tensor, step: float | Tensor) -> None:
-    """The gradient of a convex penalty's Moreau envelope is (w - prox) / step."""
+    """Check that the gradient of a convex penalty's Moreau envelope is (w - prox) / step."""
     if not penalty.convex:
         return
     expected = (w - penalty.prox(w, step)) / step
@@ -143,7 +143,7 @@ def envelope_gradient(penalty: Proximable, w: Tensor, step: float | Tensor) -> N
 
 
 def non_finite_stays_visible(penalty: Proximable, w: Tensor, step: float | Tensor) -> None:
-    """A weight that is NaN or infinite stays so, with its step too, or a ValueError names it."""
+    """Check that non-finite weights, also with such steps, stay so or raise a ValueError."""
     for bad in (torch.nan, torch.inf, -torch.inf):
         for entry in (0, -1):
             diverged, size = w.clone(), step
@@ -159,12 +159,12 @@ def non_finite_stays_visible(penalty: Proximable, w: Tensor, step: float | Tenso
 
 
 def zero_step_is_identity(penalty: Proximable, w: Tensor) -> None:
-    """Step 0 and strength 0 leave w as it is (a constraint ignores both)."""
+    """Check that step 0 and strength 0 leave w unchanged (a constraint ignores both)."""
     if penalty.constraint:
         allowed = penalty.prox(w, 1.0)
         torch.testing.assert_close(penalty.prox(allowed, 0.0), allowed)
         return
-    w = penalty.prox(w, 0.5)  # inside the domain
+    w = penalty.prox(w, 0.5)  # in the domain
     torch.testing.assert_close(penalty.prox(w, 0.0), w)
     torch.testing.assert_close(penalty.with_strength(0.0).prox(w, 0.5), w)
     if penalty.diagonal:
@@ -172,7 +172,7 @@ def zero_step_is_identity(penalty: Proximable, w: Tensor) -> None:
 
 
 def constant_metric_is_a_number(penalty: Proximable, w: Tensor, step: float) -> None:
-    """A tensor step of equal entries acts as the number, or is refused by name."""
+    """Check that a tensor step with equal entries acts as a number, or is refused by name."""
     metric = torch.full_like(w, step)
     if penalty.diagonal:
         torch.testing.assert_close(penalty.prox(w, metric), penalty.prox(w, step))
@@ -186,7 +186,7 @@ def constant_metric_is_a_number(penalty: Proximable, w: Tensor, step: float) -> 
 
 
 def vmap_is_a_loop(penalty: Proximable, stack: Tensor) -> None:
-    """Value, gradient and prox of a stack, its strengths and steps batched, equal a loop."""
+    """Check that vmap over weights, strengths and steps equals a loop."""
     strengths = torch.linspace(0.1, 0.7, len(stack), dtype=stack.dtype, device=stack.device)
     steps = strengths.flip(0) + 0.2
 

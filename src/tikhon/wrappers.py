@@ -1,4 +1,4 @@
-"""The modules that torch and its frameworks put around a user's model, known by their types."""
+"""Wrapper modules of torch and its frameworks, recognised by type."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-# by full name, so that nothing is imported to look for what cannot be there
+# by qualified name, to avoid importing the frameworks
 _INSIDE = {
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
@@ -25,7 +25,7 @@ _INSIDE = {
 
 
 def wrapped_name(module: nn.Module) -> str | None:
-    """The attribute under which a wrapper holds the model; None if the module is no wrapper."""
+    """Return the attribute in which a wrapper holds the model; None if it is not a wrapper."""
     for kind in type(module).__mro__:
         found = _INSIDE.get(f"{kind.__module__}.{kind.__qualname__}")
         if found is not None:
@@ -41,9 +41,9 @@ def require_module(model: object) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel, torch.compile and the like.
+    """Return the user's module inside DistributedDataParallel, torch.compile and the like.
 
-    By the wrapper's type, so a module of your own with a child called `module` is itself.
+    Wrappers are recognised by type, so a user's module with a child called `module` is unchanged.
 
     >>> inner = nn.Linear(2, 2)
     >>> unwrap(nn.DataParallel(inner)) is inner
@@ -56,19 +56,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Those of the module itself, none of its children, also where it overrides `parameters`."""
+    """Return the module's own parameters, ignoring children and an overridden `parameters`."""
     return [p for p in module._parameters.values() if p is not None]
 
 
 def named_modules(
     model: nn.Module, *, remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of every module, without the names that wrappers add to paths."""
+    """Yield (path, module) of every module, without path components added by wrappers."""
     require_module(model)
-    skipped: dict[str, str] = {}  # the prefix that a wrapper adds, and what stands for it
+    skipped: dict[str, str] = {}  # prefix added by a wrapper -> its replacement
     for path, module in model.named_modules(remove_duplicate=remove_duplicate):
         short = path
-        for prefix, plain in reversed(skipped.items()):  # the innermost wrapper first
+        for prefix, plain in reversed(skipped.items()):  # innermost wrapper first
             if path == prefix or path.startswith(f"{prefix}."):
                 short = f"{plain}{path[len(prefix) :]}".strip(".")
                 break
