@@ -186,7 +186,7 @@ def constant_metric_is_a_number(penalty: Proximable, w: Tensor, step: float) -> 
 
 
 def vmap_is_a_loop(penalty: Proximable, stack: Tensor) -> None:
-    """Check that vmap over weights, strengths and steps equals a loop."""
+    """Check that vmap over a stack of weights, strengths and steps equals a loop."""
     strengths = torch.linspace(0.1, 0.7, len(stack), dtype=stack.dtype, device=stack.device)
     steps = strengths.flip(0) + 0.2
 
