@@ -1,4 +1,4 @@
-"""Other frameworks, one file each; a file is imported only by who has the framework."""
+"""Integrations with other frameworks, one file each, imported only on use."""
 
 from tikhon.integrations.readings import readings
 

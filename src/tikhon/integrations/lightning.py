@@ -1,7 +1,7 @@
-"""Lightning: penalties, sparsify and the watch as callbacks of the Trainer.
+"""Lightning callbacks: penalties, sparsify and the watch.
 
 Needs `pip install tikhon[lightning]`. Automatic and manual optimization, gradient accumulation,
-16-bit precision and every strategy work, because the penalty sits on the optimizer's step.
+16-bit precision and all strategies work, as penalties act in the optimizer's step.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ except ImportError as error:
 
 
 class _Handle(Callback):
-    """A handle whose state travels in Lightning's checkpoints."""
+    """A handle whose state is stored in Lightning's checkpoints."""
 
     _restored: dict[str, object] | None = None
 
     @property
     def _handle(self) -> Regularizer | Sparsifier | None:
-        """What was attached when training started."""
+        """The handle attached at the start of training."""
         raise NotImplementedError
 
     def _resume(self) -> None:
@@ -42,16 +42,16 @@ class _Handle(Callback):
             self._restored = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Detach, after a failure too; the handle stays readable."""
+        """Detach, also after a failure; the handle stays readable."""
         if self._handle is not None:
             self._handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoint."""
+        """Return the state for Lightning's checkpoint."""
         return {} if self._handle is None else self._handle.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """From Lightning's checkpoint, used when training starts."""
+        """Store the state from Lightning's checkpoint until training starts."""
         self._restored = state_dict or None
 
 
@@ -60,17 +60,17 @@ class Regularize(_Handle):
     """`tikhon.regularize` for a `pytorch_lightning.Trainer`.
 
     Args:
-        terms: as for `tikhon.regularize`; patterns are names of the LightningModule's parameters.
+        terms: as for `tikhon.regularize`, with parameter names of the LightningModule.
         how: "objective" or "decoupled".
-        optimizer: which of the module's optimizers, from 0; None for all of them together.
-        log: whether each epoch logs value, strength and zeros of every kind of penalty.
-        per_parameter: whether it gets these of every parameter, not of every kind of penalty.
+        optimizer: index of the module's optimizer; None for all of them together.
+        log: whether to log value, strength and zeros of each kind of penalty every epoch.
+        per_parameter: whether to log these for each parameter instead.
 
-    `regularizer` is the handle while and after `fit`. Its state (steps, moving strengths) travels
-    in Lightning's checkpoints. Layers that a `BackboneFinetuning` sets free later join in when it
-    gives them to the optimizer. Where `fit` leaves averaged weights (`StochasticWeightAveraging`,
-    `EMAWeightAveraging`), these get the zeros and constraints of the trained ones. Raises
-    IndexError where there is no such optimizer, and what `tikhon.regularize` raises.
+    `regularizer` is the handle during and after `fit`. Its state (steps, moving strengths) is
+    stored in Lightning's checkpoints. Layers unfrozen later by a `BackboneFinetuning` join once
+    they are in the optimizer. If `fit` ends with averaged weights (`StochasticWeightAveraging`,
+    `EMAWeightAveraging`), they get the zeros and constraints of the trained ones. Raises
+    IndexError for a missing optimizer, and the errors of `tikhon.regularize`.
 
         trainer = Trainer(callbacks=[Regularize({"net.*": tk.L1(1e-4)})])
     """
@@ -83,7 +83,7 @@ class Regularize(_Handle):
     per_parameter: bool = False
     regularizer: Regularizer | None = field(default=None, init=False)
     _zeros: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False)
-    _zeros_at: int = field(default=0, init=False)  # after how many steps these were seen
+    _zeros_at: int = field(default=0, init=False)  # steps at which these were read
 
     @property
     def _handle(self) -> Regularizer | None:
@@ -91,11 +91,11 @@ class Regularize(_Handle):
 
     @property
     def state_key(self) -> str:
-        """Lightning's key of this callback in a checkpoint, which names the optimizer."""
+        """Return this callback's key in a Lightning checkpoint, which includes the optimizer."""
         return self._generate_state_key(optimizer=self.optimizer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach: the optimizers exist and are restored by now."""
+        """Attach, once the optimizers exist and are restored."""
         count = len(trainer.optimizers)
         if self.optimizer is not None and self.optimizer >= count:
             raise IndexError(
@@ -110,15 +110,15 @@ class Regularize(_Handle):
         self._resume()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log to whatever logger the Trainer has."""
+        """Log to the Trainer's logger."""
         if self.regularizer is not None and self.regularizer.steps > self._zeros_at:
-            # once it is averaged the module is not trained any more, and its zeros are none
+            # once averaged, the module is no longer trained and has other zeros
             self._zeros, self._zeros_at = self.regularizer.zeros(), self.regularizer.steps
         if self.log and self.regularizer is not None:
             pl_module.log_dict(readings(self.regularizer, per_parameter=self.per_parameter))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Zeros and bounds of the trained weights in those that come out, an average perhaps."""
+        """Apply the trained zeros and bounds to the final weights, which may be an average."""
         if self.regularizer is not None and self._zeros_at == self.regularizer.steps > 0:
             self.regularizer.apply(pl_module, zeros=self._zeros)
             self._zeros, self._zeros_at = {}, 0
@@ -129,16 +129,16 @@ class Sparsify(_Handle):
     """`tikhon.sparsify` for a `pytorch_lightning.Trainer`.
 
     Args:
-        asked: a share in (0, 1), a text as "50%,of=channels,multiple=8", or a `Thinning`.
-        within: the name of the submodule that it acts in; patterns are of its parameters. Units
-            of a traced model ("channels", "features") need a module with a plain `forward`.
-        example: one batch of inputs of that module, where it is traced.
-        steps: optimizer steps of the whole run; by default as many as the Trainer expects.
-        log: whether each epoch logs the share of zeros, as `sparsity/zeros`.
+        asked: a share in (0, 1), a text such as "50%,of=channels,multiple=8", or a `Thinning`.
+        within: name of the submodule to prune; patterns refer to its parameters. Units of a traced
+            model ("channels", "features") need a module with a plain `forward`.
+        example: a batch of inputs of that module, if it is traced.
+        steps: optimizer steps of the whole run; by default the Trainer's estimate.
+        log: whether to log the share of zeros as `sparsity/zeros` every epoch.
 
-    `sparsifier` is the handle while and after `fit`; its state travels in Lightning's checkpoints.
-    When `fit` ends the model gets the zeros once more, so averaged weights have them too. Raises
-    what `tikhon.sparsify` raises, and ValueError where the Trainer knows no number of steps.
+    `sparsifier` is the handle during and after `fit`; its state is stored in Lightning's
+    checkpoints. At the end of `fit` the zeros are applied again, also to averaged weights. Raises
+    the errors of `tikhon.sparsify`, and ValueError if the Trainer has no number of steps.
 
         trainer = Trainer(max_epochs=20, callbacks=[Sparsify("90%", within="net")])
     """
@@ -160,14 +160,14 @@ class Sparsify(_Handle):
 
     @property
     def state_key(self) -> str:
-        """Lightning's key of this callback in a checkpoint, which names what it thins."""
+        """Return this callback's key in a Lightning checkpoint, which includes what it prunes."""
         asked = Thinning.read(self.asked)
         return self._generate_state_key(
             within=self.within, of=asked.of, pattern=str(asked.pattern)
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach: the optimizers exist and are restored by now."""
+        """Attach, once the optimizers exist and are restored."""
         steps = self.steps or trainer.estimated_stepping_batches
         if not steps < float("inf"):
             raise ValueError("Sparsify: the Trainer has no end; give it max_steps, or give steps")
@@ -181,27 +181,27 @@ class Sparsify(_Handle):
         self._resume()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log to whatever logger the Trainer has."""
+        """Log to the Trainer's logger."""
         if self.log and self.sparsifier is not None:
             pl_module.log("sparsity/zeros", self.sparsifier.audit().share)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Zero what has gone in the weights that come out, an average perhaps."""
+        """Apply the zeros to the final weights, which may be an average."""
         if self.sparsifier is not None:
             self.sparsifier.apply(pl_module.get_submodule(self.within))
 
 
 @dataclass(eq=False)
 class Watch(Callback):
-    """`tikhon.watch` for a `pytorch_lightning.Trainer`: stops at the first non-finite number.
+    """`tikhon.watch` for a `pytorch_lightning.Trainer`: stops at the first non-finite value.
 
     Args:
-        every: steps between two readings.
-        optimizer: which of the module's optimizers, from 0.
-        output: a folder for what led to a failure; None writes nothing.
+        every: steps between readings.
+        optimizer: index of the module's optimizer.
+        output: folder for a report on a failure; None writes nothing.
 
-    When training ends one line says what was found, or that nothing was and what was looked at.
-    `watch.rows` and `watch.alarms` hold what was read, also after `fit`.
+    At the end of training one line reports the findings, or that there are none and what was
+    checked. `watch.rows` and `watch.alarms` hold the readings, also after `fit`.
     """
 
     every: int = 50
@@ -216,7 +216,7 @@ class Watch(Callback):
         self.watch = watch(pl_module, chosen, every=self.every, output=self.output)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what was found."""
+        """Report the findings."""
         if self.watch is not None:
             rank_zero_info(self.watch.end())
 

@@ -1,9 +1,9 @@
-"""MLflow: the penalties of a Regularizer as metrics of the active run.
+"""Log the penalties of a Regularizer as metrics of the active MLflow run.
 
 Needs `pip install tikhon[mlflow]`.
 """
 
-# this file has the name of the package that it imports, which misleads the type checker:
+# named like the package it imports, which misleads the type checker:
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ except ImportError as error:
 
 
 def log(regularizer: Regularizer, step: int | None = None, *, per_parameter: bool = False) -> None:
-    """Log what `readings` tells at `step` (default: the Regularizer's own)."""
+    """Log the `readings` at `step` (default: the Regularizer's own)."""
     at = regularizer.steps if step is None else step
     mlflow.log_metrics(readings(regularizer, per_parameter=per_parameter), step=at)

@@ -1,10 +1,10 @@
-"""A search shared by several processes on one study of Optuna.
+"""Search with several processes that share an Optuna study.
 
-Needs `pip install tikhon[search]`. One process asks for a batch of trials at once and trains it
-as one population; `optuna-dashboard` reads the storage.
+Needs `pip install tikhon[search]`. A process asks for a batch of trials and trains it as one
+population; `optuna-dashboard` can show the storage.
 """
 
-# this file has the name of the package that it imports, which misleads the type checker:
+# named like the package it imports, which misleads the type checker:
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OPENINGS = 5  # attempts
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """A space in Optuna's words."""
+    """Convert a space to Optuna's distributions."""
     found: dict[str, BaseDistribution] = {}
     for name in space.varying:
         entry = space.range(name)
@@ -63,10 +63,10 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 @dataclass(frozen=True)
 class SharedSearch(Search):
-    """One of several processes or hosts on one study: each trains populations of `batch` trials.
+    """One of several processes on one study, each training populations of `batch` trials.
 
-    A process tells that it is alive every few seconds; the trials of one that has been silent for
-    `grace` seconds are failed and given to the others, once each.
+    A process sends a heartbeat every few seconds; trials of one silent for `grace` seconds are
+    failed and retried by others, once each.
     """
 
     storage: str = ""
@@ -80,7 +80,7 @@ class SharedSearch(Search):
     cache: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def next(self, history: History) -> list[Trial]:
-        """Tell what is done, take over what was abandoned, ask for a batch; [] at the end."""
+        """Report finished trials, take over abandoned ones, ask for a batch; [] at the end."""
         study = self._study()
         self._tell(study, history)
         while True:
@@ -91,7 +91,7 @@ class SharedSearch(Search):
             time.sleep(min(1.0, self.grace / 4))
 
     def collect(self, history: History) -> History:
-        """With the outcomes of all processes, by trial number."""
+        """Return the history with outcomes of all processes, by trial number."""
         found = {o.trial.id: o for o in history}
         for trial in self._study().get_trials(deepcopy=False):
             row = trial.user_attrs.get("outcome")
@@ -154,7 +154,7 @@ class SharedSearch(Search):
                     study.tell(trial, outcome.score)
 
     def _reclaim(self, study: optuna.Study) -> None:
-        """Fail the trials of silent processes and queue their configurations again."""
+        """Fail the trials of silent processes and enqueue their configurations again."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
             last = max(trial.user_attrs.get("beat", 0.0), started)
@@ -166,11 +166,11 @@ class SharedSearch(Search):
             with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
                 if outcome is None or outcome["score"] is None:
                     study.tell(trial.number, state=TrialState.FAIL)
-                else:  # it had ended, its process had no time to say so
+                else:  # it had ended, but was not reported
                     study.tell(trial.number, outcome["score"])
 
     def _others(self, study: optuna.Study) -> bool:
-        """Whether a trial is still with another process, or waits for one."""
+        """Return whether a trial is running in another process, or waiting."""
         states = (TrialState.RUNNING, TrialState.WAITING)
         waiting = study.get_trials(deepcopy=False, states=states)
         return any(trial.number not in self.open for trial in waiting)
@@ -179,12 +179,12 @@ class SharedSearch(Search):
         while True:
             time.sleep(self.grace / 6)
             for trial in list(self.open.values()):
-                with suppress(Exception):  # a finished trial, or a storage that is away
+                with suppress(Exception):  # a finished trial, or an unavailable storage
                     trial.set_user_attr("beat", time.time())
 
 
 def _opened(storage: str, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    """The study, made if need be; processes that make its tables at the same moment take turns."""
+    """Open or create the study, retrying where processes create its tables simultaneously."""
     for attempt in range(1, OPENINGS + 1):
         try:
             with _quiet():
@@ -199,7 +199,7 @@ def _opened(storage: str, name: str, sampler: optuna.samplers.BaseSampler) -> op
             if not ours and not type(error).__module__.startswith("sqlalchemy"):
                 raise
             if attempt == OPENINGS:
-                where = urlsplit(storage).hostname or "there"  # the address may hold a password
+                where = urlsplit(storage).hostname or "there"  # the URL may contain a password
                 raise StorageError(
                     f"the storage of the search ({where}) cannot be opened: {error}"
                 ) from error
@@ -208,9 +208,9 @@ def _opened(storage: str, name: str, sampler: optuna.samplers.BaseSampler) -> op
 
 
 def _retried(study: optuna.Study) -> dict[int, int]:
-    """Trials that were queued again -> the first trial that repeats each.
+    """Map retried trials to the first trial that repeats each.
 
-    Two processes may queue one at the same moment: the second copy is not trained.
+    If two processes enqueue one simultaneously, the second copy is not trained.
     """
     found: dict[int, int] = {}
     for trial in study.get_trials(deepcopy=False):
@@ -222,9 +222,9 @@ def _retried(study: optuna.Study) -> dict[int, int]:
 def shared_search(
     storage: str, *, name: str = "tikhon", grace: float = 60.0, seed: int = 0, workers: int = 1
 ) -> Callable[[Space, SearchPlan], Search]:
-    """For `tune(search=...)`: join the study in `storage`, or start it.
+    """Return a `search` for `tune` that joins or creates the study in `storage`.
 
-    A batch is what trains best at once, but leaves each of `workers` processes its share.
+    A batch is the best size to train at once, but leaves work for each of `workers` processes.
     """
 
     def build(space: Space, plan: SearchPlan) -> Search:
@@ -248,7 +248,7 @@ def shared_search(
 
 
 def storage_of(url: str) -> optuna.storages.BaseStorage | str:
-    """`journal:PATH` as a journal file that processes share; anything else is a database URL."""
+    """Open `journal:PATH` as a shared journal file; anything else is a database URL."""
     if not url.startswith("journal:"):
         return url
     from optuna.storages import JournalStorage
@@ -262,7 +262,7 @@ def storage_of(url: str) -> optuna.storages.BaseStorage | str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna announces every study on stderr."""
+    """Silence Optuna's log within the block."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

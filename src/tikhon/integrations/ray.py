@@ -1,10 +1,10 @@
-"""Populations on a Ray cluster: one task trains one chunk of trials.
+"""Train populations on a Ray cluster, one task for each chunk of trials.
 
-Needs `pip install tikhon[ray]`. Ray places the tasks on the CPUs and GPUs of the cluster and runs
-a task again whose node has died; states of parents travel with the task.
+Needs `pip install tikhon[ray]`. Ray places tasks on the cluster's CPUs and GPUs and reruns
+those of failed nodes; states of parents are sent with the task.
 """
 
-# this file has the name of the package that it imports, which misleads the type checker:
+# named like the package it imports, which misleads the type checker:
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RETRIES = 3
 
 @dataclass(eq=False)
 class RayRunner(PopulationRunner):
-    """Trains every chunk as a task of its own; `address` is a cluster's, "auto" or "local"."""
+    """Train every chunk as its own task; `address` is that of a cluster, "auto" or "local"."""
 
     address: str = "local"
     cpus: float = 1.0
@@ -35,11 +35,11 @@ class RayRunner(PopulationRunner):
     def factory(
         cls, address: str = "local", *, cpus: float = 1.0, gpus: float = 0.0
     ) -> Callable[[SearchJob, int], RayRunner]:
-        """For `tune(runner=...)`."""
+        """Return a `runner` for `tune`."""
         return lambda job, chunk: cls(job, chunk, address=address, cpus=cpus, gpus=gpus)
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
-        """Outcomes in the order of the trials, wherever they were trained."""
+        """Return outcomes in the order of the trials."""
         self._connect()
         train = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES)(_train)
         job = ray.put(self.job)

@@ -1,4 +1,4 @@
-"""What a Regularizer tells a logger: one flat dict of numbers."""
+"""Readings of a Regularizer for loggers, as a flat dict."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from tikhon.regularizer.regularizer import Regularizer
 
 
 def readings(regularizer: Regularizer, *, per_parameter: bool = False) -> dict[str, float]:
-    """Value, strength and share of exact zeros of every kind of penalty, for any logger.
+    """Return value, strength and share of exact zeros of each kind of penalty, for any logger.
 
-    The keys are `penalty/<Penalty>/value`, the sum over the parameters, `.../strength`, the mean
-    over these, and `.../zeros`, the share among all their weights. Costs one pass over the
-    regularized weights and a few reads from the device: call it every some steps.
+    Keys are `penalty/<Penalty>/value` (summed over parameters), `.../strength` (averaged over
+    them) and `.../zeros` (the share among all their weights). Takes one pass over the regularized
+    weights and a few device reads: do not call it at every step.
 
     Args:
-        regularizer: the handle that `tikhon.regularize` returned.
-        per_parameter: whether one of each for every parameter instead, under
+        regularizer: the handle returned by `tikhon.regularize`.
+        per_parameter: whether to return these for each parameter instead, as
             `penalty/<parameter>/<Penalty>/...`.
 
     >>> model = torch.nn.Linear(3, 1)

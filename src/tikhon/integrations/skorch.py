@@ -1,9 +1,9 @@
-"""skorch: penalties and the watch as callbacks of a `NeuralNet`.
+"""skorch callbacks: penalties and the watch.
 
 Needs `pip install tikhon[skorch]`.
 """
 
-# this file has the name of the package that it imports, which misleads the type checker:
+# named like the package it imports, which misleads the type checker:
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ class Regularize(Callback):
     """`tikhon.regularize` for a `skorch.NeuralNet`.
 
     Args:
-        terms: as for `tikhon.regularize`, with the names of the module's parameters.
+        terms: as for `tikhon.regularize`, with parameter names of the module.
         how: "objective" or "decoupled".
         optimizer: name of the net's optimizer.
         module: name of the net's module.
-        log: whether each epoch of the history gets value, strength and zeros of every kind of
-            penalty.
-        per_parameter: whether it gets these of every parameter, not of every kind of penalty.
+        log: whether to record value, strength and zeros of each kind of penalty every epoch.
+        per_parameter: whether to record these for each parameter instead.
 
-    `regularizer_` is the handle while and after `fit`; `partial_fit` and warm starts continue
-    with it. A grid over `callbacks__<name>__terms` searches penalties. Raises what
-    `tikhon.regularize` raises.
+    `regularizer_` is the handle during and after `fit`; `partial_fit` and warm starts continue
+    with it. Penalties can be searched by a grid over `callbacks__<name>__terms`. Raises the errors
+    of `tikhon.regularize`.
 
         net = NeuralNetClassifier(Net, callbacks=[("penalty", Regularize(tk.L1(1e-4)))])
     """
@@ -53,7 +52,7 @@ class Regularize(Callback):
     def on_train_begin(
         self, net: object, X: object = None, y: object = None, **kwargs: object
     ) -> None:
-        """Attach to the optimizer, which `initialize` may have rebuilt."""
+        """Attach to the optimizer, which `initialize` may have recreated."""
         optimizer = getattr(net, f"{self.optimizer}_")
         earlier: Regularizer | None = getattr(self, "regularizer_", None)
         if earlier is not None and earlier.optimizer is optimizer:
@@ -69,7 +68,7 @@ class Regularize(Callback):
         dataset_valid: object = None,
         **kwargs: object,
     ) -> None:
-        """Record into the net's history; the keys of the table skip it, files keep it."""
+        """Record in the net's history; hidden in its printed table, but saved with it."""
         if self.log:
             for key, value in readings(
                 self.regularizer_, per_parameter=self.per_parameter
@@ -85,15 +84,15 @@ class Regularize(Callback):
 
 @dataclass(eq=False, repr=False)
 class Watch(Callback):
-    """`tikhon.watch` for a `skorch.NeuralNet`: stops at the first non-finite number.
+    """`tikhon.watch` for a `skorch.NeuralNet`: stops at the first non-finite value.
 
     Args:
-        every: steps between two readings.
-        output: a folder for what led to a failure; None writes nothing.
+        every: steps between readings.
+        output: folder for a report on a failure; None writes nothing.
 
-    When training ends one line says what was found, or that nothing was and what was looked at
-    (on stderr, if the net is verbose). `watch_.rows` and `watch_.alarms` hold what was read, also
-    after `fit`.
+    At the end of training one line reports the findings, or that there are none and what was
+    checked (on stderr, if the net is verbose). `watch_.rows` and `watch_.alarms` hold the
+    readings, also after `fit`.
     """
 
     every: int = 50
@@ -109,7 +108,7 @@ class Watch(Callback):
     def on_train_end(
         self, net: object, X: object = None, y: object = None, **kwargs: object
     ) -> None:
-        """Detach, and say what was found."""
+        """Detach, and report the findings."""
         said = self.watch_.end()
         if net.verbose:
             print(said, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""TensorBoard: the penalties of a Regularizer as scalars.
+"""Log the penalties of a Regularizer to TensorBoard.
 
 Works with any writer that has `add_scalar`: `torch.utils.tensorboard`'s, `tensorboardX`'s.
 """
@@ -12,7 +12,7 @@ from tikhon.regularizer.regularizer import Regularizer
 
 
 class Writer(Protocol):
-    """What a SummaryWriter offers here."""
+    """The interface of a SummaryWriter used here."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int, /) -> object:
         """Write one point."""
@@ -26,7 +26,7 @@ def log(
     *,
     per_parameter: bool = False,
 ) -> None:
-    """Write what `readings` tells at `step` (default: the Regularizer's own)."""
+    """Write the `readings` at `step` (default: the Regularizer's own)."""
     at = regularizer.steps if step is None else step
     for tag, value in readings(regularizer, per_parameter=per_parameter).items():
         writer.add_scalar(tag, value, at)

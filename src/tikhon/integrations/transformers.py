@@ -1,10 +1,10 @@
-"""Hugging Face: penalties, sparsify and the watch as callbacks of the `transformers.Trainer`.
+"""Hugging Face callbacks: penalties, sparsify and the watch.
 
 Needs `pip install tikhon[hf]`. Gradient accumulation, mixed precision and Accelerate's wrappers
-work, because the penalty sits on the optimizer's step.
+work, as penalties act in the optimizer's step.
 """
 
-# this file has the name of the package that it imports, which misleads the type checker:
+# named like the package it imports, which misleads the type checker:
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ except ImportError as error:
 
 
 class _Handle(TrainerCallback):
-    """A handle whose state travels in the Trainer's checkpoints, and what it tells the log."""
+    """A handle with its state in the Trainer's checkpoints and its readings in the log."""
 
     log: bool
 
     @property
     def _handle(self) -> Regularizer | Sparsifier | None:
-        """What was attached when training began."""
+        """The handle attached at the start of training."""
         raise NotImplementedError
 
     @property
     def _name(self) -> str:
-        """The folder of its state in a checkpoint."""
+        """Name of the state's folder in a checkpoint."""
         raise NotImplementedError
 
     def _readings(self) -> dict[str, float]:
-        """What the log gets."""
+        """Readings for the log."""
         raise NotImplementedError
 
     def _resume(self, args: object, state: object) -> None:
-        """Continue from the checkpoint that the Trainer resumes from."""
+        """Restore the state from the checkpoint that the Trainer resumes from."""
         folder = _checkpoint(args, state) / self._name
         if self._handle is None or not state.global_step:
             return
@@ -64,14 +64,14 @@ class _Handle(TrainerCallback):
             )
 
     def on_save(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        """Write the state beside the optimizer's."""
+        """Write the state next to the optimizer's."""
         if self._handle is not None and state.is_world_process_zero:
             folder = _checkpoint(args, state) / self._name
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.save(folder, self._handle.state_dict())
 
     def on_log(self, args: object, state: object, control: object, **kwargs: Any) -> None:
-        """Add to the log line and to `state.log_history`."""
+        """Add the readings to the log line and to `state.log_history`."""
         logs = kwargs.get("logs") or {}
         if self.log and self._handle is not None and "loss" in logs:
             found = self._readings()
@@ -84,16 +84,14 @@ class Regularize(_Handle):
     """`tikhon.regularize` for a `transformers.Trainer`.
 
     Args:
-        terms: as for `tikhon.regularize`. Trainer's own `weight_decay` is a penalty too; leave it
-            at 0 where an L2 stands here.
+        terms: as for `tikhon.regularize`. The Trainer's own `weight_decay` is a penalty too; leave
+            it at 0 when using L2 here.
         how: "objective" or "decoupled".
-        log: whether each log of the Trainer gets value, strength and zeros of every kind of
-            penalty.
-        per_parameter: whether it gets these of every parameter, not of every kind of penalty.
+        log: whether to log value, strength and zeros of each kind of penalty.
+        per_parameter: whether to log these for each parameter instead.
 
-    `regularizer` is the handle while and after `train`. Its state (steps, moving strengths) is
-    written into each checkpoint and read when training resumes from one. Raises what
-    `tikhon.regularize` raises.
+    `regularizer` is the handle during and after `train`. Its state (steps, moving strengths) is
+    written to each checkpoint and restored on resuming. Raises the errors of `tikhon.regularize`.
 
         trainer = Trainer(model, args, train_dataset=data, callbacks=[Regularize(tk.L1(1e-5))])
     """
@@ -118,7 +116,7 @@ class Regularize(_Handle):
         return readings(self.regularizer, per_parameter=self.per_parameter)
 
     def on_train_begin(self, args: object, state: object, control: object, **kwargs: Any) -> None:
-        """Attach; continue from the checkpoint that the Trainer resumes from."""
+        """Attach; restore the state if the Trainer resumes from a checkpoint."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.regularizer = regularize(model, optimizer, self.terms, how=self.how)
         self._resume(args, state)
@@ -134,16 +132,16 @@ class Sparsify(_Handle):
     """`tikhon.sparsify` for a `transformers.Trainer`.
 
     Args:
-        asked: a share in (0, 1), a text as "50%,of=ranks", or a `Thinning`.
-        within: the name of the submodule that it acts in; patterns are of its parameters. Units
-            of a traced model ("channels", "features") need a module with a plain `forward`.
-        example: one batch of inputs of that module, where it is traced.
+        asked: a share in (0, 1), a text such as "50%,of=ranks", or a `Thinning`.
+        within: name of the submodule to prune; patterns refer to its parameters. Units of a traced
+            model ("channels", "features") need a module with a plain `forward`.
+        example: a batch of inputs of that module, if it is traced.
         steps: optimizer steps of the whole run; by default the Trainer's `max_steps`.
-        log: whether each log of the Trainer gets the share of zeros, as `sparsity/zeros`.
+        log: whether to log the share of zeros, as `sparsity/zeros`.
 
-    `sparsifier` is the handle while and after `train`; its state is written into each checkpoint
-    and read when training resumes. The model that `train` leaves, the best one perhaps, has the
-    zeros. Raises what `tikhon.sparsify` raises.
+    `sparsifier` is the handle during and after `train`; its state is written to each checkpoint
+    and restored on resuming. The final model, which may be the best one, has the zeros. Raises the
+    errors of `tikhon.sparsify`.
 
         trainer = Trainer(model, args, train_dataset=data, callbacks=[Sparsify("90%")])
     """
@@ -165,7 +163,7 @@ class Sparsify(_Handle):
 
     @property
     def _name(self) -> str:
-        # a model may have one for its heads and one for its channels
+        # a model may have one for heads and one for channels
         of = Thinning.read(self.asked).of
         return "-".join(part for part in ("tikhon-sparsify", of, self.within) if part)
 
@@ -174,7 +172,7 @@ class Sparsify(_Handle):
         return {"sparsity/zeros": self.sparsifier.audit().share}
 
     def on_train_begin(self, args: object, state: object, control: object, **kwargs: Any) -> None:
-        """Attach; continue from the checkpoint that the Trainer resumes from."""
+        """Attach; restore the state if the Trainer resumes from a checkpoint."""
         self.sparsifier = Sparsifier(
             unwrap(kwargs["model"]).get_submodule(self.within),
             kwargs["optimizer"],
@@ -185,7 +183,7 @@ class Sparsify(_Handle):
         self._resume(args, state)
 
     def on_train_end(self, args: object, state: object, control: object, **kwargs: Any) -> None:
-        """Zero what has gone in the model that comes out, and detach."""
+        """Apply the zeros to the final model, and detach."""
         if self.sparsifier is not None:
             self.sparsifier.apply(unwrap(kwargs["model"]).get_submodule(self.within))
             self.sparsifier.remove()
@@ -193,15 +191,15 @@ class Sparsify(_Handle):
 
 @dataclass(eq=False)
 class Watch(TrainerCallback):
-    """`tikhon.watch` for a `transformers.Trainer`: stops at the first non-finite number.
+    """`tikhon.watch` for a `transformers.Trainer`: stops at the first non-finite value.
 
     Args:
-        every: steps between two readings.
-        output: a folder for what led to a failure; None writes nothing.
+        every: steps between readings.
+        output: folder for a report on a failure; None writes nothing.
 
-    When training ends one line says what was found, or that nothing was and what was looked at
-    (on stderr, unless `disable_tqdm` is set). `watch.rows` and `watch.alarms` hold what was read,
-    also after `train`.
+    At the end of training one line reports the findings, or that there are none and what was
+    checked (on stderr, unless `disable_tqdm` is set). `watch.rows` and `watch.alarms` hold the
+    readings, also after `train`.
     """
 
     every: int = 50
@@ -215,12 +213,12 @@ class Watch(TrainerCallback):
         self.watch = watch(model, optimizer, every=self.every, output=self.output)
 
     def on_train_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        """Detach, and say what was found."""
+        """Detach, and report the findings."""
         if self.watch is None:
             return
         said = self.watch.end()
         if state.is_world_process_zero and not args.disable_tqdm:
-            print(f"\n{said}", file=sys.stderr)  # below the bar
+            print(f"\n{said}", file=sys.stderr)  # below the progress bar
 
 
 def _checkpoint(args: object, state: object) -> Path:

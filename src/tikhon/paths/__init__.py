@@ -1,1 +1,1 @@
-"""A penalty's whole range of strengths, warm-started, scored and chosen."""
+"""Solution paths over all strengths of a penalty, with warm starts, scores and selection."""

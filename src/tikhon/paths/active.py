@@ -1,8 +1,8 @@
-"""The lasso and the elastic net of least squares: exact on the support, by a search over it.
+"""Solve the lasso and the elastic net of least squares exactly, by an active-set search.
 
-On a support with known signs the objective is a quadratic, whose minimum one linear system gives.
-What is left is to find the support: a weight that would change its sign leaves it, a weight whose
-slope exceeds its threshold enters. Every step lowers the objective, so that no support comes back.
+For known signs on a support the objective is quadratic and one linear system minimises it. The
+search updates the support: a weight about to change sign leaves, a weight whose gradient exceeds
+its threshold enters. Every step lowers the objective, so no support recurs.
 
 Reference: Osborne, Presnell and Turlach (2000), https://doi.org/10.1093/imanum/20.3.389; Lee,
 Battle, Raina and Ng (2007), Efficient sparse coding algorithms.
@@ -13,20 +13,20 @@ from __future__ import annotations
 import numpy as np
 
 LARGEST = 1000  # unknowns of the linear system
-_HELD = 20_000_000  # products of columns that are kept
-_ENTERING = 8  # weights that enter at once, at least
-_ROUNDS = 500  # of one search; few are needed from the solution at a strength nearby
+_HELD = 20_000_000  # column products stored at most
+_ENTERING = 8  # weights entering at once, at least
+_ROUNDS = 500  # of one search; few are needed from a nearby solution
 
 
 class Gram:
-    """The products of standardised columns, formed for a column when a weight first needs it.
+    """Gram matrix of standardised columns, computed by column on first use.
 
-    One by one, and read in the order of the columns: so that sums are rounded alike whatever was
-    needed before, and a path that is resumed ends in the same bits.
+    Computed one by one in column order, so that rounding does not depend on earlier use and a
+    resumed path is identical to the bit.
 
     Args:
-        x: (rows, features), rows times the roots of their weights.
-        y: (rows, outputs), the same.
+        x: (rows, features), scaled by the square roots of row weights.
+        y: (rows, outputs), scaled likewise.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
@@ -37,7 +37,7 @@ class Gram:
         self._count = 0
 
     def of(self, columns: np.ndarray) -> np.ndarray | None:
-        """(columns, features) products of some columns with all; None if that is too much."""
+        """Return products (columns, features) of some columns with all; None if too many."""
         new = columns[self._place[columns] < 0]
         count = self._count + len(new)
         if count * len(self._place) > _HELD:
@@ -61,13 +61,13 @@ def minimised(
     tolerance: float,
     positive: bool,
 ) -> np.ndarray | None:
-    """The weights (features,) that minimise `w'Gw/2 - pull'w + sum(threshold |w| + ridge w^2/2)`.
+    """Minimise `w'Gw/2 - pull'w + sum(threshold |w| + ridge w^2/2)` over weights (features,).
 
-    `weight` is where the search begins; `positive` keeps all of them >= 0. None where the system
-    is too large or singular: another method has to solve it.
+    `weight` is the starting point; `positive` keeps weights >= 0. None if the system is too large
+    or singular, and needs another method.
     """
     pull, weight = gram.pull[output], weight.copy()
-    free = (threshold == 0) & (not positive)  # without a kink they have no sign to keep
+    free = (threshold == 0) & (not positive)  # unpenalised weights may change sign
     active, sign = (weight != 0) | free, np.sign(weight)
     entering = _ENTERING
     for _ in range(_ROUNDS):
@@ -85,7 +85,7 @@ def minimised(
         crossing = (target * sign[chosen] <= 0) & ~free[chosen]
         if crossing.any():
             stuck = crossing & (now == 0)
-            if stuck.any():  # they entered together, and not all of them should have
+            if stuck.any():  # not all that entered together should have
                 entering = 1
             else:
                 share = np.where(crossing, now / np.where(crossing, now - target, 1.0), np.inf)

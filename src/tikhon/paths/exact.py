@@ -1,4 +1,4 @@
-"""The path of a linear model: exact solutions from the largest strength down, and their scores."""
+"""Solution paths of linear models: exact solutions from the largest strength, and scores."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tikhon.paths.universal import universal_strength
 from tikhon.penalties import Penalty
 from tikhon.runs.checkpoint import Keeper
 
-SCORED = 1e-5  # residual of the fits that only give a held-out loss
+SCORED = 1e-5  # tolerance of fits that only give a held-out loss
 
 
 @dataclass(frozen=True, eq=False)
 class LinearPath:
-    """A linear model on some rows, its penalty, and how its solutions are taken."""
+    """A linear model on given rows, its penalty, and options of its solutions."""
 
     x: Tensor
     targets: Targets
@@ -46,7 +46,7 @@ class LinearPath:
         positive: bool,
         debias: bool,
     ) -> LinearPath:
-        """From what the verb is given."""
+        """Build from the arguments of `path`."""
         model = build_model() if build_model else None
         name, layer = ("weight", None) if model is None else linear_layer(model)
         targets = Targets.of(y, None if layer is None else layer.out_features)
@@ -61,7 +61,7 @@ class LinearPath:
         return cls(x, targets, seen, weights, debias)
 
     def problem(self, rows: Tensor | slice = slice(None)) -> LinearProblem:
-        """The loss on some of the rows."""
+        """Return the loss on some of the rows."""
         return LinearProblem(
             self.x[rows],
             self.targets.codes[rows],
@@ -71,7 +71,7 @@ class LinearPath:
         )
 
     def separated(self, weights: Tensor | None, biases: Tensor | None) -> bool:
-        """Whether the last of these solutions tells the classes of all rows apart for certain."""
+        """Return whether the last of these solutions separates the classes of all rows."""
         if self.targets.kind == "squared" or weights is None or biases is None:
             return False
         z = self.x.reshape(len(self.x), -1).double() @ weights[-1].T + biases[-1]
@@ -85,14 +85,14 @@ class LinearPath:
         solved: Solved,
         tell: Callable[[], None],
     ) -> tuple[list[float], list[float]]:
-        """Mean over folds of the held-out loss, and its standard error, for every strength."""
+        """Return mean held-out loss over folds and its standard error, for each strength."""
         for fold, (train, test) in enumerate(cuts):
             if fold == len(solved.losses):
                 solved.losses.append([])
                 solved.last = None
             losses = solved.losses[fold]
             if len(losses) == len(grid):
-                continue  # by an earlier process
+                continue  # computed by an earlier process
             problem = self.problem(train)
             held_out = self.x[test], self.targets.codes[test]
             own = None if self.weights is None else self.weights[test]
@@ -108,7 +108,7 @@ class LinearPath:
 
 @dataclass(eq=False)
 class Solved:
-    """What of a path is solved: the solutions, the held-out losses of each fold, the last fit."""
+    """Progress of a path: solutions, held-out losses of each fold, the last fit."""
 
     fits: list[Fit]
     losses: list[list[float]]
@@ -116,14 +116,14 @@ class Solved:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Solved:
-        """From `state()`; an empty one is a path's beginning."""
+        """Restore from `state()`; an empty state starts a path."""
         last = state.get("last")
         fits = [Fit(*row) for row in state.get("fits", ())]
         losses = [list(row) for row in state.get("losses", ())]
         return cls(fits, losses, None if last is None else Fit(*last))
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint."""
         last = None if self.last is None else _plain(self.last)
         return {"fits": [_plain(f) for f in self.fits], "losses": self.losses, "last": last}
 
@@ -144,7 +144,7 @@ def follow(
     keeper: Keeper,
     on_progress: Callable[[float], None],
 ) -> PathResult:
-    """Every solution, scored on folds or on validation rows if there are any."""
+    """Return all solutions, scored on folds or validation rows if given."""
     cuts = fold_rows(path.targets.codes, folds, seed) if folds else []
     problem = path.problem()
     if isinstance(strengths, str):
@@ -217,9 +217,9 @@ def strength_grid(
     strengths: int | Sequence[float] | Any,
     smallest: float | None,
 ) -> list[float]:
-    """Log-spaced from the strength that empties the model, or the given ones, largest first.
+    """Return strengths in descending order, by default log-spaced from that of the empty model.
 
-    Features whose factor is 0 are never emptied: they are in the model from the start.
+    Features with factor 0 are never penalised and always in the model.
     """
     if not isinstance(strengths, int):
         return sorted((float(s) for s in strengths), reverse=True)
@@ -236,7 +236,7 @@ def strength_grid(
 
 
 def checked_grid(strengths: object, smallest: float | None) -> Any:
-    """The strengths as an int, a list or "universal"."""
+    """Validate strengths: an int, a list or "universal"."""
     if isinstance(strengths, bool) or (isinstance(strengths, int) and strengths < 1):
         raise InputError(f"strengths must be a positive number of strengths, not {strengths}")
     if isinstance(strengths, str) and strengths != "universal":
@@ -262,14 +262,14 @@ def descend(
     tolerance: float = TOLERANCE,
     start: Fit | None = None,
 ) -> Iterator[Fit]:
-    """The solutions from the largest strength to the smallest, each from the one before."""
+    """Yield the solutions from the largest strength to the smallest, with warm starts."""
     for strength in grid:
         start = solve(problem, penalty.at(strength), start=start, tolerance=tolerance)
         yield start
 
 
 def row_losses(problem: LinearProblem, fit: Fit, x: Tensor, codes: Tensor) -> Tensor:
-    """The loss of each of some rows under a solution."""
+    """Return the loss of each row under a solution."""
     z = x.reshape(len(x), -1).double() @ fit.weight.T + problem.raw_bias(fit)
     return linear_loss(z, codes if problem.kind == "multinomial" else codes.double(), problem.kind)
 
@@ -281,13 +281,13 @@ def _mean(losses: Tensor, weights: Tensor | None) -> float:
 
 
 def linear_layer(model: nn.Module) -> tuple[str, nn.Linear]:
-    """The name of the linear layer's weight, and the layer."""
+    """Return the name of the linear layer's weight, and the layer."""
     path, layer = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear))
     return f"{path}.weight" if path else "weight", layer
 
 
 def is_linear(model: nn.Module) -> bool:
-    """Whether the model is one linear layer with a bias (a Flatten before it is allowed)."""
+    """Return whether the model is one linear layer with bias (after an optional Flatten)."""
     leaves = [m for m in model.modules() if not list(m.children())]
     layers = [m for m in leaves if not isinstance(m, (nn.Flatten, nn.Identity))]
     return len(layers) == 1 and isinstance(layers[0], nn.Linear) and layers[0].bias is not None

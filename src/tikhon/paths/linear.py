@@ -1,7 +1,7 @@
-"""The smooth part of a penalised linear model: rows, loss, derivatives, and their units.
+"""The smooth part of a penalised linear model: data, loss and derivatives.
 
-The mean loss over W (outputs, features) and a free intercept, in float64: the squared loss
-1/(2n)|y - Xw - b|^2, the logistic or the multinomial one, weighted by row if asked.
+The mean loss over W (outputs, features) and an unpenalised intercept, in float64: squared loss
+1/(2n)|y - Xw - b|^2, logistic or multinomial loss, optionally weighted by row.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from tikhon.paths.active import Gram
 
 Kind = Literal["squared", "logistic", "multinomial"]
 _CURVATURE = {"squared": 1.0, "logistic": 0.25, "multinomial": 0.5}
-SEPARATED = 1e-5  # mean loss of classes below which no weights are too large
+SEPARATED = 1e-5  # mean loss of classes below which they count as separated
 SEPARABLE = (
     "the classes are separable, so that without a penalty the weights grow without end: they are "
     "where the solver stopped; take a strength above 0"
 )
-_ROUNDING = 1e-13  # a spread below this share of the mean is rounding: the column is constant
+_ROUNDING = 1e-13  # relative spread below which a column is constant up to rounding
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One solution: weights (outputs, features), intercepts, distance to optimality, steps.
+    """A solution: weights (outputs, features), intercepts, distance to optimality, steps.
 
-    The intercept is that of `LinearProblem`'s centred data; `raw_bias` translates it. `residual`
-    is the largest proximal-gradient residual, in the units of `LinearProblem.distance`.
+    The intercept refers to the centred data of `LinearProblem`; `raw_bias` converts it. `residual`
+    is the largest proximal-gradient residual, scaled by `LinearProblem.distance`.
     """
 
     weight: Tensor
@@ -41,10 +41,10 @@ class Fit:
 
 
 class LinearProblem:
-    """Centred data in float64 with the loss, its gradient and its curvature bound.
+    """Centred float64 data with the loss, its gradient and curvature bound.
 
-    `unit` (features,) is the standard deviation of each column and `spread` that of the targets:
-    every tolerance is a multiple of them, so that no result depends on the units of the data.
+    `unit` (features,) is the standard deviation of each column and `spread` that of the targets.
+    Tolerances are relative to them, so that results do not depend on the units of the data.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LinearProblem:
         self._targets(y)
 
     def _targets(self, y: Tensor) -> None:
-        """The targets, the best intercept of the empty model, and how much there is to explain."""
+        """Prepare targets, the intercept of the empty model, and the spread to explain."""
         self.offset = self.x.new_zeros(self.outputs)
         if self.kind == "multinomial":
             self.y = y.long()
@@ -87,14 +87,14 @@ class LinearProblem:
         self.offset, self.start_bias = mean, torch.zeros_like(mean)
 
     def average(self, values: Tensor) -> Tensor:
-        """The weighted mean over rows."""
+        """Weighted mean over rows."""
         if self.weights is None:
             return values.mean(0)
         return self.weights @ values.flatten(1) / len(values)
 
     @cached_property
     def gram(self) -> Gram:
-        """The products of the columns in units of their spread, and with the targets in theirs."""
+        """Products of standardised columns with each other and with standardised targets."""
         root = (self.weights if self.weights is not None else self.x.new_ones(len(self.x))) ** 0.5
         rows = (root / len(self.x) ** 0.5)[:, None]
         targets = rows * self.y / (self.spread or 1.0)
@@ -102,12 +102,12 @@ class LinearProblem:
 
     @cached_property
     def step(self) -> float:
-        """The largest step of a gradient method that always descends, in the weights."""
+        """Largest step in the weights for which gradient descent always decreases the loss."""
         return 1 / (_CURVATURE[self.kind] * (self._largest(self.x) or 1.0))
 
     @cached_property
     def steps(self) -> float | Tensor:
-        """The same for each column, (features,), where their units differ."""
+        """The same for each column, (features,), where units differ."""
         if float(self.unit.max()) < 1.5 * float(self.unit.min()):
             return self.step
         largest = self._largest(self.x / self.unit) or 1.0
@@ -115,40 +115,40 @@ class LinearProblem:
 
     @property
     def largest_step(self) -> float:
-        """The largest of `steps`."""
+        """Largest of `steps`."""
         return float(torch.as_tensor(self.steps, dtype=torch.float64).max())
 
     @property
     def bias_step(self) -> float:
-        """The step in the intercepts; the data are centred, so they do not mix with weights."""
+        """Step for intercepts, which centring decouples from weights."""
         return 1 / _CURVATURE[self.kind]
 
     def _largest(self, x: Tensor) -> float:
-        """The largest eigenvalue of the weighted mean of x x'."""
+        """Largest eigenvalue of the weighted mean of x x'."""
         x = x if self.weights is None else x * self.weights.sqrt()[:, None]
         gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
         return float(torch.linalg.eigvalsh(gram)[-1]) / len(x)
 
     def distance(self, weight: Tensor, bias: Tensor) -> float:
-        """The largest entry of a gradient or residual, as a share of what it can be.
+        """Largest entry of a gradient or residual, relative to its possible maximum.
 
-        By Cauchy and Schwarz no entry of the gradient at the empty model exceeds the standard
+        By Cauchy-Schwarz, no entry of the gradient at the empty model exceeds the standard
         deviation of its column times that of the targets.
         """
         worst = max(float((weight / self.unit).abs().max()), float(bias.abs().max()))
         return worst / (self.spread or 1.0)
 
     def move(self, weight: Tensor) -> float:
-        """The largest change of the outputs that a change of the weights makes, as a share."""
+        """Relative change of the outputs caused by a change of the weights, at its largest."""
         return float((weight.abs() * self.unit).max()) / (self.spread if self.regression else 1.0)
 
     @property
     def regression(self) -> bool:
-        """Whether outputs have the unit of the targets (logits have none)."""
+        """Whether outputs have the unit of the targets, unlike logits."""
         return self.kind == "squared" and self.spread > 0
 
     def loss(self, weight: Tensor, bias: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Mean loss; with `columns`, of a model that sees only those features."""
+        """Mean loss; with `columns`, of a model restricted to those features."""
         x = self.x if columns is None else self.x[:, columns]
         return self.average(linear_loss(x @ weight.T + bias, self.y, self.kind)[:, None])[0]
 
@@ -169,10 +169,10 @@ class LinearProblem:
         return r.T @ x, r.sum(0)
 
     def hessian(self, weight: Tensor, bias: Tensor, columns: Tensor, free: Tensor) -> Tensor:
-        """Second derivative in the weights that `free` (outputs, columns) marks, then intercepts.
+        """Hessian in the weights marked by `free` (outputs, columns), then the intercepts.
 
-        For softmax it is, with probabilities p, a block X' diag(p_k) X for each output less Z' Z,
-        where Z holds a column x_j p_k for each weight (k, j).
+        For softmax with probabilities p it is a block X' diag(p_k) X for each output minus Z' Z,
+        where Z has a column x_j p_k for each weight (k, j).
         """
         x = torch.cat([self.x[:, columns], torch.ones_like(self.x[:, :1])], dim=1)
         marked = torch.cat([free, torch.zeros_like(free[:, :1])], dim=1)
@@ -192,32 +192,32 @@ class LinearProblem:
         return found
 
     def _curvature(self, z: Tensor) -> Tensor:
-        """Of the loss of each row in each output; for softmax without what outputs share."""
+        """Curvature of each row's loss by output; for softmax without the shared term."""
         if self.kind == "multinomial":
             return torch.softmax(z, 1)
         p = torch.sigmoid(z)
         return torch.ones_like(z) if self.kind == "squared" else p - p * p
 
     def centred(self, bias: Tensor) -> Tensor:
-        """Of the intercepts that softmax cannot tell apart, those of mean 0."""
+        """Centre multinomial intercepts, which are determined up to a constant."""
         return bias - bias.mean() if self.kind == "multinomial" else bias
 
     def empty(self) -> Fit:
-        """The model without features."""
+        """Return the model without features."""
         weight = self.x.new_zeros(self.outputs, self.x.shape[1])
         return Fit(weight, self.start_bias.clone(), float("inf"), 0)
 
     def raw_bias(self, fit: Fit) -> Tensor:
-        """The intercept for inputs and targets that are not centred."""
+        """Return the intercept for uncentred inputs and targets."""
         return fit.bias - fit.weight @ self.mean + self.offset
 
     def centred_bias(self, weight: Tensor, raw: Tensor) -> Tensor:
-        """The inverse of `raw_bias`."""
+        """Invert `raw_bias`."""
         return raw + weight @ self.mean - self.offset
 
 
 def linear_loss(z: Tensor, y: Tensor, kind: Kind) -> Tensor:
-    """Loss of each row: half the squared error, or minus the log-likelihood."""
+    """Loss of each row: half the squared error, or the negative log-likelihood."""
     if kind == "squared":
         return 0.5 * (z - y.reshape(len(z), -1)).square().sum(1)
     if kind == "logistic":

@@ -1,7 +1,7 @@
-"""A feature path of a network: dense to sparse in one sweep, then all supports refitted at once.
+"""Feature paths of networks: one sweep from dense to sparse, then a joint refit of all supports.
 
-The strength grows a little with every step, so that features leave one by one; each support met
-on the way is a member of one population that is trained on without the penalty.
+The strength grows slightly with every step, so that features drop out one by one; the networks
+with the supports encountered are refitted as one population without the penalty.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from tikhon.runs.checkpoint import Keeper
 from tikhon.training.step import Step
 
 DENSE_STEPS, SWEEP_STEPS, REFIT_STEPS = 200, 500, 40
-CHECK = 10  # steps of a refit between two validation losses
-DECAY = 3.0  # decoupled, outside the sweep: without it few rows are learned by heart
+CHECK = 10  # refit steps between validations
+DECAY = 3.0  # decoupled, outside the sweep: prevents memorising few rows
 BATCH, MOMENTUM = 128, 0.9
-RANGE = 1e4  # the sweep multiplies the strength by at most this
+RANGE = 1e4  # largest factor on the strength over a sweep
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The model when it first had this support."""
+    """The model when this support first occurred."""
 
     strength: float
     support: Tensor
@@ -46,10 +46,11 @@ class Snapshot:
 
 @dataclass(frozen=True, eq=False)
 class TargetScale:
-    """What a sweep sees of number targets: `(y - mean) / size`, of spread 1 over all outputs.
+    """Standardisation of numeric targets in a sweep: `(y - mean) / size`, of unit variance
+    overall.
 
-    Its rate and its range of strengths are for such targets; the loss, and with it the strength,
-    is in the targets' own unit times `size` squared.
+    The sweep's learning rate and strengths are for such targets; losses and strengths in the
+    targets' own unit are larger by `size` squared.
     """
 
     mean: Tensor
@@ -57,19 +58,19 @@ class TargetScale:
 
     @classmethod
     def of(cls, y: Tensor) -> TargetScale | None:
-        """That of the training targets; None for classes."""
+        """Return the scale of the training targets; None for classes."""
         if not y.is_floating_point():
             return None
         mean = y.double().mean(0)
         return cls(mean, float((y.double() - mean).square().mean().sqrt()) or 1.0)
 
     def seen(self, y: Tensor) -> Tensor:
-        """Targets as the sweep sees them."""
+        """Return targets standardised for the sweep."""
         return ((y.double() - self.mean) / self.size).float()
 
 
 class Rescaled(nn.Module):
-    """A network that was trained on targets in another unit, and answers in their own."""
+    """A network trained on standardised targets that predicts in their own unit."""
 
     mean: Tensor
     size: Tensor
@@ -87,7 +88,7 @@ class Rescaled(nn.Module):
 
 @dataclass(eq=False)
 class SweepProgress:
-    """How far a sweep is: its next step and strength, and the snapshots so far."""
+    """Progress of a sweep: next step, strength, and snapshots so far."""
 
     step: int
     strength: float
@@ -95,7 +96,7 @@ class SweepProgress:
     found: list[Snapshot]
 
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint."""
         return {
             "step": self.step,
             "strength": self.strength,
@@ -117,9 +118,9 @@ def network_path(
     seed: int,
     keeper: Keeper,
 ) -> PathResult:
-    """The features that a network gives up as the strength grows, and the networks without them.
+    """Return the features dropped as the strength grows, and networks without them.
 
-    `strengths` bounds how many supports are refitted (spread over the numbers of features).
+    `strengths` limits the number of refitted supports (spread over feature counts).
     """
     if not isinstance(strengths, int):
         raise InputError("a network's strengths come from its sweep: give how many, not which")
@@ -144,7 +145,7 @@ def network_path(
 
 
 class Sweep:
-    """One model, trained densely and then under a growing penalty on its features."""
+    """Train one model densely, then under a growing penalty on its features."""
 
     def __init__(
         self, model: nn.Module, data: tuple[Tensor, Tensor], penalty: Proximable, seed: int
@@ -168,7 +169,7 @@ class Sweep:
             advance(self.stream.batch(step), step)
 
     def run(self, keeper: Keeper) -> list[Snapshot]:
-        """Raise the strength step by step until no feature is left; a snapshot a support."""
+        """Raise the strength at every step until no feature is left; one snapshot per support."""
         lr = 1e-2
         optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM, fused=True)
         advance, gain = Step(self.model, optimizer, self._loss), lr / (1 - MOMENTUM)
@@ -190,7 +191,7 @@ class Sweep:
         return place.found
 
     def _begin(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> SweepProgress:
-        """Where an earlier process has come to, or after the dense training."""
+        """Return the progress of an earlier process, or that after dense training."""
         if state:
             self.model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
@@ -203,10 +204,10 @@ class Sweep:
         return SweepProgress(DENSE_STEPS, strength, growth, [dense])
 
     def _bracket(self) -> tuple[float, float]:
-        """First strength and growth per step: up to where a zero first layer stays zero.
+        """Return initial strength and growth per step, up to where a zero first layer stays zero.
 
-        The upper end follows from the gradient at zero features, the other layers as they are;
-        the sweep itself confirms it (it ends when all features are off).
+        The upper end follows from the gradient at zero features, with other layers unchanged; the
+        sweep confirms it, as it ends when all features are off.
         """
         dense = copy.deepcopy(self.model.state_dict())
         with torch.no_grad():
@@ -230,7 +231,7 @@ class Sweep:
 
 
 def _threshold(penalty: Proximable, gradient: Tensor) -> float:
-    """Largest strength that a feature at zero resists: the KKT condition at zero."""
+    """Largest strength at which a zero feature stays zero, by its KKT condition."""
     if isinstance(penalty, Hierarchical):
         head, tail = gradient[:, : penalty.skip], gradient[:, penalty.skip :]
         sizes = head.norm(dim=1) + penalty.M * tail.abs().sum(1)
@@ -257,7 +258,7 @@ def _with_skip(
 
 
 def _with_factors(penalty: Proximable, model: nn.Module, features: int) -> Proximable:
-    """The penalty with its factors, one a feature, if it has any."""
+    """Return the penalty with one factor for each feature, if it has factors."""
     try:
         penalty = penalty.for_parameter(_first_weight(model))
     except ValueError as error:
@@ -280,7 +281,7 @@ def _first_weight(model: nn.Module) -> str:
 
 
 def _features(model: nn.Module, penalty: Proximable) -> Target:
-    """One row a feature: its first-layer weights, after its skip weights if there are any."""
+    """Return rows by feature: first-layer weights, after skip weights if there are any."""
     names = (_first_weight(model),)
     if isinstance(penalty, Hierarchical):
         names = ("skip.weight", *names)
@@ -288,7 +289,7 @@ def _features(model: nn.Module, penalty: Proximable) -> Target:
 
 
 def _thinned(snapshots: list[Snapshot], limit: int) -> list[Snapshot]:
-    """The last snapshot of each number of features, at most `limit` of them, dense first."""
+    """Return the last snapshot for each feature count, at most `limit`, dense first."""
     by_count = {int(s.support.sum()): s for s in snapshots}
     counts = sorted(by_count, reverse=True)
     if len(counts) > limit:
@@ -305,9 +306,9 @@ def _refitted(
     valid: tuple[Tensor, Tensor] | None,
     seed: int,
 ) -> Population:
-    """All supports trained on together, without the penalty; a feature that is off stays off.
+    """Refit all supports together without the penalty; dropped features stay zero.
 
-    With validation rows each of them ends with the weights of its lowest validation loss.
+    With validation rows each network ends at its lowest validation loss.
     """
     models, masks = [], []
     for snapshot in snapshots:
@@ -375,7 +376,7 @@ def _result(
 
 
 def _in_unit(result: PathResult, unit: TargetScale) -> PathResult:
-    """The same in the unit of the targets: losses, strengths and what the networks answer."""
+    """Convert losses, strengths and predictions to the unit of the targets."""
     build, square = result.build, unit.size**2
     own = Rescaled(nn.Identity(), unit).state_dict()
     return replace(

@@ -1,4 +1,4 @@
-"""The verb `path`: a penalty's whole range of strengths, warm-started, scored and chosen."""
+"""The function `path`: warm-started solutions over all strengths, scored and selected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tikhon.runs.checkpoint import Keeper
 from tikhon.runs.interrupt import never, silent
 from tikhon.runs.run_directory import CHECKPOINT
 
-CONVERGED = 1e-6  # residual above which a solution is told to be unfinished
+CONVERGED = 1e-6  # residual above which a solution is reported as unconverged
 
 
 def path(
@@ -56,39 +56,39 @@ def path(
     """Solve `mean loss + strength * penalty` along a range of strengths.
 
     A linear model (`build_model` returns one `nn.Linear`, or is None) is solved exactly, from
-    sparse to dense: half the mean squared error for float targets, the logistic or multinomial
-    loss for integer ones, which are classes whatever their labels. Any other network goes from
-    dense to sparse: its penalty (GroupLasso or Hierarchical) switches features off one by one,
-    and every support met is trained on without the penalty.
+    sparse to dense: half the mean squared error for float targets, logistic or multinomial loss
+    for integer ones, whose values are class labels. Other networks go from dense to sparse: the
+    penalty (GroupLasso or Hierarchical) drops features one by one, and the networks with the
+    supports encountered are refitted without it.
 
     Args:
-        build_model: called without arguments for a fresh model; None for a linear one.
+        build_model: a function that returns a fresh model; None for a linear one.
         train: (x, y), a loader, a data set or its name; standardise the columns first.
-        penalty: a Proximable; its own strength is ignored, its `weights` are not. One row of a
-            group penalty (GroupLasso, GroupMCP, ...) is what a feature needs, SLOPE sees all
-            weights, TotalVariation each output's weights in the order of the features.
-        valid: rows for the scores, in the same forms as `train`.
+        penalty: a Proximable; its strength is ignored, its `weights` are used. One row of a group
+            penalty (GroupLasso, GroupMCP, ...) is one feature, SLOPE acts on all weights,
+            TotalVariation on each output's weights in feature order.
+        valid: rows for the scores, in any form `train` may have.
         folds: cross-validation folds for the scores (linear models), 0 for none.
-        strengths: how many, log-spaced from the smallest that empties the model down to
-            `smallest` times that; or the strengths themselves, 0 included; or "universal", the
+        strengths: a number of strengths, log-spaced from the smallest that empties the model down
+            to `smallest` times it; or the strengths themselves, including 0; or "universal", the
             quantile-universal threshold, which needs no validation (linear models).
         smallest: ratio in (0, 1), by default 1e-3 with more rows than features, else 1e-2.
-        debias: refit every support without its penalty; scores are then those of the refits.
+        debias: refit every support without the penalty and score the refits.
         positive: keep all weights >= 0 (linear models).
-        sample_weight: one factor >= 0 a row: a row counts as often (linear models).
+        sample_weight: a weight >= 0 for each row, equivalent to repetition (linear models).
         select: "one_se" (sparsest within one standard error of the best) or "best".
-        feature_names: for reading the result.
+        feature_names: names used in the result.
         seed: of the folds and of a network's training.
-        output: folder for checkpoints, one every ten seconds; `resume` continues them bit for bit.
-        stop: asked after every solution or step; once true, the path is saved and `Stopped`
-            raised.
-        on_progress: called with the share of the solutions found, in (0, 1] (linear models).
-        on_warning: told of a damaged checkpoint that was passed over, instead of a warning.
+        output: folder for checkpoints, every ten seconds; `resume` continues them bit for bit.
+        stop: called after every solution or step; once it returns true, the path is saved and
+            `Stopped` raised.
+        on_progress: called with the fraction of solutions found, in (0, 1] (linear models).
+        on_warning: receives a message on a damaged checkpoint, instead of a warning.
 
-    Raises `InputError` for a penalty that gives no zeros or that no path can follow (by name),
-    fewer rows than folds, a class missing from the training rows, a malformed range of
-    strengths, or a resume with other settings or other data. Warns of solutions that did not
-    converge, and of a network that kept features to the end.
+    Raises `InputError` for a penalty that is unsuitable or gives no zeros, fewer rows than folds,
+    a class missing from the training rows, malformed strengths, or a resume with other settings
+    or data. Warns of solutions that did not converge, and of a network that kept features to the
+    end.
 
     Reference: Friedman, Hastie and Tibshirani (2010), https://doi.org/10.18637/jss.v033.i01
 
@@ -109,7 +109,7 @@ def path(
         held_out = one_tensor(held_out[0], name="valid", verb="path"), held_out[1]
     on_progress = on_progress or silent
     weights = row_weights(sample_weight, len(x))
-    if weights is not None and not weights.all():  # a row of weight zero is not there
+    if weights is not None and not weights.all():  # drop rows with weight zero
         x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
     _check_held_out(x, y, held_out)
     strengths = checked_grid(strengths, smallest)
@@ -182,7 +182,7 @@ def _keeper(
 
 
 def _described(penalty: Penalty) -> dict[str, object]:
-    """A penalty as a checkpoint knows it: without its own strength, tensors by their digest."""
+    """Describe a penalty for a checkpoint: without strength, tensors by digest."""
     found: dict[str, object] = {"name": type(penalty).__name__}
     for entry in fields(penalty):
         value = getattr(penalty, entry.name)
@@ -192,7 +192,7 @@ def _described(penalty: Penalty) -> dict[str, object]:
 
 
 def _shapes(build_model: Callable[[], nn.Module] | None) -> list[object]:
-    """The parameters of a model, by name and shape."""
+    """Return the parameters of a model by name and shape."""
     if build_model is None:
         return []
     with torch.random.fork_rng(devices=[]):
@@ -202,7 +202,7 @@ def _shapes(build_model: Callable[[], nn.Module] | None) -> list[object]:
 def check_linear(
     train: tuple[Tensor, Tensor], penalty: Penalty, *, strengths: object, debias: bool
 ) -> None:
-    """Raise what `path` would raise for a linear model, before anything is solved."""
+    """Raise the errors of `path` for a linear model without solving it."""
     given = LinearPath.of(None, *train, penalty, weights=None, positive=False, debias=debias)
     if strengths != "universal":
         strength_grid(given.problem(), given.penalty, strengths, None)
@@ -222,7 +222,7 @@ def _check_held_out(x: Tensor, y: Tensor, held_out: tuple[Tensor, Tensor] | None
 
 
 def _tell_unfinished(result: PathResult) -> None:
-    """A warning at the caller's line if a solution is not one."""
+    """Warn at the caller's line of solutions that did not converge."""
     left = [(r, s) for r, s in zip(result.residuals, result.strengths) if r > CONVERGED]
     if left:
         worst, strength = max(left)
@@ -235,7 +235,7 @@ def _tell_unfinished(result: PathResult) -> None:
 
 
 def _tell_unswept(result: PathResult) -> None:
-    """A warning at the caller's line if a network kept features at the largest strength."""
+    """Warn at the caller's line of a network that kept features at the largest strength."""
     if left := result.counts[-1]:
         warnings.warn(
             f"the sweep of {result.penalty} ended with {left} of {result.supports.shape[1]} "

@@ -1,4 +1,4 @@
-"""A penalty as a function of a linear model's weights W (outputs, features)."""
+"""Penalties as functions of a linear model's weights W (outputs, features)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MATRIX = (TotalVariation, NuclearNorm, SpectralNorm)
 
 
 def followed(penalty: Penalty) -> Proximable:
-    """The penalty itself, if a path can follow it; otherwise `InputError`, by name."""
+    """Return the penalty if a path supports it, else raise `InputError`."""
     if not isinstance(penalty, Penalty):
         raise InputError(f"penalty must be a penalty, such as L1(), received {described(penalty)}")
     name = type(penalty).__name__
@@ -45,12 +45,12 @@ def followed(penalty: Penalty) -> Proximable:
 
 @dataclass(frozen=True, eq=False)
 class FeaturePenalty:
-    """A penalty that reads W in its own layout, with W >= 0 as a constraint if `positive`.
+    """A penalty applied to W in its own layout, with W >= 0 if `positive`.
 
-    entries: W as it is, a sum over entries. features: W', one row a feature, so that a group is
-    what a feature needs (GroupLasso, SparseGroupLasso, GroupMCP, LInf). matrix: W as it is, one
-    row an output (TotalVariation along the features, NuclearNorm, SpectralNorm). whole: all
-    entries as one row (SLOPE).
+    Layouts: "entries" is W itself, for elementwise penalties; "features" is W', with a row for
+    each feature (GroupLasso, SparseGroupLasso, GroupMCP, LInf); "matrix" is W, with a row for each
+    output (TotalVariation over features, NuclearNorm, SpectralNorm); "whole" is all entries as one
+    row (SLOPE).
     """
 
     penalty: Proximable
@@ -67,9 +67,9 @@ class FeaturePenalty:
         positive: bool = False,
         name: str = "weight",
     ) -> Self:
-        """Bound to a weight of this shape (and `name`, where factors are given by name).
+        """Bind to a weight of this shape (and `name`, where factors are given by name).
 
-        Raises `InputError` for what a linear path cannot solve, by name.
+        Raises `InputError` for a penalty that a linear path does not support.
         """
         penalty = followed(penalty)
         kind = type(penalty).__name__
@@ -103,25 +103,25 @@ class FeaturePenalty:
 
     @property
     def name(self) -> str:
-        """The penalty's class."""
+        """Name of the penalty's class."""
         return type(self.penalty).__name__
 
     @property
     def separable(self) -> bool:
-        """Whether features that are zero can be left out of the sum."""
+        """Whether zero features can be left out of the sum."""
         return self.layout in ("entries", "features")
 
     @property
     def diagonal(self) -> bool:
-        """Whether each feature may have a step of its own."""
+        """Whether each feature may have its own step."""
         return self.separable and self.penalty.diagonal
 
     def at(self, strength: float) -> Self:
-        """The same at another strength."""
+        """Return the penalty at another strength."""
         return replace(self, penalty=self.penalty.with_strength(strength))
 
     def kinks(self, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
-        """Thresholds and ridges of L1 and ElasticNet, in W's shape; None of other penalties."""
+        """Return thresholds and ridges of L1 and ElasticNet in W's shape, None for others."""
         penalty = self.penalty
         if not isinstance(penalty, L1 | ElasticNet):
             return None
@@ -132,32 +132,32 @@ class FeaturePenalty:
         return share * whole, (1 - share) * whole
 
     def only(self, columns: Tensor) -> Self:
-        """The penalty of some of the features (indices); for a separable one."""
+        """Return a separable penalty restricted to some features (indices)."""
         factors = getattr(self.penalty, "weights", None)
         if factors is None:
             return self
         return replace(self, penalty=replace(self.penalty, weights=factors[..., columns]))
 
     def unpenalised(self, shape: torch.Size) -> Tensor:
-        """Bool mask of W: the entries whose factor is 0."""
+        """Return a bool mask of W: entries with factor 0."""
         factors = getattr(self.penalty, "weights", None)
         if factors is None or not self.separable:
             return torch.zeros(shape, dtype=torch.bool)
         return (factors == 0).expand(shape)
 
     def value(self, weight: Tensor) -> Tensor:
-        """0-d value."""
+        """Return the value, 0-d."""
         return self.penalty.value(self._view(weight))
 
     def grad(self, weight: Tensor) -> Tensor:
-        """Gradient in W's shape."""
+        """Return the gradient in W's shape."""
         return self._unview(self.penalty.grad(self._view(weight)), weight)
 
     def prox(self, weight: Tensor, step: float | Tensor) -> Tensor:
-        """The prox in W's shape; `step` is a number or, if `diagonal`, (features,).
+        """Return the prox in W's shape; `step` is a number or, if `diagonal`, (features,).
 
-        A penalty that grows with the sizes of the entries keeps their signs, so under W >= 0 its
-        prox is that of the positive part.
+        As the penalty is increasing in the absolute entries, its prox preserves signs, so under W
+        >= 0 it is the prox of the positive part.
         """
         weight = weight.clamp_min(0) if self.positive else weight
         if isinstance(step, Tensor):
@@ -165,7 +165,7 @@ class FeaturePenalty:
         return self._unview(self.penalty.prox(self._view(weight), step), weight)
 
     def max_strength(self, gradient: Tensor, step: float) -> float:
-        """The smallest strength at which a step from the model without features stays there."""
+        """Smallest strength at which a step from the empty model stays there."""
         pull = gradient.clamp_max(0) if self.positive else gradient
         try:
             return float(max_strength(self.penalty, self._view(pull), step=step))

@@ -1,4 +1,4 @@
-"""What a path found."""
+"""The result of a path."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Select = Literal["one_se", "best"]
 
 @dataclass(frozen=True, eq=False)
 class PathResult:
-    """What a path found, one entry a strength, strongest first for linear models.
+    """Result of a path, with one entry for each strength, largest first for linear models.
 
-    `supports` (strengths, features) tells the features in use, `importances` how large their
-    weights are, `coefficients` (strengths, outputs, features) exist for linear models. `scores`
-    are mean validation losses (of the debiased models, if these were asked for) with standard
-    `errors`; `best` has the lowest score and `one_se` is the sparsest within one error of it.
-    `classes` are the labels behind the outputs of a classifier: the last one of two, if there is
-    one output. `residuals` are distances to optimality, as shares of the largest gradient.
+    `supports` (strengths, features) are bool, `importances` the sizes of the weights,
+    `coefficients` (strengths, outputs, features) exist for linear models. `scores` are mean
+    validation losses (of debiased models, if requested) with standard `errors`; `best` has the
+    lowest score and `one_se` is the sparsest within one standard error of it. `classes` are the
+    labels of a classifier's outputs; a single output is the logit of the last of two. `residuals`
+    are distances to optimality relative to the largest gradient.
     """
 
     strengths: tuple[float, ...]
@@ -63,11 +63,11 @@ class PathResult:
         return notebook.card(repr(self), said, head, rows, chart)
 
     def plot(self, *, ax: plotting.Axes | None = None, top: int = 12) -> plotting.Display:
-        """Coefficients (or importances) over the strength above, the scores below.
+        """Plot coefficients (or importances) against the strength, with the scores below.
 
         Args:
             ax: two matplotlib axes to draw on; a new figure if None.
-            top: how many features are named.
+            top: number of features named.
 
         Raises:
             InputError: if matplotlib is not installed.
@@ -84,7 +84,7 @@ class PathResult:
         return display
 
     def _places(self) -> list[float]:
-        """log10 of the strengths; the dense model (strength 0) stands left of the smallest."""
+        """log10 of the strengths; the dense model (strength 0) is placed left of the smallest."""
         positive = [s for s in self.strengths if s > 0]
         left = math.log10(min(positive)) - 0.1 if positive else 0.0
         return [math.log10(s) if s > 0 else left for s in self.strengths]
@@ -125,12 +125,12 @@ class PathResult:
 
     @property
     def counts(self) -> list[int]:
-        """How many features each strength keeps."""
+        """Number of features kept at each strength."""
         return self.supports.sum(1).tolist()
 
     @property
     def best(self) -> int:
-        """Index of the lowest score; of two equal ones the sparser."""
+        """Index of the lowest score, the sparser model on ties."""
         if not self._scored:
             raise InputError("the path was not scored: give valid or folds")
         finite = [i for i, score in enumerate(self.scores) if math.isfinite(score)]
@@ -143,33 +143,33 @@ class PathResult:
         Reference: Breiman et al. (1984), Classification and regression trees.
         """
         best = self.best
-        error = self.errors[best]  # NaN where one row alone was scored
+        error = self.errors[best]  # NaN if only one row was scored
         limit = self.scores[best] + (error if math.isfinite(error) else 0.0)
         near = [i for i, score in enumerate(self.scores) if score <= limit]
         return min(near, key=lambda i: (self.counts[i], -self.strengths[i]))
 
     @property
     def chosen(self) -> int:
-        """The index that `select` names; without scores the only strength."""
+        """Index selected by `select`; the only strength if unscored."""
         if len(self.strengths) == 1:
             return 0
         return self.best if self.select == "best" else self.one_se
 
     def features(self, index: int | None = None) -> list[str]:
-        """Names (or numbers) of the features in use, the most important first."""
+        """Return names (or indices) of the selected features, most important first."""
         index = self.chosen if index is None else index
         order = self.importances[index].argsort(descending=True).tolist()
         names = self.feature_names or tuple(map(str, range(len(order))))
         return [names[j] for j in order if self.supports[index, j]]
 
     def model(self, index: int | None = None) -> nn.Module:
-        """The model at a strength, by default at the chosen one."""
+        """Return the model at a strength, by default the selected one."""
         model = self.build()
         model.load_state_dict(self.states[self.chosen if index is None else index])
         return model.eval()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: figures without the models."""
+        """Return a JSON-serialisable dict without the models."""
         return {
             "schema_version": 1,
             "kind": "path",
@@ -189,7 +189,7 @@ class PathResult:
 
 
 def means_of(rows: Tensor) -> tuple[list[float], list[float]]:
-    """Mean over the rows of losses (strengths, rows), and its standard error: NaN of one row."""
+    """Mean loss over rows of (strengths, rows) and its standard error, NaN for one row."""
     count = rows.shape[1]
     spread = rows.std(1) if count > 1 else torch.full((len(rows),), math.nan)
     return rows.mean(1).tolist(), (spread / math.sqrt(count)).tolist()

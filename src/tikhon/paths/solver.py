@@ -1,4 +1,4 @@
-"""Exact solutions of penalised linear models: proximal steps, then Newton on the support."""
+"""Solve penalised linear models exactly: proximal steps, then Newton steps on the support."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tikhon.paths.linear import SEPARATED, Fit, LinearProblem
 from tikhon.paths.penalised import FeaturePenalty
 from tikhon.penalties import L2
 
-LARGEST_NEWTON = 1000  # unknowns; beyond it the dense Hessian costs more than it saves
-DAMPING = 1e-10  # of a Newton step, as a share of each diagonal entry
-RIDGE = 1e-8  # of a model without its penalty, as a share of the mean curvature
-TOLERANCE = 1e-9  # of the residual, as a share of the largest gradient there can be
+LARGEST_NEWTON = 1000  # unknowns; beyond this the dense Hessian costs more than it saves
+DAMPING = 1e-10  # of Newton steps, relative to each diagonal entry
+RIDGE = 1e-8  # for unpenalised models, relative to the mean curvature
+TOLERANCE = 1e-9  # of the residual, relative to the largest possible gradient
 
 
 def solve(
@@ -26,12 +26,12 @@ def solve(
     tolerance: float = TOLERANCE,
     max_steps: int = 20_000,
 ) -> Fit:
-    """The minimiser of loss and penalty, to a residual (`problem.distance`) below `tolerance`.
+    """Minimise loss plus penalty to a residual (`problem.distance`) below `tolerance`.
 
     Blocks of accelerated proximal steps with restarts (Beck and Teboulle 2009; O'Donoghue and
-    Candes 2015) find the support; Newton steps on it, kept only if they lower the objective,
-    make the solution exact. A penalty that is no sum over features has the first alone. The lasso
-    and the elastic net of least squares are searched for on their supports first.
+    Candes 2015) find the support, then Newton steps on it, accepted only if they lower the
+    objective, make the solution exact. Penalties that are not sums over features use proximal
+    steps only. For least squares, the lasso and the elastic net are first solved by `minimised`.
     """
     start = start or problem.empty()
     weight, bias = start.weight, start.bias
@@ -60,7 +60,7 @@ def solve(
 def _on_supports(
     problem: LinearProblem, penalty: FeaturePenalty, weight: Tensor, tolerance: float
 ) -> Tensor | None:
-    """The weights that `minimised` finds, in units in which every column has a spread of 1."""
+    """Return the weights found by `minimised`, solved in standardised units."""
     kinks = penalty.kinks(weight.shape) if problem.kind == "squared" else None
     if kinks is None:
         return None
@@ -88,16 +88,16 @@ def _on_supports(
 def _endless(
     problem: LinearProblem, penalty: FeaturePenalty, weight: Tensor, bias: Tensor
 ) -> bool:
-    """Whether the weights grow without end: classes told apart for certain, and no penalty."""
+    """Return whether weights diverge: separated classes and no penalty."""
     if problem.kind == "squared" or float(penalty.penalty.strength):
         return False
     return float(problem.loss(weight, bias)) < SEPARATED / 10
 
 
 def refit(problem: LinearProblem, support: Tensor) -> Fit:
-    """The model on a support (outputs, features) without its penalty (debiased).
+    """Fit the model on a support (outputs, features) without its penalty (debiased).
 
-    A ridge of `RIDGE` keeps it finite where columns depend on each other.
+    A ridge of `RIDGE` keeps it finite for collinear columns.
 
     Reference: Meinshausen (2007), Relaxed lasso; Belloni and Chernozhukov (2013).
     """
@@ -130,7 +130,7 @@ def _prox_step(
 def _residual(
     problem: LinearProblem, penalty: FeaturePenalty, weight: Tensor, bias: Tensor
 ) -> float:
-    """The size of (w - prox(w - t g, t)) / t, with the intercept's gradient."""
+    """Return the size of (w - prox(w - t g, t)) / t, and of the intercept's gradient."""
     new_weight, new_bias = _prox_step(problem, penalty, weight, bias)
     step = _steps(problem, penalty)
     return problem.distance((new_weight - weight) / step, (new_bias - bias) / problem.bias_step)
@@ -147,7 +147,7 @@ def _accelerated(
         move = (new[0] - weight, new[1] - bias)
         uphill = ((ahead[0] - new[0]) * move[0] / step).sum()
         uphill = uphill + ((ahead[1] - new[1]) * move[1]).sum() / problem.bias_step
-        if uphill > 0:  # the momentum points uphill: restart it
+        if uphill > 0:  # momentum points uphill: restart
             momentum, ahead = 1.0, (weight, bias)
             new = _prox_step(problem, penalty, *ahead)
             move = (new[0] - weight, new[1] - bias)
@@ -168,7 +168,7 @@ def _newton(
     mask: Tensor | None = None,
     limit: int | None = LARGEST_NEWTON,
 ) -> tuple[Tensor, Tensor]:
-    """One damped Newton step over the non-zero weights and the intercepts."""
+    """Take one damped Newton step over non-zero weights and intercepts."""
     projected = mask is None
     chosen = weight != 0 if mask is None else mask
     columns = chosen.any(0).nonzero().squeeze(1)
@@ -192,7 +192,7 @@ def _newton(
 
     theta = torch.cat([weight[:, columns][free], bias])
     smooth = problem.hessian(weight[:, columns], bias, columns, free)
-    # softmax does not see a shift of all classes: along it the curvature is 0, and the gradient
+    # softmax is invariant to a common shift: along it curvature and gradient are 0
     smooth.diagonal().mul_(1 + DAMPING)
     hessian = smooth.clone()
     if penalty.layout == "entries":
@@ -202,7 +202,7 @@ def _newton(
     g_weight, g_bias = problem.gradient(weight[:, columns], bias, columns)
     gradient = torch.cat([g_weight[free] + slope(theta), g_bias])
     factor, info = torch.linalg.cholesky_ex(hessian)
-    if int(info):  # a concave penalty outweighs the loss: its curvature is left out
+    if int(info):  # a concave penalty dominates: drop its curvature
         factor, info = torch.linalg.cholesky_ex(smooth)
     if int(info):
         return weight, bias
@@ -211,7 +211,7 @@ def _newton(
     size = 1.0
     while size > 1e-3:
         moved = theta + size * direction
-        if projected:  # a weight that would change its sign stops at the kink
+        if projected:  # weights changing sign stop at zero
             crossed = moved[:count] * theta[:count] < 0
             moved[:count] = torch.where(crossed, 0.0, moved[:count])
         if objective(moved) <= before:
@@ -225,7 +225,7 @@ def _newton(
 
 
 def _diagonal(slope: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
-    """The derivative of a slope that has none across entries: that of its sum."""
+    """Return the derivative of an elementwise slope, as the gradient of its sum."""
     with torch.enable_grad():
         theta = theta.detach().requires_grad_()
         total = slope(theta).sum()

@@ -1,4 +1,4 @@
-"""Choosing a support without a validation set: stability selection."""
+"""Stability selection: choose a support without validation rows."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tikhon.penalties import L1, Penalty
 
 @dataclass(frozen=True, eq=False)
 class Stability:
-    """How often each feature is in the support over random halves of the rows.
+    """Selection frequency of each feature over random halves of the rows.
 
-    `frequencies` is (strengths, features); `selected` marks features whose largest frequency
-    exceeds `threshold`; `bound` is the expected number of false selections (Meinshausen and
+    `frequencies` is (strengths, features); `selected` marks features whose highest frequency
+    reaches `threshold`; `bound` is the expected number of false selections (by Meinshausen and
     Buhlmann's inequality, for exchangeable features).
     """
 
@@ -31,7 +31,7 @@ class Stability:
 
     @property
     def highest(self) -> Tensor:
-        """Each feature's largest frequency over the strengths."""
+        """Highest frequency of each feature over strengths."""
         return self.frequencies.amax(0)
 
     @property
@@ -50,14 +50,14 @@ def stability(
     smallest: float = 0.2,
     seed: int = 0,
 ) -> Stability:
-    """Selection frequencies of features over random halves of the rows (linear models).
+    """Compute selection frequencies of features over random halves of the rows (linear models).
 
     Args:
-        train: (x, y) or whatever `path` takes; standardise the columns first.
-        penalty: a Proximable, by default L1; its own strength is ignored.
-        draws: how many halves, taken as complementary pairs (an even number).
-        threshold: frequency in (0.5, 1) above which a feature counts as selected.
-        strengths, smallest: the range of strengths, as in `path`.
+        train: (x, y) or anything `path` takes; standardise the columns first.
+        penalty: a Proximable, by default L1; its strength is ignored.
+        draws: number of halves, drawn as complementary pairs (an even number).
+        threshold: frequency in (0.5, 1) from which a feature is selected.
+        strengths, smallest: the range of strengths, as for `path`.
         seed: of the halves.
 
     Reference: Meinshausen and Buhlmann (2010), https://doi.org/10.1111/j.1467-9868.2010.00740.x;
@@ -97,7 +97,7 @@ def stability(
 
 
 def _halves(y: Tensor, draws: int, generator: torch.Generator) -> list[Tensor]:
-    """Pairs of complementary random halves, classes in proportion."""
+    """Return pairs of complementary random halves, stratified by class."""
     parts = [torch.arange(len(y))]
     if not y.is_floating_point():
         parts = [(y == c).nonzero().squeeze(1) for c in torch.unique(y)]

@@ -1,4 +1,4 @@
-"""What the targets of a linear path are: numbers or classes, and the rows of each fold."""
+"""Targets of a linear path: numbers or classes, and the rows of each fold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tikhon.paths.linear import Kind
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The targets as the loss reads them: `codes`, classes numbered in the order of `classes`."""
+    """Targets for the loss: `codes`, for classes indices into `classes`."""
 
     kind: Kind
     outputs: int
@@ -24,9 +24,9 @@ class Targets:
 
     @classmethod
     def of(cls, y: Tensor, outputs: int | None = None) -> Targets:
-        """Float targets are numbers, integers and booleans classes, whatever their labels.
+        """Treat float targets as numbers, integers and booleans as class labels.
 
-        `outputs` is what a model given has; labels that number its outputs stay as they are.
+        `outputs` is that of a given model; labels that are valid output indices are kept.
         """
         if y.is_floating_point():
             if not y.isfinite().all():
@@ -49,7 +49,7 @@ class Targets:
         return cls(kind, found, torch.searchsorted(classes, y), tuple(classes.tolist()))
 
     def encode(self, y: Tensor) -> Tensor:
-        """Other targets as codes; a class that was not there cannot be scored."""
+        """Encode other targets; raise for classes missing from training."""
         if not self.classes:
             return y
         y = _labels(y)
@@ -79,11 +79,11 @@ def _some(classes: Tensor) -> str:
 
 
 def row_weights(weights: object, rows: int) -> Tensor | None:
-    """Sample weights as a tensor (rows,): finite, >= 0, not all 0."""
+    """Validate sample weights as a tensor (rows,): finite, >= 0, not all 0."""
     if weights is None:
         return None
     if not isinstance(weights, Tensor):
-        weights = np.array(weights, dtype=np.float64)  # a column of a frame, a list
+        weights = np.array(weights, dtype=np.float64)  # a data frame column or a list
     found = torch.as_tensor(weights, dtype=torch.float64).flatten()
     if len(found) != rows:
         raise InputError(
@@ -95,9 +95,9 @@ def row_weights(weights: object, rows: int) -> Tensor | None:
 
 
 def fold_rows(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """(training rows, held-out rows) of each fold, classes in proportion.
+    """Return (training rows, held-out rows) of each fold, stratified by class.
 
-    Classes with fewer rows than folds train in every fold; that is warned of.
+    Classes with fewer rows than folds train in every fold, with a warning.
     """
     from sklearn.model_selection import KFold, StratifiedKFold
 
@@ -105,7 +105,7 @@ def fold_rows(y: Tensor, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
         raise InputError(
             f"folds must be 0 (none) or a whole number of at least 2, received {folds!r}"
         )
-    seed %= 2**32  # as far as numpy's go
+    seed %= 2**32  # the range of numpy seeds
     if folds > len(y):
         raise InputError(f"{folds} folds need at least {folds} rows, received {len(y)}")
     if y.is_floating_point() or y.ndim > 1:

@@ -1,4 +1,4 @@
-"""The strength that keeps pure noise out: the quantile-universal threshold."""
+"""The quantile-universal threshold: the strength that excludes pure noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tikhon.paths.penalised import FeaturePenalty
 from tikhon.paths.solver import solve
 from tikhon.penalties import GroupLasso, GroupMCP
 
-_LEVEL = 0.05  # probability that noise comes in
+_LEVEL = 0.05  # probability of selecting from pure noise
 _DRAWS = 2_000  # simulated responses
 
 
@@ -21,12 +21,12 @@ def universal_strength(
     *,
     seed: int = 0,
 ) -> float:
-    """The quantile-universal threshold: the strength that keeps pure noise out.
+    """Compute the quantile-universal threshold: the strength that excludes pure noise.
 
-    With no dependence at all, the model stays empty with probability 0.95: the quantile of
-    the penalty's `max_strength` over simulated responses. For the squared loss the noise level is
-    the fixed point of the residual's (the square-root lasso), so none has to be given. Raises
-    `InputError` for a penalty whose threshold is not that of one entry or one row.
+    If targets do not depend on the features, the model stays empty with probability 0.95: it is a
+    quantile of the penalty's `max_strength` over simulated responses. For squared loss the noise
+    level is estimated as a fixed point of the residual's (the square-root lasso). Raises
+    `InputError` for a penalty whose threshold is not that of a single entry or row.
 
     Reference: Giacobino, Sardy, Diaz-Rodriguez and Hengartner (2017), Quantile universal
     threshold; Sun and Zhang (2012), Scaled sparse linear regression.
@@ -41,13 +41,13 @@ def universal_strength(
     rows = len(problem.x)
     generator = torch.Generator().manual_seed(seed)
 
-    # the threshold of a gradient is that of its largest entry or row: found once, then scaled
+    # a gradient's threshold is that of its largest entry or row: computed once and scaled
     unit = torch.zeros(problem.outputs, problem.x.shape[1], dtype=torch.float64)
     unit[0, 0] = 1.0
     factor = penalty.max_strength(unit, problem.largest_step)
 
     def highest(residuals: Tensor) -> Tensor:
-        """(draws, rows, outputs) -> (draws,)."""
+        """Map residuals (draws, rows, outputs) to thresholds (draws,)."""
         gradients = torch.einsum("dno,np->dop", residuals, problem.x) / rows
         sizes = gradients.abs() if penalty.layout == "entries" else gradients.norm(dim=1)
         return factor * sizes.flatten(1).amax(1)
@@ -75,7 +75,7 @@ def _indicators(problem: LinearProblem) -> Tensor:
 
 
 def _noise_fixed_point(problem: LinearProblem, penalty: FeaturePenalty, pivot: float) -> float:
-    """strength = pivot * standard deviation of the residual that it leaves."""
+    """Solve strength = pivot * standard deviation of the residual at that strength."""
     fit = None
     spread = float(problem.y.square().mean().sqrt())
     for _ in range(50):

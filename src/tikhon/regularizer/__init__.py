@@ -1,1 +1,1 @@
-"""When: penalties on the user's own optimizer, through its step hooks."""
+"""Apply penalties in the step hooks of the user's own optimizer."""

@@ -1,5 +1,7 @@
-"""Whether weights are trained without us: hooks lost, another optimizer, no call of `step`,
-a wrapper that goes on after it, gradients that a step computes itself.
+"""Detect training that bypasses us.
+
+Lost hooks, another optimizer, `step` never called, a wrapper that moves weights afterwards,
+gradients recomputed within a step.
 """
 
 from __future__ import annotations
@@ -13,46 +15,46 @@ from torch.utils.hooks import RemovableHandle
 
 from tikhon.regularizer.targets import is_lazy, local
 
-_EDITS = 4  # changes that a user's own code makes to a weight between attaching and training
+_EDITS = 4  # edits of a weight by user code, between attaching and training
 _SAMPLE = 16
-_PERIODS = 13  # steps in which weights that move between them are looked for
+_PERIODS = 13  # steps in which movement between steps is looked for
 
 
 class Activity:
-    """What one parameter was after our last step, to notice training that goes on without us.
+    """State of a parameter after our last step, to detect training without us.
 
-    Between two of our steps others may move it as well (a second optimizer on a shared trunk,
-    the two passes of SAM): the most that was seen between two of them is allowed again.
+    Others may also move it between our steps (a second optimizer on a shared trunk, the two passes
+    of SAM): up to the largest number of changes seen between two of them is allowed.
     """
 
     def __init__(self, optimizer: optim.Optimizer, param: nn.Parameter | None, steps: int) -> None:
         self.optimizer, self.param = optimizer, param
-        self.uncounted = steps_of(optimizer) - steps  # steps of the optimizer that were not ours
-        self._allowed = 1  # as by weights that a user loads
+        self.uncounted = steps_of(optimizer) - steps  # optimizer steps that were not ours
+        self._allowed = 1  # such as loading weights
         self._begun = 0
         self._acted = False
         self._sample: Tensor | None = None  # of the weights, until our first step
         self.look()
 
     def begin(self) -> None:
-        """Our step begins."""
+        """Note the start of our step."""
         if self.param is not None:
             self._begun = self.param._version
             if self._acted:
                 self._allowed = max(self._allowed, self._begun - self._version)
 
     def moved(self) -> None:
-        """The optimizer has made its move of this step."""
+        """Note the optimizer's move in this step."""
         if self.param is not None:
             self._allowed = max(self._allowed, self.param._version - self._begun)
 
     def end(self) -> None:
-        """Our step ends."""
+        """Note the end of our step."""
         self._acted = True
         self.look()
 
     def trained_without_us(self, steps: int) -> bool:
-        """Whether the parameter has been trained since our last step."""
+        """Return whether the parameter was trained since our last step."""
         if steps_of(self.optimizer) - self.uncounted > steps:
             return True
         if self.param is None or is_lazy(self.param):
@@ -63,11 +65,11 @@ class Activity:
             return fresh and moved > self._allowed
         if moved:
             return moved > _EDITS or (fresh and moved > 1)
-        # moved behind autograd's back, as by `param.data.sub_`
+        # changed without autograd noticing, as by `param.data.sub_`
         return self._sample is not None and not torch.equal(self._sample, _sample(self.param))
 
     def look(self) -> None:
-        """What the parameter is now is known."""
+        """Record the current state of the parameter."""
         param = self.param
         if param is None:
             return
@@ -80,29 +82,29 @@ class Activity:
 
 
 class Drift:
-    """Whether weights move between our steps, so that zeros and bounds do not outlast these.
+    """Detect weights that move between our steps, so that zeros and bounds are lost.
 
-    Wrappers do that which average the weights with copies of their own (Lookahead) or go on when
-    the optimizer inside has stepped, also those that put back before the next step what they have
-    moved (schedule-free wrappers): the weights are looked at where the next gradient arrives, too.
-    A perturbation that is taken back after that (SAM) is none.
+    Wrappers do so that average weights with their own copies (Lookahead), or act after the inner
+    optimizer's step, even if they undo it before the next step (schedule-free wrappers): hence
+    weights are also checked when the next gradient arrives. Perturbations undone after that (SAM)
+    do not count.
     """
 
     def __init__(self, param: nn.Parameter) -> None:
         self._param = param
-        self._found: Tensor | None = None  # at the beginning of a step
+        self._found: Tensor | None = None  # at the start of a step
         self._left: Tensor | None = None  # at its end
-        self._strayed = False  # where the next gradient arrived
+        self._strayed = False  # when the next gradient arrived
         self._arrival = Arrival(self._stray)
         self._steps = self._moved = 0
 
     @property
     def over(self) -> bool:
-        """Whether it has looked for long enough."""
+        """Whether enough steps have been checked."""
         return self._steps >= _PERIODS or is_lazy(self._param)
 
     def begin(self) -> bool:
-        """A step begins; whether the weights have now moved between steps twice."""
+        """Note a step's start; return whether weights have moved between steps twice."""
         self.stop()
         now = _sample(self._param)
         self._moved += self._strayed or self._apart(now)
@@ -110,12 +112,12 @@ class Drift:
         return self._moved > 1
 
     def end(self) -> None:
-        """It has ended."""
+        """Note a step's end."""
         self._left = _sample(self._param)
         self._arrival.expect(self._param)
 
     def stop(self) -> None:
-        """Look no more at gradients that arrive."""
+        """Stop waiting for gradients."""
         self._arrival.arrived()
 
     def _stray(self) -> None:
@@ -130,7 +132,7 @@ class Drift:
 
 
 class Arrival:
-    """Whether a gradient arrives once it is expected, and what is done with the first one."""
+    """Detect the arrival of a gradient, and run a callback on the first one."""
 
     def __init__(self, then: Callable[[], None] | None = None) -> None:
         self._then = then
@@ -138,12 +140,12 @@ class Arrival:
         self._arrived = False
 
     def expect(self, param: nn.Parameter) -> None:
-        """From here on, for this parameter's gradient."""
+        """Start waiting for this parameter's gradient."""
         if param.requires_grad and param.is_leaf:
             self._handle = param.register_post_accumulate_grad_hook(self._arrive)
 
     def arrived(self) -> bool:
-        """Whether one has arrived; it is expected no more."""
+        """Return whether a gradient has arrived, and stop waiting."""
         self._stop()
         arrived, self._arrived = self._arrived, False
         return arrived

@@ -1,4 +1,4 @@
-"""The steps of one optimizer, and what the terms of a Regularizer do in each of them."""
+"""Apply the terms of a Regularizer in the steps of one optimizer."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ from tikhon.regularizer.targets import local, summed
 from tikhon.regularizer.terms import Binding, Route
 
 PULLED: tuple[Route, ...] = "gradient", "orthant"  # terms that act through the gradient
-LASTING: tuple[Route, ...] = "prox", "orthant", "project"  # whose zeros or bounds are to last
+LASTING: tuple[Route, ...] = "prox", "orthant", "project"  # whose zeros or bounds persist
 
 
 class Attachment:
-    """The terms on the parameters that one optimizer holds, acting in its steps.
+    """Terms on the parameters of one optimizer, applied in its steps.
 
     Attributes:
-        optimizer: whose steps these are.
-        steps: how many it has taken since it was attached, skipped ones not counted.
-        plan: what a step does, for the parameters as they are now.
+        optimizer: the optimizer.
+        steps: steps taken since attaching, excluding skipped ones.
+        plan: the work of a step, for the current parameters.
     """
 
     def __init__(
@@ -67,31 +67,31 @@ class Attachment:
         self.optimizer, self.model, self.steps = optimizer, model, steps
         self.plan: StepPlan
         self.activity: Activity
-        self._is_bound = is_bound  # whether the whole model is as it was; asked now and then
-        self.copies: Copies | None = None  # of the weights, in the optimizer's state
-        self._notice = notice  # called where parameters were replaced or added
-        self._around = around  # the kind of a wrapper around the optimizer
+        self._is_bound = is_bound  # whether the model is unchanged; called occasionally
+        self.copies: Copies | None = None  # copies of the weights in the optimizer's state
+        self._notice = notice  # called when parameters are replaced or added
+        self._around = around  # class name of a wrapper around the optimizer
         self._drift: Drift | None = None
         self._is_torchs = is_torchs(optimizer)
-        self._recomputed = Arrival()  # a gradient within the step, without what was added to it
-        self._noted: Sequence[Binding] = ()  # whose gradients may be gone after the step
+        self._recomputed = Arrival()  # a gradient within the step, lacking what was added
+        self._noted: Sequence[Binding] = ()  # terms whose gradients may be cleared by the step
         self._gradients: dict[nn.Parameter, Tensor] = {}  # the user's own
         self._replaced: dict[
             nn.Parameter, tuple[Tensor, int]
         ] = {}  # what is there, and its version
         self._decayed: list[Shrunk] = []
-        self._averages: list[tuple[Binding, Tensor | None]] = []  # from before the step
-        self._fresh: list[Binding] = []  # whose parameters have no state before the step
+        self._averages: list[tuple[Binding, Tensor | None]] = []  # averages before the step
+        self._fresh: list[Binding] = []  # terms without optimizer state before the step
         self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before
-        self._moved: dict[str, Tensor] | None = {}  # weights that shares are measured from
+        self._moved: dict[str, Tensor] | None = {}  # weights to measure shares from
         self._unread: Unread | None = None  # whether the last step was skipped
-        self._warned = False  # of layers that were lost
-        self._is_told = False  # that the optimizer computes gradients itself
+        self._warned = False  # about lost layers
+        self._is_told = False  # whether it was reported that the optimizer computes gradients
         self._hooks: StepHooks | None = None
         self._evaluation: EvalHook | None = None
 
     def plan_steps(self, bindings: Sequence[Binding], places: Sequence[Location]) -> None:
-        """Work out what a step does, for these terms and the parameters as they are now."""
+        """Plan a step for these terms and the current parameters."""
         self.plan = StepPlan.of(self.optimizer, bindings, places)
         self._own_decay = OwnDecay(self.plan)
         before = getattr(self, "activity", None)
@@ -99,7 +99,7 @@ class Attachment:
             self.activity = Activity(self.optimizer, self.plan.watched, self.steps)
 
     def begin(self) -> None:
-        """Act from the next step on."""
+        """Start acting in steps."""
         kept = self.plan.first(*LASTING)
         if self._around and kept is not None:
             self._drift = Drift(kept.target.params[0])
@@ -114,7 +114,7 @@ class Attachment:
             )
 
     def remove(self) -> None:
-        """Act no more."""
+        """Stop acting in steps."""
         self.recount()
         if self._drift is not None:
             self._drift.stop()
@@ -132,22 +132,22 @@ class Attachment:
 
     @property
     def is_passed_by(self) -> bool:
-        """Whether its weights have been trained since its last step."""
+        """Whether its weights were trained since its last step."""
         return self.activity.trained_without_us(self.steps)
 
     @property
     def params(self) -> list[nn.Parameter]:
-        """The parameters that it acts on."""
+        """The parameters it acts on."""
         return (
             [p for binding in self.plan.held for p in binding.target.params] if self.acts else []
         )
 
     def measure(self) -> None:
-        """Measure the share of each term in the next step."""
+        """Measure each term's share of the next step."""
         self._moved = {} if self._moved is None else self._moved
 
     def recount(self) -> None:
-        """Take the last step back from the count if the device has skipped it."""
+        """Correct the step count if the device skipped the last step."""
         unread, self._unread = self._unread, None
         if unread:
             self.steps -= 1
@@ -188,7 +188,7 @@ class Attachment:
         return changed
 
     def _look_between(self, drift: Drift) -> None:
-        """Warn where weights move between the steps; in the first ones only."""
+        """Warn of weights that move between steps, during the first steps only."""
         if len(owners_of_hooks(self.optimizer)) > 1:  # another handle moves them after ours
             drift.stop()
             self._drift = None
@@ -204,7 +204,7 @@ class Attachment:
             self._drift = None
 
     def _penalized(self, closure: Closure) -> Closure:
-        """The closure with the penalties inside: it zeroes what a pre-hook adds to `.grad`."""
+        """Wrap the closure to add penalties, as it clears what a pre-hook adds to `.grad`."""
         first = True
 
         def evaluate() -> object:
@@ -222,9 +222,9 @@ class Attachment:
         return evaluate
 
     def _penalize(self, *, decay: bool = True, lent: bool = False) -> None:
-        """All that comes before the optimizer's own move.
+        """Do everything that precedes the optimizer's own move.
 
-        `lent` says whether its own weight_decay may be used for that move.
+        `lent` says whether its weight_decay may be used for it.
         """
         plan, measure = self.plan, self._moved is not None
         self._noted = plan.held if self._may_clear else ()
@@ -255,17 +255,17 @@ class Attachment:
             self._own_decay.lend(own_decay)
 
     def _after(self) -> None:
-        """All that comes after it."""
+        """Do everything that follows it."""
         try:
             self._finish()
         finally:
             self._forget_who_moved()
 
     def _finish(self) -> None:
-        """The moves after the optimizer's own, except where a GradScaler has found an overflow.
+        """Make the moves after the optimizer's own, unless a GradScaler found an overflow.
 
-        The optimizer has taken its step: whatever raises, the rest is done for all that is left,
-        and the first error is told at the end.
+        As the optimizer has already stepped, errors do not prevent the remaining moves; the first
+        one is raised at the end.
         """
         recomputed = not self._is_torchs and self._recomputed.arrived()
         self._restore_gradients(others=not recomputed)
@@ -308,7 +308,7 @@ class Attachment:
     def _apply_proxes(
         self, skipped: Tensor | None, moved: dict[str, Tensor], errors: list[Exception]
     ) -> None:
-        """Proxes and constraints of every parameter; `errors` gets what they raise."""
+        """Apply proxes and constraints to every parameter; `errors` collects their exceptions."""
         plan = self.plan
         if self._fresh:
             bound_gains(plan, self._fresh)
@@ -326,9 +326,9 @@ class Attachment:
 
     @torch.no_grad()
     def _consult(self, phase: str) -> list[Exception]:
-        """Ask the controllers of a phase for their strengths; returns what they have raised.
+        """Ask the controllers of a phase for strengths; return their exceptions.
 
-        The strength and the memory of one that raises stay as they were.
+        A controller that raises keeps its strength and memory.
         """
         errors: list[Exception] = []
         shared: dict[int, dict[str, object]] = {}
@@ -351,7 +351,7 @@ class Attachment:
         return errors
 
     def _failed(self) -> None:
-        """The step has raised: gradients and weights become the user's own again."""
+        """Restore the user's gradients and weights after a step that raised."""
         self._recomputed.arrived()
         self._restore_gradients(others=False)  # if told late, backward may have run again since
         decayed, self._decayed = self._decayed, []
@@ -367,12 +367,12 @@ class Attachment:
 
     @property
     def _may_clear(self) -> bool:
-        """Whether gradients may be gone after the step: an optimizer or a hook may free them."""
+        """Whether gradients may be cleared within the step, by the optimizer or another hook."""
         return not self._is_torchs or len(self.optimizer._optimizer_step_post_hooks) > 1
 
     @property
     def _is_alone(self) -> bool:
-        """Whether no other hook sees the optimizer within its step, or changes it there."""
+        """Whether no other hook observes or changes the optimizer within its step."""
         hooks = self.optimizer._optimizer_step_pre_hooks, self.optimizer._optimizer_step_post_hooks
         return all(len(found) == 1 for found in hooks)
 
@@ -394,9 +394,9 @@ class Attachment:
         )
 
     def _restore_gradients(self, *, others: bool) -> None:
-        """Put the user's gradients back, but where they have been zeroed.
+        """Restore the user's gradients, except where they were zeroed.
 
-        `others` says whether in the place of tensors that an optimizer has put there, too.
+        `others` says whether to also replace tensors that the optimizer put in their place.
         """
         self._own_decay.give_back()
         for param, grad in self._gradients.items():
@@ -413,14 +413,14 @@ class Attachment:
 
 @torch.no_grad()
 def zeros_in(bindings: Sequence[Binding]) -> dict[str, Tensor]:
-    """Which entries are zero now, by parameter; of those whose terms make zeros."""
+    """Return masks of current zeros by parameter, for terms that make zeros."""
     targets = [binding.target for binding in bindings if binding.route == "prox"]
     named = ((name, p) for t in targets for name, p in zip(t.names, t.params))
     return {name: param.detach() == 0 for name, param in named}
 
 
 def own_params(bindings: Sequence[Binding]) -> dict[str, nn.Parameter]:
-    """The parameters that terms act on, by name."""
+    """Return the parameters that terms act on, by name."""
     targets = [binding.target for binding in bindings]
     return {name: p for target in targets for name, p in zip(target.names, target.params)}
 
@@ -431,7 +431,7 @@ def give(
     params: Mapping[str, nn.Parameter],
     zeros: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Give other values of the weights these zeros (those of now if None) and the constraints."""
+    """Apply zeros (by default the current ones) and constraints to other copies of the weights."""
     for binding in bindings:
         target = binding.target
         own = tuple(params[name] for name in target.names)
@@ -447,5 +447,5 @@ def give(
 
 
 def value_of(binding: Binding) -> Tensor:
-    """The penalty over the whole weights."""
+    """Return the penalty on the full weights."""
     return summed(binding.penalty.value(binding.read()), binding.target.params[0])

@@ -1,4 +1,4 @@
-"""Who gets what: the table of every parameter and the terms that act on it."""
+"""The audit: a table of every parameter and the terms that act on it."""
 
 from __future__ import annotations
 
@@ -30,21 +30,20 @@ from tikhon.regularizer.targets import (
 from tikhon.regularizer.terms import Binding, How, Terms, bind
 from tikhon.wrappers import unwrap
 
-LOOKS = (1, 10, 100, 1000)  # steps after which layers that were lost are looked for
+LOOKS = (1, 10, 100, 1000)  # steps after which lost layers are looked for
 _BATCHED = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One parameter: what it is, which terms act on it, and why none does.
+    """One parameter: its properties, the terms acting on it, or why there are none.
 
-    `route` says by which move of a step each term acts: "gradient", "decay", "prox" in the
-    optimizer's metric, "orthant" where that is not known, "project" in the metric for constraints
-    or "project, Euclidean".
+    `route` says how each term acts: "gradient", "decay", "prox" in the optimizer's metric,
+    "orthant" if that is unknown, "project" in the metric for constraints, or "project, Euclidean".
 
-    `time_scales` holds for each term the steps in which decay alone leaves 1/e of a weight,
-    1 / (rate * strength) (Wang and Aitchison 2024, https://arxiv.org/abs/2405.13698): of L2 by lr,
-    or in objective mode under SGD by its gain; None elsewhere, as under Adam, where it depends on
+    `time_scales` has for each term the steps in which decay alone reduces a weight to 1/e,
+    1 / (rate * strength) (Wang and Aitchison 2024, https://arxiv.org/abs/2405.13698): for L2 by
+    lr, or in objective mode under SGD by its gain; else None, as under Adam, where it depends on
     the gradients.
     """
 
@@ -67,7 +66,7 @@ class Audit:
     assignments: tuple[Assignment, ...]
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Plain values, one dict a parameter."""
+        """Return plain values, one dict for each parameter."""
         return [asdict(row) for row in self.assignments]
 
     def __getitem__(self, parameter: str) -> Assignment:
@@ -99,7 +98,7 @@ class Audit:
         return notebook.card(repr(self), (), head, rows)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
-        """The strength of every term on every parameter, on a logarithmic scale.
+        """Plot the strength of every term on every parameter, on a log scale.
 
         Args:
             ax: matplotlib axes to draw on; a new figure if None.
@@ -125,7 +124,7 @@ class Audit:
 
         table = Table(box=box.SIMPLE, pad_edge=False)
         for heading in ("parameter", "shape", "before", "term", "strength", "mode"):
-            table.add_column(heading, no_wrap=True)  # names stay whole, to be searched and copied
+            table.add_column(heading, no_wrap=True)  # unwrapped, to search and copy
         table.add_column("note", overflow="fold", min_width=30)
         for row in self.assignments:
             table.add_row(
@@ -146,11 +145,11 @@ class Audit:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one term is and did on one parameter.
+    """The state and effect of one term on one parameter.
 
-    `share` is the norm of the term's own move over that and the optimizer's move together; for
-    a term that acts through the gradient, the same of the two gradients. `zeros` is the share of
-    exact zeros among the `entries` weights.
+    `share` is the norm of the term's own move divided by the sum of that and the optimizer's; for
+    a term that acts through the gradient, the same for gradients. `zeros` is the share of exact
+    zeros among the `entries` weights.
     """
 
     name: str
@@ -164,7 +163,7 @@ class Trace:
     entries: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
     def _repr_html_(self) -> str:
@@ -173,7 +172,7 @@ class Trace:
 
 
 def audit(model: nn.Module, terms: Terms, *, how: How = "objective") -> Audit:
-    """The table of who gets what, before anything is attached.
+    """Return the audit of terms before attaching anything.
 
     Args:
         model: the module.
@@ -196,7 +195,7 @@ def assign(
     optimizers: Sequence[optim.Optimizer] | None = None,
     steps_per_epoch: int | None = None,
 ) -> Audit:
-    """One row a parameter, in the model's order."""
+    """Build one row for each parameter, in the model's order."""
     norms = _followed_by_norm(model)
     held = {id(p) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     rows = []
@@ -226,7 +225,7 @@ def assign(
 
 
 def _route(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> str:
-    """By which move of a step the term acts, in the first optimizer that holds its parameters."""
+    """Return the route of a term under the first optimizer that holds its parameters."""
     optimizer = next((o for o in optimizers if held_by(o, [binding])), None)
     if optimizer is None:
         return binding.route
@@ -237,7 +236,7 @@ def _route(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> str:
 
 
 def _time_scale(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> float | None:
-    """Steps in which decay alone leaves 1/e of a weight, where that is one number."""
+    """Return the steps in which decay alone reduces a weight to 1/e, if that is one number."""
     optimizer = next((o for o in optimizers if held_by(o, [binding])), None)
     if optimizer is None or not binding.plain:
         return None
@@ -258,7 +257,7 @@ def _in_words(time_scale: float, steps_per_epoch: int | None) -> str:
 
 
 def _mode(how: str, route: str) -> str:
-    """The mode column: what the term means, and how it acts where that says more."""
+    """Return the mode of a term, with its route where that adds information."""
     if how == "objective" and route in ("prox", "orthant"):
         return f"{how}, {route}"
     return f"{how}, Euclidean" if route.endswith("Euclidean") else how
@@ -294,7 +293,7 @@ def _note(entry: Entry, own: list[Binding], norm: str, held: bool) -> str:
 def say_who_is_left_out(
     bindings: Sequence[Binding], optimizers: Sequence[optim.Optimizer]
 ) -> None:
-    """Tell of terms on parameters that no optimizer holds.
+    """Warn of terms on parameters that no optimizer holds.
 
     Raises ValueError if that is all of them, unless they are frozen and may be added later.
     """
@@ -326,7 +325,7 @@ def changes(
     now: Sequence[Binding],
     optimizers: Sequence[optim.Optimizer],
 ) -> Iterator[str]:
-    """What terms lost when parameters of the model were replaced after attaching."""
+    """Yield messages on terms lost because parameters were replaced after attaching."""
     present = {name: binding for binding in now for name in binding.target.names}
     held = {binding for optimizer in optimizers for binding in held_by(optimizer, now)}
     for binding in before:
@@ -352,9 +351,9 @@ def warn_of_contradictions(
     bindings: Sequence[Binding],
     earlier: Sequence[Binding] = (),
 ) -> None:
-    """Warn once a term of each pair of settings that is known to be a mistake.
+    """Warn once per term of combinations of settings known to be mistakes.
 
-    `earlier` are the bindings of other Regularizers that are attached to the same optimizer.
+    `earlier` are the bindings of other Regularizers on the same optimizer.
     """
     said: set[tuple[str, str, int]] = set()
 
@@ -413,11 +412,11 @@ def warn_of_contradictions(
 
 
 def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> bool:
-    """Warn of tensors of a deep net that a prox in an adaptive metric has zeroed as a whole.
+    """Warn of tensors of a deep network fully zeroed by a prox in an adaptive metric.
 
-    Early in training the gradients of inner layers are small, hence steps in the metric of Adam
-    and its kin large, and a layer of zeros passes no gradient back: it stays lost. Fewer than
-    three tensors, one number for all steps, or a strength that a controller seeks say nothing.
+    Early gradients of inner layers are small, so steps in the metric of Adam and its variants are
+    large, and a zeroed layer blocks gradients for good. Not reported for fewer than three tensors,
+    a uniform gain, or strengths set by a controller.
     """
     own = [b for b in bindings if b.how == "objective"]
     if len(own) < 3 or is_uniform(optimizer):
@@ -440,7 +439,7 @@ def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding])
 
 
 def _is_alive(binding: Binding) -> bool:
-    """Whether any weight of the target's whole parameters is not zero, or there are none."""
+    """Return whether any weight of the full parameters is non-zero, or there are none."""
     params = binding.target.params
     found = [local(p).count_nonzero() for p in params]
     empty = not any(p.numel() for p in params)
@@ -448,7 +447,7 @@ def _is_alive(binding: Binding) -> bool:
 
 
 def warn(message: str) -> None:
-    """Warn at the line of the user's own code that led here, past tikhon's and torch's."""
+    """Warn at the line of user code that led here, outside tikhon and torch."""
     depth, frame = 1, sys._getframe()
     while frame and frame.f_globals.get("__name__", "").split(".")[0] in ("tikhon", "torch"):
         depth, frame = depth + 1, frame.f_back
@@ -458,7 +457,7 @@ def warn(message: str) -> None:
 def _doubled(
     bindings: Iterable[Binding], earlier: Sequence[Binding]
 ) -> Iterator[tuple[Binding, Binding]]:
-    """Bindings that act a second time: the same penalty on a parameter, or another prox."""
+    """Yield bindings that act twice: the same penalty on a parameter, or another prox."""
     for binding in bindings:
         ours = set(map(id, binding.target.params))
         for other in earlier:
@@ -468,14 +467,14 @@ def _doubled(
 
 
 def _serves(optimizer: optim.Optimizer, binding: Binding) -> bool:
-    """Whether the term has an exact way under this optimizer in objective mode."""
+    """Return whether the optimizer supports the term exactly in objective mode."""
     return (
         has_gain(optimizer) or getattr(type(binding.base), "slopes", None) is not Proximable.slopes
     )
 
 
 def _followed_by_norm(model: nn.Module) -> dict[int, str]:
-    """Modules whose next sibling in a container is a batch, instance or weightless-scale norm."""
+    """Map modules to the batch or instance norm that directly follows them in a container."""
     found = {}
     for module in model.modules():
         children = list(module.children())

@@ -1,4 +1,4 @@
-"""The terms bound to the parameters that a model has now, and bound again as these change."""
+"""Bind terms to the current parameters of a model, and rebind when they change."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Bound:
 
     Attributes:
         model: the model.
-        terms: what `regularize` was given.
-        how: the mode of terms that do not name their own.
-        seen: the parameters that the model had.
+        terms: the argument of `regularize`.
+        how: the default mode of terms.
+        seen: the parameters of the model.
         bindings: the terms on them.
-        rounding: what 16-bit weights have lost.
+        rounding: rounding errors of 16-bit weights.
         lazy: whether a parameter had no shape yet.
     """
 
@@ -37,7 +37,7 @@ class Bound:
 
     @classmethod
     def of(cls, model: nn.Module, terms: Terms, how: How) -> Bound:
-        """The terms on the parameters of the model; ValueError for a pattern without match."""
+        """Bind terms to the parameters of a model; ValueError for a pattern without match."""
         seen = entries_of(model)
         return cls._on(model, terms, how, seen, bind(model, seen, terms, how))
 
@@ -51,7 +51,7 @@ class Bound:
 
     @property
     def places(self) -> list[Location]:
-        """Where the model holds the parameters that terms act on."""
+        """Return where the model holds the parameters of the terms."""
         bound = {id(param) for binding in self.bindings for param in binding.target.params}
         return [
             Location(owner._parameters, name.rpartition(".")[2], entry.param, entry.param.dtype)
@@ -61,7 +61,7 @@ class Bound:
         ]
 
     def is_current(self) -> bool:
-        """Whether the model has the same parameters under the same names; identity decides."""
+        """Return whether the model has the identical parameters under the same names."""
         now = entries_of(self.model)
         if self.lazy and not any(is_lazy(entry.param) for entry in now):
             return False
@@ -70,10 +70,10 @@ class Bound:
         )
 
     def renewed(self, absent: Callable[[str], None]) -> Bound:
-        """The terms on the parameters that the model has now.
+        """Rebind the terms to the current parameters of the model.
 
-        Parameters that are the same keep all that was known of them; strengths go on where they
-        were. `absent` is told of patterns that match nothing any more.
+        Unchanged parameters keep their state, and strengths continue. `absent` is called for
+        patterns without a match.
         """
         seen = entries_of(self.model)
         known = {binding.name: binding for binding in self.bindings}
@@ -102,7 +102,7 @@ def _same(one: Binding, other: Binding) -> bool:
 
 
 def _forget_other_weights(before: Sequence[Binding], now: Sequence[Binding]) -> None:
-    """Controllers remember by weights: where these have other shapes, they start over."""
+    """Clear controller memory of weights whose shapes changed."""
     known, shapes = _shapes(before), _shapes(now)
     for live in {id(binding.live): binding.live for binding in now}.values():
         if live.name in known and known[live.name] != shapes[live.name]:

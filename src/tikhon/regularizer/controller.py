@@ -1,4 +1,4 @@
-"""The protocol of closed-loop strengths, and what they see at each optimizer step."""
+"""The protocol of closed-loop strengths, and their input at each optimizer step."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ Per = Literal["term", "layer", "group"]
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One parameter at one step, as a controller sees it.
+    """One parameter at one step, as seen by a controller.
 
-    Tensors are of the view that the penalty sees, and belong to the Regularizer: read only.
+    Tensors have the penalty's view of the weights, and must not be modified.
 
     Attributes:
         name: the parameter's name.
-        penalty: the penalty with the strength in force at this step.
+        penalty: the penalty with its current strength.
         how: "objective" or "decoupled".
-        params: the parameters themselves (their `.grad` is what the user's backward left).
+        params: the parameters themselves (`.grad` is that of the user's backward).
         weights: after this step; for a controller with `phase="before_prox"`, between the
             optimizer's move and the prox.
-        before: before this step, if the controller has `needs_before`, otherwise None.
-        gain: the factor between the strength and the move that the penalty makes: the optimizer's
-            stationary gain (a number, or a tensor of the shape of `weights`) in objective mode,
-            its lr in decoupled mode.
-        rate: the scalar part of the gain: how far a unit move, scaled like the optimizer's
-            update, goes (lr for Adam and its kin, lr / (1 - momentum) for SGD).
-        arrange: puts tensors of the parameters' shapes (gradients) in the shape of `weights`.
+        before: before this step if the controller has `needs_before`, else None.
+        gain: ratio of the penalty's move to its strength: the optimizer's stationary gain (a
+            number, or a tensor of the shape of `weights`) in objective mode, lr in decoupled mode.
+        rate: the scalar part of the gain: the length of a unit move, scaled like the optimizer's
+            update (lr for Adam and its variants, lr / (1 - momentum) for SGD).
+        arrange: converts tensors of the parameters' shapes (gradients) to the shape of `weights`.
     """
 
     name: str
@@ -51,16 +50,16 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What a controller is given: the readings that share one strength.
+    """Input of a controller: the readings that share one strength.
 
     Attributes:
-        readings: one a parameter; all of the term's if `per="term"`, those in one parameter group
-            if `per="group"`, one if `per="layer"`.
+        readings: one for each parameter; all of the term's if `per="term"`, those in one parameter
+            group if `per="group"`, one if `per="layer"`.
         model: the (unwrapped) model.
-        memory: numbers and tensors that the controller keeps for this strength from step to
-            step. The Regularizer owns it and puts it in its state_dict.
-        shared: a dict that is empty at each step and common to all strengths of the controller,
-            for work that is done once a step (such as a validation gradient).
+        memory: numbers and tensors kept by the controller for this strength between steps, stored
+            in the Regularizer's state_dict.
+        shared: a dict, empty at each step, shared by all strengths of the controller, for work
+            done once per step (such as a validation gradient).
     """
 
     readings: Sequence[Reading]
@@ -70,20 +69,20 @@ class Observation:
 
 
 class Controller(ABC):
-    """A strength that answers to the weights; a frozen value, its state is in `memory`.
+    """A strength computed from the weights; a frozen value, its state is in `memory`.
 
     Class variables:
-        phase: when `next` is called. "after_prox": after prox and constraints, the answer is the
+        phase: when `next` is called. "after_prox": after prox and constraints, setting the
             strength of the next step. "before_prox": between the optimizer's move and the prox,
-            the answer is used by the prox of this same step.
-        needs_before: whether readings hold the weights from before the step (a copy each step).
-        reads_shards: whether `next` is right where a process holds a part of the weights (FSDP2).
+            setting the strength of this step's prox.
+        needs_before: whether readings hold the weights before the step (copied each step).
+        reads_shards: whether `next` is correct if a process holds part of the weights (FSDP2).
 
     Attributes:
         start: the strength of the first step.
-        per: "term" for one strength in all parameters of the term, "layer" for one each, "group"
+        per: "term" for one strength for all parameters of the term, "layer" for one each, "group"
             for one in each parameter group of the optimizer.
-        every: `next` is called at every so manyth step.
+        every: steps between calls of `next`.
     """
 
     phase: ClassVar[Literal["before_prox", "after_prox"]] = "after_prox"
@@ -95,24 +94,24 @@ class Controller(ABC):
 
     @abstractmethod
     def next(self, strength: float, observation: Observation, step: int) -> float:
-        """The next strength, finite and >= 0; `step` counts optimizer steps from 1."""
+        """Return the next strength, finite and >= 0; `step` counts optimizer steps from 1."""
 
     def check(self, model: nn.Module) -> None:
-        """Raise `InputError` where it cannot serve a model; asked before the first step."""
+        """Raise `InputError` for an unsuitable model; called before the first step."""
         return
 
     def recorded(
         self, memory: Mapping[str, object], steps: int
     ) -> Controller | Callable[[int], float]:
-        """The strength of another run of `steps` steps that follows what this one has found.
+        """Return the strength for another run of `steps` steps that replays this one.
 
-        Itself where nothing is found that another run would not find again.
+        Itself if there is nothing recorded that another run would not find again.
         """
         return self
 
 
 def summed_over_shards(reading: Reading, amount: float) -> float:
-    """The sum of an amount over all processes that hold a part of the reading's weights."""
+    """Sum an amount over all processes that hold part of the reading's weights."""
     param = reading.params[0]
     if not hasattr(param, "placements"):
         return amount

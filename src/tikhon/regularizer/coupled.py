@@ -1,10 +1,9 @@
-"""L2 in objective mode by the optimizer's own weight_decay, in the pass that it makes anyway.
+"""Apply L2 in objective mode through the optimizer's own weight_decay.
 
-What torch's optimizers call `weight_decay`, where it is not decoupled, is the gradient of L2: the
-same operation on the same numbers. So for the time of a step the groups of the optimizer are cut
-into the parameters of each strength, and the optimizer decays them, without a second copy of the
-gradients. Not where others have hooks on the step: they would save the cut groups, or change them
-in the place of the optimizer's own.
+Coupled `weight_decay` of torch's optimizers is the gradient of L2: the same operation on the
+same numbers. During a step the parameter groups are therefore split by strength, and the
+optimizer decays them in its own pass, without a second copy of the gradients. Not used with
+other hooks on the step, which would see or change the split groups.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from tikhon.regularizer.plan import StepPlan
 
 
 class OwnDecay:
-    """The weight_decay of an optimizer, lent to L2 terms for the time of a step."""
+    """Lend an optimizer's weight_decay to L2 terms during a step."""
 
     def __init__(self, plan: StepPlan) -> None:
         self._optimizer = plan.optimizer
         self._alphas: dict[int, float] = {}
-        self._parts: list[tuple[int, float, Group]] = []  # of which group, the strength, the part
-        self._groups: list[Group] | None = None  # the optimizer's own, in a step
+        self._parts: list[tuple[int, float, Group]] = []  # group index, strength, part
+        self._groups: list[Group] | None = None  # the original groups, during a step
 
     def lend(self, alphas: dict[int, float]) -> None:
-        """Let the optimizer add `alpha * w` to gradients; alphas by the id of the parameter."""
+        """Let the optimizer add `alpha * w` to gradients; alphas by parameter id."""
         self._groups = groups = self._optimizer.param_groups
         if alphas != self._alphas:
             self._alphas, self._parts = alphas, _parts(groups, alphas)
@@ -35,13 +34,13 @@ class OwnDecay:
         self._optimizer.param_groups = [part for _, _, part in self._parts]
 
     def give_back(self) -> None:
-        """The groups are the optimizer's own again."""
+        """Restore the optimizer's groups."""
         if self._groups is not None:
             self._optimizer.param_groups, self._groups = self._groups, None
 
 
 def _parts(groups: list[Group], alphas: dict[int, float]) -> list[tuple[int, float, Group]]:
-    """Each group by the strengths of its parameters."""
+    """Split each group by the strengths of its parameters."""
     found: list[tuple[int, float, Group]] = []
     for number, group in enumerate(groups):
         by_alpha: dict[float, list[object]] = {}

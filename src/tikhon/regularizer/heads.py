@@ -1,4 +1,4 @@
-"""Which part of an attention's matrix belongs to which head."""
+"""Find the part of an attention matrix that belongs to each head."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import nn
 _COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _KEYS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 _THIRDS = {"in_proj", "in_proj_weight", "qkv", "qkv_proj", "c_attn", "Wqkv"}  # queries, keys, ...
-_MIXED = {"query_key_value"}  # all three of a head, then those of the next
+_MIXED = {"query_key_value"}  # queries, keys and values of one head, then of the next
 _QUERIES = {"q", "query", "queries", "wq"}
-_SHARED = {"k", "v", "key", "value", "keys", "values", "wk", "wv"}  # perhaps of fewer heads
+_SHARED = {"k", "v", "key", "value", "keys", "values", "wk", "wv"}  # possibly fewer heads
 _OUTPUTS = {"o", "out", "output", "wo", "dense", "proj"}
-_OTHERS = {"mlp", "ffn", "fc", "fc1", "fc2", "ff"}  # matrices of a block that has heads elsewhere
+_OTHERS = {"mlp", "ffn", "fc", "fc1", "fc2", "ff"}  # other matrices of an attention block
 Split = tuple[int, tuple[int, ...]]
 
 
 def head_rows(
     model: nn.Module, name: str, shape: torch.Size, *, inputs_first: bool
 ) -> tuple[int, Split]:
-    """The dimension of the heads once a dimension is split, and which and how that is.
+    """Return the dimension of the heads after a split, and the split as (dimension, sizes).
 
-    A matrix is told by its name, as torch, Hugging Face and timm call it. Raises ValueError for
-    one that is no matrix of an attention, has another name, or does not divide into the heads.
+    Matrices are recognised by name, as in torch, Hugging Face and timm. Raises ValueError for a
+    matrix not in an attention, with another name, or not divisible by the heads.
     """
     path = name.split(".")
     for depth in range(len(path) - 1, -1, -1):
@@ -61,11 +61,11 @@ def _split(
     elif parts & _MIXED:
         split = (heads, 3 * size if size else -1)
     elif words & _SHARED:
-        # a head of the keys may serve several of the queries
+        # a key head may serve several query heads
         config = getattr(module, "config", None)
         own = _first(module, _KEYS) or _first(config, _KEYS)
         if own is None and size is None and shape[0] == shape[1]:
-            own = heads  # as wide as what they read: none is shared
+            own = heads  # square, hence none is shared
         if own is None and size is None:
             raise ValueError(
                 f'rows="head": nothing tells how many heads {name!r} has, which several of the '
@@ -95,7 +95,7 @@ def _split(
 
 
 def _told_by_siblings(module: nn.Module, heads: int, *, inputs_first: bool) -> int | None:
-    """The entries of a head by the matrix of the queries beside, or that of the outputs."""
+    """Return the head size from a sibling matrix of queries, or else of outputs."""
     found: dict[bool, set[int]] = {True: set(), False: set()}
     for name, param in module.named_parameters():
         path = name.split(".")
@@ -105,7 +105,7 @@ def _told_by_siblings(module: nn.Module, heads: int, *, inputs_first: bool) -> i
             continue
         queries = bool(words & _QUERIES)
         if queries or words & _OUTPUTS:
-            along = param.shape[inputs_first == queries]  # the heads are what queries give
+            along = param.shape[inputs_first == queries]  # heads are outputs of queries
             if along % heads == 0:
                 found[queries].add(along // heads)
     for queries in (True, False):
@@ -120,5 +120,5 @@ def _first(owner: object, names: tuple[str, ...]) -> int | None:
 
 
 def _size(module: nn.Module) -> int | None:
-    """The entries of a head, where the module says it."""
+    """Return the head size, if the module declares it."""
     return _first(module, ("head_dim", "attention_head_size"))

@@ -1,8 +1,8 @@
-"""Step hooks that run once, around the outermost `step`, and hear of steps that raise.
+"""Step hooks that run once around the outermost `step`, and are told of exceptions.
 
-torch wraps `step` in every class of optimizers, so hooks run again within a `step` that calls
-`super().step()`, and its post hooks do not run after an exception. Here the outermost call
-counts, and a guard around the optimizer's own `step` tells of an exception at once.
+torch wraps `step` in every optimizer class, so hooks run again within a `step` that calls
+`super().step()`, and post hooks do not run after an exception. Here only the outermost call
+counts, and a guard around the optimizer's `step` reports exceptions immediately.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn, optim
 
 Args = tuple[object, ...]
 Options = dict[str, object]
-Changed = tuple[Args, Options] | None  # the arguments of a step; None where they stay
+Changed = tuple[Args, Options] | None  # new arguments of a step, None if unchanged
 Closure = Callable[..., object]
 Result = TypeVar("Result")
 _TORCH = cast(Any, optim.Optimizer.profile_hook_step).__code__.co_filename
@@ -29,11 +29,11 @@ class StepHooks:
     """Three functions on the steps of an optimizer.
 
     Attributes:
-        before: called with the arguments of the outermost `step`; may return them changed, as
+        before: called with the arguments of the outermost `step`; may return new ones as
             (args, kwargs).
-        after: called when that `step` has returned.
-        failed: called when it, or one of the two, has raised.
-        owner: whose functions these are.
+        after: called after that `step` returns.
+        failed: called if it, or one of the two, raises.
+        owner: the owner of the functions.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StepHooks:
         self._siblings.append(self)
 
     def remove(self) -> None:
-        """Take the hooks off the optimizer, and its guard if no others are left."""
+        """Remove the hooks from the optimizer, and its guard if no others are left."""
         for handle in self._handles:
             handle.remove()
         if self in self._siblings:
@@ -66,13 +66,13 @@ class StepHooks:
             _unguard(self._optimizer)
 
     def abandon(self) -> None:
-        """The step under way has raised."""
+        """Report that the current step raised."""
         self._depth = 0
         self.failed()
 
     def _enter(self, optimizer: optim.Optimizer, args: Args, kwargs: Options) -> Changed:
         if self._depth and _steps_under_way(optimizer) == 1:
-            self.abandon()  # the last one raised, and was called past the guard
+            self.abandon()  # the last step raised outside the guard
         self._depth += 1
         return self.before(args, kwargs) if self._depth == 1 else None
 
@@ -81,17 +81,17 @@ class StepHooks:
             return  # attached within this step
         self._depth -= 1
         if self._depth and _steps_under_way(optimizer) == 1:
-            self._depth = 0  # an inner step raised, and the outer one went on
+            self._depth = 0  # an inner step raised, and the outer one continued
         if not self._depth:
             self.after()
 
 
 class EvalHook:
-    """Two functions around the `eval` of an optimizer, which puts an average in the parameters.
+    """Two functions around an optimizer's `eval`, which swaps an average into the parameters.
 
     Attributes:
-        before: called when the weights are still those that are trained.
-        after: called with what `before` has given, when the others have taken their place.
+        before: called with the trained weights still in place.
+        after: called with the result of `before`, once they are swapped.
     """
 
     def __init__(
@@ -113,15 +113,15 @@ class EvalHook:
         vars(optimizer)["eval"] = evaluate
 
     def remove(self) -> None:
-        """Give the optimizer its own `eval` back, unless something has been put around ours."""
+        """Restore the optimizer's `eval`, unless it was wrapped since."""
         if vars(self._optimizer).get("eval") is self._evaluate:
             vars(self._optimizer)["eval"] = self._earlier
 
 
 def with_closure(args: Args, kwargs: Options, change: Callable[[Closure], Closure]) -> Changed:
-    """The arguments that a step hook sees with their closure changed; None where they have none.
+    """Change the closure in a step hook's arguments; None if there is none.
 
-    It is the argument of that name or the first function, the optimizer itself being the first
+    It is the argument named closure or the first function; the optimizer itself is the first
     argument.
     """
     if callable(closure := kwargs.get("closure")):
@@ -136,15 +136,15 @@ def with_closure(args: Args, kwargs: Options, change: Callable[[Closure], Closur
 
 
 def owners_of_hooks(optimizer: optim.Optimizer) -> list[object]:
-    """The owners of all hooks on the steps of this optimizer."""
+    """Return the owners of all hooks on the steps of this optimizer."""
     guard = vars(optimizer).get("step")
     return [one.owner for one in getattr(guard, "hooks", ())]
 
 
 def _guard(optimizer: optim.Optimizer) -> list[StepHooks]:
-    """See that exceptions of the optimizer's `step` reach the hooks; the hooks they reach."""
-    earlier = vars(optimizer).get("step")  # such as the wrapper of a learning rate scheduler
-    if hasattr(earlier, "guards"):  # also of one that a scheduler has wrapped
+    """Guard the optimizer's `step`, so that exceptions reach the hooks; return those."""
+    earlier = vars(optimizer).get("step")  # such as a learning rate scheduler's wrapper
+    if hasattr(earlier, "guards"):  # also within a scheduler's wrapper
         return cast(Any, earlier).hooks
     hooks: list[StepHooks] = []
 
@@ -165,7 +165,7 @@ def _guard(optimizer: optim.Optimizer) -> list[StepHooks]:
 
 
 def _unguard(optimizer: optim.Optimizer) -> None:
-    """Give the optimizer its own `step` back, unless something else has been put around it."""
+    """Restore the optimizer's `step`, unless it was wrapped since."""
     guard = vars(optimizer).get("step")
     if getattr(guard, "__func__", None) is getattr(guard, "guards", guard):
         del vars(optimizer)["step"]
@@ -174,7 +174,7 @@ def _unguard(optimizer: optim.Optimizer) -> None:
 
 
 def _steps_under_way(optimizer: optim.Optimizer) -> int:
-    """How many calls of this optimizer's `step` the stack holds, this hook's own included."""
+    """Count the active calls of this optimizer's `step` on the stack, including this hook's."""
     count, frame = 0, cast("FrameType | None", sys._getframe(1))
     while frame is not None:
         code = frame.f_code
@@ -185,14 +185,14 @@ def _steps_under_way(optimizer: optim.Optimizer) -> int:
 
 
 def untraced(hook: Callable[..., Result]) -> Callable[..., Result]:
-    """The hook, kept out of the graph when the optimizer's step is compiled."""
-    # The optimizer's own making imported the compiler, unless the command line spares it.
+    """Exclude the hook from the graph if the optimizer's step is compiled."""
+    # Creating the optimizer imported the compiler, unless the command line prevents it.
     compiler = "torch._dynamo" in sys.modules
     apart = cast(Any, torch.compiler.disable)(hook) if compiler else hook
 
     def call(optimizer: optim.Optimizer, args: object, kwargs: object) -> Result:
         if torch.compiler.is_compiling():
             return apart(optimizer, args, kwargs)
-        return hook(optimizer, args, kwargs)  # the detour costs as much as a small kernel
+        return hook(optimizer, args, kwargs)  # the indirection costs as much as a small kernel
 
     return call

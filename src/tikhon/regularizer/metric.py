@@ -1,12 +1,12 @@
 """The stationary gain of an optimizer: the metric in which a prox keeps the objective's minimum.
 
 The gain is the factor by which a constant gradient moves a weight once the optimizer's state is
-steady, read from its hyper-parameters and state after the step. `register_gain` takes the rule of
-an optimizer of your own.
+steady, computed from hyper-parameters and state after the step. `register_gain` adds a rule for
+a custom optimizer.
 
-Where gradients have been zero an adaptive gain has no bound: a prox in it would erase in one step
-the rows of an embedding that no batch has held. So the second moments of weights under a penalty
-of slope `s` are kept from falling to where the gain would exceed lr / s (see `Memory`).
+An adaptive gain is unbounded where gradients are zero: one prox step would erase embedding rows
+that no batch contained. Second moments of weights under a penalty of slope `s` are therefore kept
+large enough that the gain is at most lr / s (see `Memory`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tikhon.regularizer.targets import local
 
 Number = float | Tensor
 Group = dict[str, Any]
-State = Any  # what an optimizer keeps of a parameter: a dict in torch's own
+State = Any  # per-parameter state of an optimizer: a dict in torch
 
 
 class Gain(NamedTuple):
     """`numerator / (sqrt(moment) / scale + eps)`, or just the numerator without a moment.
 
-    Kept in parts so that a kernel can fuse it; `dense()` is the number or the full tensor. With
-    `root=False` the moment enters without the square root.
+    Kept in parts for fused kernels; `dense()` is the number or full tensor. With `root=False` the
+    moment enters without the square root.
     """
 
     numerator: Number
@@ -39,12 +39,12 @@ class Gain(NamedTuple):
     root: bool = True
 
     def dense(self) -> Number:
-        """The gain as one number or as a tensor of the parameter's (local) shape."""
+        """Return the gain as a number or as a tensor of the parameter's (local) shape."""
         stiffness = self.stiffness()
         return self.numerator if stiffness is None else self.numerator / stiffness
 
     def stiffness(self) -> Tensor | None:
-        """The denominator, of the parameter's (local) shape; None without a moment."""
+        """Return the denominator in the parameter's (local) shape; None without a moment."""
         if self.moment is None:
             return None
         moment = local(self.moment)
@@ -52,13 +52,13 @@ class Gain(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The tensor of an optimizer's state that must not vanish, and what becomes of it in a step.
+    """An optimizer state tensor that must not vanish, and its change in a step.
 
-    With every entry at least `share * s**power (+ beyond)` before a step, no denominator of the
-    gain is below `s` after it, whatever the gradient. The optimizer's own move and the prox read
-    the same tensor, so the metric of both is changed alike and the minimum stays where it is; a
-    bound on the prox alone would move it. Where gradients exceed `s` nothing changes, and where
-    they are smaller a weight shrinks by about lr a step, as it would with the penalty in the loss.
+    If every entry is at least `share * s**power (+ beyond)` before a step, no denominator of the
+    gain is below `s` after it, whatever the gradient. The optimizer's move and the prox use the
+    same tensor, so both metrics change alike and the minimum is kept; bounding only the prox would
+    move it. Nothing changes where gradients exceed `s`; where they are smaller, weights shrink by
+    about lr per step, as with the penalty in the loss.
     """
 
     tensor: Tensor
@@ -67,7 +67,7 @@ class Memory(NamedTuple):
     beyond: Tensor | None = None
 
     def least(self, slope: Number) -> Number:
-        """What entries must be at least under a penalty of this slope."""
+        """Return the lower bound of entries under a penalty of this slope."""
         least = self.share * slope**self.power
         return least if self.beyond is None else least + self.beyond
 
@@ -77,12 +77,12 @@ MemoryOf = Callable[[Group, State], Memory]
 
 
 class Rule(NamedTuple):
-    """What is known of a class of optimizers."""
+    """Known properties of a class of optimizers."""
 
     gain: GainOf
     memory: MemoryOf | None
     uniform: bool
-    couples: bool = False  # its `weight_decay` is added to the gradient, unless a group says no
+    couples: bool = False  # `weight_decay` is added to the gradient, unless a group disables it
 
 
 _rules: dict[type[optim.Optimizer], Rule] = {}
@@ -95,19 +95,19 @@ def register_gain(
     uniform: bool = False,
     memory: MemoryOf | None = None,
 ) -> None:
-    """Tell the stationary gain of an optimizer of your own, so that proxes act in its metric.
+    """Register the stationary gain of a custom optimizer, so that proxes act in its metric.
 
     The gain is the factor by which a constant gradient moves a weight once the optimizer's state
-    is steady. A subclass that does not override `step` shares the rule; one that does has a rule
-    of its own or none. Without a rule penalties with zeros go another way, by pseudo-gradients.
+    is steady. A subclass that does not override `step` inherits the rule; others need their own.
+    Without a rule, penalties with zeros use pseudo-gradients instead.
 
     Args:
         optimizer_class: the class.
-        rule: called after a step with the optimizer, the parameter's group and its state; gives a
-            number, a tensor of the parameter's shape, or a `Gain`.
+        rule: called after a step with the optimizer, the parameter's group and its state; returns
+            a number, a tensor of the parameter's shape, or a `Gain`.
         uniform: whether the gain is always one number for all weights of a parameter.
-        memory: called with group and state; gives the `Memory` that bounds the gain where
-            gradients have been zero. Without it nothing does.
+        memory: called with group and state; returns the `Memory` that bounds the gain where
+            gradients were zero. Without it the gain is not bounded.
 
     >>> class Doubled(torch.optim.SGD):
     ...     def step(self, closure=None):
@@ -136,49 +136,49 @@ def register_gain(
 
 
 def rule_of(optimizer: optim.Optimizer) -> Rule | None:
-    """What is known of this optimizer; None where its class overrides a known class's `step`."""
+    """Return the rule of this optimizer; None if its class overrides `step` of a known class."""
     return _rule_of(type(optimizer))
 
 
 @functools.lru_cache(maxsize=256)
 def _rule_of(kind: type[optim.Optimizer]) -> Rule | None:
     known = next((base for base in kind.__mro__ if base in _rules), None)
-    # torch wraps `step` in the class of the first instance, which is no override
+    # torch wraps `step` in the class of the first instance, which is not an override
     if known is None or inspect.unwrap(kind.step) is not inspect.unwrap(known.step):
         return None
     return _rules[known]
 
 
 def has_gain(optimizer: optim.Optimizer) -> bool:
-    """Whether the gain of this kind of optimizer is known."""
+    """Return whether the gain of this optimizer is known."""
     return rule_of(optimizer) is not None
 
 
 def is_uniform(optimizer: optim.Optimizer) -> bool:
-    """Whether the gain is known and one number for all weights of a parameter."""
+    """Return whether the gain is known and one number for all weights of a parameter."""
     rule = rule_of(optimizer)
     return rule is not None and rule.uniform
 
 
 def decays(rule: Rule | None, group: Group) -> bool:
-    """Whether the optimizer adds `weight_decay * w` to the gradients of the group itself."""
+    """Return whether the optimizer itself adds `weight_decay * w` to gradients of the group."""
     coupled = rule is not None and rule.couples and not group.get("decoupled_weight_decay")
     return coupled and isinstance(group.get("weight_decay"), float | int)
 
 
 def group_of(optimizer: optim.Optimizer, param: nn.Parameter) -> Group:
-    """The parameter group that holds the parameter."""
+    """Return the parameter group that holds the parameter."""
     return next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
 
 
 def own_rate(how: str, group: Group) -> Number:
-    """How far a term outside the metric moves a step, over its strength.
+    """Return the move per step of a term outside the metric, divided by its strength.
 
-    By lr, as AdamW decays in torch; "independent" of lr by 1, times the share of its start (or
-    its peak) that a scheduler has made of it, as in the paper of AdamW.
+    lr, as for AdamW in torch; for "independent" 1, times the ratio that a scheduler has made of lr
+    to its start (or peak), as in the AdamW paper.
     """
     rate = group.get("lr")
-    if rate is None:  # the rule finds its own
+    if rate is None:  # computed by the rule
         return 1.0
     if how != "independent":
         return rate
@@ -187,7 +187,7 @@ def own_rate(how: str, group: Group) -> Number:
 
 
 def stationary_gain(optimizer: optim.Optimizer, group: Group, state: object) -> Gain:
-    """The gain for one parameter, from its group and its state after the step.
+    """Return the gain of one parameter, from its group and its state after the step.
 
     Raises TypeError for an optimizer whose step is not known to be a gain times the gradient.
 
@@ -233,7 +233,7 @@ def _radam(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     correction = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * step * beta2**step / correction
-    # before the variance estimate is long enough (step 5 or so) RAdam is SGD with momentum
+    # until its variance estimate is long enough (about step 5), RAdam is SGD with momentum
     adaptive = length > 5
     if isinstance(adaptive, Tensor):
         adaptive = bool(adaptive)
@@ -261,7 +261,7 @@ def _adagrad(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
 
 
 def _adadelta(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
-    # undo the last update of acc_delta, by a gradient of the size that square_avg remembers
+    # undo the last update of acc_delta, assuming a gradient of the size in square_avg
     rho, eps = group["rho"], group["eps"]
     square, after = local(state["square_avg"]), local(state["acc_delta"])
     relative = square / (square + eps)
@@ -270,13 +270,13 @@ def _adadelta(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
 
 
 def _asgd(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
-    # the state already holds the eta of the next step
+    # the state already has eta of the next step
     lr, steps = group["lr"], number(state["step"]) - 1
     return Gain(lr / (1 + group["lambd"] * lr * steps) ** group["alpha"])
 
 
 def _second_moment(decay: Callable[[Group], float]) -> MemoryOf:
-    """The memory of an average of squares that is corrected for its start, as Adam's."""
+    """Return the memory of a bias-corrected average of squares, as Adam's."""
 
     def memory(group: Group, state: State) -> Memory:
         kept = decay(group)
@@ -287,7 +287,7 @@ def _second_moment(decay: Callable[[Group], float]) -> MemoryOf:
 
 
 def _square_avg(group: Group, state: State) -> Memory:
-    """That of RMSprop, whose averages are not corrected; the variance decays no faster."""
+    """Return the memory of RMSprop, without bias correction; the variance decays no faster."""
     mean = local(state["grad_avg"]).square() if group["centered"] else None
     return Memory(state["square_avg"], 1 / group["alpha"], beyond=mean)
 
@@ -322,7 +322,7 @@ _rules.update(
 
 
 def number(counter: Any) -> Number:
-    """A step counter as a float where that needs no transfer from a device."""
+    """Return a step counter as a float if that needs no device transfer."""
     if isinstance(counter, Tensor) and counter.is_cpu:
         return counter.item()
     return counter

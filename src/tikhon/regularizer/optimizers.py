@@ -1,6 +1,6 @@
-"""What kind of optimizer a Regularizer is given: wrappers around another one, copies of weights.
+"""Classify optimizers: wrappers around others, and copies of the weights they keep.
 
-Kinds are told by what an optimizer holds and does, not by the names of classes.
+Determined by what an optimizer holds and does, not by class names.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from tikhon.regularizer.audit import warn
 from tikhon.regularizer.targets import is_distributed
 from tikhon.regularizer.terms import Binding, Route
 
-_STEPS = 12  # of a probe: wrappers around torch's optimizers synchronise every 5 or 6
+_STEPS = 12  # of a probe: wrappers of torch's optimizers synchronise every 5 or 6 steps
 _RATE = 0.01
-_PROBE = 100.0  # the size of a probe's weights, far from that of its gradients and moments
-_PRIME = 11  # the step before which a probe is moved: at no multiple of a period
-_MOVE = 0.1  # of a probe's weights, and how much of it must outlast a step
+_PROBE = 100.0  # size of a probe's weights, far from that of its gradients and moments
+_PRIME = 11  # step before which a probe is moved, not a multiple of a period
+_MOVE = 0.1  # of a probe's weights, and the share of it that must outlast a step
 _LASTING = 0.97
 _HELD = 45  # steps in which weights are held against a gradient
-_RUN = 20  # how much longer than in the first third the last one is where they run away
-_LIKE = 0.9999  # the cosine of weights and of the state that they are computed from
-_SMALL = 1e-9  # of the cubes of a probe's weights, and how much gradients may differ there
+_RUN = 20  # factor on the moves from the first to the last third that counts as running away
+_LIKE = 0.9999  # cosine of weights and the state they are computed from
+_SMALL = 1e-9  # of the cubes of a probe's weights, and the tolerance of gradients there
 _BENT = 0.01
-_TURNED = 0.02  # of the weights, the least that a gradient across turns them by
-_SHORTER = 0.1  # of that, the least that a gradient along shortens them by
+_TURNED = 0.02  # least relative turn of the weights by an orthogonal gradient
+_SHORTER = 0.1  # of that, the least shortening by a parallel gradient
 T = TypeVar("T")
-Some = TypeVar("Some")  # an optimizer, or a wrapper around one
+Some = TypeVar("Some")  # an optimizer or a wrapper
 
 
 def several(optimizer: object) -> list[object]:
-    """The optimizers of a list, a dict or its values; one alone in a list."""
+    """Return the optimizers of a list or dict; a single one as a list."""
     if isinstance(optimizer, Mapping):
         return list(cast("Mapping[object, object]", optimizer).values())
     if isinstance(optimizer, Iterable) and not isinstance(
@@ -48,9 +48,9 @@ def several(optimizer: object) -> list[object]:
 
 
 def stepping(optimizer: object) -> optim.Optimizer:
-    """The optimizer whose `step` moves the weights: the one inside Accelerate's, Lightning's, SAM.
+    """Return the optimizer whose `step` moves the weights, inside Accelerate, Lightning or SAM.
 
-    Any object that holds a torch optimizer of the same parameters is a wrapper around it.
+    Any object that holds a torch optimizer of the same parameters counts as a wrapper.
     """
     wrapper = optimizer
     while inner := inside(wrapper):
@@ -71,7 +71,7 @@ def stepping(optimizer: object) -> optim.Optimizer:
 
 
 def inside(wrapper: object) -> list[optim.Optimizer]:
-    """The optimizers that an object holds, if they step all parameters that it has itself."""
+    """Return the optimizers held by an object, if they cover all of its own parameters."""
     attributes = getattr(wrapper, "__dict__", {})
     found = {id(one): one for one in attributes.values() if isinstance(one, optim.Optimizer)}
     own = {id(p) for group in getattr(wrapper, "param_groups", ()) for p in group["params"]}
@@ -81,14 +81,14 @@ def inside(wrapper: object) -> list[optim.Optimizer]:
 
 @dataclass(frozen=True)
 class Copies:
-    """What an optimizer keeps of the weights beside the parameters.
+    """Copies of the weights kept by an optimizer beside the parameters.
 
     Attributes:
-        keys: where it keeps them.
-        every_step: whether it moves in each step (the parameter is a point between two
-            sequences), or now and then (the parameter is set back towards it).
-        averaged: whether it is an average of the parameters that stands in their place in
-            evaluation, and has no part in training.
+        keys: state keys of the copies.
+        every_step: whether they move in each step (the parameter is between two sequences), or
+            occasionally (the parameter is pulled back to them).
+        averaged: whether they are an average of the parameters for evaluation, not used in
+            training.
     """
 
     keys: tuple[str, ...]
@@ -97,36 +97,36 @@ class Copies:
 
 
 def copies_in(optimizer: optim.Optimizer) -> Copies | None:
-    """The copy of the weights that the optimizer moves beside the parameters, if it keeps one.
+    """Return the copies of the weights that the optimizer moves itself, if any.
 
-    Found by a few steps on weights of its own: a few numbers, far from those of gradients and
-    moments. Optimizers of torch have none, and one that cannot be tried like that tells nothing.
+    Detected by a few steps on test weights of a size unlike gradients and moments. Torch's own
+    optimizers have none; None also if the optimizer cannot be tested.
     """
     return _tried(_find_copies, optimizer, otherwise=None)
 
 
 def keeps_moves(optimizer: optim.Optimizer) -> bool:
-    """Whether what is done to the parameters between two steps outlasts the next one.
+    """Return whether changes of the parameters between steps outlast the next step.
 
     Not so where they are computed from the optimizer's state alone (dual averaging, as in FTRL) or
-    in part (MADGRAD). Found by a few steps on weights of its own.
+    partly (MADGRAD). Detected by a few steps on test weights.
     """
     return _tried(_keeps_a_move, optimizer, otherwise=True)
 
 
 def holds_lengths(optimizer: optim.Optimizer) -> bool:
-    """Whether gradients turn weights and do not shorten them, as those of penalties should.
+    """Return whether gradients turn weights without shortening them, defeating penalties.
 
-    So where weights keep one length or one largest singular value (optimizers on spheres). Found
-    by a few steps on weights of its own, along these and across.
+    So where weights keep their norm or largest singular value (optimizers on spheres). Detected by
+    a few steps on test weights, with parallel and orthogonal gradients.
     """
     return _tried(_holds_lengths, optimizer, otherwise=False)
 
 
 def runs_away(optimizer: optim.Optimizer) -> bool:
-    """Whether steps grow without end while gradients last and weights are held where they are.
+    """Return whether steps grow without bound while weights are held against gradients.
 
-    As those of D-Adaptation do, which takes gradients that do not vanish for a goal that is far.
+    As with D-Adaptation, which takes persistent gradients for a distant goal.
     """
     return _tried(_runs_away, optimizer, otherwise=False)
 
@@ -158,10 +158,10 @@ def _holds_lengths(optimizer: optim.Optimizer) -> bool:
         twin, probes = _twin(optimizer)
         probe = max(probes, key=lambda one: one.ndim)
         start = probe.detach().double()
-        if any(twin.state.get(one) for one in probes):  # which goes with the size of the weights
+        if any(twin.state.get(one) for one in probes):  # state that depends on weights
             return False
         for count in range(_HELD):
-            if count == 1:  # some take their length in the first step
+            if count == 1:  # some set their step length in the first step
                 start = probe.detach().double().clone()
             for one in probes:
                 one.data.div_(1 if count else _PROBE)
@@ -177,34 +177,33 @@ def _holds_lengths(optimizer: optim.Optimizer) -> bool:
 
 
 def _across(w: Tensor) -> Tensor:
-    """Some direction at right angles to the weights."""
+    """Return a direction orthogonal to the weights."""
     other = w.flip(0) if w.numel() > 1 else w
     return other - w * (other * w).sum() / w.square().sum()
 
 
 def _largest(w: Tensor) -> Tensor:
-    """The largest singular value."""
+    """Return the largest singular value."""
     return torch.linalg.svdvals(w.flatten(1))[0]
 
 
 def _tried(experiment: Callable[[Some], T], optimizer: Some, otherwise: T) -> T:
-    """What an experiment on a twin of the optimizer finds, where it can be made and tells more."""
+    """Run an experiment on a twin of the optimizer; `otherwise` if impossible or unnecessary."""
     if is_torchs(optimizer) or _may_communicate(optimizer):
         return otherwise
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             return experiment(optimizer)
-    except Exception:  # it needs a device, attributes of its own parameters ...
+    except Exception:  # it needs a device, or attributes of its own parameters
         return otherwise
 
 
 def bends_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
-    """Whether a wrapper's `step` changes gradients by the weights before the optimizer sees them.
+    """Return whether a wrapper's `step` changes gradients depending on the weights.
 
-    As LARC does, which scales those of a layer by the norm of its weights, and OrthoGrad, which
-    takes away their part along these. Found by steps of a twin with two gradients at large weights
-    and at small ones of other directions: their difference is the same where gradients are only
-    clipped, or weight decay is added to them.
+    As LARC, which scales a layer's gradients by the norm of its weights, and OrthoGrad, which
+    removes their component along the weights. Detected by steps of a twin with two gradients at
+    large and at small weights: their difference is unaffected by clipping and weight decay.
     """
     if _is_part_of_more(wrapper):
         return False
@@ -212,11 +211,11 @@ def bends_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
 
 
 def reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
-    """Whether a wrapper reads gradients itself, before the optimizer inside it has its step.
+    """Return whether a wrapper reads gradients before the inner optimizer's step.
 
-    As TRAC does, which scales the optimizer's moves by what they and the gradients have in common.
-    Found by steps of a twin whose optimizer inside is given gradients of its own: the twin ends
-    elsewhere where others are left outside.
+    As TRAC, which scales the optimizer's moves by their alignment with gradients. Detected by
+    steps of a twin whose inner optimizer gets its own gradients: it then depends on the outer
+    ones.
     """
     if _is_part_of_more(wrapper):
         return False
@@ -224,7 +223,7 @@ def reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
 
 
 def _is_part_of_more(wrapper: object) -> bool:
-    """Whether it holds more than optimizers and numbers, which a step of a twin would move."""
+    """Return whether it holds more than optimizers and numbers, which a twin would change."""
     simple = (bool, int, float, str, Tensor, dict, list, tuple, set, type(None), optim.Optimizer)
     return not all(
         isinstance(value, simple)
@@ -236,7 +235,7 @@ def _is_part_of_more(wrapper: object) -> bool:
 def refuse_bent_gradients(
     wrapper: object, optimizer: optim.Optimizer, bindings: Sequence[Binding]
 ) -> None:
-    """Raise TypeError for terms of the objective inside of a wrapper that changes gradients."""
+    """Raise TypeError for objective-mode terms inside a wrapper that changes gradients."""
     found = [b for b in bindings if b.how == "objective" and not b.base.constraint]
     while wrapper is not optimizer:
         (inner,) = inside(wrapper)
@@ -258,13 +257,13 @@ def refuse_bent_gradients(
 
 
 def is_torchs(optimizer: object) -> bool:
-    """Whether the rule of this optimizer is one of torch's own."""
+    """Return whether this optimizer's step is one of torch's own."""
     step = cast("Callable[..., object]", getattr(type(optimizer), "step"))  # noqa: B009
     return inspect.unwrap(step).__module__.startswith("torch.")
 
 
 def _may_communicate(optimizer: object) -> bool:
-    """Whether its step could wait for other processes, which are not in the experiment."""
+    """Return whether its step may wait for other processes, absent from the experiment."""
     if not is_distributed():
         return False
     modules = {inspect.getmodule(kind) for kind in type(optimizer).__mro__}
@@ -310,7 +309,7 @@ def _keeps_a_move(optimizer: optim.Optimizer) -> bool:
 
 def _bends(wrapper: object, optimizer: optim.Optimizer) -> bool:
     differences: list[Tensor] = []
-    for power, size in ((1, 1.0), (3, _SMALL)):  # of other sizes and directions
+    for power, size in ((1, 1.0), (3, _SMALL)):  # different sizes and directions
         seen: list[Tensor] = []
         for seed in (0, 1):
             around, twin, probes = _twin_around(wrapper, optimizer)
@@ -334,10 +333,10 @@ def _bends(wrapper: object, optimizer: optim.Optimizer) -> bool:
 
 def _reads(wrapper: object, optimizer: optim.Optimizer) -> bool:
     ends: list[Tensor] = []
-    for power in (0, 1):  # of the count: what the wrapper sees; the one inside sees one thing
+    for power in (0, 1):  # of the count, seen by the wrapper; the inner one always sees the same
         torch.manual_seed(0)
         around, twin, (probe, *others) = _twin_around(wrapper, optimizer)
-        probe.data.mul_(_SMALL)  # so that the first moves count, which may be tiny
+        probe.data.mul_(_SMALL)  # so that even tiny first moves matter
         own: list[Tensor] = []
 
         def give(*_: object, probe: nn.Parameter = probe, own: list[Tensor] = own) -> None:
@@ -361,7 +360,7 @@ def _reads(wrapper: object, optimizer: optim.Optimizer) -> bool:
 def _twin_around(
     wrapper: object, optimizer: optim.Optimizer
 ) -> tuple[optim.Optimizer, optim.Optimizer, list[nn.Parameter]]:
-    """The same wrapper around a twin of the optimizer, that twin and its weights."""
+    """Return a copy of the wrapper around a twin of the optimizer, the twin and its weights."""
     twin, probes = _twin(optimizer)
     around = _like(wrapper)
     for name, value in vars(wrapper).items():
@@ -373,9 +372,9 @@ def _twin_around(
 
 
 def _swapped_in(twin: optim.Optimizer, probe: nn.Parameter) -> tuple[str, ...] | None:
-    """The state of a parameter from which other weights for evaluation come; None without these.
+    """Return the state keys from which evaluation weights come; None without such weights.
 
-    Empty where there are such weights and they are in no state.
+    Empty if such weights are in no state.
     """
     modes = [getattr(twin, name, None) for name in ("eval", "train")]
     if not all(callable(mode) for mode in modes):
@@ -396,14 +395,14 @@ def _swapped_in(twin: optim.Optimizer, probe: nn.Parameter) -> tuple[str, ...] |
 
 
 def _stepped(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> Iterator[int]:
-    """Steps by gradients at random, the count of them before each but the first."""
+    """Take steps with random gradients, yielding the count before each but the first."""
     for count in _gradients(_STEPS, probes):
         _step(twin, probes)
         yield count
 
 
 def _step(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> None:
-    """One step, with a closure where it asks for one."""
+    """Take one step, with a closure if required."""
     gradients = [probe.grad for probe in probes]
 
     def closure() -> Tensor:
@@ -418,7 +417,7 @@ def _step(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> None:
 
 
 def _gradients(steps: int, probes: Sequence[nn.Parameter]) -> Iterator[int]:
-    """Gradients at random for so many steps, counted from 1."""
+    """Set random gradients for `steps` steps, yielding the count from 1."""
     generator = torch.Generator().manual_seed(0)
     for count in range(1, steps + 1):
         for probe in probes:
@@ -427,13 +426,13 @@ def _gradients(steps: int, probes: Sequence[nn.Parameter]) -> Iterator[int]:
 
 
 def _twin(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
-    """The same optimizer on small weights of its own, without hooks and without a past."""
+    """Return a twin of the optimizer on small weights, without hooks or state."""
     twin, probes = _fresh(optimizer)
     try:
         for probe in probes:
             probe.grad = torch.ones_like(probe)
         _step(twin, probes)
-    except Exception:  # its making has given the weights a state
+    except Exception:  # its constructor initialises the state
         twin, probes = _fresh(optimizer)
         _seed(twin, optimizer, probes)
         return twin, probes
@@ -454,18 +453,18 @@ def _fresh(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Paramet
         probes.append(probe)
         settings = {k: v for k, v in group.items() if k not in ("params", "param_names")}
         if isinstance(settings.get("lr"), float):
-            settings["lr"] = _RATE  # a warm-up may begin with 0
+            settings["lr"] = _RATE  # a warm-up may start from 0
         groups.append({**copy.deepcopy(settings), "params": [probe]})
     twin.param_groups, twin.state = groups, defaultdict(dict)
     if callable(enter := getattr(twin, "train", None)):
-        enter()  # of optimizers that hold other weights for evaluation
+        enter()  # optimizers that swap weights for evaluation
     return twin, probes
 
 
 def _seed(
     twin: optim.Optimizer, optimizer: optim.Optimizer, probes: Sequence[nn.Parameter]
 ) -> None:
-    """Give probes the state that an optimizer's making gives weights, as that of MADGRAD.
+    """Give probes the state that a constructor creates, as MADGRAD's.
 
     Copies of the weights become copies of the probes, other tensors of their shape zeros.
     """
@@ -477,7 +476,7 @@ def _seed(
                 same = held.dtype == param.dtype and torch.equal(held, param)
                 held = probe.detach().clone() if same else torch.zeros_like(probe)
             elif isinstance(held, Tensor) and held.numel() > 1:
-                twin.state.pop(probe, None)  # of a shape of its own, which the probe's is not
+                twin.state.pop(probe, None)  # of another shape, unlike the probe's
                 break
             twin.state[probe][key] = copy.deepcopy(held)
     for key, held in optimizer.state.items():
@@ -486,7 +485,7 @@ def _seed(
 
 
 def _like(optimizer: Some) -> Some:
-    """Another one with the same attributes, which it may change without a trace."""
+    """Return a copy of an object whose changes do not affect the original."""
     twin = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
         if name != "step":
@@ -499,7 +498,7 @@ def _like(optimizer: Some) -> Some:
 
 
 def _near(optimizer: optim.Optimizer, probe: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in the state of a parameter that are close to its weights."""
+    """Yield state tensors close to the parameter's weights."""
     for key, held in optimizer.state[probe].items():
         if isinstance(held, Tensor) and held.shape == probe.shape:
             distance = (held.detach().to(probe.dtype) - probe.detach()).norm()
@@ -510,12 +509,11 @@ def _near(optimizer: optim.Optimizer, probe: nn.Parameter) -> Iterator[tuple[str
 def copies_beside(
     optimizer: optim.Optimizer, routed: Sequence[tuple[Binding, Route]]
 ) -> Copies | None:
-    """The copies of the weights that an optimizer keeps, if terms move the parameters.
+    """Return the copies of the weights that an optimizer keeps, if terms move parameters.
 
-    By orthants zeros are set in the copies too, an average for evaluation gets zeros and bounds
-    when it is put in place, and a penalty in the gradient is right for every
-    optimizer. Raises TypeError for other terms where the parameters are not what is iterated, and
-    warns where they are set back now and then.
+    On the orthant route zeros are also set in the copies, an average for evaluation gets zeros and
+    bounds when it is swapped in, and gradient penalties suit every optimizer. Raises TypeError for
+    other terms if the parameters are not the iterates, and warns if they are occasionally reset.
     """
     _look_for_lengths(optimizer, routed)
     moving = [(b, r) for b, r in routed if r != "gradient"]
@@ -556,7 +554,7 @@ def copies_beside(
 
 
 def _look_for_lengths(optimizer: optim.Optimizer, routed: Sequence[tuple[Binding, Route]]) -> None:
-    """Raise TypeError for smooth penalties of weights that keep their length; warn of zeros."""
+    """Raise TypeError for smooth penalties on weights of fixed norm; warn of zeros."""
     if not routed or not holds_lengths(optimizer):
         return
     kind = type(optimizer).__name__
@@ -576,7 +574,7 @@ def _look_for_lengths(optimizer: optim.Optimizer, routed: Sequence[tuple[Binding
 def _refuse_moves_that_do_not_last(
     optimizer: optim.Optimizer, bindings: Sequence[Binding]
 ) -> None:
-    """Raise TypeError for decay that the optimizer's next step would undo, all or part of it."""
+    """Raise TypeError for decay that the optimizer's next step would undo."""
     if bindings and not keeps_moves(optimizer):
         kind = type(optimizer).__name__
         raise TypeError(

@@ -1,11 +1,11 @@
-"""Exact zeros under any optimizer: it sees a pseudo-gradient, and no weight crosses zero.
+"""Exact zeros under any optimizer, by pseudo-gradients and orthants.
 
-Where the metric of an optimizer is not known, no prox keeps the minimum of loss + penalty. This
-way needs none (Andrew and Gao 2007, https://doi.org/10.1145/1273496.1273501, for rows too): the
-weights stay for a step within one orthant, where the penalty is smooth and the optimizer sees its
-gradient. A weight that would leave it stops at zero, and is held there, whatever the optimizer's
-own state, until the gradient of the loss is steeper than the penalty. The gradient of one batch
-is noise, so an average over some fifty steps decides.
+If an optimizer's metric is unknown, no prox keeps the minimum of loss + penalty. This method
+needs none (Andrew and Gao 2007, https://doi.org/10.1145/1273496.1273501, here for rows too): in
+each step weights stay within one orthant, where the penalty is smooth and the optimizer gets its
+gradient. A weight that would leave it is set to zero, and kept there whatever the optimizer's
+state, until the gradient of the loss exceeds the penalty's slope. As single batches are noisy,
+an average over about fifty steps decides.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tikhon.regularizer.step import with_graph
 from tikhon.regularizer.targets import local
 from tikhon.regularizer.terms import Binding
 
-KEPT = 0.98  # of the average of gradients, a step
-_OUT = 1e-6  # the size that a released zero is given to find the side of the penalty's slope
+KEPT = 0.98  # decay of the average of gradients
+_OUT = 1e-6  # size given to a released zero to find its side of the penalty
 
 
 @torch.no_grad()
@@ -38,10 +38,10 @@ def add_pseudo_gradients(
     first: bool,
     measure: bool,
 ) -> None:
-    """Put the pseudo-gradient in the place of each `.grad`; notes what that was in `before`.
+    """Replace each `.grad` by the pseudo-gradient, storing the original in `before`.
 
-    `first` says whether this is the first evaluation of the step: later ones, at points that a
-    closure tries, keep its orthant. `scale` and `skipped` are a GradScaler's.
+    `first` marks the first evaluation of the step: later ones, at points tried by a closure, keep
+    its orthant. `scale` and `skipped` are a GradScaler's.
     """
     for binding in plan.active("orthant"):
         params = binding.target.params
@@ -62,7 +62,7 @@ def add_pseudo_gradients(
         pull = binding.penalty.grad(facing)
         if measure:
             binding.share = pull.norm() / (pull.norm() + own.norm())
-        # a NaN is not equal to zero, so it comes through
+        # NaN differs from zero, so it is kept
         seen = torch.where(facing == 0, 0, own + pull) * factor
         totals = [gradient.clone() for gradient in gradients]
         if binding.whole:
@@ -74,7 +74,7 @@ def add_pseudo_gradients(
 
 
 def _facing(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tensor:
-    """A point of the orthant of this step: the weights, and of zeros the side they may go to."""
+    """Return a point in the step's orthant: weights, and for zeros the side they may enter."""
     average = gradient
     if binding.average is not None and binding.average.shape == gradient.shape:
         average = binding.average.to(gradient).lerp(gradient, 1 - KEPT)
@@ -94,22 +94,22 @@ def _facing(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tenso
 
 @torch.no_grad()
 def keep_orthants(plan: StepPlan, copies: Sequence[str] = ()) -> None:
-    """Set to zero what has left its orthant in this step; what is not finite stays to be seen.
+    """Set weights that left their orthant to zero; non-finite ones are kept visible.
 
-    Also in the copies of the weights that the optimizer keeps in its state under these keys, as
-    schedule-free ones do: else its next step would bring them back.
+    Also in copies of the weights in the optimizer's state (schedule-free ones), from which the
+    next step would restore them.
     """
     for binding in plan.active("orthant"):
         facing, binding.facing = binding.facing, None
-        if facing is None:  # its gradient came within the step
+        if facing is None:  # its gradient appeared within the step
             continue
         w = wide(binding.read())
         slopes = _slopes(binding, w)
         if slopes.entries is not None:
             w = _without(torch.sign(facing) * w <= 0, w)
         if slopes.rows is not None:
-            # a row seldom passes through zero: it is there where it has turned or is shorter
-            # than its step, or than a few where the gradient is far from driving it away
+            # rows rarely pass through zero: they are zero once turned, or shorter than their step
+            # (or a few steps, if the gradient hardly drives them away)
             step, size = row_norms(w - facing), row_norms(w)
             turned = torch.linalg.vecdot(facing, w, dim=1)[:, None] <= 0
             pull = row_norms(_steeper(cast(Tensor, binding.average), slopes.entries))
@@ -128,10 +128,10 @@ def _slopes(binding: Binding, w: Tensor) -> Slopes:
 
 
 def _steeper(gradient: Tensor, slope: float | Tensor | None) -> Tensor:
-    """What is left of a gradient beyond the penalty's slope."""
+    """Return the part of a gradient that exceeds the penalty's slope."""
     return gradient if slope is None else soft_threshold(gradient, slope)
 
 
 def _without(gone: Tensor, w: Tensor) -> Tensor:
-    """Zero where `gone`; what is not finite stays to be seen."""
+    """Zero where `gone`, keeping non-finite entries visible."""
     return torch.where(gone & w.isfinite(), 0, w)

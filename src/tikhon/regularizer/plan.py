@@ -1,4 +1,4 @@
-"""What a step does, worked out once: which term acts by which move, what moves strengths."""
+"""Plan the work of a step once: the move of each term, and updates of strengths."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ from tikhon.regularizer.terms import Binding, LiveStrength, Route, regroup
 class Location(NamedTuple):
     """Where a module holds a parameter."""
 
-    held: dict[str, nn.Parameter | None]  # the parameters of the module
+    held: dict[str, nn.Parameter | None]  # the module's parameters
     attribute: str
     param: nn.Parameter
-    dtype: torch.dtype  # when it was found: `model.bfloat16()` keeps the parameter
+    dtype: torch.dtype  # at planning time: `model.bfloat16()` keeps the parameter
 
 
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """The bindings of the parameters that an optimizer holds, by route, and their live strengths.
+    """Bindings of the parameters held by an optimizer, by route, with their live strengths.
 
     Attributes:
-        optimizer: whose steps these are.
-        rule: what is known of its gain; None where that is nothing.
-        params: the parameters of each group of the optimizer when the plan was made.
+        optimizer: the optimizer.
+        rule: the rule of its gain, None if unknown.
+        params: the parameters of each of its groups when the plan was made.
         places: where the model held the parameters of the terms.
-        lazy: parameters of the terms that had no shape yet.
-        held: the bindings of parameters that the optimizer holds.
-        groups: the group of each parameter, by its id.
-        numbers: the groups whose parameters have terms.
-        routes: the bindings of each route.
-        live: all live strengths, which have the strength of a step after `turn`.
+        lazy: parameters of the terms without a shape yet.
+        held: bindings of parameters held by the optimizer.
+        groups: group index by parameter id.
+        numbers: indices of groups with terms.
+        routes: bindings by route.
+        live: all live strengths, up to date after `turn`.
         scheduled: those of schedules, which change after every step.
-        tensors: the live strengths of tensors, whose values may change in place.
-        consulted: the live strengths of controllers with the bindings they read, by phase.
-        copied: bindings whose weights a controller wants from before the step.
-        fused: the bindings whose prox a kernel may do where the weights lie.
-        bounded: the bindings whose gain must not grow without bound.
-        coupled: those of L2 that are what the optimizer's own weight_decay is.
-        watched: the parameter that tells whether training goes on without us.
-        late: whether there is nothing to do before the optimizer's own step.
+        tensors: those given as tensors, which may change in place.
+        consulted: those of controllers with the bindings they read, by phase.
+        copied: bindings whose previous weights a controller needs.
+        fused: bindings whose prox a kernel may apply in place.
+        bounded: bindings whose gain must be bounded.
+        coupled: L2 bindings equal to the optimizer's own weight_decay.
+        watched: the parameter that shows training without us.
+        late: whether nothing precedes the optimizer's own step.
     """
 
     optimizer: optim.Optimizer
@@ -93,7 +93,7 @@ class StepPlan:
         bindings: Sequence[Binding],
         places: Sequence[Location],
     ) -> StepPlan:
-        """The plan for the optimizer's groups as they are now."""
+        """Plan for the optimizer's current groups."""
         groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
         regroup(bindings, groups)
         held = held_by(optimizer, bindings)
@@ -147,7 +147,7 @@ class StepPlan:
         )
 
     def is_current(self) -> bool:
-        """Whether optimizer and model hold the parameters that they held; identity decides."""
+        """Return whether optimizer and model hold the identical parameters."""
         groups = self.optimizer.param_groups
         if len(groups) != len(self.params):
             return False
@@ -161,36 +161,36 @@ class StepPlan:
 
     @property
     def constant(self) -> bool:
-        """Whether no strength moves, so that no step needs to be counted."""
+        """Whether all strengths are constant, so that steps need no counting."""
         return not self.scheduled and not any(self.consulted.values())
 
     def is_consulted(self, step: int) -> bool:
-        """Whether a controller looks at the weights in this step, counted from 1."""
+        """Return whether a controller reads the weights in this step, counted from 1."""
         found = (live.source for phase in self.consulted.values() for live, _ in phase)
         return any(step % cast(Controller, source).every == 0 for source in found)
 
     def first(self, *routes: Route) -> Binding | None:
-        """The first binding on any of these routes."""
+        """Return the first binding on any of these routes."""
         return next((b for route in routes for b in self.routes[route]), None)
 
     def active(self, route: Route) -> list[Binding]:
-        """The bindings of a route that act in this step."""
+        """Return the bindings of a route that act in this step."""
         return [b for b in self.routes[route] if b.acts]
 
     @property
     def rated(self) -> list[Group]:
-        """The groups whose parameters have terms, as they are in this step."""
+        """The current groups with terms."""
         return [self.optimizer.param_groups[number] for number in self.numbers]
 
     def group(self, param: nn.Parameter) -> Group:
-        """The parameter's group in the optimizer, which may be another dict in each step."""
+        """Return the parameter's current group; groups may be replaced between steps."""
         return self.optimizer.param_groups[self.groups[id(param)]]
 
 
 def _consulted(
     held: Sequence[Binding], live_strengths: Sequence[LiveStrength]
 ) -> dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]]:
-    """What each controller reads, by the phase in which it is asked."""
+    """Return what each controller reads, by phase."""
     found: dict[str, list[tuple[LiveStrength, tuple[Binding, ...]]]] = {
         "before_prox": [],
         "after_prox": [],
@@ -206,21 +206,21 @@ def _bounded(
     proxes: Sequence[Binding],
     consulted: dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]],
 ) -> tuple[Binding, ...]:
-    """The bindings whose gain must not grow without bound."""
+    """Return the bindings whose gain must be bounded."""
     if not (rule and rule.memory):
         return ()
-    # what seeks zeros in each step tries strengths that must not stay in the moments
+    # controllers that seek zeros try strengths that must not enter the moments
     seeking = [b for _, read in consulted["before_prox"] for b in read]
     return tuple(b for b in proxes if b.how == "objective" and b not in seeking)
 
 
 def route_of(binding: Binding, optimizer: optim.Optimizer) -> Route:
-    """By which move of a step the term acts under this optimizer."""
+    """Return the move by which the term acts under this optimizer."""
     if binding.how != "objective":
         return binding.route
     if binding.route == "prox" and not has_gain(optimizer):
         return "orthant"
-    # a 16-bit sum of weight and small gradient rounds to the weight: moved apart, it adds up
+    # a small gradient is lost in a 16-bit sum with the weight; separate moves accumulate
     short = any(param.dtype in SHORT for param in binding.target.params)
     if binding.route == "gradient" and short and is_uniform(optimizer):
         return "decay"
@@ -228,11 +228,11 @@ def route_of(binding: Binding, optimizer: optim.Optimizer) -> Route:
 
 
 def is_euclidean(binding: Binding, optimizer: optim.Optimizer) -> bool:
-    """Whether a projection of the term goes by plain distance, not by that in the metric.
+    """Return whether a projection uses the Euclidean distance instead of the metric.
 
-    It does where the two are the same; where the metric of the optimizer is not known, or the
-    projection in it; and for TopK, which goes by size alone: in a metric whose steps grow where
-    gradients vanish it would drop the weights that fit.
+    If both agree; if the optimizer's metric, or the projection in it, is unknown; and for TopK,
+    which goes by size alone: in a metric whose steps grow where gradients vanish it would drop the
+    weights that fit.
     """
     base = binding.base
     if not base.constraint:
@@ -244,10 +244,10 @@ def is_euclidean(binding: Binding, optimizer: optim.Optimizer) -> bool:
 
 
 def convex_limit(penalty: Penalty) -> float | Tensor | None:
-    """For penalties with a flat part half of the step up to which the prox has one minimum.
+    """Return half the step up to which the prox has one minimum, for penalties with a flat part.
 
-    Where gradients vanish an adaptive step has no bound, and the prox would jump across the
-    valley to zero. Weights in the flat part do not feel the limit.
+    Where gradients vanish an adaptive step is unbounded, and the prox would jump to zero. Weights
+    in the flat part are unaffected by the limit.
     """
     if not isinstance(penalty, MCP | SCAD):
         return None
@@ -257,22 +257,22 @@ def convex_limit(penalty: Penalty) -> float | Tensor | None:
 
 @dataclass(eq=False, slots=True)
 class FusedProx:
-    """A binding whose prox a kernel may do where the weights lie, and what was seen of them.
+    """A binding whose prox a kernel may apply in place, with cached tensors.
 
-    Tensors are looked at again when they lie elsewhere in memory.
+    They are refreshed when they move in memory.
     """
 
     binding: Binding
     param: nn.Parameter
-    number: int  # of its group in the optimizer
+    number: int  # of its group
     rule: Rule | None
-    lifts: bool  # whether the kernel may bound the gain of the next step as well
-    most: float  # no step of its prox in a metric is longer
+    lifts: bool  # whether the kernel may also bound the gain of the next step
+    most: float  # limit of the prox step in a metric
     form: kernels.Form | None = None
     seen_at: int | None = None
     moment: Tensor | None = None
-    state: object = None  # the optimizer's, in which the moment was lifted
-    version: int = -1  # of the moment then
+    state: object = None  # the optimizer's, whose moment was bounded
+    version: int = -1  # of the moment at that time
 
     @classmethod
     def of(
@@ -282,14 +282,14 @@ class FusedProx:
         groups: dict[int, int],
         bounded: Sequence[Binding],
     ) -> FusedProx:
-        """For a binding whose parameter a kernel may change; `groups` as in a `StepPlan`."""
+        """Build for a binding whose parameter a kernel may change; `groups` as in a `StepPlan`."""
         (param,), live, limit = binding.target.params, binding.live, convex_limit(binding.base)
         lifts = binding in bounded and live.is_number and not live.varies and limit is None
-        most = math.inf if limit is None else cast(float, limit)  # a kernel takes no weights
+        most = math.inf if limit is None else cast(float, limit)  # kernels support no weights
         return cls(binding, param, groups[id(param)], rule, lifts, most)
 
     def is_bounded(self, optimizer: optim.Optimizer) -> bool:
-        """Whether the gain of the step that begins is bounded, by the kernel of the last one."""
+        """Return whether the kernel of the last step has bounded this step's gain."""
         return (
             self.state is optimizer.state
             and self.moment is not None
@@ -297,11 +297,11 @@ class FusedProx:
         )
 
     def lifted(self, optimizer: optim.Optimizer) -> None:
-        """The kernel has bounded the gain of the next step."""
+        """Note that the kernel has bounded the gain of the next step."""
         self.state, self.version = optimizer.state, cast(Tensor, self.moment)._version
 
     def job(self, optimizer: optim.Optimizer) -> kernels.KernelJob | None:
-        """What the kernel has to do in this step, None where it cannot do it."""
+        """Return the kernel's work in this step, None if unsupported."""
         group = optimizer.param_groups[self.number]
         param, rule, least = self.param, self.rule, 0.0
         if param.data_ptr() != self.seen_at:
@@ -332,7 +332,7 @@ class FusedProx:
 
 
 class Unread:
-    """A flag on its way from a device: read a step later, when the device has long passed it."""
+    """A flag copied from the device asynchronously, read a step later without stalling."""
 
     def __init__(self, flag: Tensor) -> None:
         self._flag = flag.to("cpu", non_blocking=True)  # into pinned memory
@@ -340,16 +340,16 @@ class Unread:
         self._arrival.record()
 
     def __bool__(self) -> bool:
-        self._arrival.synchronize()  # waits for the copy alone, not for what was queued since
+        self._arrival.synchronize()  # waits only for the copy, not for later work
         return bool(self._flag)
 
 
 def held_by(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> list[Binding]:
-    """The bindings all of whose parameters the optimizer holds."""
+    """Return the bindings all of whose parameters the optimizer holds."""
     ours = {id(param) for group in optimizer.param_groups for param in group["params"]}
     return [b for b in bindings if all(id(param) in ours for param in b.target.params)]
 
 
 def cloned(memory: dict[str, Any]) -> dict[str, Any]:
-    """A dict with tensors of its own."""
+    """Return a dict with cloned tensors."""
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in memory.items()}

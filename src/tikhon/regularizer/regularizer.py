@@ -1,4 +1,4 @@
-"""When: penalties on the user's own optimizer, through its step hooks."""
+"""Attach penalties to the user's own optimizer, through its step hooks."""
 
 from __future__ import annotations
 
@@ -52,25 +52,25 @@ Optimizers = optim.Optimizer | Iterable[optim.Optimizer] | Mapping[Any, optim.Op
 def regularize(
     model: nn.Module, optimizer: Optimizers, terms: Terms, *, how: How = "objective"
 ) -> Regularizer:
-    """Put penalties and constraints on the weights that `optimizer` trains; your loop stays.
+    """Attach penalties and constraints to the weights that `optimizer` trains; your loop stays.
 
     `how="objective"` minimises exactly `loss + strength * penalty`: by gradient for smooth
-    penalties, otherwise by a proximal step scaled like the optimizer's update, which leaves exact
-    zeros. `how="decoupled"` moves by `lr * strength` without that scale, as AdamW decays weights;
-    "independent" by `strength` times what a scheduler has made of lr (lr over its start), as in
-    AdamW's paper; "cautious" as "decoupled", only where the optimizer's own move agrees.
+    penalties, otherwise by a proximal step scaled like the optimizer's update, which gives exact
+    zeros. `how="decoupled"` moves by `lr * strength` without that scale, like AdamW's weight
+    decay; "independent" by `strength` times lr relative to its start, as in AdamW's paper;
+    "cautious" like "decoupled", but only where the optimizer's own move agrees.
 
     Args:
-        model: the module; wrappers (DistributedDataParallel, torch.compile) are looked through.
+        model: the module; wrappers (DistributedDataParallel, torch.compile) are unwrapped.
         optimizer: any torch optimizer, or a list or dict of those that train the model together
-            (Muon for matrices, AdamW for the rest; one a parameter); of a wrapper such as
-            Accelerate's or SAM, the optimizer inside it whose `step` moves the weights is taken.
+            (Muon for matrices, AdamW for the rest; one for each parameter); for a wrapper such as
+            Accelerate's or SAM, the inner optimizer whose `step` moves the weights is used.
         terms: a penalty for all weights, or a dict from patterns (see `select`) to a penalty, a
             `Term` or a list of these. Every matching term applies.
-        how: the mode of terms that do not name their own.
+        how: the default mode of terms.
 
     Raises ValueError for a pattern without match, two prox terms on one parameter, or when the
-    optimizer holds none of the parameters; TypeError where the optimizer cannot do it exactly.
+    optimizer holds none of the parameters; TypeError if the optimizer does not allow exactness.
 
     >>> model = nn.Linear(3, 1)
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
@@ -86,13 +86,13 @@ def regularize(
 
 
 class Regularizer:
-    """Penalties attached to one or more optimizers; a handle, and a context manager.
+    """Penalties attached to one or more optimizers; a handle and a context manager.
 
-    The order within a step: penalty gradients (after the user's own clipping), decoupled smooth
-    decay, the optimizer's step, prox, constraints, controllers. After the step, also one that
-    raised, `.grad` is what the user's backward left there. A parameter whose `.grad` is None is
-    left alone, as weight_decay leaves it alone. Parameters that are replaced or added later are
-    followed. Pickled or deep-copied together with its optimizer, it attaches itself again.
+    Order within a step: penalty gradients (after the user's own clipping), decoupled smooth decay,
+    the optimizer's step, prox, constraints, controllers. After the step, even if it raised,
+    `.grad` is as the user's backward left it. Parameters whose `.grad` is None are skipped, as for
+    weight_decay. Parameters replaced or added later are tracked. If pickled or deep-copied
+    together with its optimizer, it attaches itself again.
     """
 
     model: nn.Module
@@ -126,7 +126,7 @@ class Regularizer:
     # -- what is attached ---------------------------------------------------------------------
 
     def attach(self, optimizer: Optimizers) -> None:
-        """Move to `optimizer` (or several), for instance rebuilt for the same parameters."""
+        """Attach to other optimizers instead, such as one rebuilt for the same parameters."""
         steps = [attachment.steps for attachment in self._attachments]
         self.remove()
         if not self._bound.is_current():
@@ -136,7 +136,7 @@ class Regularizer:
     def _attachments_to(
         self, optimizer: Optimizers, steps: Sequence[int], *, first: bool = True
     ) -> list[Attachment]:
-        """What acts in every optimizer; the `first` time terms that act on nothing are refused."""
+        """Build the attachments to every optimizer; raise for unused terms the `first` time."""
         given = several(optimizer)
         inner = [stepping(one) for one in given]
         found = list({id(one): one for one in inner}.values())
@@ -175,14 +175,14 @@ class Regularizer:
             attachment.begin()
 
     def _plan(self, attachments: Sequence[Attachment]) -> None:
-        """Give every attachment its terms: those on parameters that its optimizer holds."""
+        """Assign to every attachment the terms on parameters of its optimizer."""
         bindings = self._bound.bindings
         owners = [held_by(attachment.optimizer, bindings) for attachment in attachments]
         first = {b: i for i in reversed(range(len(owners))) for b in owners[i]}
         share_out(bindings, first)
         free = [binding for binding in bindings if binding not in first]
         for i, (attachment, own) in enumerate(zip(attachments, owners)):
-            seen = [*own, *free] if i == 0 else own  # strengths that act on nothing move as well
+            seen = [*own, *free] if i == 0 else own  # strengths of unused terms move too
             attachment.plan_steps(seen, self._bound.places)
             for binding in attachment.plan.held:
                 refuse_inexact(binding)
@@ -192,7 +192,7 @@ class Regularizer:
         return self._bound.is_current()
 
     def _rebind(self) -> None:
-        """Follow parameters that were replaced or added, in the model or in an optimizer."""
+        """Track parameters replaced or added, in the model or in an optimizer."""
         before = [b for attachment in self._attachments for b in attachment.plan.held]
         self._bound = self._bound.renewed(self._say_once)
         self._plan(self._attachments)
@@ -212,13 +212,13 @@ class Regularizer:
             warn(message)
 
     def remove(self) -> None:
-        """Detach from the optimizer; weights and the optimizer stay as they are."""
+        """Detach from the optimizers, leaving weights and optimizers unchanged."""
         for attachment in self._attachments:
             attachment.remove()
 
     @property
     def steps(self) -> int:
-        """Steps taken, skipped ones not counted; the most of several optimizers."""
+        """Steps taken, excluding skipped ones; the maximum over optimizers."""
         return max(attachment.steps for attachment in self._attachments)
 
     @property
@@ -246,9 +246,9 @@ class Regularizer:
         return notebook.card(repr(self), (), head, rows)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
-        """Zeros of every term's parameter above, the term's share of the last move below.
+        """Plot the zeros of every term's parameter, and below the term's share of the last move.
 
-        Where nothing is zero (L2 alone) the values of the terms stand above.
+        If nothing is zero (L2 alone), the values of the terms are shown instead of zeros.
 
         Args:
             ax: two matplotlib axes to draw on; a new figure if None.
@@ -296,26 +296,26 @@ class Regularizer:
             self._attachments = self._attachments_to(optimizers, steps, first=False)
         for attachment, count, found in zip(self._attachments, uncounted, copies):
             attachment.activity.uncounted = count
-            attachment.copies = found  # a copied optimizer may lack what a trial of it needs
+            attachment.copies = found  # a copied optimizer may lack what its test needs
         if all(acts):
             self._attach(self._attachments)
 
     @torch.no_grad()
     def zeros(self) -> dict[str, Tensor]:
-        """Which entries are zero now, by parameter; of those whose terms make zeros.
+        """Return masks of current zeros by parameter, for terms that make zeros.
 
-        For an average that is put into the model itself, see `apply`.
+        For an average loaded into the model itself, see `apply`.
         """
         self._check_active()
         return zeros_in(self._bound.bindings)
 
     @torch.no_grad()
     def apply(self, copy: nn.Module, *, zeros: Mapping[str, Tensor] | None = None) -> None:
-        """Give a copy of the model (an EMA, a SWA average) its zeros and constraints.
+        """Apply zeros and constraints to a copy of the model (an EMA or SWA average).
 
-        An average over steps has zeros only where a weight was zero in all of them. Where the
-        copy is the model itself, into which an average was put, `zeros` are those of before, as
-        `zeros()` gave them. Raises ValueError for a copy of another model.
+        An average is zero only where the weight was zero in every step. If the copy is the model
+        itself, into which an average was loaded, pass `zeros` from `zeros()` before that. Raises
+        ValueError for a copy of another model.
 
         >>> model = nn.Linear(3, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -340,14 +340,14 @@ class Regularizer:
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        """Sum of all penalties over the whole weights, a detached 0-d tensor."""
+        """Return the sum of all penalties on the full weights, a detached 0-d tensor."""
         self._check_active()
         values = [value_of(b) for b in self._bound.bindings if not b.base.constraint]
         return sum(values[1:], values[0]) if values else torch.zeros(())
 
     @torch.no_grad()
     def sparsity(self) -> dict[str, float]:
-        """Share of exact zeros in each regularized parameter."""
+        """Return the share of exact zeros in each regularized parameter."""
         self._check_active()
         bindings = self._bound.bindings
         params = {n: p for b in bindings for n, p in zip(b.target.names, b.target.params)}
@@ -355,24 +355,25 @@ class Regularizer:
         return {name: zeros / max(1, entries) for name, (zeros, entries) in counts.items()}
 
     def strengths(self) -> dict[str, float]:
-        """The strength in force of every term on every parameter, by `parameter/Penalty`."""
+        """Return current strengths by `parameter/Penalty`."""
         self._recount()
         bindings = self._bound.bindings
         return {b.name: float(b.live.value) for b in bindings if not b.base.constraint}
 
     def live_strengths(self) -> list[LiveStrength]:
-        """The strengths with what moves them, one for all parameters that share it."""
+        """Return the live strengths; parameters may share one."""
         return list(self._live_strengths().values())
 
     def replay(self, steps: int) -> dict[object, list[Term]]:
-        """The terms with the strengths that `Hypergradient` found, for another run of `steps`."""
+        """Return terms that replay the strengths found by `Hypergradient` over `steps` steps."""
         return replayed(self._bound.bindings, steps)
 
     def audit(self, *, steps_per_epoch: int | None = None) -> Audit:
-        """Who gets what: every parameter, its terms, mode, strength now, and why excluded.
+        """Return the audit: every parameter with its terms, mode and strength, or why it is
+        excluded.
 
-        L2 that decays at one rate is told as the steps over which weights forget, and with
-        `steps_per_epoch` in epochs too.
+        L2 that decays at one rate is also given as the steps in which weights are forgotten, and
+        with `steps_per_epoch` in epochs.
 
         >>> model = nn.Linear(3, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -386,10 +387,10 @@ class Regularizer:
 
     @torch.no_grad()
     def trace(self) -> list[Trace]:
-        """What each term is and did: value, zeros and its share of a recent update.
+        """Return the state and effect of each term: value, zeros, share of a recent update.
 
-        The share is measured in the first step and in the step after each call of `trace`, so it
-        costs nothing in the others. It is None before it was measured.
+        The share is measured in the first step and in the step after each call of `trace`, at no
+        cost in others. It is None until measured.
         """
         self._check_active()
         zeros = self.sparsity()
@@ -411,7 +412,7 @@ class Regularizer:
         ]
 
     def _check_active(self) -> None:
-        """Look at the weights that are there now; warn if they were trained without the hooks."""
+        """Check the current weights; warn if they were trained without the hooks."""
         self._recount()
         if not self._bound.is_current():
             self._rebind()
@@ -425,7 +426,7 @@ class Regularizer:
         told = [a for a in self._attachments if a.acts and a.is_passed_by]
         served = {id(p) for a in self._attachments if a not in told for p in a.params}
         for attachment in told:
-            if id(attachment.activity.param) not in served:  # another one's steps have moved it
+            if id(attachment.activity.param) not in served:  # moved by another one's steps
                 kind = type(attachment.optimizer).__name__
                 warn(
                     f"penalty inactive since step {attachment.steps}: the weights were trained on "
@@ -445,7 +446,7 @@ class Regularizer:
     # -- state --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, strengths, the memory of controllers, of 16-bit rounding and of gradients."""
+        """Return steps, strengths, and memory of controllers, 16-bit rounding and gradients."""
         live_strengths = self._live_strengths()
         return {
             "schema_version": 1,
@@ -460,7 +461,7 @@ class Regularizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the `state_dict` was taken; ValueError if it is of something else."""
+        """Restore a `state_dict`; ValueError if it does not match."""
         if not isinstance(state, dict) or state.get("schema_version") != 1:
             held = sorted(map(str, state))[:5] if isinstance(state, dict) else type(state).__name__
             raise ValueError(

@@ -1,4 +1,4 @@
-"""16-bit weights: steps smaller than their spacing add up in float32 instead of vanishing."""
+"""Accumulate in float32 the updates that 16-bit weights would round away."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SHORT = (torch.float16, torch.bfloat16)
 
 
 class Rounding:
-    """What writing to float16 or bfloat16 weights has lost, given back at the next read.
+    """Rounding errors of float16 or bfloat16 weights, added back at the next read.
 
-    In bfloat16 a soft threshold of 0.001 applied 10,000 times leaves 1.0 at 1.0, since the
-    spacing below 1 is 0.004. Here the loss is carried (Kahan 1965), so ten such moves move the
+    In bfloat16, applying a soft threshold of 0.001 10,000 times leaves 1.0 at 1.0, as the spacing
+    below 1 is 0.004. With compensated summation (Kahan 1965) about ten such moves change the
     weight. Weights of other types pass through.
     """
 
@@ -22,18 +22,18 @@ class Rounding:
         self.lost: dict[str, Tensor] = {}
 
     def read(self, name: str, param: Tensor) -> Tensor:
-        """The weights, in float32 with what they have lost if they are 16-bit."""
+        """Return the weights, 16-bit ones in float32 with their rounding errors."""
         w = local(param)
         if w.dtype not in SHORT:
             return w
         lost = self.lost.get(name)
         if lost is None:
             return w.float()
-        # a zero that has lost so much was set by others, as by a mask
+        # such a zero was set externally, as by a mask
         return torch.where((w == 0) & (lost.to(w.dtype) != 0), 0, w.float() + lost)
 
     def write_(self, name: str, param: Tensor, exact: Tensor) -> None:
-        """Set the weights and keep what rounding loses."""
+        """Set the weights and keep the rounding errors."""
         w = local(param)
         if exact.data_ptr() != w.data_ptr():
             w.copy_(exact)

@@ -1,4 +1,4 @@
-"""What is exact on a part of a parameter (DTensor, FSDP2), and sums over all its parts."""
+"""Exactness on shards of a parameter (DTensor, FSDP2), and sums over shards."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tikhon.regularizer.terms import Binding
 
 
 def is_sharded(param: Tensor) -> bool:
-    """Whether this process holds a part of the parameter only."""
+    """Return whether this process holds only part of the parameter."""
     return any(not p.is_replicate() for p in getattr(param, "placements", ()))
 
 
 def refuse_inexact(binding: Binding) -> None:
-    """Raise TypeError for a term that the parts of a sharded parameter cannot compute alone.
+    """Raise TypeError for a term that cannot be computed shard by shard.
 
-    Exact are sums over entries, and penalties of whole rows of dimension 0 where that is the
-    dimension cut (FSDP2 cuts dimension 0).
+    Exact are sums over entries, and penalties of whole rows of dimension 0 if that is the sharded
+    one (as in FSDP2).
     """
     for param, view in zip(binding.target.params, binding.target.views):
         if not is_sharded(param):
@@ -51,7 +51,7 @@ def _cut_into_rows(param: Tensor) -> bool:
 
 
 def _separates_rows(binding: Binding) -> bool:
-    """Whether the prox (or gradient) of two rows is that of each row, tried on numbers."""
+    """Test numerically whether the prox (or gradient) treats rows separately."""
     penalty = binding.base.with_strength(0.5) if not binding.base.constraint else binding.base
     rows = torch.tensor([[1.0, -2.0, 0.5], [0.3, 4.0, -1.5]])
 
@@ -62,7 +62,7 @@ def _separates_rows(binding: Binding) -> bool:
 
 
 def zeros_of(param: Tensor) -> tuple[int, int]:
-    """Exact zeros and entries of the whole parameter."""
+    """Return exact zeros and entries of the full parameter."""
     part = local(param)
     counts = torch.tensor([part.numel() - int(part.count_nonzero()), part.numel()])
     zeros, entries = summed(counts.to(part.device), param).tolist()

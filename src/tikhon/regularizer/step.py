@@ -1,4 +1,4 @@
-"""The moves by which terms act within one optimizer step, many parameters at a time."""
+"""Moves of terms within an optimizer step, for many parameters at a time."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import Product, local
 from tikhon.regularizer.terms import Binding, Route
 
-_many: Any = torch  # its _foreach functions are public in all but their names
+_many: Any = torch  # its _foreach functions are public except by name
 _UNKNOWN = "{} has no known stationary gain: tell it by tikhon.register_gain,"
-_DIVISIBLE = 0.5  # what is left of a weight, from where on a division gives back the rest
+_DIVISIBLE = 0.5  # remaining share of a weight above which division inverts shrinking
 GroupOf = Callable[[nn.Parameter], Group]
-Shrunk = tuple[Binding, Tensor | None]  # with the weights from before, unless a division does
+Shrunk = tuple[Binding, Tensor | None]  # with the weights before, unless division restores them
 
 
 def add_gradients(
@@ -41,11 +41,10 @@ def add_gradients(
     measure: bool,
     own_decay: dict[int, float] | None = None,
 ) -> None:
-    """Put `grad + gradient of the penalty` in the place of each `.grad`, in tensors of their own.
+    """Replace each `.grad` by a new tensor with the penalty's gradient added.
 
-    Notes in `before` what the user's gradients were.
-    `scale` is what a GradScaler has multiplied them by, where the optimizer divides. What the
-    optimizer can add itself goes to `own_decay`, by the id of the parameter.
+    Stores the user's gradients in `before`. `scale` is that of a GradScaler, if the optimizer
+    divides by it. What the optimizer can add itself goes to `own_decay`, by parameter id.
     """
     plain: dict[float, dict[int, nn.Parameter]] = {}
     for binding in plan.routes["gradient"]:
@@ -71,7 +70,7 @@ def add_gradients(
         alpha = factor * binding.live.value
         if binding.plain and not isinstance(alpha, Tensor):
             (param,) = params
-            if id(param) in plain.setdefault(alpha, {}):  # the same penalty twice
+            if id(param) in plain.setdefault(alpha, {}):  # same penalty twice
                 own = _gradient(param)
                 total = torch.add(own.detach(), param.detach(), alpha=alpha)
                 param.grad = with_graph(total, own)
@@ -80,7 +79,7 @@ def add_gradients(
             _add_gradient(binding, factor)
     for alpha, by_id in plain.items():
         params = tuple(by_id.values())
-        # the very operation of torch's own weight_decay, hence equal to it bit for bit
+        # the same operation as torch's weight_decay, hence bitwise equal
         gradients = [_gradient(param).detach() for param in params]
         totals = _many._foreach_add(gradients, [p.detach() for p in params], alpha=alpha)
         for param, total in zip(params, totals):
@@ -88,9 +87,9 @@ def add_gradients(
 
 
 def with_graph(total: Tensor, gradient: Tensor) -> Tensor:
-    """`total` for a gradient, with the graph that it has where a user keeps one.
+    """Return `total` as a gradient, keeping the gradient's graph if there is one.
 
-    Optimizers of second order (AdaHessian, Sophia) differentiate the gradients in `.grad`.
+    Second-order optimizers (AdaHessian, Sophia) differentiate `.grad`.
     """
     if not gradient.requires_grad:
         return total
@@ -109,14 +108,14 @@ def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
 
 
 def _add_in_blocks(binding: Binding, total: Tensor, factor: float | Tensor) -> bool:
-    """Without full-size temporaries; False if there is no kernel for the case."""
+    """Add without full-size temporaries; False if no kernel supports the case."""
     if isinstance(factor, Tensor):
         return False
     return kernels.add_gradient_(binding.penalty, local(total), binding.read(), factor)
 
 
 def _pulls(binding: Binding, factor: float | Tensor) -> list[Tensor]:
-    """The penalty's gradient in the shapes of the parameters."""
+    """Return the penalty's gradient in the shapes of the parameters."""
     gradient, target = binding.penalty.grad(binding.read()) * factor, binding.target
     if binding.whole:
         return [gradient]
@@ -128,22 +127,22 @@ def _pulls(binding: Binding, factor: float | Tensor) -> list[Tensor]:
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all the entries, of the parts that this process holds."""
+    """Return the Euclidean norm of all local entries."""
     return torch.stack([local(tensor).norm() for tensor in tensors]).norm()
 
 
 @torch.no_grad()
 def bound_gains(plan: StepPlan, bindings: Sequence[Binding]) -> list[Binding]:
-    """Keep the gain of weights under a prox from growing without bound where gradients vanish.
+    """Bound the gain of weights under a prox where gradients vanish.
 
-    Before the optimizer's step, so that its move and the prox share the metric. Returns the
-    bindings with parameters that have no state yet: for them again after the step.
+    Called before the optimizer's step, so that its move and the prox share the metric. Returns the
+    bindings without optimizer state yet, to repeat after the step.
     """
     assert plan.rule and plan.rule.memory
     fresh: list[Binding] = []
     alike: dict[float, list[Tensor]] = {}
     for binding in bindings:
-        if binding.live.off:  # gradients may yet come, from a closure
+        if binding.live.off:  # a closure may still set gradients
             continue
         fused = plan.fused.get(binding)
         if fused is not None and fused.is_bounded(plan.optimizer):
@@ -165,7 +164,7 @@ def bound_gains(plan: StepPlan, bindings: Sequence[Binding]) -> list[Binding]:
             memory = plan.rule.memory(plan.group(param), plan.optimizer.state[param])
             least = memory.least(own)
             held = local(memory.tensor)
-            most = torch.finfo(held.dtype).max  # a 16-bit moment does not hold every square
+            most = torch.finfo(held.dtype).max  # a 16-bit moment cannot hold every square
             if isinstance(least, float | int):
                 alike.setdefault(min(least, most), []).append(held)
             else:
@@ -176,7 +175,7 @@ def bound_gains(plan: StepPlan, bindings: Sequence[Binding]) -> list[Binding]:
 
 
 def _slope(binding: Binding, plan: StepPlan) -> float | Tensor:
-    """What the denominators of the binding's gain must not fall below."""
+    """Return the lower bound of the denominators of the binding's gain."""
     slope, limit = binding.live.value * binding.steepness, convex_limit(binding.penalty)
     if limit is None:
         return slope
@@ -192,7 +191,7 @@ def _slope(binding: Binding, plan: StepPlan) -> float | Tensor:
 def shrink(plan: StepPlan, skipped: Tensor | None, done: list[Shrunk], *, measure: bool) -> None:
     """Move against the penalties' gradients by lr, outside the optimizer's metric (AdamW).
 
-    In objective mode (16-bit weights) by the gain instead. Notes in `done` what has been moved.
+    In objective mode (16-bit weights) by the gain instead. Records the moves in `done`.
     """
     plain: dict[float, list[Binding]] = {}
     for binding in plan.active("decay"):
@@ -219,20 +218,20 @@ def shrink(plan: StepPlan, skipped: Tensor | None, done: list[Shrunk], *, measur
 
 @torch.no_grad()
 def remember(plan: StepPlan) -> None:
-    """Keep the weights from before the step, where a decay asks which way the optimizer goes."""
+    """Store the weights before the step, if cautious decay needs the optimizer's direction."""
     for binding in plan.active("cautious"):
         binding.before = binding.read().clone()
 
 
 @torch.no_grad()
 def shrink_cautiously(plan: StepPlan, skipped: Tensor | None, *, measure: bool) -> None:
-    """Decay by lr the entries that the optimizer has not moved against the decay.
+    """Decay by lr the entries that the optimizer did not move against the decay.
 
     Chen et al. (2025), https://arxiv.org/abs/2510.12402.
     """
     for binding in plan.active("cautious"):
         before, binding.before = binding.before, None
-        if before is None:  # its gradient came within the step
+        if before is None:  # its gradient appeared within the step
             continue
         lr = _rate(binding, plan)
         lr = lr if skipped is None else lr * (1 - skipped)
@@ -246,7 +245,7 @@ def shrink_cautiously(plan: StepPlan, skipped: Tensor | None, *, measure: bool) 
 
 @torch.no_grad()
 def unshrink(plan: StepPlan, shrunk: Sequence[Shrunk]) -> None:
-    """Take back what `shrink` did in a step that failed; divisions leave their rounding."""
+    """Undo `shrink` after a failed step, up to rounding."""
     for binding, before in reversed(shrunk):
         if before is None:
             before = binding.read() / (1 - _rate(binding, plan) * binding.live.value)
@@ -256,10 +255,10 @@ def unshrink(plan: StepPlan, shrunk: Sequence[Shrunk]) -> None:
 def replace_weights(
     plan: StepPlan, route: Route, skipped: Tensor | None, moved: dict[str, Tensor]
 ) -> list[Exception]:
-    """Replace the weights by their prox, unless the optimizer has skipped this step.
+    """Replace the weights by their prox, unless the optimizer skipped this step.
 
-    `moved` holds the weights from before the step, by the binding's name, where shares are asked.
-    Returns what proxes have raised: theirs are left as the optimizer moved them.
+    `moved` holds previous weights by binding name where shares are measured. Returns the
+    exceptions of proxes, whose weights stay as the optimizer moved them.
     """
     errors: list[Exception] = []
     bindings = plan.active(route)
@@ -267,8 +266,8 @@ def replace_weights(
     paddings = [(row, row.clone()) for row in map(_padding_row, bindings) if row is not None]
     jobs: list[tuple[FusedProx, kernels.KernelJob]] = []
     for binding in bindings:
-        # by a kernel wherever there is one, measured or not: it rounds in its own way, and a
-        # resumed run measures in other steps
+        # use a kernel wherever possible, measured or not: its rounding differs, and a resumed run
+        # measures in other steps
         fused = plan.fused.get(binding)
         job = fused and fused.job(plan.optimizer)
         if fused and job:
@@ -296,7 +295,7 @@ def replace_weights(
 
 
 def _padding_row(binding: Binding) -> Tensor | None:
-    """The row of an embedding that is no weight: moved, it would not come back by any gradient."""
+    """Return the padding row of an embedding, which no gradient would restore if moved."""
     param, padding = binding.target.params[0], binding.target.padding
     if padding is None:
         return None
@@ -306,7 +305,7 @@ def _padding_row(binding: Binding) -> Tensor | None:
 
 @torch.no_grad()
 def _replace(binding: Binding, plan: StepPlan) -> None:
-    """One prox, by a kernel in a copy if not by the penalty itself."""
+    """Apply one prox, by a kernel on a copy if possible, else by the penalty."""
     if not _prox_in_place(binding, plan.optimizer, plan.group):
         penalty = binding.penalty
         assert isinstance(penalty, Proximable)
@@ -317,28 +316,28 @@ def _replace(binding: Binding, plan: StepPlan) -> None:
 
 
 def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group, param: nn.Parameter) -> Gain:
-    """The step of a term on one of its parameters, in parts."""
+    """Return the gain of a term on one of its parameters."""
     if binding.how != "objective":
         return Gain(own_rate(binding.how, group))
     return stationary_gain(optimizer, group, optimizer.state[param])
 
 
 def _rate(binding: Binding, plan: StepPlan) -> float | Tensor:
-    """How far a smooth term moves its weights: one number, or as the penalty sees them."""
+    """Return the step of a smooth term: a number, or a tensor in the penalty's view."""
     params = binding.target.params
     rates = [_gain(binding, plan.optimizer, plan.group(p), p).numerator for p in params]
     return rates[0] if _alike(rates) else _spread(binding, rates)
 
 
 def _alike(numbers: Sequence[float | Tensor]) -> bool:
-    """Whether these are one number; of tensors, whether they are the same one."""
+    """Return whether these are one number, or the identical tensor."""
     first = numbers[0]
     plain = not any(isinstance(number, Tensor) for number in numbers)
     return all(number is first or (plain and number == first) for number in numbers)
 
 
 def _spread(binding: Binding, numbers: Sequence[float | Tensor]) -> Tensor:
-    """A number or a tensor for each parameter, as the penalty sees the weights."""
+    """Expand a number or tensor for each parameter to the penalty's view of the weights."""
     full = []
     for number, param in zip(numbers, binding.target.params):
         dtype = torch.float32 if param.dtype in SHORT else param.dtype
@@ -348,7 +347,7 @@ def _spread(binding: Binding, numbers: Sequence[float | Tensor]) -> Tensor:
 
 
 def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf) -> bool:
-    """By a kernel without full-size temporaries; False if there is none for the case."""
+    """Apply by a kernel without full-size temporaries; False if unsupported."""
     if not binding.kernel:
         return False
     (param,) = binding.target.params
@@ -372,7 +371,7 @@ def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: Group
 def gain_of(
     binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf
 ) -> tuple[float | Tensor, float | Tensor]:
-    """The step of the prox, one number or a tensor as the penalty sees the weights; its scale."""
+    """Return the prox step, a number or tensor in the penalty's view, and its scale."""
     params = binding.target.params
     if is_euclidean(binding, optimizer):
         rate = own_rate(binding.how, group_of(params[0]))
@@ -390,7 +389,7 @@ def gain_of(
 
 
 def reading_of(binding: Binding, plan: StepPlan, before: Tensor | None) -> Reading:
-    """What a controller sees of a binding; `before` are its weights from before the step."""
+    """Return a controller's reading of a binding; `before` are its previous weights."""
     gain, rate = gain_of(binding, plan.optimizer, plan.group)
     return Reading(
         name=binding.target.name,
@@ -406,11 +405,11 @@ def reading_of(binding: Binding, plan: StepPlan, before: Tensor | None) -> Readi
 
 
 def check_rates(plan: StepPlan) -> None:
-    """Raise ValueError for a learning rate that is negative or not finite."""
+    """Raise ValueError for a negative or non-finite learning rate."""
     for group in plan.rated:
         lr = group.get("lr")
         if lr is None or (isinstance(lr, Tensor) and not lr.is_cpu):
-            continue  # the rule finds its own; reading it would wait for the device
+            continue  # computed by the rule; reading it would synchronise the device
         if not 0 <= lr < math.inf:
             kind = type(plan.optimizer).__name__
             raise ValueError(
@@ -420,7 +419,7 @@ def check_rates(plan: StepPlan) -> None:
 
 
 def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
-    """Raise TypeError where the optimizer's step cannot carry the term exactly."""
+    """Raise TypeError if the optimizer's step cannot apply the term exactly."""
     kind, base = type(optimizer).__name__, binding.base
     source = binding.live.source
     if base.real and any(param.is_complex() for param in binding.target.params):
@@ -476,7 +475,7 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
 
 
 def _refuse_without_orthant(optimizer: optim.Optimizer, binding: Binding) -> None:
-    """Raise TypeError for what cannot do without the optimizer's gain."""
+    """Raise TypeError for terms that require the optimizer's gain."""
     kind, name = type(optimizer).__name__, type(binding.base).__name__
     if isinstance(optimizer, optim.SparseAdam):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Where a penalty applies: patterns on parameter names, and the rows that a penalty sees."""
+"""Where a penalty applies: patterns on parameter names, and rows of the weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tikhon.regularizer.heads import head_rows
 from tikhon.wrappers import named_modules, unwrap
 
 ROWS = ("tensor", "out", "in", "filter", "channel", "head", "feature", "product")
-EVERYTHING = "all"  # the pattern that leaves nothing out
+EVERYTHING = "all"  # the pattern for every parameter
 Pattern = str | type[nn.Module] | tuple["str | type[nn.Module]", ...]
 
 NORMS = (
@@ -30,7 +30,7 @@ NORMS = (
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-# words in a parameter's own name that say what it is where no weight is multiplied with inputs
+# words in parameter names that are not matrix factors, by kind
 _WORDS = {
     "bias": {"bias", "biases"},
     "embedding": {"emb", "pos", "position", "positions", "positional", "rel", "relative"}
@@ -38,23 +38,23 @@ _WORDS = {
     "normalisation scale": {"scale", "scales", "gamma", "gain"},
     "logarithm": {"log", "logs"},
 }
-_FACTORS = {"weight", "weights", "kernel", "matrix", "proj", "projection"}  # a name's last word
+_FACTORS = {"weight", "weights", "kernel", "matrix", "proj", "projection"}  # last word of a factor
 
 
 @dataclass(frozen=True)
 class RowView:
-    """The rows of one tensor: dimension `split[0]` cut into `split[1]`, then dims `lead` first."""
+    """Rows of a tensor: split dimension `split[0]` into `split[1]`, then put dims `lead` first."""
 
     lead: tuple[int, ...] = ()
     split: tuple[int, tuple[int, ...]] | None = None
 
     def of(self, w: Tensor) -> Tensor:
-        """A matrix (rows, size); a view of `w` where its strides allow it."""
+        """Return a matrix (rows, size); a view of `w` if its strides allow it."""
         w = self._lead_first(w)
         return w.reshape(prod(w.shape[: len(self.lead)]), -1) if w.numel() else w.reshape(0, 0)
 
     def write_(self, w: Tensor, rows: Tensor) -> None:
-        """The inverse of `of`, in place."""
+        """Invert `of`, in place."""
         w = self._lead_first(w)
         w.copy_(rows.reshape(w.shape))
 
@@ -66,10 +66,10 @@ class RowView:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Numbers of the model that a penalty sees as one matrix, shape (rows, size).
+    """Parameters viewed by a penalty as one matrix, shape (rows, size).
 
-    Several parameters (`rows="feature"`) stand side by side in a row. The local part is read where
-    a parameter is sharded (DTensor).
+    Several parameters (`rows="feature"`) are concatenated along rows. Sharded parameters (DTensor)
+    are read locally.
 
     >>> fc = nn.Linear(3, 2)
     >>> select(fc, "weight", rows="in")[0].read().shape
@@ -80,60 +80,60 @@ class Target:
     params: tuple[nn.Parameter, ...]
     rows: str = "tensor"
     views: tuple[RowView, ...] = (RowView(),)
-    padding: int | None = None  # the row of an embedding that is no weight
+    padding: int | None = None  # padding row of an embedding, not a weight
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name of each parameter."""
+        """Names of the parameters."""
         return tuple(self.name.split("+"))
 
     def read(self) -> Tensor:
-        """The weights, shape (rows, size), without gradient."""
+        """Return the weights, shape (rows, size), without gradient."""
         return self.arrange(self.params)
 
     def write_(self, w: Tensor) -> None:
-        """Set the weights from a matrix of the shape that `read` returns."""
+        """Set the weights from a matrix as returned by `read`."""
         self.place_(self.params, w)
 
     def place_(self, tensors: Sequence[Tensor], w: Tensor) -> None:
-        """Set tensors of the parameters' shapes from such a matrix: the inverse of `arrange`."""
+        """Set tensors of the parameters' shapes from such a matrix; inverts `arrange`."""
         sizes = [local(t).numel() // max(1, w.shape[0]) for t in tensors]
         for tensor, view, part in zip(tensors, self.views, w.split(sizes, dim=1)):
             view.write_(local(tensor), part)
 
     def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors of the parameters' shapes (gradients, steps) in the same rows."""
+        """Arrange tensors of the parameters' shapes (gradients, steps) in the same rows."""
         parts = [view.of(local(t)) for view, t in zip(self.views, tensors)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True, eq=False)
 class Product(Target):
-    """Two matrices that the model multiplies, seen as the matrix `params[0] @ params[1]`.
+    """Two factors viewed as the matrix `params[0] @ params[1]`.
 
-    LoRA's pairs: a penalty of the product is one of the change that is learned, whichever way its
-    size is shared by the factors. It can be read and differentiated, not set.
+    For LoRA pairs, a penalty on the product penalises the learned change however it is divided
+    between the factors. It can be read and differentiated, not set.
     """
 
     @property
     def shape(self) -> torch.Size:
-        """The product's."""
+        """Shape of the product."""
         return torch.Size((self.params[0].shape[0], self.params[1].shape[1]))
 
     def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The product."""
+        """Return the product."""
         first, second = map(local, tensors)
         return first @ second
 
     def pull_back(self, gradient: Tensor) -> list[Tensor]:
-        """The gradients of the factors from that of the product."""
+        """Return the gradients of the factors from that of the product."""
         first, second = (local(param).to(gradient) for param in self.params)
         return [gradient @ second.mT, first.mT @ gradient]
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One parameter of the model with all its names, and why a glob leaves it out (or "")."""
+    """One parameter with all its names, and why a glob excludes it (or "")."""
 
     names: tuple[str, ...]
     param: nn.Parameter
@@ -147,21 +147,21 @@ class Entry:
 
 
 def select(model: nn.Module, pattern: Pattern = "*", *, rows: str = "tensor") -> list[Target]:
-    """The parameters that `pattern` matches, each seen as rows.
+    """Return the parameters that `pattern` matches, each viewed as rows.
 
     Args:
-        model: the module; wrappers (DistributedDataParallel, torch.compile) are looked through.
+        model: the module; wrappers (DistributedDataParallel, torch.compile) are unwrapped.
         pattern: a shell glob on the names of parameters or submodules, a literal name of either,
             a module type, or a tuple of these. A glob covers weights with two or more dimensions,
-            no biases, no normalisation scales, no embeddings (nor tables of positions, tokens
-            and logarithms, by their names); a literal name and a module type override that.
-            "all" is every parameter. Tied parameters count once; one that is an embedding too is
-            left to its name and to the type of the embedding.
-        rows: what a row is. "tensor": everything is one row. "out"/"in": an output or input
-            channel (dims 0 and 1; the other way round for transposed convolutions). "filter" and
-            "channel": the same for convolutions only. "head": an attention head. "feature": an
-            input feature, across all matching parameters together. "product": the matrix that
-            two factors make, `lora_B` and `lora_A` of each module or the two that are named.
+            but no biases, normalisation scales or embeddings (nor tables of positions, tokens and
+            logarithms, by their names); a literal name or module type overrides that. "all" is
+            every parameter. Tied parameters count once; those shared with an embedding are matched
+            only by name or by the embedding's type.
+        rows: meaning of a row. "tensor": the whole tensor. "out"/"in": an output or input channel
+            (dims 0 and 1; reversed for transposed convolutions). "filter" and "channel": the same
+            for convolutions only. "head": an attention head. "feature": an input feature, across
+            all matching parameters. "product": the product of two factors, `lora_B` and `lora_A`
+            of each module or the two named ones.
 
     Raises ValueError for a pattern that matches nothing (with the closest names), for a
     parametrised weight, and for rows that a parameter does not have.
@@ -177,18 +177,18 @@ def select(model: nn.Module, pattern: Pattern = "*", *, rows: str = "tensor") ->
 
 
 def is_distributed() -> bool:
-    """Whether this is one of the processes of a distributed run."""
+    """Return whether this process is part of a distributed run."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The tensor itself without gradient, or this process's part of a DTensor."""
+    """Return the tensor without gradient, or this process's shard of a DTensor."""
     tensor = tensor.detach()
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
 
 
 def summed(amount: Tensor, param: Tensor) -> Tensor:
-    """The sum of `amount` over the processes that hold the parts of `param`; one all-reduce."""
+    """Sum `amount` over the processes that hold shards of `param`, by one all-reduce."""
     for dimension, placement in enumerate(getattr(param, "placements", ())):
         if not placement.is_replicate():
             group = param.device_mesh.get_group(dimension)  # type: ignore[attr-defined]
@@ -197,12 +197,12 @@ def summed(amount: Tensor, param: Tensor) -> Tensor:
 
 
 def is_lazy(param: Tensor) -> bool:
-    """Whether a lazy module has not yet given the parameter its shape."""
+    """Return whether the parameter's shape is not yet known (lazy modules)."""
     return nn.parameter.is_lazy(param)
 
 
 def entries_of(model: nn.Module) -> list[Entry]:
-    """Every parameter of the (unwrapped) model once, in order, under all its names."""
+    """Return every parameter of the (unwrapped) model once, in order, with all its names."""
     found: dict[int, tuple[list[str], nn.Parameter, list[nn.Module]]] = {}
     for prefix, module in named_modules(model, remove_duplicate=False):
         for attribute, param in module.named_parameters(recurse=False):
@@ -216,7 +216,7 @@ def entries_of(model: nn.Module) -> list[Entry]:
     ]
 
 
-# why a glob leaves a parameter out that no module computes a weight from
+# reasons for excluding a parameter that is not a matrix factor
 ORDINARY = (*_WORDS, "fewer than two dimensions", "one number a channel")
 
 
@@ -239,7 +239,7 @@ def _why_excluded(names: list[str], param: nn.Parameter, owners: list[nn.Module]
 
 
 def _told_by_name(attribute: str, owner: nn.Module) -> str:
-    """What a parameter is that shifts, scales or is looked up; "" for one that is multiplied."""
+    """Return the kind of a parameter that shifts, scales or is looked up, else ""."""
     words = [word for word in re.split(r"[_\d]+", attribute.lower()) if word]
     looked_up = hasattr(owner, "padding_idx") or hasattr(owner, "num_embeddings")
     if words and words[0] == "bias":
@@ -252,7 +252,7 @@ def _told_by_name(attribute: str, owner: nn.Module) -> str:
 
 
 def _factored(owner: nn.Module, attribute: str) -> str:
-    """What a parameter is that older functions of torch.nn.utils put in a weight's place."""
+    """Describe a parameter created by older functions of torch.nn.utils in place of a weight."""
     weight, _, part = attribute.rpartition("_")
     if weight in owner._parameters or not weight:
         return ""
@@ -266,7 +266,7 @@ def _factored(owner: nn.Module, attribute: str) -> str:
 
 
 def _is_scale(names: list[str], param: nn.Parameter, owners: list[nn.Module]) -> bool:
-    """Whether a parameter of shape (1, C, 1, 1) or the like only scales or shifts what passes."""
+    """Return whether a parameter of shape (1, C, 1, 1) or similar only scales or shifts."""
     filters = (
         isinstance(owner, _CONVOLUTIONS + _TRANSPOSED) and name.endswith("weight")
         for name, owner in zip(names, owners)
@@ -275,7 +275,7 @@ def _is_scale(names: list[str], param: nn.Parameter, owners: list[nn.Module]) ->
 
 
 def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> list[Entry]:
-    """The entries that a pattern covers, in the pattern's own order for a tuple."""
+    """Return the entries that a pattern matches; for a tuple in its order."""
     if not candidates:
         raise ValueError(
             f"{type(model).__name__} has no parameters (a quantised model holds its weights as "
@@ -291,7 +291,7 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
         if why := why_computed(model, pattern):
             raise ValueError(why)
         hits = [s for s in candidates if any(_covers(pattern, name) for name in s.names)]
-        if pattern == EVERYTHING and not hits:  # a module may have that name
+        if pattern == EVERYTHING and not hits:  # unless a module has that name
             return list(candidates)
         known = [name for entry in candidates for name in entry.names]
         label = pattern
@@ -322,7 +322,7 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
 
 
 def _described(model: nn.Module, candidates: Sequence[Entry], pattern: object) -> str:
-    """What is no pattern; of a part of the model the name, which is one."""
+    """Describe an invalid pattern; for part of the model, suggest its name."""
     named = dict(named_modules(model)) | {entry.name: entry.param for entry in candidates}
     name = next((name for name, part in named.items() if part is pattern and name), None)
     if name is None:
@@ -331,10 +331,10 @@ def _described(model: nn.Module, candidates: Sequence[Entry], pattern: object) -
 
 
 def covered(candidates: Sequence[Entry], pattern: str) -> list[Entry]:
-    """The entries whose names a glob covers; biases, scales and embeddings among them.
+    """Return the entries whose names a glob matches, including biases, scales and embeddings.
 
-    For what belongs to a parameter whatever it is, such as its learning rate.
-    Raises ValueError for a pattern that covers nothing, closest names first.
+    For settings of any parameter, such as its learning rate.
+    Raises ValueError for a pattern without match, naming the closest.
     """
     found = [e for e in candidates if any(_covers(pattern, name) for name in e.names)]
     if not found:
@@ -344,7 +344,7 @@ def covered(candidates: Sequence[Entry], pattern: str) -> list[Entry]:
 
 
 def _covers(pattern: str, name: str) -> bool:
-    """Whether a glob matches the parameter's name or that of a module it lies in."""
+    """Return whether a glob matches the parameter's name or that of an enclosing module."""
     if fnmatchcase(name, pattern):
         return True
     parts = name.split(".")
@@ -352,17 +352,17 @@ def _covers(pattern: str, name: str) -> bool:
 
 
 def _embeds_too(entry: Entry, kind: type[nn.Module]) -> bool:
-    """Whether a parameter of a module of this kind is also that of an embedding of another."""
+    """Return whether a parameter in a module of this kind is shared with another's embedding."""
     embeddings = [m for m in entry.owners if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
     return bool(embeddings) and not any(isinstance(module, kind) for module in embeddings)
 
 
 def why_computed(model: nn.Module, name: str) -> str:
-    """Why a weight is computed from others and not stored, with what to do; "" where it is not."""
+    """Return why a weight is computed from others, with a remedy; "" if it is stored."""
     path, _, attribute = name.rpartition(".")
     try:
         module = model.get_submodule(path)
-    except (AttributeError, RuntimeError):  # scripted modules offer none
+    except (AttributeError, RuntimeError):  # scripted modules have none
         return ""
     if f"{attribute}_orig" in module._parameters and f"{attribute}_mask" in module._buffers:
         return (
@@ -381,7 +381,7 @@ def why_computed(model: nn.Module, name: str) -> str:
 
 
 def targets_of(chosen: Sequence[Entry], model: nn.Module, rows: str) -> list[Target]:
-    """One target a entry, or one for all of them when rows are features."""
+    """Return one target for each entry, or one for all if rows are features."""
     if not in_words(rows, ROWS):
         raise ValueError(unknown("rows", rows, ROWS))
     if rows == "product":
@@ -408,7 +408,7 @@ def targets_of(chosen: Sequence[Entry], model: nn.Module, rows: str) -> list[Tar
 
 
 def _factors(chosen: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
-    """The pairs whose product the model uses, the left factor first."""
+    """Return the pairs whose product the model uses, left factor first."""
     named = {entry.name: entry for entry in chosen}
     pairs = []
     if any("lora_B" in name for name in named):
@@ -435,7 +435,7 @@ def _factors(chosen: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
 
 
 def row_view(entry: Entry, model: nn.Module, rows: str) -> RowView:
-    """How `rows` reads one parameter; ValueError where it has no such rows."""
+    """Return the view of one parameter by `rows`; ValueError if unsupported."""
     owner, param = entry.owners[0], entry.param
     if rows == "tensor" or is_lazy(param):
         return RowView()
@@ -461,14 +461,14 @@ def row_view(entry: Entry, model: nn.Module, rows: str) -> RowView:
 
 
 def _padding(entry: Entry) -> int | None:
-    """The row that an embedding never trains; none where another module reads the rows too."""
+    """Return an embedding's padding row; None if another module reads the rows."""
     found = {getattr(owner, "padding_idx", None) for owner in entry.owners}
     embeds = all(isinstance(owner, nn.Embedding | nn.EmbeddingBag) for owner in entry.owners)
     return found.pop() if embeds and len(found) == 1 else None
 
 
 def _stores_inputs_first(owner: nn.Module) -> bool:
-    """Whether dimension 0 is the inputs: of transposed convolutions, and of GPT-2's Conv1D."""
+    """Return whether dimension 0 is the inputs: transposed convolutions and GPT-2's Conv1D."""
     return isinstance(owner, _TRANSPOSED) or any(
         kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
         for kind in type(owner).__mro__

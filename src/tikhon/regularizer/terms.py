@@ -1,4 +1,4 @@
-"""What applies where: terms, and their bindings to the parameters of a model."""
+"""Terms, and their bindings to the parameters of a model."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ _SUMS = {
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """A penalty with the way it is applied.
+    """A penalty and how it is applied.
 
     Args:
         penalty: the penalty.
-        rows: what a row is (see `select`); the penalty's own default if None.
-        how: "objective", "decoupled", "independent" or "cautious"; that of `regularize` if None.
+        rows: meaning of a row (see `select`); by default that of the penalty.
+        how: "objective", "decoupled", "independent" or "cautious"; by default that of
+            `regularize`.
         strength: replaces the penalty's: a number, a schedule (a callable of the step) or a
             controller.
 
@@ -76,19 +77,19 @@ Terms = Penalty | Term | Mapping[Any, Penalty | Term | Sequence[Penalty | Term]]
 
 @dataclass(eq=False)
 class LiveStrength:
-    """The strength in force of one term, or of one of its parameters, and what moves it."""
+    """The current strength of a term, or of one of its parameters, and its source."""
 
     name: str
     source: Strength
     value: float | Tensor
     memory: dict[str, Any] = field(default_factory=dict)
-    off: bool = field(default=False, init=False)  # the number 0: nothing needs to be done
-    late: bool = field(default=False, init=False)  # its value at this step could not be had
-    refused: Tensor | None = field(default=None, init=False)  # values that a device has clamped
+    off: bool = field(default=False, init=False)  # 0: nothing to do
+    late: bool = field(default=False, init=False)  # the schedule raised at this step
+    refused: Tensor | None = field(default=None, init=False)  # values clamped on the device
 
     @classmethod
     def of(cls, name: str, source: Strength) -> LiveStrength:
-        """A live at its first position."""
+        """Create a live strength at its start."""
         live = cls(name, source, 0.0)
         live.value = source.start if isinstance(source, Controller) else 0.0
         live.update(0)
@@ -101,20 +102,20 @@ class LiveStrength:
 
     @property
     def is_number(self) -> bool:
-        """Whether the strength in force is a number, not a tensor."""
+        """Whether the current strength is a number, not a tensor."""
         return not isinstance(self.value, Tensor)
 
     def update(self, step: int) -> None:
-        """Set the value that a number or a schedule has at `step`, counted from 0."""
+        """Set the value of a number or schedule at `step`, counted from 0."""
         if isinstance(self.source, Controller):
             return
         self.set(self.source(step) if callable(self.source) else self.source)
         self.late = False
 
     def advance(self, step: int) -> None:
-        """Go on to the value at `step`; what a schedule raises waits for the step that needs it.
+        """Advance to the value at `step`, deferring exceptions to the step that needs it.
 
-        A table of as many strengths as there are steps ends with them.
+        A table with as many strengths as steps ends there.
         """
         try:
             self.update(step)
@@ -122,7 +123,7 @@ class LiveStrength:
             self.late = True
 
     def set(self, value: float | Tensor) -> None:
-        """Set the value; a negative or non-finite one is refused, or is 0 on a device."""
+        """Set the value; a negative or non-finite one raises, or becomes 0 on a device."""
         if isinstance(value, Tensor):
             value = self._checked(value)
         else:
@@ -136,19 +137,19 @@ class LiveStrength:
 
     def _checked(self, value: Tensor) -> Tensor:
         checked(value, self._owner)
-        if not value.is_cpu:  # counted there, and told of when the host next waits for it
+        if not value.is_cpu:  # counted on the device, reported when the host next synchronises
             fine = value.detach().isfinite() & (value.detach() >= 0)
             self.refused = (~fine).long() + (0 if self.refused is None else self.refused)
             return torch.where(fine, value, 0)
         try:
             number = float(value.detach())
-        except RuntimeError:  # one of many within vmap
+        except RuntimeError:  # one of many under vmap
             return value
         self._usable(checked(number, self._owner))
         return value
 
     def _usable(self, number: float) -> float:
-        """The number, if float32 holds its square, which adaptive steps take."""
+        """Return the number if its square, used by adaptive steps, is finite in float32."""
         if number > LARGEST:
             raise ValueError(
                 f"{self._owner}: strength must be at most {LARGEST:g}, whose square is still a "
@@ -167,23 +168,23 @@ class Binding:
     how: How
     live: LiveStrength
     rounding: Rounding
-    term: str = ""  # the pattern and the penalty of the term
-    share: float | Tensor | None = None  # of the last update that was measured
+    term: str = ""  # pattern and penalty of the term
+    share: float | Tensor | None = None  # of the last measured update
     average: Tensor | None = None  # of gradients, on the orthant route
-    facing: Tensor | None = None  # the orthant of the step that is under way
-    before: Tensor | None = None  # the weights before it, where a decay asks for its direction
-    moved: bool = False  # whether it had gradients, where the optimizer may clear them itself
+    facing: Tensor | None = None  # the orthant of the current step
+    before: Tensor | None = None  # weights before the step, for cautious decay
+    moved: bool = False  # whether it had gradients, if the optimizer may clear them
 
     @property
     def penalty(self) -> Penalty:
-        """The penalty with the strength in force."""
+        """The penalty with its current strength."""
         if self.base.strength is not self.live.value:
             self.base = self.base.with_strength(self.live.value)
         return self.base
 
     @property
     def route(self) -> Route:
-        """By which move of a step the term acts, where the optimizer has a gain (see `Plan`)."""
+        """The term's move in a step, if the optimizer has a gain (see `Plan`)."""
         if self.base.constraint:
             return "project"
         if isinstance(self.base, Proximable) and not self.base.smooth:
@@ -194,37 +195,37 @@ class Binding:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether the term is weight decay in torch's own sense."""
+        """Whether the term is weight decay as in torch."""
         base = self.base
         alone = len(self.target.params) == 1
         return alone and type(base) is L2 and base.center is None and base.weights is None
 
     @cached_property
     def steepness(self) -> float | Tensor:
-        """How large the entries of the penalty's gradient are near zero, at a strength of 1."""
+        """Size of the penalty's gradient near zero, at strength 1."""
         penalty = cast(Proximable, self.base.with_strength(1.0))
         return penalty.steepness(self.read())
 
     @cached_property
     def kernel(self) -> bool:
-        """Whether a kernel may take the prox."""
+        """Whether a kernel supports the prox."""
         routed = self.route in ("prox", "project")
         return routed and len(self.target.params) == 1 and kernels.takes(self.base)
 
     @cached_property
     def by_dim_0(self) -> bool:
-        """Whether the rows are those of the parameter's own memory, without a copy."""
+        """Whether the rows are those of the parameter in memory, without a copy."""
         (view, *others), (param, *_) = self.target.views, self.target.params
         return not others and view.lead == (0,) and not view.split and param.ndim > 1
 
     @cached_property
     def in_place(self) -> bool:
-        """Whether a kernel sees the parameter as it lies in memory."""
+        """Whether a kernel works on the parameter's memory."""
         return self.kernel and (self.whole or self.by_dim_0)
 
     @property
     def acts(self) -> bool:
-        """Whether the term does anything in this step: a strength that is not 0, gradients."""
+        """Whether the term acts in this step: non-zero strength, and gradients."""
         return (not self.live.off or self.base.constraint) and self.trained
 
     @property
@@ -236,24 +237,24 @@ class Binding:
         return True
 
     def note_gradients(self) -> None:
-        """Remember whether there are gradients now, for when the optimizer has cleared them."""
+        """Record whether there are gradients, in case the optimizer clears them."""
         self.moved = all(param.grad is not None for param in self.target.params)
 
     @property
     def whole(self) -> bool:
-        """Whether the penalty sees the parameter in its own shape (it is a sum over entries)."""
+        """Whether the penalty is elementwise and sees one parameter in its own shape."""
         return self.base.elementwise and len(self.target.params) == 1
 
     def read(self) -> Tensor:
-        """The weights as the penalty sees them; it may be the parameter's own memory."""
+        """Return the weights in the penalty's view, which may share the parameter's memory."""
         named = zip(self.target.names, self.target.params)
         return self.arrange([self.rounding.read(name, param) for name, param in named])
 
     def write_(self, w: Tensor) -> None:
-        """Set the weights from what `read` returned, changed."""
+        """Set the weights from a modified result of `read`."""
         params = self.target.params
         if w.data_ptr() == local(params[0]).data_ptr() and w.is_contiguous() and w.numel():
-            return  # changed in place: the view was the parameter's own memory
+            return  # modified in place
         if self.whole:
             exact = [w]
         else:
@@ -263,12 +264,12 @@ class Binding:
             self.rounding.write_(name, param, values)
 
     def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors of the parameters' shapes as the penalty sees them."""
+        """Return tensors of the parameters' shapes in the penalty's view."""
         return local(tensors[0]) if self.whole else self.target.arrange(tensors)
 
 
 def as_terms(terms: Terms) -> list[tuple[Pattern, Term]]:
-    """Flat list of (pattern, term) from all that `regularize` accepts."""
+    """Return (pattern, term) pairs from anything `regularize` accepts."""
     if not isinstance(terms, Mapping):
         terms = {"*": terms}
     flat = []
@@ -294,10 +295,10 @@ def bind(
     *,
     absent: Callable[[str], None] | None = None,
 ) -> list[Binding]:
-    """Every term on every parameter that its pattern matches.
+    """Bind every term to each parameter that its pattern matches.
 
-    Raises ValueError for a pattern without match, unless `absent` is there to be told, and for
-    two prox terms on one parameter.
+    Raises ValueError for a pattern without match, unless `absent` is given, and for two prox terms
+    on one parameter.
     """
     _check_how(how)
     bindings: list[Binding] = []
@@ -335,7 +336,7 @@ def bind(
 
 
 def regroup(bindings: Sequence[Binding], groups: Mapping[int, int]) -> None:
-    """One live for each parameter group of the optimizer, where a controller asks for it."""
+    """Use one live strength for each optimizer group if a controller asks for it."""
     live_strengths = {binding.live.name: binding.live for binding in bindings}
     for binding in bindings:
         source, number = binding.live.source, groups.get(id(binding.target.params[0]))
@@ -345,9 +346,9 @@ def regroup(bindings: Sequence[Binding], groups: Mapping[int, int]) -> None:
 
 
 def share_out(bindings: Sequence[Binding], held_by: Mapping[Binding, int]) -> None:
-    """One live for each optimizer, where a strength that moves serves parameters of several.
+    """Use one live strength for each optimizer if a varying strength spans several.
 
-    Each moves with the steps of its own optimizer.
+    Each advances with the steps of its own optimizer.
     """
     first: dict[str, int] = {}
     live_strengths = {binding.live.name: binding.live for binding in bindings}
@@ -363,7 +364,7 @@ def share_out(bindings: Sequence[Binding], held_by: Mapping[Binding, int]) -> No
 
 
 def replayed(bindings: Sequence[Binding], steps: int) -> dict[object, list[Term]]:
-    """The terms by parameter, with the strengths that a run has found as schedules of another."""
+    """Return terms by parameter that replay the strengths of a run as schedules."""
     terms: dict[object, list[Term]] = {}
     for binding in bindings:
         names, source = binding.target.names, binding.live.source
@@ -384,7 +385,7 @@ def _refuse_without_zeros(binding: Binding) -> None:
 
 
 def _refuse_in_factors(binding: Binding) -> None:
-    """Raise TypeError for what does not act on a product through the gradients of its factors."""
+    """Raise TypeError for terms that cannot act on a product through its factors."""
     if binding.route != "gradient" or isinstance(binding.live.source, Controller):
         raise TypeError(
             f'{binding.name}: rows="product" takes smooth penalties in objective mode, as L2, '

@@ -1,4 +1,4 @@
-"""Estimators with scikit-learn's names and semantics (here `sklearn` means scikit-learn)."""
+"""Estimators with scikit-learn's names and semantics."""
 
 from tikhon.sklearn.cross_validation import RegularizedClassifierCV, RegularizedRegressorCV
 from tikhon.sklearn.displays import GradientFlowDisplay, LearningCurveDisplay, PathDisplay

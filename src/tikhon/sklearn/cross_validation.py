@@ -1,4 +1,4 @@
-"""The estimators with their strength chosen by cross-validation: a path or a population."""
+"""Estimators that choose their strength by cross-validation, with a path or a population."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tikhon.sklearn.fitting import NetworkEstimator, RegularizedNetwork
 from tikhon.sklearn.learning import Inputs
 from tikhon.sklearn.population import evolve
 
-_RANGE = (1e-4, 1.0)  # strengths of a path, for standardised inputs and mean losses
+_RANGE = (1e-4, 1.0)  # strengths of a path, for standardised inputs and mean loss
 
 
 @dataclass(eq=False, repr=False)
@@ -50,11 +50,11 @@ class RegularizedNetworkCV(NetworkEstimator):
         *,
         groups: ArrayLike | None = None,
     ) -> Self:
-        """Score strengths on every fold, then fit all rows in the way that scored best.
+        """Score strengths on every fold, then fit all rows with the best one.
 
-        A path starts at the largest strength; each next one continues from the weights before. A
-        population trains a network a strength and lets the better ones be copied. `groups` are
-        those of the rows, for a splitter that keeps them together.
+        A path starts at the largest strength, each later one from the previous weights. A
+        population trains one network for each strength and copies the better ones. `groups` are
+        passed to the splitter.
         """
         if self.search not in ("path", "population"):
             raise ValueError(unknown("search", self.search, ("path", "population")))
@@ -91,7 +91,7 @@ class RegularizedNetworkCV(NetworkEstimator):
         return check_scoring(model, scoring=self.scoring)
 
     def _searched(self, X, y, weights, folds, scorer) -> RegularizedNetwork:
-        """The model on all rows, after the strengths that scored best."""
+        """Fit on all rows, following the strengths that scored best."""
         model = self._estimator()
         if self.search == "population":
             return self._populate(model, (X, y, weights), folds, scorer)
@@ -102,7 +102,7 @@ class RegularizedNetworkCV(NetworkEstimator):
         return model
 
     def _tell_warnings(self, caught: list[warnings.WarningMessage]) -> None:
-        """One line for all fits that did not converge; rounds of a population are short anyway."""
+        """Warn once for all fits that did not converge, except in a population's short rounds."""
         unfinished = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
         for warning in caught:
             if warning not in unfinished:
@@ -124,7 +124,7 @@ class RegularizedNetworkCV(NetworkEstimator):
             return np.geomspace(_RANGE[1], _RANGE[0], int(self.alphas))
         try:
             given = np.asarray(self.alphas, float)
-        except (TypeError, ValueError):  # no numbers
+        except (TypeError, ValueError):  # not numbers
             given = np.empty(0)
         grid = np.unique(given)[::-1]
         if not grid.size or given.ndim != 1 or not np.isfinite(grid).all() or (grid < 0).any():
@@ -140,14 +140,14 @@ class RegularizedNetworkCV(NetworkEstimator):
         return kind(**{name: own[name] for name in shared}, warm_start=True)
 
     def _follow(self, model: RegularizedNetwork, alpha: float) -> RegularizedNetwork:
-        """The model for the next strength: the same weights, a fresh optimizer."""
+        """Prepare the model for the next strength: same weights, new optimizer."""
         model.set_params(alpha=float(alpha))
         if hasattr(model, "network_"):
             model._optimizer_state = None
         return model
 
     def _populate(self, model, data, folds, scorer) -> RegularizedNetwork:
-        """The network on all rows, through the strengths of the best member."""
+        """Fit the network on all rows, following the best member's strengths."""
         X, y, weights = data
 
         def go_on(model, rows, alpha, epochs):
@@ -188,7 +188,7 @@ class RegularizedNetworkCV(NetworkEstimator):
 
     def _tell(self, scores: np.ndarray) -> None:
         mean = scores.mean(1)
-        self.best_index_ = int(np.argmax(mean))  # of equals the first: the strongest penalty
+        self.best_index_ = int(np.argmax(mean))  # first on ties: the strongest penalty
         self.best_score_, self.alpha_ = (
             float(mean[self.best_index_]),
             float(self.alphas_[self.best_index_]),
@@ -203,7 +203,7 @@ class RegularizedNetworkCV(NetworkEstimator):
         }
 
     def predict(self, X: Inputs) -> np.ndarray:
-        """Predictions of the fit at the best strength."""
+        """Predict with the best strength."""
         return self._best().predict(self._rows(X))
 
     def _best(self) -> Any:
@@ -217,7 +217,7 @@ class RegularizedNetworkCV(NetworkEstimator):
 
     @abstractmethod
     def _kind(self) -> type[RegularizedNetwork]:
-        """The estimator that is fitted."""
+        """Class of the underlying estimator."""
 
 
 @dataclass(eq=False, repr=False)
@@ -225,13 +225,13 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
     """RegularizedClassifier with `alpha` chosen by cross-validation.
 
     Args:
-        alphas: how many strengths from 1 down to 1e-4, or the strengths themselves.
-        search: "path": the strengths in order, each from the weights of the one before.
-            "population": a network a strength, all `max_iter` epochs; eight times the worst
-            quarter copies the best and moves its strength, so that a strength may change in
-            the course of training (`schedule_`: (strength, epochs) of the best one).
+        alphas: a number of strengths from 1 down to 1e-4, or the strengths themselves.
+        search: "path": strengths in descending order, each starting from the previous weights.
+            "population": one network for each strength, trained for `max_iter` epochs; eight times
+            the worst quarter copies the best and perturbs its strength, so that a strength may
+            change during training (`schedule_`: (strength, epochs) of the best one).
         cv: folds: an int, a splitter or (train, test) pairs; 5 stratified ones by default.
-        scoring: one measure, as for GridSearchCV, also of `score`; accuracy by default.
+        scoring: a scorer, as for GridSearchCV, also used by `score`; accuracy by default.
         hidden_layer_sizes, activation, l1_ratio, penalty, dropout, batch_size,
             learning_rate_init, max_iter, tol, n_iter_no_change, standardize, random_state,
             class_weight: as for RegularizedClassifier.
@@ -252,29 +252,29 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
     class_weight: Mapping[object, float] | str | None = field(default=None, kw_only=True)
 
     def score(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """What `scoring` measures on these rows; higher is better."""
+        """Return the `scoring` value on these rows; higher is better."""
         return self._scored(X, y, sample_weight)
 
     def _kind(self):
         return RegularizedClassifier
 
     def predict_proba(self, X: Inputs) -> np.ndarray:
-        """Probabilities (rows, classes)."""
+        """Return probabilities (rows, classes)."""
         return self._best().predict_proba(self._rows(X))
 
     def predict_log_proba(self, X: Inputs) -> np.ndarray:
-        """Logarithms of the probabilities."""
+        """Return log probabilities."""
         return self._best().predict_log_proba(self._rows(X))
 
     def decision_function(self, X: Inputs) -> np.ndarray:
-        """Logits: (rows,) for two classes, (rows, classes) otherwise."""
+        """Return logits: (rows,) for two classes, (rows, classes) otherwise."""
         return self._best().decision_function(self._rows(X))
 
 
 class RegularizedRegressorCV(MultiOutputMixin, RegressorMixin, RegularizedNetworkCV):
     """RegularizedRegressor with `alpha` chosen by cross-validation.
 
-    Attributes are those of RegularizedClassifierCV; `scoring` is R2 by default.
+    Attributes as for RegularizedClassifierCV; `scoring` is R2 by default.
 
     Args:
         alphas, search, cv, scoring: as for RegularizedClassifierCV.
@@ -292,7 +292,7 @@ class RegularizedRegressorCV(MultiOutputMixin, RegressorMixin, RegularizedNetwor
     _numeric = True
 
     def score(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """What `scoring` measures on these rows; higher is better."""
+        """Return the `scoring` value on these rows; higher is better."""
         return self._scored(X, y, sample_weight)
 
     def _kind(self):

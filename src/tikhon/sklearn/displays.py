@@ -1,4 +1,4 @@
-"""Displays in scikit-learn's manner: `from_estimator(...)` computes, `.plot(ax=)` draws."""
+"""Displays as in scikit-learn: `from_estimator(...)` computes, `.plot(ax=)` draws."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tikhon.sklearn.learning import Inputs, Rows, summed
 
 @dataclass(eq=False)
 class LearningCurveDisplay:
-    """The objective, and with early stopping the validation score, of each epoch.
+    """Objective by epoch and, with early stopping, validation score.
 
     Args:
-        loss: (epochs,) the objective on the way.
+        loss: (epochs,) objective during training.
         valid: (epochs,) validation scores, or None.
         name: of the estimator, for the title.
 
@@ -35,7 +35,7 @@ class LearningCurveDisplay:
     def from_estimator(
         cls, estimator: Any, *, ax: plotting.Axes | None = None
     ) -> LearningCurveDisplay:
-        """The curves of a fitted estimator, drawn."""
+        """Plot the curves of a fitted estimator."""
         scores = getattr(estimator, "validation_scores_", None)
         valid = np.array(scores) if scores else None
         return cls(np.array(estimator.loss_curve_), valid, type(estimator).__name__).plot(ax=ax)
@@ -60,12 +60,12 @@ class LearningCurveDisplay:
 
 @dataclass(eq=False)
 class PathDisplay:
-    """Test score, with its standard deviation over the folds, at each strength of a path.
+    """Test score and its standard deviation over folds, for each strength of a path.
 
     Args:
         alphas: (strengths,).
         mean, std: (strengths,) of the score over the folds.
-        chosen: the strength in use.
+        chosen: the selected strength.
         name: of the estimator, for the title.
     """
 
@@ -78,7 +78,7 @@ class PathDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: plotting.Axes | None = None) -> PathDisplay:
-        """The path of a fitted ...CV estimator, drawn."""
+        """Plot the path of a fitted ...CV estimator."""
         found = estimator.cv_results_
         return cls(
             np.asarray(found["param_alpha"]),
@@ -121,7 +121,7 @@ class GradientFlowDisplay:
     def from_estimator(
         cls, estimator: Any, X: Inputs, y: ArrayLike, *, ax: plotting.Axes | None = None
     ) -> GradientFlowDisplay:
-        """The gradients of a fitted estimator on rows X and targets y, drawn."""
+        """Plot the gradients of a fitted estimator on rows X and targets y."""
         x, targets, weights = estimator._check(X, y, None, reset=False)
         network = estimator.network_
         rows = Rows.of(x, estimator._scaled(targets), weights)

@@ -26,41 +26,41 @@ from tikhon.training.losses import LOSSES
 class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
     r"""A network classifier whose objective is exactly mean loss plus `alpha` times a penalty.
 
-    Minimised is sum_i w_i loss_i / sum_i w_i + alpha * (l1_ratio*|W|_1 + (1-l1_ratio)/2*|W|^2)
-    over the weight matrices (not the biases), the L1 part by prox: its zeros are exact. `alpha`
-    is that of Lasso and SGDClassifier (mean loss); MLPClassifier's is divided by the number of
-    rows. Two classes have a column each: the L2 part is half that of their difference.
-    Inputs are standardised inside, with the sample weights.
+    The objective is sum_i w_i loss_i / sum_i w_i + alpha * (l1_ratio*|W|_1 + (1-l1_ratio)/2*|W|^2)
+    over the weight matrices (not biases), with the L1 part by prox, so its zeros are exact.
+    `alpha` is that of Lasso and SGDClassifier (mean loss); MLPClassifier divides its own by the
+    number of rows. Two classes have an output each: the L2 part is half that of their difference.
+    Inputs are standardised internally, using the sample weights.
 
     Args:
-        hidden_layer_sizes: units of each hidden layer; () is a linear model, which is solved
-            exactly (without "auto", early stopping and `partial_fit`, and for up to 50 million
-            entries of X): batch_size, learning_rate_init, max_iter, tol do not matter to it.
+        hidden_layer_sizes: units of each hidden layer; () gives a linear model, solved exactly
+            (except with "auto", early stopping, `partial_fit` or over 50 million entries of X):
+            batch_size, learning_rate_init, max_iter and tol are then ignored.
         activation: "relu", "tanh", "logistic" or "identity".
-        alpha: strength, finite and >= 0; "auto" finds it in the run from a fifth of the rows.
-        l1_ratio: 0 is L2, 1 is L1, between them the elastic net.
-        penalty: "elastic_net" on all weights, or "group_lasso" on the columns of the first layer:
-            whole features leave (`support_`).
+        alpha: strength, finite and >= 0; "auto" tunes it during training on a fifth of the rows.
+        l1_ratio: 0 is L2, 1 is L1, in between the elastic net.
+        penalty: "elastic_net" on all weights, or "group_lasso" on the columns of the first layer,
+            which drops whole features (`support_`).
         dropout: rate of the hidden units, in [0, 1).
-        batch_size: rows of a step; "auto" is 200, or all rows where there are fewer.
+        batch_size: rows per step; "auto" is 200, or all rows if there are fewer.
         learning_rate_init: of Adam, > 0.
-        max_iter: epochs at most, >= 1.
-        tol, n_iter_no_change: training ends when the objective has not fallen by `tol` for so
-            many epochs (with early stopping: when the validation loss has not fallen); `tol` is
-            in units of the targets' variance for a regressor. ConvergenceWarning if it did not
-            end in `max_iter` epochs; np.inf means all epochs, without a warning.
-        early_stopping: hold out `validation_fraction` of the rows and keep the best weights.
+        max_iter: most epochs, >= 1.
+        tol, n_iter_no_change: training ends when the objective (with early stopping: the
+            validation loss) has not fallen by `tol` for so many epochs; for a regressor `tol` is
+            in units of the targets' variance. ConvergenceWarning if `max_iter` is reached first;
+            with np.inf all epochs run without a warning.
+        early_stopping: hold out `validation_fraction` of the rows and restore the best weights.
         standardize: whether inputs (and targets of a regressor) are standardised.
-        warm_start: `fit` continues from the last weights, scaling and optimizer state.
+        warm_start: `fit` continues from the previous weights, scaling and optimizer state.
         class_weight: None, "balanced" (the sample weights counted) or a dict from class to weight.
-        random_state: of the first weights, dropout, batches and the held-out rows.
+        random_state: of initial weights, dropout, batches and the held-out rows.
 
     Attributes:
         classes_, n_features_in_, feature_names_in_, n_iter_, loss_curve_, validation_scores_.
-        alpha_: the strength in use; the one found with "auto" (its way: `alpha_curve_`).
-        coefs_, intercepts_: weights (in, out) of each layer on standardised inputs.
+        alpha_: the strength used; with "auto" the tuned one (over training: `alpha_curve_`).
+        coefs_, intercepts_: weights (in, out) of each layer, on standardised inputs.
         coef_, intercept_: of a linear model, in the units of the data.
-        feature_importances_: norm of each feature's first weights; support_: where it is not 0.
+        feature_importances_: norm of each feature's first-layer weights; support_: where non-zero.
 
     Reference: Hastie, Tibshirani, Wainwright, "Statistical Learning with Sparsity", 2015,
     https://hastie.su.domains/StatLearnSparsity/
@@ -86,7 +86,7 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """One epoch on these rows; `classes` lists all classes at the first call."""
+        """Train one epoch on these rows; `classes` lists all classes in the first call."""
         if self.class_weight == "balanced":
             raise ValueError(
                 'partial_fit does not support class_weight="balanced": it needs the counts of all '
@@ -103,24 +103,24 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         return self._partial(X, y, sample_weight)
 
     def predict(self, X: Inputs) -> np.ndarray:
-        """The class of each row, or the label indicators (rows, labels)."""
+        """Return the class of each row, or label indicators (rows, labels)."""
         found = self._answers(X)
         if self._multilabel:
             return (found > 0).astype(int)
         return self.classes_[found.argmax(1)]
 
     def predict_proba(self, X: Inputs) -> np.ndarray:
-        """Probabilities (rows, classes)."""
+        """Return probabilities (rows, classes)."""
         found = torch.from_numpy(self._answers(X))
         return (found.sigmoid() if self._multilabel else found.softmax(1)).numpy()
 
     def predict_log_proba(self, X: Inputs) -> np.ndarray:
-        """Logarithms of the probabilities, finite where a probability rounds to 0."""
+        """Return log probabilities, finite even where a probability rounds to 0."""
         found = torch.from_numpy(self._answers(X))
         return (F.logsigmoid(found) if self._multilabel else found.log_softmax(1)).numpy()
 
     def decision_function(self, X: Inputs) -> np.ndarray:
-        """Logits: (rows,) for two classes, (rows, classes) otherwise."""
+        """Return logits: (rows,) for two classes, (rows, classes) otherwise."""
         found = self._answers(X)
         if len(self.classes_) == 2 and not self._multilabel:
             return found[:, 1] - found[:, 0]
@@ -156,7 +156,7 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         return np.eye(len(self.classes_))[codes], weights
 
     def _class_factors(self, y, codes, weights):
-        """(rows,) factors of `class_weight`; a row counts as often as its weight says."""
+        """Return `class_weight` factors (rows,), with classes counted by sample weight."""
         if self.class_weight == "balanced":
             counts = np.bincount(codes, weights, len(self.classes_))
             return (counts.sum() / len(counts) / np.where(counts > 0, counts, np.inf))[codes]
@@ -193,10 +193,10 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
 class RegularizedRegressor(MultiOutputMixin, RegressorMixin, RegularizedNetwork):
     r"""A network regressor whose objective is exactly mean loss plus `alpha` times a penalty.
 
-    Minimised is sum_i w_i |y_i - f(x_i)|^2 / (2 sum_i w_i) + alpha * penalty, with standardised
-    inputs and targets: for `standardize=False` and `hidden_layer_sizes=()` it is Lasso
+    The objective is sum_i w_i |y_i - f(x_i)|^2 / (2 sum_i w_i) + alpha * penalty, on standardised
+    inputs and targets: with `standardize=False` and `hidden_layer_sizes=()` it is that of Lasso
     (`l1_ratio=1`), ElasticNet, or Ridge with `alpha` times the number of rows. y may have several
-    columns. Attributes are those of `RegularizedClassifier`.
+    columns. Attributes as for `RegularizedClassifier`.
 
     Args:
         hidden_layer_sizes, activation, alpha, l1_ratio, penalty, dropout, batch_size,
@@ -214,11 +214,11 @@ class RegularizedRegressor(MultiOutputMixin, RegressorMixin, RegularizedNetwork)
     _numeric = True
 
     def partial_fit(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """One epoch on these rows."""
+        """Train one epoch on these rows."""
         return self._partial(X, y, sample_weight)
 
     def predict(self, X: Inputs) -> np.ndarray:
-        """(rows,) or (rows, outputs)."""
+        """Return predictions (rows,) or (rows, outputs)."""
         found = self._answers(X)
         return found[:, 0] if self._flat else found
 

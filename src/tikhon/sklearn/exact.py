@@ -1,4 +1,4 @@
-"""Linear models without a training loop: the solver of `tikhon.path`, on the estimators' rows."""
+"""Fit linear models exactly, with the solver of `tikhon.path`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tikhon.sklearn.learning import Rows
 from tikhon.sklearn.network import Network
 
 MOST_ENTRIES = 50_000_000  # of X in float64: 400 MB
-LARGEST_SIDE = 2_000  # of a square matrix whose eigenvalues are found
-CONVERGED = 1e-6  # of the residual, as a share of the largest gradient there can be
+LARGEST_SIDE = 2_000  # of a square matrix for an eigenvalue decomposition
+CONVERGED = 1e-6  # of the residual, relative to the largest possible gradient
 
 
 def solvable(shape: tuple[int, int]) -> bool:
-    """Whether the exact solver is quicker than a training loop, for X of this shape."""
+    """Return whether the exact solver is faster than training, for X of this shape."""
     return shape[0] * shape[1] <= MOST_ENTRIES and min(shape) <= LARGEST_SIDE
 
 
 def solve_exactly(
     network: Network, rows: Rows, kind: Kind, penalty: Proximable | None, *, again: bool
 ) -> tuple[float, bool]:
-    """Write the minimiser of mean loss and penalty into a network of one layer.
+    """Write the minimiser of mean loss plus penalty into a network of one layer.
 
-    Returns the objective there, and whether the solution is one. `again` starts from the weights
-    that the network has. The penalty sees the weights, one row a feature if it is a group's.
+    Returns the objective and whether the solver converged. `again` starts from the network's
+    weights. Group penalties see one row of weights for each feature.
     """
     x = rows.x.toarray() if hasattr(rows.x, "toarray") else np.array(rows.x)
     scaled = (torch.from_numpy(x).double() - network.shift.double()) / network.scale.double()

@@ -1,4 +1,4 @@
-"""What the estimators share: parameters, training, attributes."""
+"""Base class of the estimators: parameters, training, attributes."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from tikhon.strengths.sensitivity import pace
 from tikhon.training.losses import Loss
 
 _AUTO_BATCH = 200
-_SOLVERS: dict[str, Kind] = {  # of a linear model's loss
+_SOLVERS: dict[str, Kind] = {  # loss -> loss of the linear solver
     "cross_entropy": "multinomial",
     "bce": "logistic",
     "half_mse": "squared",
 }
-_AUTO_FRACTION = 0.2  # of the rows, for the strength of alpha="auto"
+_AUTO_FRACTION = 0.2  # of the rows, held out for alpha="auto"
 
 
 @dataclass(eq=False, repr=False)
@@ -105,7 +105,7 @@ class RegularizedNetwork(NetworkEstimator):
 
     coefs_: list[np.ndarray] = field(init=False)
     intercepts_: list[np.ndarray] = field(init=False)
-    coef_: np.ndarray = field(init=False)  # of a linear model
+    coef_: np.ndarray = field(init=False)  # linear models only
     intercept_: np.ndarray | float = field(init=False)
     n_outputs_: int = field(init=False)
     support_: np.ndarray = field(init=False)
@@ -116,7 +116,7 @@ class RegularizedNetwork(NetworkEstimator):
     def fit(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Fit to rows X (n, features), dense or sparse, and targets y; returns self.
 
-        Raises ValueError for parameters out of range and for data that cannot be trained on.
+        Raises ValueError for parameters out of range and for unusable data.
         """
         again = self.warm_start and hasattr(self, "network_")
         x, targets, weights = self._check(X, y, sample_weight, reset=not again)
@@ -133,11 +133,11 @@ class RegularizedNetwork(NetworkEstimator):
 
     @property
     def hidden_layers(self) -> int:
-        """How many hidden layers there are; without one the model is linear."""
+        """Number of hidden layers; 0 for a linear model."""
         return int(np.atleast_1d(self.hidden_layer_sizes).size)
 
     def _solve(self, X: object, targets: np.ndarray, weights: np.ndarray, *, again: bool) -> None:
-        """A linear model's exact solution: one entry of the loss curve."""
+        """Solve a linear model exactly; the loss curve has one entry."""
         network = self.network_
         rows = Rows.of(X, self._scaled(targets), weights)
         unit = self._penalty_unit()
@@ -159,18 +159,18 @@ class RegularizedNetwork(NetworkEstimator):
         self._publish()
 
     def _scaled(self, targets: np.ndarray) -> np.ndarray:
-        """The targets as the network learns them."""
+        """Return the targets as the network sees them."""
         if not self._numeric:
             return targets
         offset, unit = (b.double().numpy() for b in (self.network_.offset, self.network_.unit))
         return (targets - offset) / unit
 
     def _penalty_unit(self) -> float:
-        """What the targets are divided by without the objective being meant to change."""
+        """Return the internal scale of the targets, from which the objective must not depend."""
         return 1.0 if self.standardize else float(self.network_.unit[0])
 
     def _tell_unfinished(self, what: str, *, depth: int) -> None:
-        """A warning at the line that called `fit`, so many calls above."""
+        """Warn at the line that called `fit`, `depth` calls above."""
         scaled = "" if self.standardize else ", or let standardize=True scale the inputs"
         warnings.warn(
             f"{what} did not converge: raise max_iter (now {self.max_iter}) or alpha{scaled}",
@@ -208,7 +208,7 @@ class RegularizedNetwork(NetworkEstimator):
     def _go_on(self, X):
         """Rows in the float type of the network, which takes the parameters as they are now.
 
-        Raises ValueError for those that it cannot be given any more.
+        Raises ValueError for parameters that cannot be changed any more.
         """
         network = self.network_
         own, now = network.sizes[1:-1], np.atleast_1d(self.hidden_layer_sizes).astype(int)
@@ -238,7 +238,7 @@ class RegularizedNetwork(NetworkEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._random.randint(2**31))
             self.network_ = (
-                Network(  # drawn in one type: float32 rows give the same model
+                Network(  # initialised in float64, so that float32 rows give the same model
                     (*sizes, targets.shape[1]), self.activation, self.dropout, torch.float64
                 )
                 .to(dtype)
@@ -267,7 +267,7 @@ class RegularizedNetwork(NetworkEstimator):
                 raise ValueError(
                     f"y is too large to be squared, up to {np.abs(rows.y).max():.3g}: scale it"
                 )
-            # otherwise one unit for all outputs: their shares in the loss stay as they are
+            # else one scale for all outputs, keeping their shares of the loss
             figures["unit"] = unit if self.standardize else np.full_like(unit, unit.max())
         for name, value in figures.items():
             buffer = getattr(self.network_, name)
@@ -318,7 +318,7 @@ class RegularizedNetwork(NetworkEstimator):
         self._publish()
 
     def _hold_out(self, rows: Rows) -> tuple[Rows, Rows | None]:
-        """Rows to train on and rows for early stopping or for the strength."""
+        """Split off rows for early stopping or for tuning the strength."""
         if not (self.early_stopping or self.alpha == "auto"):
             return rows, None
         fraction = self.validation_fraction if self.early_stopping else _AUTO_FRACTION
@@ -393,7 +393,7 @@ class RegularizedNetwork(NetworkEstimator):
         return float(np.mean(strengths))
 
     def _publish(self) -> None:
-        """The fitted weights, under scikit-learn's names; `coef_` only of a linear model."""
+        """Set the fitted attributes of scikit-learn; `coef_` only for linear models."""
         linear = [m.weight.detach().numpy().T.copy() for m in self.network_.linear]  # type: ignore
         biases = [m.bias.detach().numpy().copy() for m in self.network_.linear]  # type: ignore
         self.coefs_, self.intercepts_ = list(linear), list(biases)
@@ -451,9 +451,10 @@ class RegularizedNetwork(NetworkEstimator):
         return answers(self.network_, rows)
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted estimator as one safetensors file: figures and JSON, no pickle.
+        """Write the fitted estimator as one safetensors file: arrays and JSON, without pickle.
 
-        Raises NotFittedError before `fit`, and ValueError for parameters that JSON cannot hold.
+        Raises NotFittedError before `fit`, and ValueError for parameters that JSON cannot
+        represent.
         """
         if not hasattr(self, "network_"):
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: nothing to save")
@@ -465,20 +466,20 @@ class RegularizedNetwork(NetworkEstimator):
     def _encode(
         self, y: np.ndarray, weights: np.ndarray, *, reset: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Targets (rows, outputs) as numbers, and the weights."""
+        """Return targets (rows, outputs) as numbers, and weights."""
 
     @property
     @abstractmethod
     def _loss(self) -> Loss:
-        """The loss that is minimised, of the one table."""
+        """The loss to minimise."""
 
     @abstractmethod
     def _score_of(self, network: Network, rows: Rows) -> float:
-        """Accuracy or R2."""
+        """Return accuracy or R2."""
 
     @abstractmethod
     def _shorten(self) -> None:
-        """`coef_` and `intercept_` in the shape that a linear model of scikit-learn gives them."""
+        """Reshape `coef_` and `intercept_` as in scikit-learn's linear models."""
 
 
 def _within(value: object, low: float, high: float, *, closed: bool = False) -> bool:

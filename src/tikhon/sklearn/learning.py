@@ -1,7 +1,7 @@
-"""The epochs of an estimator: the batches, step and losses of `tikhon.fit`, with sample weights.
+"""Train an estimator by epochs, with batches, steps and losses of `tikhon.fit`.
 
-An estimator promises what `fit` does not: that weighting a row is repeating it, that a row of
-weight zero is not there, that `partial_fit` continues, and the float type of the inputs.
+Unlike `fit`, weighting a row equals repeating it, rows of weight zero are ignored, `partial_fit`
+continues training, and the dtype of the inputs is kept.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from tikhon.training.losses import Loss
 from tikhon.training.measures import predict
 from tikhon.training.step import Step
 
-_CHUNK = 4096  # sparse rows that are made dense at once
+_CHUNK = 4096  # sparse rows converted to dense at once
 
 
 class Sparse(Protocol):
-    """A matrix or array of scipy.sparse, which declares no types itself."""
+    """A scipy.sparse matrix or array, which has no type stubs."""
 
     shape: tuple[int, ...]
 
     def tocsr(self) -> Any:
-        """The same in compressed rows."""
+        """Convert to CSR."""
 
 
-Inputs = ArrayLike | Sparse  # rows (n, features) as scikit-learn takes them
+Inputs = ArrayLike | Sparse  # rows (n, features) in any form of scikit-learn
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Inputs (dense or CSR), targets (rows, outputs) and weights, without rows of weight zero."""
+    """Inputs (dense or CSR), targets (rows, outputs) and weights, without zero-weight rows."""
 
     x: Any
     y: np.ndarray
@@ -48,13 +48,13 @@ class Rows:
 
     @classmethod
     def of(cls, x: object, y: np.ndarray, weights: np.ndarray) -> Rows:
-        """The rows that count: random numbers are not spent on the others."""
+        """Drop rows with weight zero, so that they do not consume random numbers."""
         there = weights > 0
         rows = cls(x, y, weights)
         return rows if there.all() else rows.take(there)
 
     def take(self, rows: np.ndarray) -> Rows:
-        """Some of the rows, by index or mask."""
+        """Select rows by index or mask."""
         return Rows(self.x[rows], self.y[rows], self.weights[rows])
 
     def __len__(self) -> int:
@@ -68,11 +68,11 @@ class Rows:
 
     @cached_property
     def alike(self) -> bool:
-        """Whether all rows weigh the same."""
+        """Whether all weights are equal."""
         return bool((self.weights == self.weights[0]).all())
 
     def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Dense tensors of some rows."""
+        """Return dense tensors of some rows."""
         if not hasattr(self.x, "toarray"):
             x, y, weights = self._dense
             return x[rows], y[rows], weights[rows]
@@ -83,17 +83,17 @@ class Rows:
 
 
 def summed(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
-    """(rows,) losses, summed over the outputs as in scikit-learn; classes are one of several."""
+    """Return losses (rows,) summed over outputs, as in scikit-learn; over classes there is one."""
     return loss.rows(output, target) * _parts(loss, target)
 
 
 def _parts(loss: Loss, target: Tensor) -> int:
-    """How many losses of a row are summed."""
+    """Return the number of losses summed for each row."""
     return 1 if loss.kind == "classes" else target.shape[1]
 
 
 class Learner:
-    """One network, its rows, its optimizer and its penalty, trained epoch by epoch."""
+    """Train one network on its rows, with its optimizer and penalty, epoch by epoch."""
 
     def __init__(
         self,
@@ -121,14 +121,14 @@ class Learner:
 
     def _objective(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y, weights = self.rows.batch(batch[0])
-        if self.rows.alike:  # in one call: in small batches each costs as much as the arithmetic
+        if self.rows.alike:  # one fused call: small batches are dominated by overhead
             value, parts = self.loss(self.network(x), y), _parts(self.loss, y)
             return value if parts == 1 else value * parts
         losses = summed(self.loss, self.network(x), y)
         return (weights * losses).sum() / (self._weight * len(x))
 
     def epoch(self, number: int) -> float:
-        """One pass; the objective (loss and penalty) as it was on the way."""
+        """Train one epoch; return the mean objective (loss and penalty) during it."""
         total = 0.0
         self.network.train()
         for batch in self._stream.epoch(number):
@@ -140,20 +140,20 @@ class Learner:
 
     @torch.no_grad()
     def score(self, rows: Rows) -> float:
-        """Weighted mean loss of some rows in evaluation mode; lower is better."""
+        """Weighted mean loss in evaluation mode; lower is better."""
         found = outputs(self.network, rows.x)
         y, weights = (torch.from_numpy(part).to(found) for part in (rows.y, rows.weights))
         return float((weights * summed(self.loss, found, y)).sum() / weights.sum())
 
     def close(self) -> dict[str, object]:
-        """Take the hooks off; the optimizer's state, to continue from."""
+        """Remove the hooks; return the optimizer's state, for resuming."""
         if self.regularizer is not None:
             self.regularizer.remove()
         return self.optimizer.state_dict()
 
 
 def outputs(network: Network, x: Any) -> Tensor:
-    """The network's outputs for dense or CSR rows, in the units that it learns in."""
+    """Return the network's outputs for dense or CSR rows, in standardised units."""
     if not hasattr(x, "toarray"):
         return predict(network, torch.from_numpy(np.array(x)).to(network.shift.dtype))
     chunks = (x[at : at + _CHUNK].toarray() for at in range(0, x.shape[0], _CHUNK))
@@ -161,5 +161,5 @@ def outputs(network: Network, x: Any) -> Tensor:
 
 
 def answers(network: Network, x: object) -> np.ndarray:
-    """The network's answers for dense or CSR rows, in the target's own units."""
+    """Return the network's predictions for dense or CSR rows, in the target's own units."""
     return (outputs(network, x) * network.unit + network.offset).numpy()

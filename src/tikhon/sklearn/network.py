@@ -1,4 +1,4 @@
-"""The network that the estimators train, its scaling and its penalties."""
+"""The network trained by the estimators, with scaling and penalties."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PENALTIES = ("elastic_net", "group_lasso")
 
 
 class Network(nn.Module):
-    """Linear layers with an activation and dropout between them; inputs are standardised first.
+    """Linear layers with activation and dropout in between, on standardised inputs.
 
-    `shift` and `scale` (features,) are applied to the inputs; `unit` and `offset` (outputs,) turn
-    outputs into answers: training sees standardised targets.
+    `shift` and `scale` (features,) standardise inputs; `unit` and `offset` (outputs,) convert
+    outputs to predictions, as training uses standardised targets.
     """
 
     shift: Tensor
@@ -48,7 +48,7 @@ class Network(nn.Module):
             self.register_buffer(name, torch.ones(size, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, features) -> (rows, outputs), standardised."""
+        """(rows, features) -> (rows, outputs), both standardised."""
         x = (x - self.shift) / self.scale
         activation = ACTIVATIONS[self.activation]
         for linear, dropout in zip(self.linear, self.dropout, strict=False):
@@ -57,7 +57,7 @@ class Network(nn.Module):
 
 
 def moments(x: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean and standard deviation of every column; sparse columns are not centred."""
+    """Weighted mean and standard deviation of each column; sparse columns are not centred."""
     total = weights.sum()
     if hasattr(x, "tocsr"):
         squares = np.asarray(x.multiply(x).T @ weights).ravel() / total
@@ -75,10 +75,10 @@ def _positive(scale: np.ndarray, threshold: object) -> np.ndarray:
 def terms(
     kind: str, strength: object, l1_ratio: float, *, layers: int, unit: float = 1.0
 ) -> dict[str, Term]:
-    """The penalty of the estimators: on all weights, or on the columns of the first layer.
+    """Return the estimators' penalty: on all weights, or on columns of the first layer.
 
-    Where the network learns the targets divided by `unit`, its last weights are divided by it
-    and its objective by `unit` squared: the strengths are those that leave the minimum in place.
+    If targets are divided by `unit`, the last weights scale by 1 / unit and the objective by its
+    square: strengths are adjusted so that the minimum is the same.
     """
     found = {}
     for layer in range(1 if kind == "group_lasso" else layers):
@@ -95,9 +95,9 @@ def terms(
 def penalty_of(
     kind: str, strength: object, l1_ratio: float, *, linear: float = 1.0, square: float = 1.0
 ) -> Proximable | None:
-    """The penalty of one layer; `linear` and `square` multiply its parts of those orders.
+    """Return the penalty of one layer; `linear` and `square` scale its terms of those orders.
 
-    A strength that is found in training is taken as it is.
+    Strengths tuned during training are not scaled.
     """
     if not isinstance(strength, float | int):
         if kind == "group_lasso":

@@ -1,4 +1,4 @@
-"""Population-based choice of a strength, scored on every fold."""
+"""Population-based tuning of a strength, scored on every fold."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tikhon.tuning.trials import History, Outcome, Value
 if TYPE_CHECKING:
     from tikhon.sklearn.fitting import RegularizedNetwork
 
-_ROUNDS = 8  # exchanges between the members, at most
+_ROUNDS = 8  # exchanges between members
 
-Models: TypeAlias = "list[RegularizedNetwork]"  # one a fold
+Models: TypeAlias = "list[RegularizedNetwork]"  # one for each fold
 Continue: TypeAlias = (
     "Callable[[Models | None, float, int], Models]"  # (parent's models, alpha, epochs)
 )
@@ -26,18 +26,18 @@ Continue: TypeAlias = (
 
 @dataclass(frozen=True)
 class Given(Design):
-    """The strengths that the population starts from."""
+    """Start a population from given strengths."""
 
     alphas: tuple[float, ...] = ()
 
     def configs(self) -> list[dict[str, Value]]:
-        """One member a strength."""
+        """Return one member for each strength."""
         return [{"alpha": alpha} for alpha in self.alphas]
 
 
 @dataclass(frozen=True)
 class Members:
-    """The last generation, strongest penalty first, and how the best of it came about."""
+    """The last generation, strongest penalty first, and the history of its best member."""
 
     alphas: np.ndarray
     scores: np.ndarray  # (members, folds)
@@ -51,10 +51,10 @@ def evolve(
     train: Continue,
     score: Callable[[Models], list[float]],
 ) -> Members:
-    """Train one member a strength on all folds; the worst quarter copies the best, and moves on.
+    """Train one member for each strength on all folds; the worst quarter copies the best.
 
-    A member is one model a fold with one strength; its score is the mean over the folds. Raises
-    ValueError for fewer than two different strengths, or one that is 0.
+    A member is one model for each fold; its score is the mean over folds. Raises ValueError for
+    fewer than two distinct strengths, or one that is 0.
 
     Reference: Jaderberg et al. (2017), https://arxiv.org/abs/1711.09846.
     """
@@ -81,7 +81,7 @@ def evolve(
             Outcome(trial, -float(np.mean(scores[trial.id]))) for trial in trials
         )
     last = sorted(models, key=lambda i: -float(history.of(i).trial.config["alpha"]))
-    best = max(last, key=lambda i: np.mean(scores[i]))  # of equals the strongest penalty
+    best = max(last, key=lambda i: np.mean(scores[i]))  # strongest penalty on ties
     rounds = [outcome.trial for outcome in history.lineage(best)][::-1]
     ends = [0, *(trial.budget for trial in rounds)]
     return Members(

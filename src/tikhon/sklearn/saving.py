@@ -1,4 +1,4 @@
-"""Estimators as one safetensors file: arrays, and JSON in its header; nothing is unpickled."""
+"""Save estimators as one safetensors file: arrays, and JSON in its header, without pickle."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _PLAIN = (
     "validation_scores_",
 )
 
-_KINDS: dict[str, type] = {}  # what may be read, by name
+_KINDS: dict[str, type] = {}  # loadable classes by name
 
 
 def saveable(kind: type) -> None:
-    """Let estimators of this class be read by `load`."""
+    """Allow `load` to read estimators of this class."""
     _KINDS[kind.__name__] = kind
 
 
@@ -39,7 +39,7 @@ def save(estimator: Any, path: str | Path) -> None:
     from safetensors.torch import save as to_bytes
 
     parameters = estimator.get_params(deep=False)
-    if isinstance(factors := parameters.get("class_weight"), Mapping):  # JSON's keys are texts
+    if isinstance(factors := parameters.get("class_weight"), Mapping):  # JSON keys are strings
         parameters["class_weight"] = plain([[key, value] for key, value in factors.items()])
     try:
         json.dumps(parameters)
@@ -77,10 +77,9 @@ def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def load(path: str | Path) -> Any:
-    """The fitted estimator that `save` wrote to `path`; `partial_fit` starts a new optimizer.
+    """Load the fitted estimator that `save` wrote to `path`; `partial_fit` starts a new optimizer.
 
-    Raises DataError for a file of another kind or a damaged one, StorageError for one that cannot
-    be read.
+    Raises DataError for a damaged or different file, StorageError for an unreadable one.
     """
     from safetensors import SafetensorError, safe_open
 

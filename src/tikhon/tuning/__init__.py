@@ -1,1 +1,1 @@
-"""Choosing strengths: trials, searches, populations and paths."""
+"""Tune strengths: trials, searches, populations and paths."""

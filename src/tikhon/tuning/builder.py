@@ -1,4 +1,4 @@
-"""A user's builder of models, called by name with what of a configuration it accepts."""
+"""Call a user's model builder by parameter name with entries of a configuration."""
 
 from __future__ import annotations
 
@@ -27,21 +27,20 @@ Config = Mapping[str, Value]
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _GIVEN = (inspect.Parameter.POSITIONAL_ONLY, *_NAMED)
-# by which builders of Keras Tuner draw their values; Optuna's begin with suggest_
+# methods by which Keras Tuner builders draw values; Optuna's begin with suggest_
 _DRAWING = frozenset({"Int", "Float", "Choice", "Boolean", "Fixed", "conditional_scope"})
-_TRIED = 4  # values of a choice whose models are compared
-WHOLE = ("config", "params", "trial", "hp")  # names under which a configuration is passed whole
+_TRIED = 4  # values of a choice compared
+WHOLE = ("config", "params", "trial", "hp")  # parameters that receive the whole configuration
 
 
 class Builder:
     """`build_model` as a function of the configuration.
 
-    A parameter named as an entry of the space receives that entry. One that no entry is named
-    after, if it is the only one without a default or is called config, params, trial or hp,
-    receives the whole configuration, a mapping. `**kwargs` receive the entries that only a builder
-    can know. `space` are the names that there are, `example` rows that give lazy layers their
-    sizes. Fixed dropout of torch becomes dropout whose
-    rate moves, where the space varies it.
+    A parameter named like an entry of the space receives that entry. Another one, if it is the
+    only one without a default or is called config, params, trial or hp, receives the whole
+    configuration as a mapping. `**kwargs` receive the entries unknown to training. `space` has the
+    entry names, `example` rows that initialise lazy layers. Torch's fixed dropout is replaced by
+    layers with adjustable rates where the space varies dropout.
 
     >>> build = Builder(lambda width=8, **others: nn.Linear(width, **others), {"lr", "width"})
     >>> build({"lr": 0.1, "width": 4, "out_features": 2})
@@ -80,7 +79,7 @@ class Builder:
         ]
 
     def _whole(self, parameters: list[inspect.Parameter]) -> inspect.Parameter | None:
-        """The parameter that takes the configuration as one mapping."""
+        """Return the parameter that takes the whole configuration."""
         placed = [p for p in parameters if p.kind in (*_PLACED, p.KEYWORD_ONLY)]
         for p in placed:
             if p.name in WHOLE and p.name not in self.names:
@@ -89,7 +88,7 @@ class Builder:
         return free[0] if len(free) == 1 and free[0].kind in _PLACED else None
 
     def __call__(self, config: Config) -> nn.Module:
-        """The model of a configuration."""
+        """Build the model of a configuration."""
         missing = [name for name in self.needed if name not in config]
         if missing:
             raise InputError(
@@ -122,14 +121,14 @@ class Builder:
         return model
 
     def _fresh(self, model: nn.Module) -> nn.Module:
-        """The model; a copy where the builder gave some of its tensors before, as they were then.
+        """Return the model; a copy in its initial state if the builder reused earlier tensors.
 
-        So that no trial goes on training the weights of the one before it. Raises `InputError` for
-        tensors of a later model, of which nobody knows how they were.
+        Otherwise a trial would continue training the weights of the one before. Raises
+        `InputError` for reused tensors of a later model, whose initial state is unknown.
         """
         tensors = _tensors(model)
         if self._first is None:
-            self._first = model  # held, so that no other tensor takes the place of one of its own
+            self._first = model  # a reference, so that ids of its tensors are not reused
             self._values = {id(t): t.detach().clone() for t in tensors}
             return model
         if any(self._given.get(id(tensor)) is tensor for tensor in tensors):
@@ -150,8 +149,8 @@ class Builder:
 
     def _forget(self) -> None:
         self._first: nn.Module | None = None
-        self._values: dict[int, Tensor] = {}  # of the first model's tensors, as they were built
-        self._given = weakref.WeakValueDictionary[int, Tensor]()  # of the models after it
+        self._values: dict[int, Tensor] = {}  # initial values of the first model's tensors
+        self._given = weakref.WeakValueDictionary[int, Tensor]()  # tensors of later models
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_first", "_values", "_given")
@@ -162,7 +161,7 @@ class Builder:
         self._forget()
 
     def _places(self, named: dict[str, object]) -> list[object]:
-        """What goes by position, taken out of `named`: up to the first parameter left out."""
+        """Remove positional arguments from `named`, up to the first missing one."""
         found = []
         for parameter in self.placed:
             if parameter.name not in named and parameter.default is parameter.empty:
@@ -171,11 +170,11 @@ class Builder:
         return found
 
     def check(self, space: Space, default: Config) -> None:
-        """Raise `InputError` for an entry that neither the builder nor the training reads.
+        """Raise `InputError` for an entry read by neither the builder nor the training.
 
-        The model of the default configuration is built, and as many others as show which entries
-        are read under some choices alone. An entry that is accepted and changes nothing in any of
-        them is warned of. Those that conditions of others name need no reader.
+        Builds the default configuration, and others as needed to see entries read only under some
+        choices. Warns of an entry that is accepted but never changes the model. Entries that
+        appear in conditions need no reader.
         """
         _built(self, default)
         conditional = (e for e in space.values() if isinstance(e, Conditional))
@@ -196,7 +195,7 @@ class Builder:
                 )
 
     def _matters(self, space: Space, default: Config, name: str) -> bool:
-        """Whether two values of an entry make models that differ in anything that can be seen."""
+        """Return whether two values of an entry make visibly different models."""
         entry = space.range(name)
         values = entry.values if isinstance(entry, Choice) else entry.grid(2)
         values = list(dict.fromkeys(values))[:_TRIED]
@@ -229,19 +228,19 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 def _parameters(build_model: Callable[..., object]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(build_model).parameters.values())
-    except (TypeError, ValueError):  # some builtins have none: called without arguments
+    except (TypeError, ValueError):  # some builtins have no signature: called without arguments
         return []
 
 
 def _built(build: Builder, config: Config) -> nn.Module:
-    """A model whose random numbers are always the same."""
+    """Build a model with fixed random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build(config)
 
 
 def _same(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two models agree in their modules, their tensors and what the modules hold."""
+    """Return whether two models agree in structure, tensors and attributes."""
     pairs = list(zip(first.modules(), second.modules()))
     if str(first) != str(second) or any(type(a) is not type(b) for a, b in pairs):
         return False
@@ -252,7 +251,7 @@ def _same(first: nn.Module, second: nn.Module) -> bool:
 
 
 def _own(module: nn.Module) -> dict[str, object]:
-    """The attributes of a module's own."""
+    """Return the module's own attributes."""
     return {n: v for n, v in vars(module).items() if not n.startswith("_")}
 
 
@@ -269,9 +268,9 @@ def _equal(first: object, second: object) -> bool:
 
 
 def _let_dropout_move(model: nn.Module) -> None:
-    """Torch's own dropout, where that is all there is, as layers whose rate can be set."""
+    """Replace torch's dropout by layers with adjustable rates, if there are no others."""
     if not any(isinstance(module, NoiseLayer) for module in model.modules()):
-        with contextlib.suppress(ValueError):  # none to be replaced: the population says so
+        with contextlib.suppress(ValueError):  # none to replace: reported by the population
             replace_dropout(model)
 
 
@@ -292,7 +291,7 @@ def _several(space: Space, default: Config) -> Iterator[Config]:
 
 
 class _Watched(MutableMapping[str, Value]):
-    """A configuration of the builder's own that remembers which of its entries were read."""
+    """A private copy of a configuration that records which entries are read."""
 
     def __init__(self, config: Config, read: set[str]) -> None:
         self._config, self._read = dict(config), read
@@ -309,10 +308,10 @@ class _Watched(MutableMapping[str, Value]):
         del self._config[name]
 
     def copy(self) -> _Watched:
-        """Another one, whose reads count too."""
+        """Return a copy whose reads are recorded too."""
         return _Watched(self._config, self._read)
 
-    def __getattr__(self, name: str) -> Any:  # config.width, as of a namespace
+    def __getattr__(self, name: str) -> Any:  # attribute access, as config.width
         if name in _DRAWING or name.startswith("suggest_"):
             raise InputError(
                 f"build_model asks for {name}(...), but what it is given holds values, not "

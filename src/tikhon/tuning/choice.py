@@ -1,4 +1,4 @@
-"""Which member to take, and how far the choice may be off: from losses of single rows."""
+"""Choose a member, and estimate the error of the choice, from losses of single rows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from tikhon.tuning.metric import Metric
 from tikhon.tuning.space import Choice, Space, simplifies
 from tikhon.tuning.trials import Value
 
-_DRAWS = 500  # of the rows, for the noise of a choice
-_CLEAR = 2.0  # standard errors beyond which a difference is one
+_DRAWS = 500  # bootstrap samples for the noise of a choice
+_CLEAR = 2.0  # standard errors of a significant difference
 
 
 @dataclass(frozen=True)
 class SearchAudit:
-    """What a search may have got wrong, in figures.
+    """Quantified uncertainties of a search's choice.
 
-    `noise` is the expected excess of the chosen score over the best candidate's, because the
-    choice was made on few rows (bootstrap of the validation rows). `edges` names hyperparameters
-    whose chosen value lies at an end of its range. `default_score` is what the untuned
-    configuration reaches in a training of `default_epoch` epochs, the number that was best by the
-    same rows; `gain` is by how much the chosen one is better, and `gain_error` its standard error.
-    Scores are the `metric`'s own numbers: of a maximised one the higher is better.
+    `noise` is the expected excess of the chosen score over the best candidate's, due to few
+    validation rows (bootstrapped). `edges` names hyperparameters chosen at an end of their range.
+    `default_score` is the score of the untuned configuration after `default_epoch` epochs, its
+    best on the same rows; `gain` is the improvement over it, and `gain_error` its standard error.
+    Scores have the `metric`'s own sign: higher is better for a maximised one.
     """
 
     candidates: int
@@ -49,11 +48,11 @@ class SearchAudit:
 
     @property
     def only_default(self) -> bool:
-        """Whether nothing of the space could be trained, so that there was no choice."""
+        """Whether all trials of the space failed, so that only the default is left."""
         return self.candidates == 1 and self.failed > 0 and math.isfinite(self.default_score)
 
     def lines(self) -> list[str]:
-        """The audit in sentences."""
+        """Return the audit as sentences."""
         if self.only_default:
             return [
                 f"all {self.failed} trials of the space diverged; only the default is left "
@@ -89,7 +88,7 @@ class SearchAudit:
         return f"{self.default_score:.4f} in {epochs}, its best number"
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return a JSON-serialisable dict."""
         fields = {**self.__dict__, "edges": list(self.edges), "worth_it": self.worth_it}
         return {k: None if _lost(v) else v for k, v in fields.items()}
 
@@ -97,11 +96,11 @@ class SearchAudit:
 def choose(
     rows: Tensor, weights: Sequence[float], models: Sequence[Hashable] | None = None
 ) -> int:
-    """The most strongly regularized candidate that is within one standard error of the best.
+    """Return the most strongly regularized candidate within one standard error of the best.
 
-    `rows` (candidates, rows) are validation losses, `weights` how strongly each is regularized,
-    which compares among candidates of the same one of `models` only. The error is that of the
-    paired difference to the best candidate, row by row.
+    `rows` (candidates, rows) are validation losses; `weights` measure regularization, compared
+    only among candidates of the same one of `models`. The error is that of the paired difference
+    to the best candidate over rows.
     """
     close = near_best(rows, errors=1.0)
     own = list(models or [None] * len(rows))
@@ -109,9 +108,9 @@ def choose(
 
 
 def near_best(rows: Tensor, *, errors: float = _CLEAR) -> list[int]:
-    """Candidates within `errors` standard errors of the best, best first: worth averaging.
+    """Return candidates within `errors` standard errors of the best, best first.
 
-    Rows and errors as in `choose`; one that is clearly worse would spoil a mean of few.
+    Rows and errors as in `choose`. Significantly worse ones would degrade an average of few.
     """
     means = rows.mean(1)
     difference = rows - rows[int(means.argmin())]
@@ -128,10 +127,9 @@ def blend(
     *,
     probabilities: bool,
 ) -> list[int]:
-    """At most `count` candidates whose mean has the lowest score: `first`, then one by one the
-    one that lowers it most, some more than once.
+    """Select up to `count` candidates greedily, with repetition, to minimise the mean's score.
 
-    Of logits the means of probabilities count, as in `Average`.
+    Starts from `first`. Logits are averaged as probabilities, as in `Average`.
 
     Reference: Caruana et al., "Ensemble selection from libraries of models", 2004,
     https://doi.org/10.1145/1015330.1015432
@@ -150,7 +148,7 @@ def blend(
 
 
 def selection_noise(rows: Tensor) -> float:
-    """Expected loss above the best candidate when the choice is made on as many random rows."""
+    """Expected excess loss over the best candidate when choosing on as many random rows."""
     generator = torch.Generator().manual_seed(0)
     count = rows.shape[1]
     means = rows.double().mean(1)
@@ -160,9 +158,9 @@ def selection_noise(rows: Tensor) -> float:
 
 
 def at_edges(space: Space, config: Mapping[str, Value], trials: int) -> list[str]:
-    """Hyperparameters whose value lies within half a grid cell of an end of its range.
+    """Return hyperparameters within half a grid cell of an end of their range.
 
-    An end that is a natural limit (a rate or a strength of 0) is none.
+    Natural limits (a rate or strength of 0) do not count.
     """
     found = []
     margin = 0.5 / max(trials, 2)
@@ -192,9 +190,9 @@ def audit(
     *,
     default_epoch: int = 0,
 ) -> SearchAudit:
-    """Judge a choice; `default` is the index of the untuned candidate, None if it diverged.
+    """Audit a choice; `default` is the index of the untuned candidate, None if it diverged.
 
-    `default_epoch` is how many epochs it was trained for.
+    `default_epoch` is the number of epochs it was trained for.
     """
     own = float if metric is None else metric.own
     means = rows.mean(1)

@@ -1,4 +1,4 @@
-"""Which rows each batch of a search trains on: shuffled, or as the user's loader draws them."""
+"""Select the rows of each batch in a search: shuffled, or as the user's loader draws them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tikhon.data.stream import Stream
 from tikhon.errors import DataError
 from tikhon.regularizer.audit import warn
 
-_READ = 256  # rows of a batch in which a data set is read whole
+_READ = 256  # batch size for reading a whole data set
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The stream of batches over the numbers of the rows.
+    """A stream of batches of row indices.
 
-    `loader` draws such numbers as the user's own draws rows; `place` says where each of them is
-    among the rows that train, -1 for those that are held out.
+    `loader` draws indices as the user's own draws rows; `place` maps each index to its position
+    among the training rows, -1 if held out.
     """
 
     rows: int
@@ -40,18 +40,18 @@ class Draws:
 
     @property
     def batches(self) -> int:
-        """Batches of an epoch."""
+        """Batches in an epoch."""
         count = self._stream().batches
         assert count is not None
         return count
 
     def epoch(self, number: int) -> list[Tensor]:
-        """The row numbers of every batch of an epoch."""
+        """Return the row indices of each batch of an epoch."""
         found = [rows for rows, _ in self._stream().epoch(number)]
         if self.place is None:
             return found
         left = [kept[kept >= 0] for kept in (self.place[rows] for rows in found)]
-        return [rows for rows in left if len(rows) > 1]  # one row alone cannot be normalised
+        return [rows for rows in left if len(rows) > 1]  # batch normalisation needs two rows
 
     def _stream(self) -> Stream:
         numbers = torch.arange(self.rows)
@@ -60,10 +60,10 @@ class Draws:
 
 
 def read(train: Any, *, name: str = "train") -> tuple[Any, Tensor, DataLoader[Any] | None]:
-    """(inputs, targets, a loader of row numbers): the rows of whatever the user calls data.
+    """Read any supported form of data; return (inputs, targets, loader of row indices).
 
-    The loader is None where rows are only shuffled. Warns of a data set whose rows differ each
-    time they are read; raises `DataError` for a sampler over rows that the collation multiplies.
+    The loader is None if rows are only shuffled. Warns of a data set whose rows vary between
+    reads; raises `DataError` for a custom sampler where the collation multiplies rows.
     """
     _warn_of_random_rows(train)
     if not isinstance(train, DataLoader) or isinstance(train.dataset, IterableDataset):
@@ -85,7 +85,7 @@ def read(train: Any, *, name: str = "train") -> tuple[Any, Tensor, DataLoader[An
 
 
 def batch_size_of(train: Any) -> int | None:
-    """The rows of a batch that a loader brings."""
+    """Return the batch size of a loader."""
     if not isinstance(train, DataLoader):
         return None
     if train.batch_size is not None:
@@ -95,14 +95,14 @@ def batch_size_of(train: Any) -> int | None:
 
 
 def _shuffles(loader: DataLoader[object]) -> bool:
-    """Whether a loader gives every row once, in an order that nobody has seeded."""
+    """Return whether a loader visits every row once in unseeded random order."""
     sampler = loader.sampler
     seeded = loader.generator is not None or getattr(sampler, "generator", None) is not None
     return once(loader) and type(sampler) is RandomSampler and not loader.drop_last and not seeded
 
 
 def _of_numbers(loader: DataLoader[object], rows: int) -> DataLoader[Any]:
-    """A loader of row numbers that draws as `loader` does."""
+    """Return a loader of row indices that draws as `loader` does."""
     numbers = TensorDataset(torch.arange(rows), torch.arange(rows))
     if type(loader.batch_sampler) is BatchSampler and loader.batch_size is not None:
         return DataLoader(
@@ -116,7 +116,7 @@ def _of_numbers(loader: DataLoader[object], rows: int) -> DataLoader[Any]:
 
 
 def _warn_of_random_rows(train: Any) -> None:
-    """What is read once cannot be augmented anew each time."""
+    """Warn of random augmentation, as rows are read only once."""
     data = train.dataset if isinstance(train, DataLoader) else train
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset | TensorDataset):
         return

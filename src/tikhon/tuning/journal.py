@@ -1,4 +1,4 @@
-"""The record of a search: what is searched on which data, the plan, the outcomes."""
+"""The journal of a search: space and data, plan, outcomes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tikhon.tuning.trials import History, Outcome
 
 
 class SearchJournal:
-    """The plan and the outcomes of a search, and the seals of the files that hold their states.
+    """Plan and outcomes of a search, with checksums of its state files.
 
-    A batch of outcomes is one event: after a crash it is there as a whole, or trained again.
+    A batch of outcomes is one event: after a crash it is either complete or trained again.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, object], *, resume: bool) -> None:
@@ -28,12 +28,12 @@ class SearchJournal:
             raise self.record.malformed(error) from error
 
     def record_plan(self, plan: Mapping[str, object]) -> None:
-        """Write what was decided by measuring, so that a resumed run decides the same."""
+        """Store measured decisions, so that a resumed run repeats them."""
         self.plan = dict(plan)
         self.record.append({"plan": self.plan})
 
     def extend(self, outcomes: Iterable[Outcome], seals: Mapping[str, str] = {}) -> None:
-        """Append a batch of outcomes, and the SHA-256 of new files of states."""
+        """Append a batch of outcomes, and the SHA-256 of new state files."""
         event = {"outcomes": [outcome.to_dict() for outcome in outcomes], "states": dict(seals)}
         self.record.append(event)
         self._take(event)
@@ -43,5 +43,5 @@ class SearchJournal:
             self.plan = dict(event["plan"])
         self.seals |= event.get("states", {})
         found = [Outcome.from_dict(row) for row in event.get("outcomes", ())]
-        known = self.history.ids  # a journal that was copied onto its own end says all twice
+        known = self.history.ids  # a journal appended to itself has duplicates
         self.history = self.history.extended(o for o in found if o.trial.id not in known)

@@ -1,4 +1,4 @@
-"""What a search compares its trials by, where that is not the loss: a scorer or a function."""
+"""Metrics to compare trials by other than the loss: a scorer or a function."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from tikhon.data.splits import dealt
 from tikhon.errors import InputError, unknown
 from tikhon.training.losses import Loss, name_of
 
-BLOCKS = 20  # parts that a set of validation rows is cut into, for the error of a metric
+BLOCKS = 20  # blocks of validation rows, for the standard error of a metric
 LEAST_BLOCKED = 4  # rows: two blocks of two
 DIRECTIONS = ("minimize", "maximize")
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A number of outputs (rows, ...) and targets (rows, ...): `scores` are lower when better."""
+    """A function of outputs (rows, ...) and targets (rows, ...); its `score` is minimised."""
 
     name: str
     function: Callable[[Tensor, Tensor], float]
     maximised: bool
 
     def own(self, score: float) -> float:
-        """A score as the metric's own number."""
-        return 0.0 - score if self.maximised else score  # of 0 it is 0, not -0
+        """Return a score with the metric's own sign."""
+        return 0.0 - score if self.maximised else score  # avoids -0
 
     @torch.no_grad()
     def score(self, output: Tensor, y: Tensor) -> float:
-        """The metric, negative where more is better; NaN outputs give NaN."""
+        """Return the metric, negated if maximised; NaN for non-finite outputs."""
         if not bool(torch.isfinite(output).all()):
             return math.nan
         try:
@@ -47,11 +47,11 @@ class Metric:
             ) from error
 
     def pseudo_values(self, output: Tensor, y: Tensor) -> Tensor:
-        """What stands for the losses of single rows in a metric that rows have no part in.
+        """Return pseudo-values, in place of row losses, for a metric that is not a mean over rows.
 
         The delete-a-group jackknife (Quenouille, 1956): `m * all - (m - 1) * all but block k`, for
-        `m` blocks with alike targets, moved so that their mean is the metric; their spread is
-        its error.
+        `m` blocks with similar targets, shifted to have the metric as their mean; their spread
+        gives its standard error.
         """
         blocks = blocks_of(y)
         block = dealt(y, blocks).to(y.device)
@@ -62,18 +62,17 @@ class Metric:
 
 
 def blocks_of(y: Tensor) -> int:
-    """How many parts some validation rows are cut into: two or more, of two rows if there are."""
+    """Return the number of blocks: at least two, of at least two rows if possible."""
     return max(min(BLOCKS, len(y) // 2), 2)
 
 
 def metric_of(metric: Any, direction: str | None, loss: Loss) -> Metric:
-    """From the name of a scikit-learn scorer, a scorer, or a function of (output, target).
+    """Build from the name of a scikit-learn scorer, a scorer, or a function of (output, target).
 
-    A function needs a direction, unless it is a loss of torch or tells it as `higher_is_better`.
+    A function needs a direction, unless it is a torch loss or has `higher_is_better`.
 
-    Raises `InputError` for an unknown name, a missing direction, one that a scorer contradicts,
-    and functions of `sklearn.metrics`, which take (y_true, y_pred) of labels or of probabilities:
-    a scorer says which.
+    Raises `InputError` for an unknown name, a missing or contradictory direction, and functions of
+    `sklearn.metrics`, which take (y_true, y_pred) of labels or probabilities: a scorer says which.
     """
     if direction is not None and direction not in DIRECTIONS:
         raise InputError(unknown("direction", direction, DIRECTIONS))
@@ -98,8 +97,8 @@ def metric_of(metric: Any, direction: str | None, loss: Loss) -> Metric:
 
 
 def _direction(metric: object, name: str, direction: str | None) -> str:
-    """Which way is better: as given, or as the metric itself knows."""
-    higher = getattr(metric, "higher_is_better", None)  # of torchmetrics
+    """Return the direction, as given or as the metric declares."""
+    higher = getattr(metric, "higher_is_better", None)  # from torchmetrics
     if isinstance(higher, bool):
         own = DIRECTIONS[higher]
         if direction not in (None, own):
@@ -117,7 +116,7 @@ def _direction(metric: object, name: str, direction: str | None) -> str:
 
 
 def _is_loss(metric: object) -> bool:
-    """Whether it is a loss of torch."""
+    """Return whether it is a torch loss."""
     return isinstance(metric, nn.modules.loss._Loss) or (
         getattr(metric, "__module__", "") == "torch.nn.functional"
     )
@@ -138,7 +137,7 @@ def _scorer(name: str, scorer: Any, direction: str | None, loss: Loss) -> Metric
 
 
 def _answers(output: Tensor, y: Tensor, kind: str) -> tuple[Any, np.ndarray]:
-    """Outputs as an estimator that has already answered, and its targets."""
+    """Return the outputs as a fitted estimator, and its targets."""
     if kind == "custom" and output.numel() == y.numel() and len(y.unique()) == 2:
         return _Ranks(output.reshape(-1).double().numpy()), (y == y.max()).reshape(-1).numpy()
     if kind == "numbers" or (kind == "custom" and y.is_floating_point()):
@@ -151,19 +150,19 @@ def _answers(output: Tensor, y: Tensor, kind: str) -> tuple[Any, np.ndarray]:
         return _Classes(both.numpy()), (y.reshape(-1) > 0.5).long().numpy()
     known = y.argmax(1) if y.is_floating_point() else y
     logits = output.double()
-    if logits.ndim > 2:  # positions: (rows, classes, ...)
+    if logits.ndim > 2:  # (rows, classes, ...)
         logits = logits.movedim(1, -1).reshape(-1, logits.shape[1])
     return _Classes(logits.numpy()), known.reshape(-1).numpy()
 
 
 class _Answered:
-    """What scorers ask of an estimator that is fitted."""
+    """The interface of a fitted estimator that scorers use."""
 
     def __init__(self, answers: np.ndarray) -> None:
         self.answers = answers
 
     def fit(self, x: object, y: object = None) -> _Answered:
-        """Nothing is left to be learnt."""
+        """Return self; already fitted."""
         return self
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -183,21 +182,21 @@ class _Answered:
 
 class _Numbers(_Answered):
     def predict(self, x: object) -> np.ndarray:
-        """The outputs."""
+        """Return the outputs."""
         return self.answers
 
 
 class _Ranks(_Numbers):
-    """What a loss of the user's own makes of two classes: an order, without a threshold."""
+    """Two classes under a user's own loss: an order without a threshold."""
 
     classes_ = np.array([False, True])
 
     def decision_function(self, x: object) -> np.ndarray:
-        """The outputs."""
+        """Return the outputs."""
         return self.answers
 
     def predict(self, x: object) -> np.ndarray:
-        """Unknown."""
+        """Raise, as the threshold is unknown."""
         raise ValueError(
             "with a loss of your own nobody knows from which output on the answer is the second "
             "class: give a function of (output, target), or the loss by name ('bce')"
@@ -212,31 +211,31 @@ class _Classes(_Answered):
         self.classes_ = np.arange(answers.shape[1])
 
     def decision_function(self, x: object) -> np.ndarray:
-        """(rows,) log-odds of two classes, otherwise (rows, classes)."""
+        """Return log-odds (rows,) for two classes, otherwise logits (rows, classes)."""
         if len(self.classes_) == 2:
             return self.answers[:, 1] - self.answers[:, 0]
         return self.answers
 
     def predict_proba(self, x: object) -> np.ndarray:
-        """(rows, classes)."""
+        """Return probabilities (rows, classes)."""
         return torch.from_numpy(self.answers).softmax(1).numpy()
 
     def predict(self, x: object) -> np.ndarray:
-        """The most probable class."""
+        """Return the most probable class."""
         return self.answers.argmax(1)
 
 
 class _Labels(_Classes):
-    """Logits of labels that do not exclude each other, (rows, labels)."""
+    """Logits of non-exclusive labels, (rows, labels)."""
 
     def decision_function(self, x: object) -> np.ndarray:
-        """(rows, labels)."""
+        """Return logits (rows, labels)."""
         return self.answers
 
     def predict_proba(self, x: object) -> np.ndarray:
-        """(rows, labels)."""
+        """Return probabilities (rows, labels)."""
         return torch.from_numpy(self.answers).sigmoid().numpy()
 
     def predict(self, x: object) -> np.ndarray:
-        """Whether each label is more probable than not."""
+        """Return labels with probability above one half."""
         return (self.answers > 0).astype(int)

@@ -1,4 +1,4 @@
-"""How many members, how long, how many at once: from a budget and a measurement."""
+"""Plan a search from a budget and a measurement: members, epochs, chunk size."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from tikhon.tuning.searches import SpaceFilling
 from tikhon.tuning.space import KNOWN, Choice, Space
 from tikhon.tuning.trials import Value
 
-MEMBERS = 16  # as good as a grid of 64 (selection noise hides the difference)
-HALVED = 0.6  # full trainings of a member that guarded halving costs, with validation
-REFIT = 9  # full trainings kept for the default and the refits
-LONG = 60  # epochs of a training where there is time: many rows go on being learned from
+MEMBERS = 16  # as good as 64, as selection noise hides the difference
+HALVED = 0.6  # cost of guarded halving with validation, in full trainings for each member
+REFIT = 9  # full trainings reserved for the default and the refits
+LONG = 60  # epochs if time allows, as many rows keep improving
 DEFAULTS = {"lr": 3e-3, "dropout": 0.1, "weight_decay": 0.01}
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What was decided before the first trial; written to the journal, so a resume repeats it.
+    """Decisions made before the first trial, stored in the journal for resuming.
 
-    `microseconds` holds the size of a chunk and the measured time of one step of one member in it,
-    `threads` what torch computed with (0: not recorded): like the chunk, it decides how sums are
-    rounded.
+    `microseconds` holds the chunk size and the measured time of a step for each member; `threads`
+    is torch's thread count (0 if unknown), which like the chunk size affects rounding.
     """
 
     members: int
@@ -40,8 +39,8 @@ class SearchPlan:
     threads: int = 0
 
     def expected(self, searching: int, refitting: int) -> float | None:
-        """Seconds that the whole will take, roughly; `searching` and `refitting` are the steps of
-        an epoch of one member in the search, with its folds, and on all rows.
+        """Estimate the total seconds; `searching` and `refitting` are the steps in an epoch of one
+        member, in the search with its folds, and on all rows.
         """
         if self.seconds is not None or not self.microseconds:
             return self.seconds
@@ -50,20 +49,20 @@ class SearchPlan:
         return steps * self.microseconds[0][1] * 1e-6
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return a JSON-serialisable dict."""
         return {**asdict(self), "microseconds": [list(pair) for pair in self.microseconds]}
 
 
 def make_plan(
     job: SearchJob, space: Space, budget: str | None, *, fixed: bool = False
 ) -> SearchPlan:
-    """The size of a chunk from the model; members and epochs from the budget.
+    """Choose the chunk size from the model, and members and epochs from the budget.
 
-    A budget in runs gives the same plan on every machine; one in seconds measures a step, and the
-    plan that follows is recorded in the journal. It buys trainings of `LONG` epochs
-    first (not where the length is `fixed`), then more members.
+    A budget in runs gives the same plan on every machine; for one in seconds a step is timed, and
+    the plan is stored in the journal. Time goes to trainings of `LONG` epochs first (unless the
+    length is `fixed`), then to more members.
 
-    Raises `InputError` for a budget that one trial does not fit into.
+    Raises `InputError` for a budget too small for one trial.
     """
     given = Budget.of(budget)
     seconds, runs = given.seconds, given.runs
@@ -96,8 +95,8 @@ def make_plan(
 
 
 def customary(space: Space, count: int) -> list[dict[str, Value]]:
-    """At most `count` configurations of the space to try first: as near as it comes to what is
-    customary, with each value of its first choice in turn.
+    """Return at most `count` configurations to try first: those closest to common defaults, with
+    each value of the first choice.
     """
     usual = {**default_config(space), **space.fixed}
     for name in space.varying:
@@ -114,7 +113,7 @@ def customary(space: Space, count: int) -> list[dict[str, Value]]:
 
 
 def default_config(space: Space) -> Config:
-    """The untuned configuration: fixed entries as given, the customary values for the rest."""
+    """Return the untuned configuration: fixed entries, and defaults for the others."""
     config: dict[str, Value] = {
         name: DEFAULTS["weight_decay"] if entry == "auto" else entry
         for name, entry in space.fixed.items()
@@ -123,7 +122,7 @@ def default_config(space: Space) -> Config:
         known = space.range(name)
         own, _ = addressed(name)
         if own == "lr" and name != own:
-            config[name] = known.at(0.5)  # of parts no learning rate is customary
+            config[name] = known.at(0.5)  # there is no default for parts of a model
         elif own in DEFAULTS:
             config[name] = DEFAULTS[own]
         elif isinstance(known, Choice):

@@ -1,4 +1,4 @@
-"""From what the user gives to a job: rows, folds, lengths, and the journal that names them."""
+"""Prepare the job of a search from user input: rows, folds, lengths, and the journal."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tikhon.tuning.metric import LEAST_BLOCKED, metric_of
 from tikhon.tuning.runners import Config, SearchJob
 from tikhon.tuning.space import Log, Space, Uniform
 
-FEW = 2_500  # rows below which the loss of a single held-out fifth is too noisy to choose by
+FEW = 2_500  # rows below which a single held-out fifth is too noisy
 
 
 def default_space(make: Callable[[Config], nn.Module]) -> Space:
-    """lr and an adapting weight decay, and the dropout rate where the model has the layer."""
+    """Return lr and adaptive weight decay, and dropout if the model has such layers."""
     entries: dict[str, Any] = {"lr": Log(1e-4, 1e-1), "weight_decay": "auto"}
     if any(isinstance(m, NoiseLayer) for m in make({}).modules()):
         entries = {"dropout": Uniform(0, 0.8), **entries}
@@ -39,7 +39,7 @@ def default_space(make: Callable[[Config], nn.Module]) -> Space:
 
 
 def optimizer_of(given: object) -> Callable[..., optim.Optimizer]:
-    """The factory behind a name or a class; each trial builds one of its own."""
+    """Return the optimizer factory for a name or class; each trial builds its own."""
     if isinstance(given, str):
         if given not in OPTIMIZERS:
             raise InputError(unknown("optimizer", given, OPTIMIZERS))
@@ -68,7 +68,7 @@ def make_job(
     direction: str | None = None,
     loader: DataLoader[object] | None = None,
 ) -> SearchJob:
-    """The rows to train on and to score by, the lengths, the loss."""
+    """Build the job: rows to train and score on, lengths, loss."""
     if folds is None:
         folds = 3 if len(y) < FEW else 0
     folds = 0 if valid is not None else folds
@@ -89,7 +89,7 @@ def make_job(
         batch_size = 32 if rows < 1_000 else 64 if rows < 10_000 else 128
     if epochs is None:
         epochs = min(max(math.ceil(2_000 * batch_size / rows), 15), 150)
-    Settings(batch_size=batch_size, epochs=epochs, seed=seed)  # checks them
+    Settings(batch_size=batch_size, epochs=epochs, seed=seed)  # validates
     there = pick_device(device)
     objective = RowLosses(loss, y)
     if metric is None and direction is not None:
@@ -119,7 +119,7 @@ def make_job(
 
 
 def all_rows(job: SearchJob, x: Any, y: Tensor, valid: tuple[Any, Tensor] | None) -> SearchJob:
-    """The job of the refit: training and validation rows together."""
+    """Return the job of the refit, on training and validation rows together."""
     rows = (x, y) if valid is None else join([(x, y), valid])
     x, y = moved(rows, job.y.device)
     return replace(job, x=x, y=y, valid=None, kept=None, place=None)
@@ -128,7 +128,7 @@ def all_rows(job: SearchJob, x: Any, y: Tensor, valid: tuple[Any, Tensor] | None
 def open_journal(
     output: str | Path | None, resume: bool, space: Space, job: SearchJob, budget: object
 ) -> SearchJournal | None:
-    """The journal in `output`, new or continued; None without a folder."""
+    """Open the journal in `output`, new or continued; None without a folder."""
     if output is None:
         if resume:
             raise InputError("resume needs output, the folder of the search to continue")

@@ -1,4 +1,4 @@
-"""A configuration as what `fit` takes: a recipe, and the settings beside it."""
+"""Convert a configuration to arguments of `fit`: a recipe and settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tikhon.tuning.trials import Value
 
 
 def recipe_of(config: Config) -> Recipe:
-    """The regularization of a configuration, with the mode of every strength.
+    """Return the regularization of a configuration, with the mode of each strength.
 
     >>> recipe_of({"lr": 0.1, "weight_decay": 0.01}).to_dict()["penalties"][0]["how"]
     'decoupled'
@@ -48,10 +48,10 @@ def _term(name: str, value: Value) -> object:
 
 
 def settings_of(config: Config, job: SearchJob) -> dict[str, object]:
-    """What a trial was trained with beside its recipe, under the names of `fit`'s arguments."""
+    """Return the other settings of a trial, named as arguments of `fit`."""
     known = {kind: name for name, kind in OPTIMIZERS.items()}
     loss, lr = job.objective.loss, float(config.get("lr", 1e-3))
-    own = partial(job.optimizer, lr=lr, weight_decay=0.0)  # a factory that has no name
+    own = partial(job.optimizer, lr=lr, weight_decay=0.0)  # an unnamed factory
     return {
         "lr": lr,
         "schedule": "cosine",

@@ -1,4 +1,4 @@
-"""Training the trials of a search: in chunks of a measured size, resumable, bit for bit."""
+"""Train the trials of a search in chunks of chosen size, resumable bit for bit."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from tikhon.tuning.space import known
 from tikhon.tuning.trials import DEFAULT, Outcome, Trial, Value
 
 SIZES = (1, 4, 8, 16, 32, 64)
-VALIDATION = 64  # rows of a validation batch that adapts a strength
+VALIDATION = 64  # rows of a validation batch for adaptive strengths
 Config = Mapping[str, Value]
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class SearchJob:
-    """What every trial trains on, and how: all that is not a hyperparameter.
+    """The fixed part of all trials: data, loss and settings other than hyperparameters.
 
-    `kept` (folds, rows) holds 1 for the rows that a fold trains on; without folds it is None and
-    `valid` gives the scores (or is None: nothing is scored). A member that trains alone sees only
-    its fold's rows; in a population the others weigh nothing.
+    `kept` (folds, rows) is 1 for the rows that a fold trains on; without folds it is None and
+    `valid` gives the scores (if None, nothing is scored). A member trained alone sees only its
+    fold's rows; in a population the others have weight 0.
     """
 
     build: Callable[[Config], nn.Module]
-    x: Any  # one tensor, or several inputs of one model
+    x: Any  # one tensor, or several inputs
     y: Tensor
     objective: RowLosses
     epochs: int
@@ -51,18 +51,18 @@ class SearchJob:
     kept: Tensor | None = None
     optimizer: Callable[..., optim.Optimizer] = optim.AdamW
     seed: int = 0
-    metric: Metric | None = None  # what trials are compared by, if not by the loss
-    loader: DataLoader[Any] | None = None  # draws the rows, where they are not only shuffled,
-    place: Tensor | None = None  # and where those that it draws are among `x`: see `Draws`
+    metric: Metric | None = None  # compares trials, by default the loss
+    loader: DataLoader[Any] | None = None  # draws rows if not simply shuffled,
+    place: Tensor | None = None  # and positions of the drawn rows in `x`: see `Draws`
 
     @property
     def scored(self) -> tuple[Any, Tensor]:
-        """The rows that scores are made of; with folds all, each by the fold that left it out."""
+        """Rows that are scored; with folds all rows, each by the fold that left it out."""
         return (self.x, self.y) if self.valid is None else self.valid
 
     @property
     def folds(self) -> int:
-        """Members that one trial needs."""
+        """Members needed for one trial."""
         return 1 if self.kept is None else len(self.kept)
 
     @property
@@ -72,12 +72,12 @@ class SearchJob:
 
     @property
     def draws(self) -> Draws:
-        """Which rows each batch trains on."""
+        """The rows of each batch."""
         return Draws(len(self.y), self.batch_size, self.seed, self.loader, self.place)
 
     @property
     def checks(self) -> int:
-        """Epochs between two validation losses."""
+        """Epochs between validations."""
         return max(1, self.epochs // 20)
 
 
@@ -91,7 +91,7 @@ class FoldUnit:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What one unit came to: its state unless it failed, and the validation losses by epoch."""
+    """Result of one unit: its state unless it failed, and the validation loss by epoch."""
 
     state: State | None
     curve: list[tuple[int, float]]
@@ -105,9 +105,9 @@ Found = dict[tuple[int, int], Trained]  # by trial and fold
 
 @dataclass(eq=False)
 class PopulationRunner:
-    """Trains up to `chunk` members at once; `chunk=1` is plain PyTorch, one after another.
+    """Train up to `chunk` members at once; `chunk=1` is plain PyTorch, one after another.
 
-    Their states are kept, so that later trials can continue them.
+    States are kept, so that later trials can continue them.
     """
 
     job: SearchJob
@@ -119,10 +119,10 @@ class PopulationRunner:
     _beside: dict[str, int] = field(default_factory=dict)
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
-        """Train every trial from its parent's end to its own budget.
+        """Train every trial from its parent's state to its own budget.
 
-        Once `expired`, the members in training end with the epoch they are in (their outcome
-        carries the shorter budget) and the rest is left out; at least one trial is finished.
+        Once `expired`, members stop after the current epoch (their outcomes have the shorter
+        budget) and the rest is skipped; at least one trial is finished.
         """
         units = [FoldUnit(trial, fold) for trial in trials for fold in range(self.job.folds)]
         found: Found = {}
@@ -139,9 +139,9 @@ class PopulationRunner:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _ended(self, trial: Trial, found: Found) -> Outcome | None:
-        """The outcome of a trial all of whose folds are found, which are taken; its state is kept.
+        """Return the outcome of a trial with all folds found, and keep its state.
 
-        None where its folds ended at different epochs.
+        None if its folds ended at different epochs.
         """
         parts = [found.pop((trial.id, fold)) for fold in range(self.job.folds)]
         if len({part.epochs for part in parts}) > 1:
@@ -155,13 +155,13 @@ class PopulationRunner:
         return self._outcome(trial, parts)
 
     def _whole(self, trials: Sequence[Trial], done: Iterable[tuple[int, int]]) -> list[Trial]:
-        """The trials all of whose folds are in `done`."""
+        """Return the trials with all folds in `done`."""
         known = set(done)
         folds = range(self.job.folds)
         return [t for t in trials if all((t.id, fold) in known for fold in folds)]
 
     def _chunks(self, units: list[FoldUnit]) -> Iterable[list[FoldUnit]]:
-        """Units that can run side by side: same length, same kind of settings, same model."""
+        """Yield units that can train together: equal length, kinds of settings and model."""
         parents = {u.trial.parent for u in units if u.trial.parent is not None}
         starts = {p: int(self.states[p]["epoch"][0]) for p in parents if p in self.states}
 
@@ -178,7 +178,7 @@ class PopulationRunner:
                 yield members[i : i + size]
 
     def beside(self, config: Config) -> int:
-        """How many members of this model are trained at once: of some no two can be."""
+        """Return how many members of this model can train at once."""
         kind = repr(free(config))
         if kind not in self._beside:
             alone = self.chunk == 1 or not together(self.job, config)[0]
@@ -233,11 +233,11 @@ class PopulationRunner:
         epochs = [epoch for epoch, _ in parts[0].curve]
         losses = zip(*([loss for _, loss in part.curve] for part in parts))
         curve = tuple(zip(epochs, (sum(folds) / len(folds) for folds in losses)))
-        last = [loss for _, loss in curve[-3:]]  # one check is noise
+        last = [loss for _, loss in curve[-3:]]  # average, as one check is noisy
         finals = torch.tensor([loss for part in parts for _, loss in part.curve[-1:]])
         error = float(finals.std() / math.sqrt(len(finals))) if len(finals) > 1 else 0.0
         strengths = {}
-        trace = self.states[trial.id].get("decay.trace")  # (folds, moves, layers), what acted
+        trace = self.states[trial.id].get("decay.trace")  # (folds, updates, layers)
         if trace is not None:
             found = trace[:, -1].mean(0).exp().tolist()
             strengths = {f"layer {i + 1}": strength for i, strength in enumerate(found)}
@@ -248,12 +248,12 @@ class PopulationRunner:
 
 
 def as_judged(job: SearchJob, trial: Trial) -> SearchJob:
-    """The job of a trial: the untuned one has a schedule of its own length."""
+    """Return the job of a trial: the default has a schedule of its own length."""
     return replace(job, epochs=trial.budget) if trial.id == DEFAULT else job
 
 
 def populate(job: SearchJob, configs: Sequence[Config]) -> Population:
-    """Freshly initialised members; the same seed gives all of them the same start."""
+    """Return freshly initialised members; equal seeds give equal initial weights."""
     return Population(
         [build(job, config) for config in configs],
         Hyperparameters.of(configs),
@@ -265,14 +265,14 @@ def populate(job: SearchJob, configs: Sequence[Config]) -> Population:
 
 
 def build(job: SearchJob, config: Config) -> nn.Module:
-    """The freshly initialised model of a configuration."""
+    """Build the freshly initialised model of a configuration."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(config.get("seed", job.seed)))
         return job.build(config).to(job.y.device)
 
 
 def free(config: Config) -> list[tuple[str, Value]]:
-    """The entries that only the model's builder knows: they may change what the model does."""
+    """Return the entries known only to the builder, which may change the model's computation."""
     return sorted((name, value) for name, value in config.items() if not known(name))
 
 
@@ -281,7 +281,7 @@ def _row(state: State, fold: int) -> State:
 
 
 def train_epoch(job: SearchJob, population: Population, kept: Tensor | None, epoch: int) -> Tensor:
-    """All batches of one epoch; (members,) sum of their losses (non-finite if any was)."""
+    """Train one epoch; return the sum of losses (members,), non-finite if any was."""
     batches = job.draws.epoch(epoch)
     drawn, sizes = torch.cat(batches).to(job.y.device), [len(batch) for batch in batches]
     weights = [None] * len(sizes) if kept is None else kept[:, drawn].split(sizes, dim=1)
@@ -301,7 +301,7 @@ def train_epoch(job: SearchJob, population: Population, kept: Tensor | None, epo
 
 
 def noise_seed(seed: int, step: int) -> int:
-    """Seed of the noise of one step: nothing has to be stored to continue a run."""
+    """Return the seed of a step's noise; stateless, so nothing is stored for resuming."""
     return (seed * 1_000_003 + step) * 2_654_435_761 % 2**62
 
 
@@ -309,7 +309,7 @@ def _validation_batch(
     job: SearchJob, kept: Tensor | None, step: int
 ) -> tuple[Tensor, Tensor, Any]:
     x, y = (job.x, job.y) if job.valid is None else job.valid
-    size = min(VALIDATION * job.folds, len(y))  # of which each fold left out its share
+    size = min(VALIDATION * job.folds, len(y))  # each fold left out its share of these
     begin = (step * size) % max(len(y) - size + 1, 1)
     rows = slice(begin, begin + size)
     part = cut((x, y), rows)
@@ -317,9 +317,9 @@ def _validation_batch(
 
 
 def validation_rows(job: SearchJob, population: Population, kept: Tensor | None) -> Tensor:
-    """(members, rows) losses of the rows that scores are made of.
+    """Return losses (members, rows) of the scored rows.
 
-    Where rows have none, those of blocks of the rows that the only member leaves out.
+    Without row losses, those of blocks of the rows left out by the only member.
     """
     x, y = job.scored
     if not job.objective.alone:
@@ -330,7 +330,7 @@ def validation_rows(job: SearchJob, population: Population, kept: Tensor | None)
 
 
 def validation(job: SearchJob, population: Population, kept: Tensor | None) -> Tensor:
-    """(members,) scores: mean validation losses, or the metric where there is one."""
+    """Return scores (members,): mean validation losses, or the metric if there is one."""
     if job.valid is None and kept is None:
         return torch.zeros(population.members)
     if job.metric is not None:
@@ -349,9 +349,9 @@ def train_on_all(
     traces: Sequence[Tensor | None],
     stop: Callable[[], bool] = never,
 ) -> list[dict[str, Tensor] | None]:
-    """State dicts of one full training each; `traces` replay strengths found before.
+    """Train each configuration fully; return state dicts. `traces` replay earlier strengths.
 
-    A member that diverges gives None, as do all of them when `stop` is true before the end.
+    None for a member that diverges, and for all if `stop` returns true before the end.
     """
     population = populate(job, configs)
     if population.decay is not None:
@@ -368,20 +368,20 @@ def train_on_all(
     return [population.state_dict_of(k) if fine else None for k, fine in enumerate(healthy)]
 
 
-WORK = 11_000_000  # parameters times rows of a batch times members, beyond which a CPU is full
-CACHED = 320_000  # parameters of all members together, beyond which they leave a core's cache
-TIMED = 4  # models of a space whose steps are timed
-FLOPS = 200_000_000  # of one forward pass of all members, beyond which convolutions fill it
-ACCELERATOR = 50  # how much more of both an accelerator takes
+WORK = 11_000_000  # parameters times batch size times members that saturate a CPU
+CACHED = 320_000  # total parameters of all members that fit in a core's cache
+TIMED = 4  # models of a space that are timed
+FLOPS = 200_000_000  # FLOPs of a forward pass of all members, from which convolutions saturate it
+ACCELERATOR = 50  # factor on both for an accelerator
 ALONE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.RNNBase)  # no batching rule
 
 
 def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
-    """How many members to train at once, and why not more: from the model and the batch alone.
+    """Choose the number of members to train at once, and the reason for not more.
 
-    A stopwatch would choose by what else the machine does, and the size of a chunk decides how
-    sums are rounded: the same search has to choose the same. The limits fit the fastest sizes that
-    `benchmarks/tune.py` measures on an idle core for perceptrons and small convolutions.
+    Depends only on model and batch: timing would depend on the machine's load, while the chunk
+    size affects rounding, so that equal searches must choose equally. The limits fit the fastest
+    sizes in `benchmarks/tune.py`, measured on an idle core for perceptrons and small convolutions.
     """
     if job.objective.alone:
         return 1, job.objective.alone
@@ -401,8 +401,8 @@ def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
 
 
 def together(job: SearchJob, config: Config) -> tuple[bool, str]:
-    """Whether members of this configuration's model can be trained at once; why not, or why not
-    in the fastest way.
+    """Return whether members with this model can train at once; and why not, or why not by the
+    fastest route.
     """
     if job.objective.alone:
         return False, job.objective.alone
@@ -425,7 +425,7 @@ def _by_model(configs: Sequence[Config]) -> list[list[Config]]:
 
 
 def _room(job: SearchJob, model: nn.Module, size: int) -> int:
-    """Rows, of all members together, that fill a CPU: a convolution uses its weights often."""
+    """Return the rows, over all members, that saturate a CPU; convolutions reuse their weights."""
     if not any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules()):
         return WORK // size
     from torch.utils.flop_counter import FlopCounterMode
@@ -436,7 +436,7 @@ def _room(job: SearchJob, model: nn.Module, size: int) -> int:
 
 
 def step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
-    """Microseconds of one step of one member of the costliest model, in chunks of this size."""
+    """Microseconds of a step of one member of the costliest model, at this chunk size."""
     groups = _by_model(configs)
     timed = groups[:: math.ceil(len(groups) / TIMED)]
     sizes = [chunk if chunk > 1 and together(job, group[0])[0] else 1 for group in timed]
@@ -444,13 +444,13 @@ def step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
 
 
 def _pace(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
-    """Microseconds of one step of one member of one model, with what adapting adds to it."""
+    """Time a step of one member of a model in microseconds, including adaptive strengths."""
     members = [configs[i % len(configs)] for i in range(chunk)]
     kept = None
     if job.kept is not None:
         kept = job.kept[[i % job.folds for i in range(chunk)]]
     population = populate(job, members)
-    microseconds(job, population, kept, 1)  # torch loads its parts on first use
+    microseconds(job, population, kept, 1)  # warm-up
     pace = microseconds(job, population, kept)
     if population.decay is not None:
         due = population.decay.every - 1
@@ -463,7 +463,7 @@ def _pace(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
 def microseconds(
     job: SearchJob, population: Population, kept: Tensor | None = None, repeats: int = 8
 ) -> float:
-    """Of one step of all members, the median of some: a busy machine is busy later, too."""
+    """Median time of a step of all members, which includes the machine's load."""
     x, y = cut((job.x, job.y), slice(job.batch_size))
     weights = None if kept is None else kept[:, : job.batch_size]
     return _typical(lambda step: population.step(x, y, weights, step, seed=step), repeats)
@@ -472,7 +472,7 @@ def microseconds(
 def _typical(run: Callable[[int], object], repeats: int) -> float:
     times = []
     for step in range(repeats + 2):
-        begin = time.perf_counter_ns()  # wall time: what a budget is given in
+        begin = time.perf_counter_ns()  # wall time, as in budgets
         run(step)
         times.append(time.perf_counter_ns() - begin)
     return statistics.median(times[2:]) / 1e3

@@ -1,7 +1,7 @@
-"""Which trials next: pure functions of the history; standard library only.
+"""Choose the next trials: pure functions of the history; standard library only.
 
-`while trials := search.next(history): history = history.extended(runner.run(trials))` is the whole
-engine, so replaying a journal resumes a search.
+The engine is `while trials := search.next(history): history =
+history.extended(runner.run(trials))`, so replaying a journal resumes a search.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from tikhon.tuning.trials import History, Outcome, Trial, Value
 
 @dataclass(frozen=True)
 class Search(ABC):
-    """A strategy: the history in, the next trials out."""
+    """A strategy that maps a history to the next trials."""
 
     space: Space
 
     @abstractmethod
     def next(self, history: History) -> list[Trial]:
-        """The next trials, [] when finished; the same history gives the same trials."""
+        """Return the next trials, [] when finished; deterministic in the history."""
 
     def collect(self, history: History) -> History:
-        """The history with what other processes on the same search have found."""
+        """Return the history extended by results of other processes."""
         return history
 
 
 @dataclass(frozen=True)
 class Design(Search):
-    """A search that names all its configurations before any is trained."""
+    """A search whose configurations are all fixed in advance."""
 
     budget: int = 1
 
     @abstractmethod
     def configs(self) -> list[dict[str, Value]]:
-        """Every configuration, in order."""
+        """Return every configuration, in order."""
 
     def next(self, history: History) -> list[Trial]:
-        """All trials that have no outcome yet."""
+        """Return all trials without an outcome."""
         return history.missing(
             Trial(i, config, self.budget) for i, config in enumerate(self.configs())
         )
@@ -52,7 +52,7 @@ class Design(Search):
 
 @dataclass(frozen=True)
 class Grid(Design):
-    """The full grid: `points` values a range, every value of a choice.
+    """A full grid: `points` values of each range, every value of a choice.
 
     >>> from tikhon.tuning.space import Log
     >>> grid = Grid(Space(lr=Log(0.01, 1.0)), points=2)
@@ -63,7 +63,7 @@ class Grid(Design):
     points: int = 8
 
     def configs(self) -> list[dict[str, Value]]:
-        """Every configuration once, the last entry varying fastest."""
+        """Return every configuration once, the last entry varying fastest."""
         space, fixed = self.space, self.space.fixed
         axes = [[fixed[n]] if n in fixed else space.range(n).grid(self.points) for n in space]
         found = [space.resolved(dict(zip(space, v))) for v in itertools.product(*axes)]
@@ -78,16 +78,16 @@ class Random(Design):
     seed: int = 0
 
     def configs(self) -> list[dict[str, Value]]:
-        """The draws; the first `k` are the same whatever `count`."""
+        """Return the draws; the first `k` do not depend on `count`."""
         draw = random.Random(self.seed).random
         return [self.space.at([draw() for _ in self.space.varying]) for _ in range(self.count)]
 
 
 @dataclass(frozen=True)
 class SpaceFilling(Design):
-    """`count` points of a scrambled Sobol sequence: evener than random (Owen, 1998).
+    """`count` points of a scrambled Sobol sequence, more even than random ones (Owen, 1998).
 
-    The configurations `first` come before them, and are counted.
+    The configurations in `first` precede them and count.
     """
 
     count: int = 16
@@ -95,7 +95,7 @@ class SpaceFilling(Design):
     first: tuple[dict[str, Value], ...] = ()
 
     def configs(self) -> list[dict[str, Value]]:
-        """The points; the first `k` are the same whatever `count`."""
+        """Return the points; the first `k` do not depend on `count`."""
         import torch
 
         if not (dimensions := len(self.space.varying)):
@@ -139,11 +139,11 @@ class RoundSearch(Search):
 class Halving(RoundSearch):
     """Successive halving that is careful with strong regularization.
 
-    Every member trains `first` epochs; a rung keeps the best `1/factor` and gives them `factor`
-    times the epochs, until `full`. Strong regularization looks bad early, therefore (a) `first`
-    is at least an eighth of `full`; (b) a rung is postponed, up to half of `full`, while the least
-    regularized member's validation loss has not turned up; (c) beside the best, a rung keeps from
-    each more strongly regularized third its best member if its loss is still falling.
+    Every member trains `first` epochs; each rung keeps the best `1/factor` and gives them `factor`
+    times the epochs, until `full`. As strong regularization starts slowly, (a) `first` is at least
+    an eighth of `full`; (b) a rung is postponed, up to half of `full`, until the validation loss
+    of the least regularized member rises; (c) each more regularized third keeps its best member,
+    beside the best overall, if its loss is still falling.
 
     Reference: Jamieson and Talwalkar (2016), Non-stochastic best arm identification.
     """
@@ -199,9 +199,9 @@ class Halving(RoundSearch):
 class PopulationBased(RoundSearch):
     """A population that copies its better half-way results (Jaderberg et al., 2017).
 
-    Every `interval` epochs the worst quarter continues from a member of the best quarter, with
-    each hyperparameter moved up or down (x1.2 or x0.8 in its range, or to the next value of an
-    ordered choice) or redrawn (1 in 4).
+    Every `interval` epochs the worst quarter continues from members of the best quarter, each
+    hyperparameter perturbed (x1.2 or x0.8 in its range, or to the next value of an ordered choice)
+    or redrawn (1 in 4).
     """
 
     interval: int
@@ -254,13 +254,13 @@ class PopulationBased(RoundSearch):
 
 
 def turned_up(outcome: Outcome) -> bool:
-    """Whether the validation loss has passed its lowest point."""
+    """Return whether the validation loss has passed its minimum."""
     losses = [loss for _, loss in outcome.curve]
     return len(losses) >= 2 and min(losses) < losses[-1]
 
 
 def still_falling(outcome: Outcome) -> bool:
-    """Whether the last validation loss is the lowest so far."""
+    """Return whether the last validation loss is the lowest."""
     losses = [loss for _, loss in outcome.curve]
     return len(losses) >= 2 and losses[-1] <= min(losses)
 

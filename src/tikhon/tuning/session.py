@@ -1,4 +1,4 @@
-"""The loop of a search: ask, train, write down; stop in good order."""
+"""Run a search: ask, train, store; stop gracefully."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tikhon.tuning.space import Space
 from tikhon.tuning.states import States
 from tikhon.tuning.trials import DEFAULT, History, Outcome, Trial
 
-TOP = 8  # members of the average
+TOP = 8  # members in the average
 TIMED_OUT = "the time budget was used up"
-LEAST, MOST = 0.2, 0.4  # shares of a budget in seconds that are kept from the search,
-UNTUNED = 0.3  # and this share of them for the untuned trial
+LEAST, MOST = 0.2, 0.4  # share of a time budget reserved for after the search,
+UNTUNED = 0.3  # and share of that for the untuned trial
 
 
 @dataclass(eq=False)
 class Session:
-    """One search under way: its history, and what keeps it safe.
+    """A running search: its history and persistent state.
 
-    Of a `budget` in seconds the share `kept` is not for the search but for the untuned trial and
-    for training again on all rows.
+    The share `kept` of a time `budget` is reserved for the untuned trial and for retraining on all
+    rows.
     """
 
     runner: PopulationRunner
@@ -43,27 +43,27 @@ class Session:
 
     @property
     def left(self) -> float:
-        """Seconds of the budget."""
+        """Seconds left in the budget."""
         return self.started + self.budget - time.perf_counter()
 
     def pace(self, id: int) -> float:
-        """Seconds that an epoch of a trial has taken, of one of its folds."""
+        """Return the seconds taken by an epoch of a trial, on one fold."""
         trained = list(self.history.lineage(id))
         epochs = max(trained[0].trial.budget * self.runner.job.folds, 1)
         return sum(outcome.seconds for outcome in trained) / epochs
 
     def past(self, share: float) -> bool:
-        """Whether this share of the budget is used up."""
+        """Return whether this share of the budget is spent."""
         return self.left < (1 - share) * self.budget if math.isfinite(self.budget) else False
 
     def asked_to_stop(self) -> bool:
-        """Whether it is to stop; what is left out from then on makes the result a part."""
+        """Return whether to stop; the result is then partial."""
         if self.stop():
             self.ended = REQUESTED
         return self.ended == REQUESTED
 
     def run(self, search: Search) -> None:
-        """Train what the search asks for until it is done, stopped, or out of time."""
+        """Train the trials of the search until it is finished, stopped, or out of time."""
         try:
             self._take_up()
             self.runner.expired = lambda: self.past(1 - self.kept)
@@ -74,7 +74,7 @@ class Session:
                 batch = {"trials": len(trials), "budget": trials[0].budget}
                 self.on_event({"event": "batch", **batch})
                 outcomes = self._train(trials)
-                if not self.past(1 - self.kept):  # else those not continued are ends as well
+                if not self.past(1 - self.kept):  # otherwise trials not continued are results too
                     self._forget()
                 told = {"outcomes": outcomes, "history": self.history}
                 self.on_event({"event": "outcomes", **told})
@@ -82,9 +82,9 @@ class Session:
             self.ended = REQUESTED
 
     def finish(self, space: Space, plan: SearchPlan) -> None:
-        """Train the untuned configuration too: one search in ten ends worse than it.
+        """Train the untuned configuration too, which one search in ten fails to beat.
 
-        Of the best trials, those whose weights are in another process are trained again here.
+        Also retrains here the best trials whose weights are in another process.
         """
         self.runner.expired = lambda: self.past(1 - (1 - UNTUNED) * self.kept)
         if self.asked_to_stop():
@@ -97,22 +97,21 @@ class Session:
             self.ended = REQUESTED
 
     def _train_untuned(self, trial: Trial) -> None:
-        """Train the untuned configuration for as many epochs as its validation rows like best.
+        """Train the untuned configuration for the number of epochs best on its validation rows.
 
-        After all of them it may have overfitted, as nobody who watches those rows would let it,
-        and every search would seem to gain.
+        Trained fully it may overfit, unlike in practice, and every search would appear to gain.
         """
         (outcome,) = self.runner.run([trial])
         best = outcome.best_epoch
         if not outcome.failed and best < trial.budget:
-            self.runner.expired = never  # no longer than it has just taken
+            self.runner.expired = never  # at most as long as the first run
             (outcome,) = self.runner.run([replace(outcome.trial, budget=best)])
         self._keep([outcome])
 
     def _take_up(self) -> None:
-        """Read the states that an earlier process left; train again what is damaged.
+        """Load the states left by an earlier process; retrain damaged ones.
 
-        The scores stay those of the journal.
+        Scores stay those of the journal.
         """
         if self.journal is None:
             return
@@ -129,7 +128,7 @@ class Session:
         return self._keep(self.runner.run(trials))
 
     def _keep(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """Write down what was found."""
+        """Store outcomes in the journal and history."""
         seals = self.states.seal()
         if self.journal is not None:
             self.journal.extend(outcomes, seals)
@@ -137,7 +136,7 @@ class Session:
         return outcomes
 
     def _train_again(self, ids: Iterable[int]) -> list[int]:
-        """Make the states of trials that have none here, from their nearest ancestor that has."""
+        """Rebuild missing states of trials, from the nearest ancestor with a state."""
         lost: dict[int, Trial] = {}
         for id in ids:
             for outcome in self.history.lineage(id):
@@ -149,19 +148,19 @@ class Session:
         return sorted(lost)
 
     def _forget(self) -> None:
-        """Drop the states of trials that were continued or are beaten: only ends are needed."""
+        """Drop the states of trials that were continued or eliminated."""
         kept = _needed(self.history)
         for id in [id for id in self.states if id not in kept]:
             del self.states[id]
 
 
 def _needed(history: History) -> set[int]:
-    """The trials that may be continued or chosen."""
+    """Return the trials that may still be continued or chosen."""
     newest = history[-1].trial.budget if history else 0
     ends = {o.trial.id for o in history if o.trial.budget == newest}
     return ends | {o.trial.id for o in history.ranked()[: 2 * TOP]}
 
 
 def searched(history: History) -> History:
-    """Without the untuned trial."""
+    """Return the history without the untuned trial."""
     return History(o for o in history if o.trial.id != DEFAULT)

@@ -1,4 +1,4 @@
-"""What may vary: ranges, choices, and the space that names them; standard library only."""
+"""Search spaces: ranges, choices, and their names; standard library only."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from tikhon.errors import InputError, unknown
 from tikhon.options import STRENGTHS, addressed, training_fields
 from tikhon.tuning.trials import Value
 
-# What the runners know how to vary, and whether more of it means a simpler model.
+# Hyperparameters of the runners, and whether larger values simplify the model.
 KNOWN = {
     **{name: told.search for name, told, _ in training_fields() if told.search in (True, False)},
     **dict.fromkeys(STRENGTHS, True),
     "max_norm": False,
 }
 ADAPTIVE = frozenset({"weight_decay"})  # entries that accept "auto"
-PATTERNED = frozenset({*STRENGTHS, "lr", "dropout", "max_norm"})  # that may differ between layers
-_RANGE = frozenset({"kind", "when", "low", "high", "values"})  # keys of one, in TOML
+PATTERNED = frozenset({*STRENGTHS, "lr", "dropout", "max_norm"})  # may differ between layers
+_RANGE = frozenset({"kind", "when", "low", "high", "values"})  # keys of a range in TOML
 
 
 def known(name: str) -> bool:
-    """Whether the training itself reads an entry: no other is for the builder."""
+    """Return whether training reads an entry; all others are for the builder."""
     return addressed(name)[0] in KNOWN
 
 
 def simplifies(name: str) -> bool:
-    """Whether more of an entry makes a simpler model."""
+    """Return whether larger values of an entry simplify the model."""
     return bool(KNOWN.get(addressed(name)[0]))
 
 
 @dataclass(frozen=True)
 class Range(ABC):
-    """Values of one hyperparameter, addressed by a number of the unit interval."""
+    """Values of one hyperparameter, mapped from the unit interval."""
 
     kind: ClassVar[str]
 
     @abstractmethod
     def at(self, unit: float) -> Value:
-        """The value at `unit` in [0, 1]."""
+        """Return the value at `unit` in [0, 1]."""
 
     @abstractmethod
     def unit(self, value: Value) -> float:
-        """Where a value lies in [0, 1]."""
+        """Return the position of a value in [0, 1]."""
 
     @abstractmethod
     def grid(self, count: int) -> list[Value]:
-        """`count` values from end to end."""
+        """Return `count` values from end to end."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return a JSON-serialisable dict."""
 
     def when(self, **conditions: Value | Sequence[Value]) -> Conditional:
-        """This range, where other entries have a value, or one of several, and nowhere else.
+        """Restrict this range to configurations where other entries have one of the given values.
 
         >>> space = Space(model=Choice(["mlp", "cnn"]), kernel=Int(3, 7).when(model="cnn"))
         >>> space.at([0.0, 0.5]), space.at([1.0, 0.5])
@@ -77,17 +77,17 @@ class Range(ABC):
 
 @dataclass(frozen=True)
 class Conditional:
-    """A range that belongs to some configurations alone: see `Range.when`."""
+    """A range that only belongs to some configurations: see `Range.when`."""
 
     range: Range
     conditions: Mapping[str, tuple[Value, ...]]
 
     def holds(self, config: Mapping[str, Value]) -> bool:
-        """Whether the entry belongs to this configuration."""
+        """Return whether the entry belongs to this configuration."""
         return all(name in config and config[name] in v for name, v in self.conditions.items())
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return a JSON-serialisable dict."""
         conditions = {name: list(values) for name, values in self.conditions.items()}
         return {**self.range.to_dict(), "when": conditions}
 
@@ -118,7 +118,7 @@ class _Interval(Range):
 
 @dataclass(frozen=True)
 class Uniform(_Interval):
-    """A number between `low` and `high`, evenly.
+    """A number distributed uniformly between `low` and `high`.
 
     >>> Uniform(0, 0.8).grid(3)
     [0.0, 0.4, 0.8]
@@ -127,17 +127,17 @@ class Uniform(_Interval):
     kind: ClassVar[str] = "uniform"
 
     def at(self, unit: float) -> float:
-        """The value at `unit` in [0, 1]."""
+        """Return the value at `unit` in [0, 1]."""
         return self.low + (self.high - self.low) * unit
 
     def unit(self, value: Value) -> float:
-        """Where a value lies in [0, 1]."""
+        """Return the position of a value in [0, 1]."""
         return (float(value) - self.low) / (self.high - self.low or 1.0)
 
 
 @dataclass(frozen=True)
 class Log(_Interval):
-    """A positive number between `low` and `high`, evenly in its logarithm.
+    """A positive number distributed log-uniformly between `low` and `high`.
 
     >>> [round(value, 4) for value in Log(1e-4, 1e-2).grid(3)]
     [0.0001, 0.001, 0.01]
@@ -154,17 +154,17 @@ class Log(_Interval):
             )
 
     def at(self, unit: float) -> float:
-        """The value at `unit` in [0, 1]."""
+        """Return the value at `unit` in [0, 1]."""
         return min(self.low * (self.high / self.low) ** unit, self.high)  # exact at both ends
 
     def unit(self, value: Value) -> float:
-        """Where a value lies in [0, 1]."""
+        """Return the position of a value in [0, 1]."""
         return math.log(float(value) / self.low) / (math.log(self.high / self.low) or 1.0)
 
 
 @dataclass(frozen=True)
 class Int(_Interval):
-    """A whole number from `low` to `high`, both included, evenly or, if `log`, in its logarithm.
+    """An integer from `low` to `high` inclusive, uniform or, if `log`, log-uniform.
 
     >>> Int(1, 4).grid(4), Int(8, 128, log=True).at(0.5)
     ([1, 2, 3, 4], 31)
@@ -181,20 +181,20 @@ class Int(_Interval):
             raise InputError(f"Int({self.low}, {self.high}, log=True) starts below 1")
 
     def at(self, unit: float) -> int:
-        """The number whose cell holds `unit`."""
+        """Return the number whose cell contains `unit`."""
         low, high = self.low - 0.5, self.high + 0.5
         value = low * (high / low) ** unit if self.log else low + (high - low) * unit
         return int(min(max(round(value), self.low), self.high))
 
     def unit(self, value: Value) -> float:
-        """The middle of the number's cell."""
+        """Return the centre of the number's cell."""
         low, high = self.low - 0.5, self.high + 0.5
         if self.log:
             return math.log(float(value) / low) / math.log(high / low)
         return (float(value) - low) / (high - low)
 
     def grid(self, count: int) -> list[Value]:
-        """At most `count` different numbers from end to end."""
+        """Return at most `count` distinct numbers from end to end."""
         if count == 1 or self.low == self.high:
             return [self.at(0.5)]
         found = [self._between(i / (count - 1)) for i in range(count)]
@@ -205,7 +205,7 @@ class Int(_Interval):
         return round(self.low * span**share if self.log else self.low + span * share)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return a JSON-serialisable dict."""
         return {**super().to_dict(), "log": self.log}
 
 
@@ -213,8 +213,8 @@ class Int(_Interval):
 class Choice(Range):
     """One of the given values: numbers, strings, booleans, None, or tuples of these.
 
-    With `ordered` neighbours in the list are alike: a search steps from one to the next, and a
-    choice at an end of the list is told as an edge of the space.
+    If `ordered`, neighbours in the list are similar: searches step between them, and a chosen end
+    of the list is reported as an edge of the space.
 
     >>> Choice([16, 32, 64]).at(0.99)
     64
@@ -234,29 +234,29 @@ class Choice(Range):
         object.__setattr__(self, "values", tuple(map(_plain, values)))
 
     def at(self, unit: float) -> Value:
-        """The value whose cell holds `unit`."""
+        """Return the value whose cell contains `unit`."""
         return self.values[min(int(unit * len(self.values)), len(self.values) - 1)]
 
     def unit(self, value: Value) -> float:
-        """The middle of the value's cell."""
+        """Return the centre of the value's cell."""
         return (self.values.index(value) + 0.5) / len(self.values)
 
     def grid(self, count: int) -> list[Value]:
-        """Every value, whatever `count`."""
+        """Return all values, whatever `count`."""
         return list(self.values)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return a JSON-serialisable dict."""
         ordered = {"ordered": True} if self.ordered else {}
         return {"kind": self.kind, "values": list(self.values), **ordered}
 
 
 def _plain(value: Any) -> object:
-    """A value of a choice as a journal can hold it and a comparison find it again."""
+    """Convert a value of a choice to types that a journal can store and compare."""
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     if not isinstance(value, bool | int | float | str | None) and hasattr(value, "item"):
-        value = value.item()  # numpy's
+        value = value.item()  # from numpy
     if not isinstance(value, bool | int | float | str | None):
         raise InputError(
             f"Choice holds {value!r}: give numbers, strings, booleans, None or tuples of these, "
@@ -271,20 +271,18 @@ Entry = Range | Conditional | Value
 class Space(Mapping[str, Entry]):
     """Hyperparameters by name: a `Range` varies, a plain value is fixed, `"auto"` adapts.
 
-    A range with conditions (`Int(3, 7).when(model="cnn")`) is part of the configurations alone in
-    which they hold; they name entries that stand before it.
+    A range with conditions (`Int(3, 7).when(model="cnn")`) belongs only to configurations that
+    meet them; conditions refer to earlier entries. A list is the `Choice` of its values.
 
-    A list is the `Choice` of its values.
-
-    Entries that every model understands: lr, clip_norm, seed, dropout, label_smoothing, mixup,
-    weight_decay (a range, a number or "auto": per layer, by hypergradient), the penalties l2, l1,
-    elastic_net, group_lasso, mcp, scad, log_sum and huber (their strength), and max_norm. Any
-    other name is for the builder of the model; `tune` refuses one that nobody reads.
+    Entries for every model: lr, clip_norm, seed, dropout, label_smoothing, mixup, weight_decay (a
+    range, a number or "auto": for each layer, by hypergradient), strengths of the penalties l2,
+    l1, elastic_net, group_lasso, mcp, scad, log_sum and huber, and max_norm. Other names are for
+    the builder of the model; `tune` raises for one that is never read.
 
     Strengths, lr, max_norm and dropout may differ between parts of a model: a dictionary from
-    patterns (on names of parameters, for dropout on paths of modules) to what an entry may be
-    makes one entry of each, such as `l1[fc1.*]`. Learning rates do not add up: of two patterns
-    for one parameter the later counts, and what none names has lr, 1e-3 where it is not given.
+    patterns (on parameter names, for dropout on module paths) to entries gives entries such as
+    `l1[fc1.*]`. For learning rates the last matching pattern wins, and unmatched parameters get
+    lr, by default 1e-3.
 
     Raises `InputError` for an empty space or a malformed entry.
 
@@ -335,16 +333,16 @@ class Space(Mapping[str, Entry]):
 
     @property
     def varying(self) -> tuple[str, ...]:
-        """The names whose values differ between trials, in order."""
+        """Names of the entries that vary between trials, in order."""
         return tuple(n for n, entry in self.items() if isinstance(entry, Range | Conditional))
 
     @property
     def fixed(self) -> dict[str, Value]:
-        """The entries that are the same in every trial."""
+        """Entries that are the same in every trial."""
         return {n: e for n, e in self.items() if not isinstance(e, Range | Conditional)}
 
     def range(self, name: str) -> Range:
-        """The range of a varying entry, whatever its conditions."""
+        """Return the range of a varying entry, ignoring conditions."""
         entry = self[name]
         if isinstance(entry, Conditional):
             return entry.range
@@ -353,7 +351,7 @@ class Space(Mapping[str, Entry]):
         return entry
 
     def resolved(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """A value for every entry, without those whose conditions do not hold."""
+        """Return the configuration, dropping entries whose conditions do not hold."""
         config: dict[str, Value] = {}
         for name, entry in self.items():
             if not isinstance(entry, Conditional) or entry.holds(config):
@@ -361,7 +359,7 @@ class Space(Mapping[str, Entry]):
         return config
 
     def needed(self, name: str) -> dict[str, Value]:
-        """Values of other entries with which an entry's conditions hold."""
+        """Return values of other entries that satisfy an entry's conditions."""
         entry, found = self[name], dict[str, Value]()
         if isinstance(entry, Conditional):
             for other, wanted in entry.conditions.items():
@@ -369,21 +367,21 @@ class Space(Mapping[str, Entry]):
         return found
 
     def at(self, units: Sequence[float]) -> dict[str, Value]:
-        """The configuration at a point of the unit cube (one number per varying entry)."""
+        """Return the configuration at a point of the unit cube (one axis per varying entry)."""
         places = dict(zip(self.varying, units, strict=True))
         return self.resolved(self.fixed | {n: self.range(n).at(u) for n, u in places.items()})
 
     def units(self, config: Mapping[str, Value]) -> list[float]:
-        """Where a configuration lies in the unit cube; in the middle of what it does not hold."""
+        """Return the position of a configuration in the unit cube; 0.5 for missing entries."""
         return [self.range(n).unit(config[n]) if n in config else 0.5 for n in self.varying]
 
     def weight(self, config: Mapping[str, Value]) -> float:
-        """How strongly a configuration regularizes: mean place over its regularizing entries."""
+        """Measure regularization by the mean position over regularizing entries."""
         names = [name for name in self.varying if simplifies(name) and name in config]
         return sum(self.range(n).unit(config[n]) for n in names) / (len(names) or 1)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return a JSON-serialisable dict."""
         return {
             name: entry.to_dict() if isinstance(entry, Range | Conditional) else entry
             for name, entry in self.items()
@@ -391,12 +389,12 @@ class Space(Mapping[str, Entry]):
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, object]) -> Space:
-        """From JSON or TOML: `{"lr": {"kind": "log", "low": 1e-4, "high": 0.1}}`."""
+        """Build from JSON or TOML: `{"lr": {"kind": "log", "low": 1e-4, "high": 0.1}}`."""
         return cls(**{name: _read(name, entry) for name, entry in entries.items()})
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Space:
-        """From a TOML file: `lr = {kind = "log", low = 1e-4, high = 0.1}`, one entry a line."""
+        """Read a TOML file with lines such as `lr = {kind = "log", low = 1e-4, high = 0.1}`."""
         try:
             entries = tomllib.loads(Path(path).read_text("utf-8"))
         except OSError as error:
@@ -410,7 +408,7 @@ class Space(Mapping[str, Entry]):
 
 
 def _flattened(entries: Mapping[str, object]) -> Iterator[tuple[str, Any]]:
-    """One entry for each pattern of one that has several."""
+    """Yield one entry for each pattern of an entry."""
     for name, entry in entries.items():
         if not isinstance(entry, Mapping) or addressed(name)[0] not in KNOWN:
             yield name, entry
@@ -452,7 +450,7 @@ def _read(name: str, entry: Any) -> Entry:
 
 
 def _check_conditions(name: str, entry: Conditional, entries: Mapping[str, object]) -> None:
-    """Conditions name entries that stand before, and values that these can have."""
+    """Check that conditions refer to earlier entries and to their possible values."""
     before = list(entries)[: list(entries).index(name)]
     for other, wanted in entry.conditions.items():
         if other not in before:
@@ -471,7 +469,7 @@ def _check_conditions(name: str, entry: Conditional, entries: Mapping[str, objec
 
 
 def _check_domain(name: str, entry: Range | Value) -> None:
-    """The values an entry can take must make sense for its name: rates in [0, 1), others >= 0."""
+    """Check the domain of an entry by its name: rates in [0, 1), others >= 0."""
     own, pattern = addressed(name)
     if pattern != "*" and own in KNOWN and (own not in PATTERNED or entry == "auto"):
         raise InputError(

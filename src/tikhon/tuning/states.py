@@ -1,4 +1,4 @@
-"""The weights and optimizer states of trials: few in memory, the others in sealed files."""
+"""Weights and optimizer states of trials: few in memory, the others in checksummed files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tikhon.errors import DataError
 from tikhon.runs.files import explain, write_tensors
 
 State = dict[str, Tensor]
-MEMORY = 16 * 2**20  # bytes of states that wait for a file (writing one takes four times that)
+MEMORY = 16 * 2**20  # bytes of unwritten states (writing takes four times as much memory)
 
 
 class States(MutableMapping[int, State]):
-    """States by trial, of which about `memory` bytes are held; the rest lies in files.
+    """States by trial, about `memory` bytes of them in memory and the rest in files.
 
-    With the folder of a search they are what a resumed search continues from: `seal` writes all
-    that is new and tells the SHA-256 of each new file, for the journal. Without one they are
-    temporary. A file goes when none of its trials is wanted any more.
+    In a search's folder they allow resuming: `seal` writes new states and returns the SHA-256 of
+    new files for the journal. Without a folder the files are temporary. A file is deleted once
+    none of its trials is needed.
 
-    Raises `StorageError` where a file cannot be written, `DataError` where one cannot be read.
+    Raises `StorageError` for a file that cannot be written, `DataError` for an unreadable one.
     """
 
     def __init__(self, folder: Path | None = None, *, memory: int = MEMORY) -> None:
@@ -81,7 +81,7 @@ class States(MutableMapping[int, State]):
         return id in self._held or id in self._files
 
     def seal(self) -> dict[str, str]:
-        """Write what is held, if it is to outlive the process; the SHA-256 of each new file."""
+        """Write states in memory if they must persist; return the SHA-256 of each new file."""
         if self._folder is None:
             return {}
         self._write()
@@ -89,9 +89,9 @@ class States(MutableMapping[int, State]):
         return new
 
     def adopt(self, seals: Mapping[str, str]) -> list[Path]:
-        """Take up the files of an earlier process; those that differ from their seal, left out.
+        """Take over the files of an earlier process; return those with a wrong checksum.
 
-        A file that a crash has left without a seal is removed.
+        Files without a checksum, left by a crash, are deleted.
         """
         if self._folder is None or not self._folder.is_dir():
             return []

@@ -1,4 +1,4 @@
-"""A search that a study of the user's own proposes and keeps: Optuna's interface, as it is met."""
+"""Searches proposed and stored by a user's Optuna study."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tikhon.tuning.trials import History, Trial, Value
 
 
 def direction_of(study: object, metric: object) -> str | None:
-    """Which way the study goes, for a metric that does not say itself: a function."""
+    """Return the direction of a study, for a metric function without one."""
     directions = getattr(study, "directions", ())
     own = isinstance(metric, str) or hasattr(metric, "_score_func")
     if metric is None or own or len(directions) != 1:
@@ -22,13 +22,13 @@ def direction_of(study: object, metric: object) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class StudySearch(Search):
-    """`count` full trainings proposed by an Optuna study, which is told how each of them ended.
+    """`count` full trainings proposed by an Optuna study, which receives the results.
 
-    The study's sampler decides, from what the study already holds too; its pruner is not asked,
-    because the trials of a batch are trained at once. A trial that diverges, or that a stop leaves
-    unfinished, is told as failed. `maximised` says whether the study is told minus the score.
+    The study's sampler decides, also from earlier trials; its pruner is not used, as the trials of
+    a batch train at once. Diverged and unfinished trials are reported as failed. If `maximised`,
+    the study receives the negated score.
 
-    Raises `InputError` for a study of several objectives, or of the other direction.
+    Raises `InputError` for several objectives or a conflicting direction.
     """
 
     study: Any = None
@@ -37,7 +37,7 @@ class StudySearch(Search):
     budget: int = 1
     maximised: bool = False
     open: dict[int, Any] = field(default_factory=dict)
-    ended: list[str] = field(default_factory=list)  # why the sampler has nothing more to propose
+    ended: list[str] = field(default_factory=list)  # why the sampler stopped proposing
 
     def __post_init__(self) -> None:
         if not all(hasattr(self.study, name) for name in ("ask", "tell", "directions")):
@@ -51,15 +51,15 @@ class StudySearch(Search):
             )
 
     def next(self, history: History) -> list[Trial]:
-        """Tell the study what has ended, and ask it for a batch."""
+        """Report finished trials to the study, and ask for a batch."""
         self._tell(history)
         if self.ended:
             return []
-        first = max(history.ids, default=-1) + 1  # a study made anew numbers its trials anew
+        first = max(history.ids, default=-1) + 1  # a new study restarts its numbering
         return [self._asked(first) for _ in range(min(self.batch, self.count - len(history)))]
 
     def collect(self, history: History) -> History:
-        """The history as it is; trials that were never finished are told as failed."""
+        """Return the history unchanged; report unfinished trials as failed."""
         self._tell(history)
         for trial in self.open.values():
             self._told(trial, None)
@@ -102,7 +102,7 @@ class StudySearch(Search):
         if isinstance(entry, Choice):
             if not any(isinstance(value, tuple) for value in entry.values):
                 return trial.suggest_categorical(name, list(entry.values))
-            named = {str(value): value for value in entry.values}  # a study holds no tuples
+            named = {str(value): value for value in entry.values}  # studies cannot store tuples
             return named[trial.suggest_categorical(name, list(named))]
         if isinstance(entry, Int):
             return trial.suggest_int(name, int(entry.low), int(entry.high), log=entry.log)

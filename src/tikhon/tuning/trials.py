@@ -1,4 +1,4 @@
-"""What a search proposes and what a runner found: frozen values, standard library only."""
+"""Trials proposed by a search and their outcomes: frozen values, standard library only."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from types import MappingProxyType
 from typing import Any
 
 Value = float | int | str | bool
-DEFAULT = -1  # the id of the untuned trial
+DEFAULT = -1  # id of the untuned trial
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration to be trained up to `budget` epochs (counted from its first ancestor).
+    """One configuration to train up to `budget` epochs (counted from its first ancestor).
 
-    With a `parent` the training continues from that trial's end: the previous strength of a path,
-    the same member one rung earlier, or the better member of a population.
+    With a `parent`, training continues from its final state: the previous strength of a path, the
+    same member one rung earlier, or the better member of a population.
     """
 
     id: int
@@ -32,7 +32,7 @@ class Trial:
         return Trial, (self.id, dict(self.config), self.budget, self.parent)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON-able numbers."""
+        """Return JSON-serialisable values."""
         return {
             "id": self.id,
             "config": dict(self.config),
@@ -43,9 +43,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: `score` (lower is better; NaN when it failed), its error bar, its curve.
+    """Result of a trial: `score` (lower is better; NaN if failed), its error, its curve.
 
-    `curve` holds (epoch, validation loss) pairs; `strengths` what an adapting strength ended at.
+    `curve` holds (epoch, validation loss) pairs; `strengths` the final adapted strengths.
     """
 
     trial: Trial
@@ -63,13 +63,13 @@ class Outcome:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch of the lowest validation loss; the last one where none was measured."""
+        """Epoch with the lowest validation loss; the last one if none was measured."""
         if not self.curve:
             return self.trial.budget
         return min(self.curve, key=lambda point: point[1])[0]
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able; a non-finite number becomes None (JSON has no NaN)."""
+        """Return a JSON-serialisable dict, with None for non-finite numbers."""
         return {
             **self.trial.to_dict(),
             "score": _finite(self.score),
@@ -82,7 +82,7 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Outcome:
-        """The inverse of `to_dict`."""
+        """Invert `to_dict`."""
         return cls(
             trial=Trial(row["id"], _config(row["config"]), row["budget"], row["parent"]),
             score=_number(row["score"]),
@@ -95,7 +95,7 @@ class Outcome:
 
 
 def _config(row: Mapping[str, Any]) -> dict[str, Value]:
-    """A configuration from JSON, which has lists for tuples."""
+    """Return a configuration from JSON, converting lists to tuples."""
     return {name: _tupled(value) for name, value in row.items()}
 
 
@@ -104,7 +104,7 @@ def _tupled(value: Any) -> Any:
 
 
 class History(tuple[Outcome, ...]):
-    """The outcomes so far, in the order in which they were found; immutable.
+    """The outcomes so far in order; immutable.
 
     >>> history = History([Outcome(Trial(0, {"lr": 0.1}, 5), 0.7)])
     >>> history = history.extended([Outcome(Trial(1, {"lr": 0.2}, 5), 0.5)])
@@ -113,11 +113,11 @@ class History(tuple[Outcome, ...]):
     """
 
     def extended(self, outcomes: Iterable[Outcome]) -> History:
-        """This history followed by more outcomes."""
+        """Return this history followed by more outcomes."""
         return History((*self, *outcomes))
 
     def of(self, id: int) -> Outcome:
-        """The outcome of one trial."""
+        """Return the outcome of one trial."""
         for outcome in self:
             if outcome.trial.id == id:
                 return outcome
@@ -125,12 +125,12 @@ class History(tuple[Outcome, ...]):
 
     @property
     def ids(self) -> frozenset[int]:
-        """The trials that have an outcome."""
+        """Ids of the trials with an outcome."""
         return frozenset(outcome.trial.id for outcome in self)
 
     @property
     def epochs(self) -> int:
-        """Epochs trained: a trial with a parent pays only for what it adds."""
+        """Epochs trained in total, counting trials with a parent only from its end."""
         spent = {outcome.trial.id: outcome.trial.budget for outcome in self}
         return sum(
             o.trial.budget - (0 if o.trial.parent is None else spent.get(o.trial.parent, 0))
@@ -138,24 +138,24 @@ class History(tuple[Outcome, ...]):
         )
 
     def missing(self, trials: Iterable[Trial]) -> list[Trial]:
-        """The trials that have no outcome yet."""
+        """Return the trials without an outcome."""
         done = self.ids
         return [trial for trial in trials if trial.id not in done]
 
     def ends(self) -> list[Outcome]:
-        """Finished trials without those that were continued, best first; ties by id."""
+        """Return finished trials that were not continued, best first, ties by id."""
         continued = {outcome.trial.parent for outcome in self}
         ends = (o for o in self if not o.failed and o.trial.id not in continued)
         return sorted(ends, key=lambda o: (o.score, o.trial.id))
 
     def ranked(self) -> list[Outcome]:
-        """The longest trained of the `ends`."""
+        """Return the `ends` with the longest training."""
         ends = self.ends()
         longest = max((o.trial.budget for o in ends), default=0)
         return [o for o in ends if o.trial.budget == longest]
 
     def best(self) -> Outcome:
-        """The lowest score among the trials of the largest budget."""
+        """Return the lowest score among the trials with the largest budget."""
         ranked = self.ranked()
         if not ranked:
             raise ValueError(
@@ -165,7 +165,7 @@ class History(tuple[Outcome, ...]):
         return ranked[0]
 
     def lineage(self, id: int) -> Iterator[Outcome]:
-        """The outcome and its ancestors, youngest first."""
+        """Yield the outcome and its ancestors, youngest first."""
         current: int | None = id
         while current is not None:
             outcome = self.of(current)

@@ -1,4 +1,4 @@
-"""The verb `tune`: a population, guarded halving, an honest choice, a refit."""
+"""The function `tune`: a population, guarded halving, a reliable choice, a refit."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ from tikhon.tuning.states import States
 from tikhon.tuning.study import StudySearch, direction_of
 from tikhon.tuning.trials import DEFAULT, History, Outcome, Trial
 
-_PROBED = 64  # rows on which the loss is asked whether it is a mean over rows
+_PROBED = 64  # rows to test whether the loss is a mean over rows
 
 
 @dataclass(frozen=True, eq=False)
 class TuneResult:
-    """What a search found.
+    """Result of a search.
 
-    `model` is the chosen single model, refitted on all rows; `average` one module with the mean
-    of the members whose mean is best by the validation rows, refitted, some from several seeds
-    (or those of their folds, where there was no time for that), and `members` their
-    configurations; `config` the chosen hyperparameters; `trials` every outcome as a row; `audit`
-    how far the choice may be off; `plan` what was decided by measuring.
-    `recipe` and `settings` are the chosen configuration as `fit` takes it:
+    `model` is the chosen model, refitted on all rows; `average` a module with the mean of the
+    members whose mean scores best on validation rows, refitted, some with several seeds (or the
+    models of their folds if time ran out), and `members` their configurations; `config` the chosen
+    hyperparameters; `trials` every outcome as a row; `audit` the uncertainty of the choice; `plan`
+    the measured decisions.
+    `recipe` and `settings` are the chosen configuration for `fit`:
     `fit(model, train, result.recipe, **result.settings)`
-    (a strength "auto" is found again, and needs `valid`).
+    (a strength "auto" is tuned again, and needs `valid`).
     """
 
     model: nn.Module
@@ -93,11 +93,11 @@ class TuneResult:
 
     @property
     def trials(self) -> list[dict[str, Any]]:
-        """One row a trial: its configuration, budget, score, curve."""
+        """One row for each trial: its configuration, budget, score, curve."""
         return [outcome.to_dict() for outcome in self.history]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: everything but the models."""
+        """Return a JSON-serialisable dict of everything but the models."""
         return {
             "schema_version": 1,
             "kind": "tune",
@@ -135,7 +135,7 @@ class TuneResult:
         return notebook.card(repr(self), str(self).splitlines(), head, rows, chart)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
-        """The curves of the five best trials above, the best score found so far below.
+        """Plot the curves of the five best trials, and below the best score so far.
 
         Args:
             ax: two matplotlib axes to draw on; a new figure if None.
@@ -161,16 +161,16 @@ class TuneResult:
         return display
 
     def _ranked(self) -> list[Outcome]:
-        """What did not fail, the longest trained and best first."""
+        """Return finished trials, the longest trained and best first."""
         finished = (o for o in self.history if not o.failed)
         return sorted(finished, key=lambda o: (-o.trial.budget, o.score))
 
     def _own(self, score: float) -> float:
-        """A score as the metric's own number."""
+        """Return a score with the metric's own sign."""
         return -score if self.audit.maximised else score
 
     def _curves(self, ranked: list[Outcome]) -> dict[str, Any]:
-        """(epochs, scores) of the five best trials."""
+        """Return (epochs, scores) of the five best trials."""
         return {
             _title(o): ([e for e, _ in o.curve], [self._own(score) for _, score in o.curve])
             for o in ranked[:5]
@@ -210,44 +210,43 @@ def tune(
     stop: Callable[[], bool] | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> TuneResult:
-    """Find the hyperparameters of a space, in the time of a few trainings.
+    """Find the hyperparameters of a space in the time of a few trainings.
 
-    Members are trained together where that is faster (measured first); strong regularization is
-    given time before it is judged; where rows are few, cross-validation folds are members too.
+    Members train together where that is faster (measured first); strong regularization gets enough
+    time before it is judged; for few rows, cross-validation folds are members too.
 
     Args:
-        build_model: a function or class that returns a fresh model. Its parameters that are named
-            as entries of the space receive them, `**kwargs` the rest of those that training does
-            not know; a single other one (or one called config) receives the whole configuration.
-        train: (x, y), where x may be several inputs, a loader, a data set or its name. The rows
-            are read once; a loader brings its batch size and its sampler, which draws again each
-            epoch.
-        valid: rows for the scores. Without it a fifth of `train` is held out, or with fewer than
-            2,500 rows 3 folds are made.
-        loss: as for `fit`: a name, a function or module of torch, a callable of (output, target)
-            or of (model, batch). Members are trained one by one unless it is a mean over rows of
-            one tensor of outputs; `plan.reason` says why.
-        metric: what trials are compared by, if not by the loss: the name of a scikit-learn scorer
-            ("roc_auc", "f1_macro"), a scorer, or a function of (output, target) as the loss is.
+        build_model: a function or class that returns a fresh model. Parameters named like entries
+            of the space receive them, `**kwargs` the other entries unknown to training; a single
+            other one (or one called config) receives the whole configuration.
+        train: (x, y), where x may be several inputs, a loader, a data set or its name. Rows are
+            read once; a loader's batch size and sampler are kept, drawing anew each epoch.
+        valid: rows for the scores. By default a fifth of `train` is held out, or 3 folds are used
+            for fewer than 2,500 rows.
+        loss: as for `fit`: a name, a torch function or module, a callable of (output, target) or
+            of (model, batch). Members train one by one unless it is a mean over rows of one output
+            tensor; `plan.reason` says why.
+        metric: compares trials instead of the loss: the name of a scikit-learn scorer ("roc_auc",
+            "f1_macro"), a scorer, or a function of (output, target) like the loss.
         direction: of a function, "minimize" or "maximize"; by default that of the study, of a
-            loss of torch, of its `higher_is_better`. Scorers are maximised.
-        space: what varies, a Space or a mapping from names to its entries; by default dropout (if
-            the model has it), lr, and weight_decay="auto".
-        budget: "60s", "5m" (of wall time), or "200runs": so many configurations, of which
-            halving trains most in part.
+            torch loss, or its `higher_is_better`. Scorers are maximised.
+        space: a Space or a mapping from names to entries; by default dropout (if the model has
+            it), lr, and weight_decay="auto".
+        budget: wall time such as "60s" or "5m", or "200runs" for the number of configurations,
+            most of which halving trains only partly.
         seed: of initial weights, batches, noise and the design.
         search: a search, or a function (space, plan) -> search; guarded halving by default.
-        study: an Optuna study that proposes the trials, each trained in full, and is told of them.
+        study: an Optuna study that proposes trials, each trained fully, and receives the results.
         folds: number of folds, 0 for a held-out part.
         epochs, batch_size: length of a full training; by default from the number of rows.
-        optimizer: the name, class or factory of an optimizer that acts entry by entry.
+        optimizer: name, class or factory of an elementwise optimizer.
         device: where to train.
-        refit: train the best configurations again on all rows.
-        runner: what trains the trials: called with the job and the chunk size.
-        output: folder for the journal and states, which `resume` continues bit for bit.
-        stop: asked between epochs; once true, what was found is returned (or `Stopped` raised,
-            where nothing was).
-        on_event: called with dicts that tell the progress.
+        refit: retrain the best configurations on all rows.
+        runner: called with the job and the chunk size, returns what trains the trials.
+        output: folder for journal and states, which `resume` continues bit for bit.
+        stop: called between epochs; once it returns true, results so far are returned (or
+            `Stopped` raised if there are none).
+        on_event: called with dicts that describe the progress.
 
     Raises `InputError` for a budget below one trial, fewer rows than folds, a validation set
     without a class, all members diverged, or a resume with another space or other data.
@@ -313,7 +312,7 @@ def tune(
 
 
 def _reserve(plan: SearchPlan, full: SearchJob) -> float:
-    """The share of a budget in seconds that the untuned trial and an average of `TOP` need."""
+    """Share of a time budget reserved for the untuned trial and an average of `TOP`."""
     if plan.seconds is None:
         return LEAST
     steps = (TOP + 2) * plan.epochs * full.steps_per_epoch
@@ -322,8 +321,8 @@ def _reserve(plan: SearchPlan, full: SearchJob) -> float:
 
 
 def _read(x: Any, y: Tensor, loss: Loss) -> tuple[Any, Tensor]:
-    """Rows as members train on them: inputs alone under a name are one tensor, unless a step of
-    the user's own asks for the name.
+    """Return rows for training: a single named input becomes one tensor, unless a user's own step
+    may use the name.
     """
     found = tensors(x)
     return found[0] if len(found) == 1 and loss.kind != "whole" else x, loss.targets(y)
@@ -362,10 +361,10 @@ def _conclude(
     if refit:
         again = _refitted(full, ends, top, session)
     known = {k for k, _ in again}
-    if not (cut and known):  # what time cut short would spoil a mean of what it did not
+    if not (cut and known):  # partially trained members would degrade the mean
         again += [(k, None) for k in dict.fromkeys(top) if k not in known]
     again.sort(key=lambda pair: pair[0] != chosen)
-    parts = [  # what was not trained again is the mean of its folds
+    parts = [  # members not retrained are the mean of their folds
         (k, fold, model) for k, model in again for fold in range(job.folds if model is None else 1)
     ][:TOP]
     members = [
@@ -389,15 +388,15 @@ def _conclude(
 
 
 def _ends(history: History, *, cut: bool) -> list[Outcome]:
-    """The default and the search's longest trials; all it left off at, if time cut it short."""
+    """Return the longest trials and the default; all final states if time ran out."""
     found = searched(history).ends() if cut else searched(history).ranked()
     return [*found, *(o for o in history if o.trial.id == DEFAULT and not o.failed)]
 
 
 def _left_out(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Tensor:
-    """Outputs of the rows that scores are made of; with folds each by the fold that left it out.
+    """Return outputs of the scored rows; with folds each by the fold that left it out.
 
-    Where rows have no losses of their own, losses of blocks of them, of each fold.
+    Without row losses, losses of blocks of rows for each fold.
     """
     state = runner.states[outcome.trial.id]
     population, found = populate(job, [outcome.trial.config]), []
@@ -417,16 +416,16 @@ def _left_out(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Ten
 
 
 def _judged(job: SearchJob, outputs: Tensor) -> Tensor:
-    """Losses of single rows, or of blocks; with a metric its pseudo-values in their place."""
+    """Return losses of rows or blocks, or pseudo-values of a metric."""
     if job.metric is not None:
         return job.metric.pseudo_values(outputs, job.scored[1])
     return outputs if job.objective.alone else job.objective.rows(outputs[None], job.scored[1])[0]
 
 
 def _averaged(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen: int) -> list[int]:
-    """Whom to average, the chosen one first; some more than once, to be trained from new weights.
+    """Select members to average, the chosen one first; repeated ones get new seeds.
 
-    Where the mean of outputs is no output, those that are nearly as good as the best.
+    Where outputs cannot be averaged, those nearly as good as the best.
     """
     if job.objective.alone or outputs[0].ndim > 2:
         return [chosen, *[k for k in near_best(rows) if k != chosen]][:TOP]
@@ -445,11 +444,11 @@ def _refitted(
     top: list[int],
     session: Session,
 ) -> list[tuple[int, dict[str, Tensor] | None]]:
-    """Train again on all rows, each with the strengths that its own search found.
+    """Retrain on all rows, each with the strengths found in its search.
 
-    Up to `TOP` models, as the time allows: the configurations in `top` in turn, each time round
-    from other initial weights, for an average gains from members that differ. The default is
-    trained as long as it was judged.
+    Up to `TOP` models as time allows: the configurations in `top` cyclically, each round with
+    other initial weights, as averages gain from diversity. The default trains as long as it was
+    judged.
     """
     trials, configs = [o.trial for o in ends], [o.trial.config for o in ends]
     pace = sum(session.pace(trials[k].id) for k in top) / len(top)
@@ -482,9 +481,9 @@ def _refitted(
 
 
 def _trace(session: Session, trial: Trial, epochs: int) -> Tensor | None:
-    """The strengths that a trial has found, the mean over its folds; None without adapting ones.
+    """Return a trial's adapted strengths, averaged over folds; None without any.
 
-    One that time cut short goes on with the last of them.
+    For a trial cut short, the last strengths are repeated.
     """
     if (trace := session.states[trial.id].get("decay.trace")) is None:
         return None
@@ -494,7 +493,7 @@ def _trace(session: Session, trial: Trial, epochs: int) -> Tensor | None:
 
 
 def _alike(configs: list[Config], kinds: list[tuple[int, int]]) -> list[list[int]]:
-    """Places of configurations that one population can train."""
+    """Group the indices of configurations that one population can train."""
     groups: dict[str, list[int]] = {}
     for k, config in enumerate(configs):
         key = (sorted(config), config.get("weight_decay") == "auto", free(config), kinds[k])
