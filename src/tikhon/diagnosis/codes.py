@@ -1,4 +1,4 @@
-"""What each code means, in words, and what follows from what.
+"""Codes of findings: their texts, and which code is a consequence of which.
 
 Standard library only. A code has its name, its effect and its cures in `tikhon.languages`
 (`finding_`, `effect_`, `cures_CODE`, in every language), and a section in `docs/diagnosis.md`.
@@ -19,7 +19,7 @@ CODES = tuple(
 
 
 def words(family: Literal["effect", "cures"], code: str, why: str) -> Sentence:
-    """What a family says of a reason, of the reason that it adds to, or of the code in general.
+    """Return the effect or cures of a reason, else of the reason nested in it, else of the code.
 
     >>> words("cures", "slow_convergence", said("why_rate_zero", why=said("why_unmoved")))
     'a learning rate above 0'
@@ -33,7 +33,7 @@ def words(family: Literal["effect", "cures"], code: str, why: str) -> Sentence:
     return said(f"{family}_{code}")
 
 
-# what does not help
+# treatments that do not help
 NO_CURE = {
     "loss_not_connected": "no learning rate, loss or network helps",
     "broadcast_loss": "a longer run, another learning rate or a larger network do not help",
@@ -59,7 +59,7 @@ NO_CURE = {
     "underfitting": "more data does not help",
 }
 
-# consequence -> causes under which it is printed
+# consequence -> causes that it is listed under
 _DISCONNECTED = "loss_not_connected unregistered_parameters layers_made_in_forward detached"
 _HOPELESS = (
     f"{_DISCONNECTED} "
@@ -72,18 +72,18 @@ _HOPELESS = (
 )
 _CAUSES = {
     "no_nonlinearity": "head_mismatch",
-    "inputs_ignored": "unscaled_inputs",  # behind saturated gates all rows are one
+    "inputs_ignored": "unscaled_inputs",  # saturated gates give the same output for all rows
     "unused_parameters": _DISCONNECTED,
     "nothing_to_train": _DISCONNECTED,
     "future_visible": "positions_mixed rows_mixed",
-    # a network that cannot learn is no witness of what its targets say
+    # a network that cannot learn is no evidence about its targets
     "unrelated_labels": (
         f"{_DISCONNECTED} loss_ignores_targets broadcast_loss rows_mixed positions_mixed "
         "no_nonlinearity frozen_parameters"
     ),
-    # who cannot learn at all answers the largest class
+    # a network that cannot learn predicts the majority class
     "class_imbalance": _HOPELESS.replace(" class_imbalance", "") + " head_mismatch",
-    "frozen_parameters": "poor_init",  # what is trained has no gradient to begin with
+    "frozen_parameters": "poor_init",  # the trained part has no gradient either
     "overfitting": "unrelated_labels valid_differs",
     "train_eval_mismatch": "rows_mixed batchnorm_few_rows random_in_eval",
     "exploding_gradient": (

@@ -1,4 +1,4 @@
-"""Control runs: the same dry run with one thing changed, where a measurement asks for it."""
+"""Control runs: repeat the dry run with one thing changed, where a measurement calls for it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from tikhon.diagnosis.wiring.rows import given_back
 from tikhon.diagnosis.wiring.subject import subject_of
 from tikhon.errors import InputError
 
-BEHIND = 0.6  # of what the yardstick learns
-LONG_STEP = 1e-2  # of the weights
+BEHIND = 0.6  # skill relative to a shallow model
+LONG_STEP = 1e-2  # update / weight
 USUAL = 0.9  # momentum
-USUAL_DECAY = 0.01  # of AdamW; momentum takes less
+USUAL_DECAY = 0.01  # default of AdamW; SGD uses less
 LONGER = 3  # times the steps
-SHUFFLED = 2  # runs on shuffled targets where nothing shallow relates them to the inputs
+SHUFFLED = 2  # runs on shuffled targets where no shallow model finds a relation
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A dry run with what was measured around it."""
+    """A finished dry run with its samples and its record."""
 
     source: Samples
     trial: DryRun
@@ -42,13 +42,17 @@ class Ran:
 
     @property
     def ended(self) -> bool:
-        """Whether there was a run, and it ended with numbers."""
+        """Whether there was a run, and all its numbers were finite."""
         return self.trial.steps > 0 and self.trial.failure is None
 
     def again(
         self, replica: Replica, source: Samples, *, points: int = 0, times: int = 1
     ) -> DryRun:
-        """The same run of another replica or on other samples; one cut short compares nothing."""
+        """Repeat the run with another replica or other samples.
+
+        Raises:
+            OutOfTimeError: if it was cut short, so that it cannot be compared.
+        """
         trial = run(
             replica,
             source,
@@ -65,7 +69,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Control:
-    """One thing that another run changes, and when it is tried."""
+    """One change to the dry run, and the condition under which it is tried."""
 
     name: str
     asked: Callable[[Evidence, Ran], object]
@@ -73,9 +77,9 @@ class Control:
 
 
 def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
-    """What the control runs found: the `advantage` of true targets over shuffled ones, and the
+    """Return the `advantage` of true over shuffled targets, and the scores of all `CONTROLS` due.
 
-    scores of the runs of `CONTROLS` that are asked for.
+    Results are incomplete where the time budget runs out.
     """
     found: dict[str, object] = {}
     if ran.ended and not out_of_time():
@@ -86,11 +90,11 @@ def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
 
 
 def _asked(make: Callable[[], Replica], ran: Ran) -> Iterator[dict[str, object]]:
-    """What each control run that a measurement asks for has found."""
+    """Yield the results of each control run that is due."""
     if _doubtful(ran):
         yield {"advantage": _advantage(make, ran)}
     ev = Evidence(ran.record)
-    if ev.given_nothing:  # a code may say something later
+    if ev.given_nothing:  # the code may become informative later
         replica = make()
         trial = ran.again(replica, ran.source, times=LONGER)
         later: dict[str, object] = {"given_steps": trial.steps}
@@ -100,7 +104,7 @@ def _asked(make: Callable[[], Replica], ran: Ran) -> Iterator[dict[str, object]]
             continue
         replica = make()
         control.change(replica, ran)
-        over_time = control.name == "steadier"  # a loss that jumps has lucky moments
+        over_time = control.name == "steadier"  # one value of an oscillating loss may be lucky
         with Leaky() if control.name == "leaky" else nullcontext():
             points = len(ran.trial.points) if over_time else 1
             try:
@@ -114,16 +118,16 @@ def _asked(make: Callable[[], Replica], ran: Ran) -> Iterator[dict[str, object]]
 
 
 def _doubtful(ran: Ran) -> bool:
-    """Whether no shallow model finds a relation, so that the network is asked itself."""
+    """Whether no shallow model finds a relation, so that the network itself has to be tried."""
     relation = ran.record.wiring.get("relation")
     target = ran.source.source[1] if ran.source.indexed else None
     return relation is not None and relation < RELATED and isinstance(target, torch.Tensor)
 
 
 def _advantage(make: Callable[[], Replica], ran: Ran) -> float | None:
-    """How much lower the loss ends on the true targets than on shuffled ones, as a share of a
+    """Return the final loss on shuffled minus true targets, relative to the trivial loss.
 
-    constant's loss: the same run with the targets in another order is what chance can learn.
+    Shuffled targets can only be memorised.
     """
     tail = max(1, ran.trial.steps // 4)
     source, ends = ran.source, []
@@ -139,7 +143,7 @@ def _advantage(make: Callable[[], Replica], ran: Ran) -> float | None:
 
 
 def _learns_little(ev: Evidence, ran: Ran) -> bool:
-    """Whether something is not trained, and the run ends far from a loss of 0."""
+    """Whether some parameters are not trained, and the loss ends above 0.2 of the trivial one."""
     static, end = ev.static, ran.trial.points[-1].eval_loss
     held = static.get("frozen") or static.get("unoptimized")
     return bool(held and ev.trivial) and end is not None and end >= 0.2 * (ev.trivial or 0.0)
@@ -163,9 +167,9 @@ def _steady(replica: Replica, ran: Ran) -> None:
 
 
 def _astray(ev: Evidence, ran: Ran) -> bool:
-    """Whether steps may be too long: a run that jumps, or ends behind its yardstick.
+    """Whether steps may be too long.
 
-    With one answer for all rows, or after long steps beside the weights.
+    The loss oscillates, or skill is low with constant outputs or large updates.
     """
     known, blind = ev.reach is not None, ev.blind and not ev.born_blind
     lost = ev.learned < BEHIND and ((known and not ev.falling) or blind)
@@ -180,7 +184,7 @@ def _pace(replica: Replica, ran: Ran, *, times: float) -> None:
 
 
 def _drops(ev: Evidence, ran: Ran) -> bool:
-    """Whether dropout is strong, or a run with some stays behind."""
+    """Whether dropout is strong, or there is some in a run with low skill."""
     rates = [rate for rate in (ev.static.get("dropout") or {}).values() if 0 < rate < 1]
     strong = max(rates, default=0.0) >= FEW_PASS and ev.learned < 1
     return strong or (bool(rates) and _behind(ev))
@@ -197,7 +201,7 @@ def _undrop(replica: Replica, ran: Ran) -> None:
 
 
 def _decays(ev: Evidence, ran: Ran) -> bool:
-    """Whether weight decay is more than usual, and takes off enough in all its steps."""
+    """Whether weight decay exceeds the default, shrinks weights by 2 %, and skill is low."""
     numbers = ran.record.optimizer
     decay, rate = (number(numbers.get(k)) or 0.0 for k in ("weight_decay", "lr"))
     return decay > USUAL_DECAY and rate * decay * ran.trial.steps >= 0.02 and _behind(ev)
@@ -219,7 +223,7 @@ def _bare(replica: Replica, ran: Ran) -> None:
 
 
 def _go_past(replica: Replica, ran: Ran) -> None:
-    """The mean of what attention answers and what it was asked with."""
+    """Replace the output of attention by its mean with the query: a residual connection."""
 
     def past(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return ((output[0] + args[0]) / 2, *output[1:]) if args else output
@@ -229,24 +233,24 @@ def _go_past(replica: Replica, ran: Ran) -> None:
 
 
 def _as_it_is(replica: Replica, ran: Ran) -> None:
-    """Nothing of the replica: the context of the run is another."""
+    """Leave the replica unchanged: the context `Leaky` makes the difference."""
 
 
 def _flat(ev: Evidence, ran: Ran) -> bool:
-    """Whether units died or saturated on the way, in a run that stays behind."""
+    """Whether units died or saturated during a run with low skill."""
     dying = ev.dying and not ev.born_dead
     return ev.learned < LEARNED and bool(dying or ev.saturating)
 
 
 def _off_scale(ev: Evidence, ran: Ran) -> bool:
-    """Whether inputs that are one tensor have another size, in a run that stays far behind."""
+    """Whether the inputs are one unscaled tensor, in a run with low skill."""
     inputs = ran.source.probe[0]
     single = isinstance(inputs, torch.Tensor) and inputs.ndim > 1
     return single and not ev.wiring.get("whole") and _behind(ev) and ev.off_scale
 
 
 def _scale(replica: Replica, ran: Ran) -> None:
-    """Inputs of mean 0 and deviation 1, by column or channel."""
+    """Standardize the inputs per column or channel."""
     inputs = ran.source.probe[0]
     axes = [k for k in range(inputs.ndim) if k != 1]
     mean, spread = inputs.mean(axes, keepdim=True), inputs.std(axes, keepdim=True)
@@ -258,9 +262,9 @@ def _scale(replica: Replica, ran: Ran) -> None:
 
 
 CONTROLS = (
-    Control("unfrozen", _learns_little, _free),  # everything is trained
+    Control("unfrozen", _learns_little, _free),  # train all parameters
     Control("steadier", lambda ev, ran: ev.momentum > HEAVY, _steady),  # the usual momentum
-    Control("calmer", _astray, partial(_pace, times=0.1)),  # of the learning rate
+    Control("calmer", _astray, partial(_pace, times=0.1)),  # learning rate
     Control(
         "faster",
         lambda ev, ran: ev.falling and ev.learned < LEARNED and (ev.updates or 1.0) < SMALL_UPDATE,
@@ -275,6 +279,6 @@ CONTROLS = (
         _bare,
     ),
     Control("skipped", lambda ev, ran: ev.harmed and ev.wiring.get("nothing_past"), _go_past),
-    Control("leaky", _flat, _as_it_is),  # a slope at the flat ends of activations
+    Control("leaky", _flat, _as_it_is),  # small slope where activations are flat
     Control("scaled", _off_scale, _scale),
 )

@@ -36,23 +36,23 @@ from tikhon.diagnosis.text import html_page, screen
 from tikhon.errors import InputError
 from tikhon.languages import said
 
-# of a program as it is written: causes before what follows from them
+# faults of the program itself, causes before consequences
 WIRING = (
     *wiring.CHECKS,
     *operations.CHECKS,
     *loss_checks.CHECKS,
     *data_checks.CHECKS,
 )
-# critical where a control run has shown them to be causes, or the floor of what the head can say
+# critical only where a control run, or the lowest loss the head can reach, proves them causes
 PROVEN = {"frozen_parameters", "missing_from_optimizer", "head_mismatch"}
-# evidence of a control run: what it shows is a cause
+# evidence by a control run, which proves a cause
 CONTROLS = set("calmer faster steadier undropped undecayed unhooked bared skipped scaled".split())
-DRAWS = 5  # of a factory's weights
+DRAWS = 5  # initialisations of a factory
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found: a record of measurements and the findings drawn from it."""
+    """Result of `diagnose`: a record of measurements and the findings derived from it."""
 
     record: Record
     findings: tuple[Finding, ...]
@@ -64,14 +64,14 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """True where nothing needs attention."""
+        """Whether nothing needs attention."""
         return not self.labels
 
     def __bool__(self) -> bool:
         return self.ok
 
     def worst(self) -> str:
-        """The highest severity found: "fine", "info", "warning" or "critical"."""
+        """Return the highest severity: "fine", "info", "warning" or "critical"."""
         return worst(self.findings)
 
     def __repr__(self) -> str:
@@ -85,9 +85,9 @@ class Diagnosis:
         return html_page(self.record, self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values without NaN: verdict, labels, findings and the record.
+        """Return verdict, labels, findings and record as plain values without NaN.
 
-        Its form is versioned: `tikhon.diagnosis.document`.
+        The format is versioned: `tikhon.diagnosis.document`.
         """
         return {
             "schema_version": SCHEMA_VERSION,
@@ -102,15 +102,15 @@ class Diagnosis:
         }
 
     def to_json(self) -> str:
-        """`to_dict` as one JSON document."""
+        """Return `to_dict` as a JSON string."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
+        """Save as a run folder for `tikhon report`; `result.json` holds `to_dict`."""
         save(self.to_dict(), path, overwrite=overwrite)
 
     def plot(self, *, ax: Sequence[plotting.Axes] | None = None) -> plotting.Display:
-        """The signal per layer, forward scale, updates and the loss; those that were measured.
+        """Plot gradient and output scale per layer, updates and loss, as far as measured.
 
         Args:
             ax: as many matplotlib axes to draw on; a new figure if None.
@@ -136,35 +136,34 @@ def diagnose(
 ) -> Diagnosis:
     """Find out why a model does not train, from the model, its data and its loss.
 
-    Three tiers: facts of model and data; one forward and backward pass; with an optimizer, a dry
-    run. All of it happens on copies: parameters, gradients, buffers, mode, hooks and random
-    numbers of the caller are bit for bit the same afterwards.
+    Inspects model and data, runs one forward and backward pass and, with an optimizer, a dry run.
+    Works on copies: parameters, gradients, buffers, mode, hooks and random states of the caller
+    stay bit for bit the same.
 
     Args:
-        model: the module, or a factory of it; a factory is drawn five times and every draw runs
-            in full, for some symptoms are random: "in 3 of 5 inits".
+        model: the module, or a factory of it; a factory is called five times and every model runs
+            in full, as some symptoms depend on the initialisation: "in 3 of 5 inits".
         data: a pair (inputs, target) of tensors or arrays (inputs may be a tuple or a
             dictionary for models with several inputs), a loader of such batches, one batch,
             or a path or source name.
-        loss: `loss(output, target)`, a number: a function or module as your loop calls it, or a
-            name of `fit`'s, for torch's own function of that name. A function whose
-            first parameter is named `model` is called with the model and the batch as the data
-            give it. None takes the model's own: `training_step` of a Lightning module, or `.loss`
-            of what a Hugging Face model returns.
+        loss: `loss(output, target)` returning a scalar: a function or module as your loop calls
+            it, or a loss name as for `fit`. A function whose first parameter is named `model` is
+            called with the model and the batch as the data yields it. None uses the model's own:
+            `training_step` of a Lightning module, or `.loss` of a Hugging Face output.
         optimizer: the optimizer bound to the model (copied with groups and state), or a factory
-            called with the parameters; without it there is no dry run, but for a Lightning
-            module with `loss=None`, whose `configure_optimizers` gives it.
-        valid: data for validation, like `data`; needed to see overfitting.
+            called with the parameters. Without it there is no dry run, except for a Lightning
+            module with `loss=None`, where `configure_optimizers` provides it.
+        valid: validation data, like `data`; needed to detect overfitting.
         steps: length of the dry run, >= 0.
-        batch_size: rows of a batch, >= 1; a loader brings its own.
-        seed: of batches, dropout and the models of a factory.
-        penalty: what is added to the loss: a callable(model), or terms as for `regularize`.
-        clip: largest global gradient norm in a step, > 0; None for no clipping.
+        batch_size: rows per batch, >= 1; a loader has its own.
+        seed: seed of batches, dropout and the models of a factory.
+        penalty: added to the loss: a callable(model), or terms as for `regularize`.
+        clip: maximum global gradient norm, > 0; None for no clipping.
 
     Raises:
-        InputError: the model or the loss fails on a batch, the loss is not one number, model and
+        InputError: if the model or the loss fails on a batch, the loss is not a scalar, model and
             data are on different devices, or an argument is out of range.
-        DataError: there are no rows, or inputs and targets differ in number.
+        DataError: if there are no rows, or inputs and targets differ in number.
 
     References:
         Glorot and Bengio, 2010, https://proceedings.mlr.press/v9/glorot10a.html;
@@ -196,7 +195,7 @@ def diagnose(
 
 
 def rebuilder(optimizer: object) -> object:
-    """A factory of the same optimizer for the weights of another draw."""
+    """Return a factory of the same optimizer for another model."""
     if not isinstance(optimizer, Optimizer):
         return optimizer
     kind, settings = type(optimizer), dict(optimizer.defaults)
@@ -204,7 +203,7 @@ def rebuilder(optimizer: object) -> object:
 
 
 def draw(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The model of a factory, with the weights of a seed."""
+    """Build a model from a factory under a seed."""
     if not callable(build):
         raise InputError(
             f"model must be a torch module or a factory of one, received {type(build).__name__}"
@@ -222,7 +221,7 @@ def draw(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def judge(record: Record) -> Diagnosis:
-    """The diagnosis of a record: the same record always gives the same findings.
+    """Derive the findings of a record, deterministically.
 
     >>> judge(diagnose(nn.Linear(2, 2), (torch.randn(64, 2), torch.arange(64) % 2),
     ...                nn.CrossEntropyLoss()).record).ok
@@ -245,7 +244,7 @@ def judge(record: Record) -> Diagnosis:
 
 
 def _rank(finding: Finding, causes: set[str]) -> tuple[bool, bool, bool, int]:
-    """Causes first: what is wired wrong, symptoms by severity, what follows from them."""
+    """Sort key: faults of the program, symptoms by severity, consequences, info."""
     info = finding.severity == "info"
     return (
         info,
@@ -256,7 +255,7 @@ def _rank(finding: Finding, causes: set[str]) -> tuple[bool, bool, bool, int]:
 
 
 def _in_other_inits(record: Record, known: set[str]) -> list[Finding]:
-    """Symptoms that the first draw of a factory was spared."""
+    """Return symptoms that occur only in later models of a factory."""
     counts = Counter(code for labels in record.inits for code in labels)
     return [
         Finding(code, "warning", (), {"inits": count}, said("why_not_first"))
@@ -266,7 +265,7 @@ def _in_other_inits(record: Record, known: set[str]) -> list[Finding]:
 
 
 def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
-    """The finding with its effect, advice, cause, and how often it appears over inits."""
+    """Add effect, advice, cause and the number of inits that show it to a finding."""
     causes = [c for c in CONSEQUENCES.get(finding.code, ()) if c in codes]
     why = finding.why
     if record.inits:

@@ -1,6 +1,6 @@
-"""The document of a diagnosis, as `to_dict`, `--json` and `result.json` give it.
+"""Format of a diagnosis in `to_dict`, `--json` and `result.json`.
 
-`docs/diagnosis.schema.json` is made from these types by `docs/diagnosis_schema.py`.
+`docs/diagnosis_schema.py` generates `docs/diagnosis.schema.json` from these types.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SCHEMA_VERSION = 2  # 2: findings have a fix, and the unit and healthy range of 
 
 @dataclass(frozen=True)
 class MeasureDocument:
-    """What a number of evidence counts, and where healthy programs have it; null is no bound."""
+    """Unit and healthy range of one number of evidence; null means no bound."""
 
     unit: str
     low: float | None
@@ -24,7 +24,7 @@ class MeasureDocument:
 
 @dataclass(frozen=True)
 class SentenceDocument:
-    """What gives a sentence in any language: its key, and values that may be sentences again."""
+    """A translatable sentence: its key, and its values, which may be sentences themselves."""
 
     key: str
     values: dict[str, str | float | SentenceDocument]
@@ -49,10 +49,10 @@ class FindingDocument:
 
 @dataclass(frozen=True)
 class Document:
-    """A whole diagnosis: findings in the order of causes, and the record that gives them.
+    """A diagnosis: findings, causes first, and the record that they are derived from.
 
-    `nothing_learned` is whether the loss of the dry run did not fall, whatever was found;
-    `far_behind` whether it learned less than half of what a shallow model does on the same rows.
+    `nothing_learned`: the loss of the dry run did not fall, whatever was found;
+    `far_behind`: skill is below half of that of a shallow model on the same rows.
     """
 
     schema_version: Literal[2]

@@ -1,4 +1,4 @@
-"""The dry run: a short training of a replica, measured on a fixed batch as it goes."""
+"""The dry run: a short training of a replica, measured on a fixed batch along the way."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from tikhon.training.step import Step
 
 @dataclass
 class DryRun:
-    """What one dry run left behind."""
+    """Measurements of one dry run."""
 
     sites: tuple[Site, ...] = ()
     probes: list[Probe] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     gradients: list[float] = field(default_factory=list)
-    spreads: list[float] = field(default_factory=list)  # of the inputs of a loader, by step
-    levels: list[tuple[float, float]] = field(default_factory=list)  # mean, deviation of targets
+    spreads: list[float] = field(default_factory=list)  # std of a loader's inputs by step
+    levels: list[tuple[float, float]] = field(default_factory=list)  # mean, std of targets
     failure: Failure | None = None
     steps: int = 0
     seconds: float = 0.0
@@ -51,11 +51,10 @@ def run(
     probes: bool = True,
     points: int = 36,
 ) -> DryRun:
-    """Train the replica for `steps` and measure it; stops at the first non-finite loss.
+    """Train the replica for `steps` and measure it.
 
-    It stops early, too, where the time that it is given is spent.
-
-    Probes (instrumented passes) are dense at the start, where networks die, and sparse later.
+    Stops early at the first non-finite loss, or when the time budget is spent. Probes
+    (instrumented passes) are dense at the start, where units tend to die, and sparse later.
     """
     trial = DryRun()
     began = time.process_time()
@@ -71,7 +70,7 @@ def run(
         if step in at:
             trial.probes.append(probe(replica, samples.probe, step, trial))
             before = {p: p.detach().clone() for p in replica.model.parameters()}
-            _shares(replica)  # asks for a measurement of the coming step
+            _shares(replica)  # requests a measurement of the coming step
         if points and (step % pace == 0 or step == steps):
             _look(trial, replica, samples.probe, valid, step, step / max(1, steps))
         if step == steps:
@@ -88,7 +87,7 @@ def run(
         trial.steps = step + 1
         if before is not None:
             _updates(trial, replica.model, before, _shares(replica))
-    if trial.points and trial.steps < steps and trial.failure is None:  # it broke off
+    if trial.points and trial.steps < steps and trial.failure is None:  # cut short
         trial.points = [p for p in trial.points if p.step < trial.steps]
         _look(trial, replica, samples.probe, valid, trial.steps, 1.0)
     trial.seconds = time.process_time() - began
@@ -98,11 +97,11 @@ def run(
 def _look(
     trial: DryRun, replica: Replica, batch: Batch, valid: Batch | None, step: int, share: float
 ) -> None:
-    """The next point of the curve, at a share of the run.
+    """Append a point to the curve; `share` is the completed part of the run.
 
-    The loss in training mode is asked at every look, evaluation at every third and, in the last
-    third of the run, whose medians count, at every second; validation at every third. Where
-    training mode gave the numbers of evaluation before, its answers are those of evaluation.
+    Training mode is evaluated at every point, evaluation mode at every third (in the last third
+    of the run, whose medians count, every second), validation data at every third. Where both
+    modes have agreed so far, one pass serves both.
     """
     look, known = len(trial.points), [p for p in trial.points if p.eval_loss is not None]
     probed = trial.probes[-1].loss if trial.probes and trial.probes[-1].step == step else None
@@ -116,18 +115,18 @@ def _look(
 
 
 def _numbers(inputs: object) -> list[Tensor]:
-    """The float tensors of the inputs with more than one entry."""
+    """Return the float tensors with more than one entry."""
     return [entries(t) for t in tensors(inputs) if t.is_floating_point() and t.numel() > 1]
 
 
 def probe_steps(steps: int) -> set[int]:
-    """The steps at which all sites are measured."""
+    """Return the steps at which all sites are measured."""
     shares = (0.02, 0.05, 0.1, 0.15, 0.2, 0.35, 0.6, 0.8, 1.0)
     return {s for s in (0, 1, 2, 5) if s <= steps} | {round(share * steps) for share in shares}
 
 
 def advance(trial: DryRun, replica: Replica, batch: Batch, step: int) -> bool:
-    """One optimizer step; False where a number stopped being finite."""
+    """Take one optimizer step; return False where a value is not finite or has no gradient."""
     assert replica.optimizer is not None
 
     def loss(batch: Batch) -> Tensor:
@@ -149,7 +148,7 @@ def advance(trial: DryRun, replica: Replica, batch: Batch, step: int) -> bool:
         Clipping(norm=replica.clip)(model)
 
     try:
-        with warnings.catch_warnings():  # a layer that the terms zero becomes a finding
+        with warnings.catch_warnings():  # a layer zeroed by penalties becomes a finding
             warnings.filterwarnings("ignore", message=".* has made all of")
             Step(replica.model, replica.optimizer, loss, clip=clip)(batch)
     except _NotFiniteError:
@@ -161,15 +160,15 @@ def advance(trial: DryRun, replica: Replica, batch: Batch, step: int) -> bool:
 
 
 class _NotFiniteError(Exception):
-    """The loss or a gradient of a step is not finite: the step is not taken."""
+    """The loss or a gradient is not finite: the step is skipped."""
 
 
 class _NoGradientError(Exception):
-    """Nothing that trains has a part in the loss."""
+    """The loss does not depend on any trained parameter."""
 
 
 def probe(replica: Replica, batch: Batch, step: int, trial: DryRun) -> Probe:
-    """One instrumented forward and backward pass in training mode; leaves no trace."""
+    """Measure one forward and backward pass in training mode, without side effects."""
     model = replica.model
     parameters = [p for p in model.parameters() if p.requires_grad]
     with undisturbed(model, training=True):
@@ -194,7 +193,7 @@ def probe(replica: Replica, batch: Batch, step: int, trial: DryRun) -> Probe:
 
 
 def total_norm(tensors: list[Tensor]) -> float:
-    """Global norm, in double precision where squares overflow: finite if all entries are."""
+    """Return the global norm, in double precision where squares overflow."""
     size = float(nn.utils.get_total_norm(tensors)) if tensors else 0.0
     if math.isfinite(size):
         return size
@@ -225,7 +224,7 @@ def _penalty_gradients(replica: Replica, parameters: list[Any]) -> dict[Tensor, 
 
 
 def _shares(replica: Replica) -> dict[str, float]:
-    """By module: the largest share of an update that came from a penalty term."""
+    """Return per module the largest share of an update due to a penalty term."""
     found: dict[str, float] = {}
     for term in replica.regularizer.trace() if replica.regularizer is not None else ():
         for name in term.parameter.split("+"):
@@ -237,7 +236,7 @@ def _shares(replica: Replica) -> dict[str, float]:
 def _updates(
     trial: DryRun, model: nn.Module, before: dict[Any, Tensor], shares: dict[str, float]
 ) -> None:
-    """Fill the update / weight ratio of the last probe in, and the share of penalty terms."""
+    """Add update / weight ratios and the shares of penalty terms to the last probe."""
     last = trial.probes[-1]
     modules = dict(model.named_modules())
     readings = []
@@ -264,7 +263,7 @@ def _updates(
 
 
 def _stuck(own: list[Any], before: dict[Any, Tensor]) -> float | None:
-    """Share of the 16-bit entries with a gradient that the step could not move."""
+    """Return the share of 16-bit entries with a gradient that the step left unchanged."""
     short = [p for p in own if p.dtype in SHORT and p.grad is not None]
     asked = sum(int((p.grad != 0).sum()) for p in short)
     if not asked:
@@ -282,10 +281,10 @@ def score(
     *,
     training: bool = False,
 ) -> Point:
-    """Losses and metrics on the probe batch and on the validation batch.
+    """Return losses and metrics on the probe batch and on the validation batch.
 
-    `loss` is the one in training mode where it is known; `training` takes it for that of
-    evaluation, too.
+    `loss` is the loss in training mode if already known; with `training`, one pass in training
+    mode gives both losses.
     """
     if loss is None and not training:
         loss = in_training(replica, batch)
@@ -303,13 +302,13 @@ def score(
 
 @torch.no_grad()
 def in_training(replica: Replica, batch: Batch) -> float:
-    """The loss of a batch in training mode."""
+    """Return the loss of a batch in training mode."""
     with undisturbed(replica.model, training=True):
         return float(replica.value(batch))
 
 
 def commonest(replica: Replica, batch: Batch) -> float | None:
-    """Share of the rows that get the most frequent answer; None where answers are no classes."""
+    """Return the share of the most frequent predicted class; None for other outputs."""
     target = batch[1]
     if replica.whole or not isinstance(target, Tensor):
         return None
@@ -332,14 +331,14 @@ def commonest(replica: Replica, batch: Batch) -> float | None:
 
 
 def skill(output: object, target: object) -> float | None:
-    """Accuracy for classes, R2 for numbers; None where the task is neither."""
+    """Return accuracy for classes, R2 for numbers, None for other tasks, NaN if not finite."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return None
     output = output.detach()
     if not bool(torch.isfinite(output).all()):
         return math.nan
     if not target.is_floating_point():
-        for axis in (1, -1):  # classes second, as torch's losses have it, or last
+        for axis in (1, -1):  # class axis second, as in torch's losses, or last
             rest = [size for i, size in enumerate(output.shape) if i != axis % output.ndim]
             if output.ndim == target.ndim + 1 and rest == list(target.shape) != []:
                 counted = target != IGNORED
@@ -352,7 +351,7 @@ def skill(output: object, target: object) -> float | None:
     if flat.shape != goal.shape:
         return None
     high = goal > 0
-    if binary(goal):  # scores change sign, probabilities pass one half
+    if binary(goal):  # logits are cut at 0, probabilities at 0.5
         return max(float(((flat > cut) == high).double().mean()) for cut in (0.0, 0.5))
     spread = float((goal - goal.mean()).square().mean())
     return 1 - float((flat - goal).square().mean()) / spread if spread > 0 else None

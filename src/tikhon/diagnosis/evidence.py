@@ -1,4 +1,4 @@
-"""Quantities derived from a record: ratios and shares without units, so thresholds travel.
+"""Quantities derived from a record: dimensionless ratios, so that thresholds transfer.
 
 Standard library only. The thresholds are in `thresholds.py`.
 """
@@ -33,7 +33,7 @@ from tikhon.diagnosis.thresholds import (
 
 
 class Evidence:
-    """A record read with the questions of a physician: what reaches whom, and does it learn?"""
+    """Derived quantities of a record: signal flow, activations, learning."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -41,7 +41,7 @@ class Evidence:
         self.wiring = record.wiring
 
     def fact(self, name: str) -> float | None:
-        """A number that the wiring tests measured; a test that could not run leaves None."""
+        """Return a number measured by the wiring tests; None where the test could not run."""
         return number(self.wiring.get(name))
 
     # layers
@@ -54,16 +54,16 @@ class Evidence:
 
     @cached_property
     def norms_at_end(self) -> list[str]:
-        """Normalisations behind the last layer with weights."""
+        """Names of normalisations after the last layer with weights."""
         last = max(self.chain, default=len(self.record.sites))
         return [s.name for s in self.record.sites[last + 1 :] if s.role == "norm"]
 
     def site(self, position: int) -> Site:
-        """The site at a position."""
+        """Return the site at a position."""
         return self.record.sites[position]
 
     def activation_after(self, position: int) -> int | None:
-        """The activation behind a layer, before the next layer with weights."""
+        """Return the activation after a layer, before the next layer with weights."""
         sites = self.record.sites
         for i in range(position + 1, len(sites)):
             if sites[i].role in ("weight", "recurrent"):
@@ -73,19 +73,17 @@ class Evidence:
         return None
 
     def layer_before(self, position: int) -> int | None:
-        """The layer with weights that feeds an activation."""
+        """Return the layer with weights before an activation."""
         return max((i for i in self.chain if i < position), default=None)
 
     # the backward signal
 
     def ratio(self, probe: Probe) -> float | None:
-        """Signal at the first over the last layer; 0 where the first has none, None at 0/0.
+        """Return the gradient at the first / last layer; None where the last has none.
 
-        The first may be one of several branches, as a query of an attention: a normalisation in
-        front of it knows what arrives along the others.
-
-        A mean over pixels or steps makes each of their shares small, and no signal is lost by it:
-        what falls is measured of all places together.
+        The first layer may be one of several branches, such as an attention query; the gradient
+        of a normalisation before it covers all of them. A mean over pixels or steps scales the
+        gradient per place down but loses no signal, so a fall is measured over all places.
         """
         signals = [probe.readings[i].signal for i in self.chain]
         signals = [s for s in signals if s is not None]
@@ -102,29 +100,29 @@ class Evidence:
 
     @cached_property
     def early(self) -> list[Probe]:
-        """The probes from the first step to a fifth of the run."""
+        """Probes of the first fifth of the run."""
         probes = self.record.probes
         last = max(5, 0.2 * self.record.steps)
         return [p for p in probes if 0 < p.step <= last] or list(probes[:1])
 
     @cached_property
     def first_ratio(self) -> float | None:
-        """The signal ratio before the first step."""
+        """Signal ratio before the first step."""
         return self.ratio(self.record.probes[0]) if self.record.probes else None
 
     @cached_property
     def early_ratio(self) -> float | None:
-        """The median signal ratio early in the run; at step 0 alone without a dry run."""
+        """Median signal ratio early in the run; that at step 0 without a dry run."""
         return middle(self.ratio(p) for p in self.early)
 
     @cached_property
     def silent(self) -> bool:
-        """Whether no gradient at all arrives anywhere, from the start."""
+        """Whether all gradients are zero from the start."""
         probes = [p for p in self.record.probes[:4]]
         return bool(probes) and all(p.gradient == 0 for p in probes) and self.record.trainable > 0
 
     def time_ratios(self) -> list[tuple[int, float, float]]:
-        """(position, log10 over time at step 0, early median) of the recurrent layers."""
+        """Return (position, log10 decay over time at step 0, early median) per recurrent layer."""
         found = []
         for i in self.chain:
             first = self.record.probes[0].readings[i].time_ratio if self.record.probes else None
@@ -136,7 +134,7 @@ class Evidence:
     # activations
 
     def late(self, name: str, position: int) -> float:
-        """The median of a reading over the last three probes."""
+        """Return the median of a reading over the last three probes."""
         return middle(getattr(p.readings[position], name) for p in self.record.probes[-3:]) or 0.0
 
     @property
@@ -151,7 +149,7 @@ class Evidence:
 
     @cached_property
     def updates(self) -> float | None:
-        """The median update / weight ratio over layers and probes."""
+        """Median update / weight ratio over layers and probes."""
         return middle(
             p.readings[i].update
             for p in self.record.probes
@@ -161,12 +159,12 @@ class Evidence:
 
     @cached_property
     def blind(self) -> bool:
-        """Whether at the end the network answers every sample alike."""
+        """Whether the network ends with the same output for every sample."""
         return self._alike(self.last)
 
     @cached_property
     def born_blind(self) -> bool:
-        """Whether it did so before the first step."""
+        """Whether it had the same output for every sample before the first step."""
         return self._alike(self.first)
 
     def _alike(self, probe: Probe | None) -> bool:
@@ -177,7 +175,7 @@ class Evidence:
 
     @cached_property
     def dying(self) -> list[int]:
-        """Positions of rectifiers most of whose units are off for all rows, at the end."""
+        """Positions of rectifiers with a large share of dead units at the end."""
         fails, last = (
             self.record.failure is not None,
             self.last if self.record.failure is None else self.first,
@@ -192,13 +190,13 @@ class Evidence:
 
     @cached_property
     def born_dead(self) -> bool:
-        """Whether they were so before the first step."""
+        """Whether any of `dying` was dead before the first step."""
         first = self.first
         return first is not None and any((first.readings[i].dead or 0) >= DEAD for i in self.dying)
 
     @cached_property
     def saturating(self) -> list[int]:
-        """Positions of bounded activations that came to their flat ends in the run."""
+        """Positions of bounded activations that saturated during the run."""
         first = self.first
         return [
             i
@@ -209,7 +207,7 @@ class Evidence:
 
     @cached_property
     def swings(self) -> bool:
-        """Whether the loss of a run that has not learned much keeps jumping up."""
+        """Whether the loss oscillates in a run with skill below 0.7."""
         late = self.curve[len(self.curve) // 3 :]
         if self.record.failure is not None or len(self.curve) < 12 or self.learned >= 0.7:
             return False
@@ -219,7 +217,7 @@ class Evidence:
 
     @cached_property
     def trivial(self) -> float | None:
-        """The loss of the best constant."""
+        """Loss of the best constant prediction."""
         return number(self.static.get("trivial"))
 
     @property
@@ -239,12 +237,12 @@ class Evidence:
 
     @cached_property
     def harmed(self) -> bool:
-        """Whether a fault may have harmed: nothing was trained, or less learned than could be."""
+        """Whether a fault may have done harm: nothing was trained, or skill is below `LEARNED`."""
         return not self.trained or self.learned < LEARNED
 
     @cached_property
     def modes_apart(self) -> tuple[float, float] | None:
-        """The losses in training and in evaluation mode, where the second is much higher."""
+        """Losses in training and evaluation mode, if the second is much higher."""
         if self.end is None or not self.trained or self.record.failure is not None:
             return None
         train, evaluated = number(self.end.loss), number(self.end.eval_loss)
@@ -256,14 +254,14 @@ class Evidence:
 
     @cached_property
     def learned(self) -> float:
-        """What was learned: 0 a constant, 1 what a shallow model reaches on the same rows."""
+        """Skill at the end: 0 = constant prediction, 1 = shallow model on the same rows."""
         if self.record.failure is not None or self.end is None:
             return 0.0
         return self._skill(self.end.metric, self.end.eval_loss)
 
     @cached_property
     def generalised(self) -> float:
-        """The same on validation data, where there are any."""
+        """Skill on validation data if there are any, else `learned`."""
         if self.end is None or self.end.valid_loss is None:
             return self.learned
         if self.record.failure is not None:
@@ -272,7 +270,7 @@ class Evidence:
 
     @cached_property
     def off_scale(self) -> bool:
-        """Whether inputs have another size than 1 or lie far from 0, and no norm comes first."""
+        """Whether inputs are not standardized and no normalisation layer comes first."""
         inputs = self.record.data.get("inputs") or {}
         spread, mean = number(inputs.get("std")), number(inputs.get("mean"))
         if not spread or mean is None or self.record.data.get("normalised_inside"):
@@ -281,7 +279,7 @@ class Evidence:
 
     @cached_property
     def usually(self) -> float:
-        """What was learned over the last third of the run: a loss that jumps has lucky moments."""
+        """Median skill over the last third: single values of an oscillating loss are luck."""
         if self.record.failure is not None:
             return 0.0
         loss, metric = lately(self.record.points)
@@ -289,20 +287,20 @@ class Evidence:
 
     @property
     def momentum(self) -> float:
-        """The share of the last step that the next one repeats; 0 for plain steps."""
+        """Momentum or beta1 of the optimizer; 0 for plain SGD."""
         engine = self.record.optimizer
         betas = engine.get("betas") or (0.0,)
         return number(engine.get("momentum")) or number(betas[0]) or 0.0
 
     def control(self, name: str) -> float | None:
-        """What a control run of `tikhon.diagnosis.controls` learned; None where it was not run."""
+        """Return the skill of a control run (`tikhon.diagnosis.controls`); None if not run."""
         loss = number(self.record.reference.get(f"{name}_loss"))
         metric = number(self.record.reference.get(f"{name}_metric"))
         return None if loss is None else self._skill(metric, loss)
 
     @cached_property
     def yardstick(self) -> tuple[float, float, float] | None:
-        """Accuracy or R2 at the end, of the best constant, and of a shallow model held out."""
+        """Accuracy or R2: at the end, of the best constant, and held-out of a shallow model."""
         if self.own_loss is not None or self.end is None:
             return None
         known = self.record.reference
@@ -314,9 +312,9 @@ class Evidence:
 
     @cached_property
     def reach(self) -> float | None:
-        """How much better than a constant a shallow model is on held-out rows; None if it is not.
+        """Gain of a shallow model over a constant on held-out rows; None if there is none.
 
-        A low ceiling counts where the relation itself is beyond chance: noisy data are no fault.
+        A small gain counts if the relation is significant: noisy data are no fault.
         """
         if self.own_loss is not None:
             gain, constant = self.own_loss
@@ -331,21 +329,21 @@ class Evidence:
 
     @cached_property
     def own_loss(self) -> tuple[float, float] | None:
-        """What a shallow model gains on a constant, and the constant's loss, where R2 is no judge.
+        """(gain of a shallow model over a constant, the constant's loss), where R2 does not apply.
 
-        Both are the user's own loss: a quantile is far from the mean, and right.
+        Both by the user's loss, whose best constant need not be the mean, as with quantiles.
         """
         known = self.static.get("own_loss") or {}
         constant, shallow = (number(known.get(f"{k}_loss")) for k in ("constant", "shallow"))
         return None if constant is None or shallow is None else (constant - shallow, constant)
 
     def gained(self, name: str) -> float:
-        """How much more that control run learned; 0 where it was not run."""
+        """Return the gain in skill of a control run; 0 if not run."""
         known = self.control(name)
         return 0.0 if known is None else known - max(self.learned, 0.0)
 
     def shown(self, name: str) -> dict[str, float]:
-        """What the run and a control run learned, as evidence."""
+        """Return the skills of the run and of a control run, as evidence."""
         return {"learned": max(self.learned, 0.0), name: self.control(name) or 0.0}
 
     def _skill(self, metric: float | None, loss: float | None) -> float:
@@ -359,9 +357,9 @@ class Evidence:
         if self.reach is None or constant is None or metric is None:
             return by_loss
         skill = (metric - constant) / self.reach
-        if by_loss >= LEARNED:  # outputs that the metric cannot read, as one action of several
+        if by_loss >= LEARNED:  # the metric may not apply, as for one action of several
             return max(skill, by_loss)
-        # outputs that are no answers in the targets' own units: log rates, margins, embeddings
+        # outputs not in the units of the targets: log rates, margins, embeddings
         return by_loss if by_loss - skill > 0.5 else skill
 
     def _loss_skill(self, loss: float | None) -> float:
@@ -370,7 +368,7 @@ class Evidence:
             return 0.0
         trivial, lowest = self.trivial, number(self.static.get("lowest"))
         if trivial is not None and trivial > 0:
-            # soft targets leave a loss that no answer is without
+            # with soft targets the lowest loss is above 0
             floor = lowest if lowest is not None and 0 < lowest < 0.99 * trivial else 0.0
             return (trivial - loss) / (trivial - floor)
         first = number(self.start.loss) if self.start else None
@@ -378,12 +376,12 @@ class Evidence:
 
     @cached_property
     def curve(self) -> list[float]:
-        """Probe losses in training mode, finite ones."""
+        """Finite probe losses in training mode."""
         return [p.loss for p in self.record.points if number(p.loss) is not None]  # type: ignore[misc]
 
     @cached_property
     def falling(self) -> bool:
-        """Whether the loss still falls at the end, and falls smoothly."""
+        """Whether the loss still falls smoothly at the end."""
         tail = self.curve[len(self.curve) // 3 :]
         if len(tail) < 6:
             return False
@@ -393,7 +391,7 @@ class Evidence:
 
     @property
     def given_nothing(self) -> bool:
-        """Whether what a network that draws gives back is not about its row, after some steps."""
+        """Whether the reconstructions of a sampling network do not depend on the row."""
         left = self.fact("given_back")
         return (
             left is not None
@@ -404,7 +402,7 @@ class Evidence:
 
     @cached_property
     def still(self) -> bool:
-        """Whether a run has learned nothing, and its loss has not fallen either."""
+        """Whether nothing was learned and the loss has not fallen."""
         if not self.trained or self.learned >= STILL or len(self.curve) < 6:
             return False
         first, late = self.curve[0], median(self.curve[-len(self.curve) // 3 :])
@@ -412,7 +410,7 @@ class Evidence:
 
     @property
     def far_behind(self) -> bool:
-        """Whether a shallow model is known to do better, and the run learned less than half."""
+        """Whether skill is below half of that of a shallow model."""
         return self.trained and self.reach is not None and self.learned < FAR_BEHIND
 
     @cached_property
@@ -427,39 +425,39 @@ class Evidence:
 
 
 def lately(points: Sequence[Point]) -> tuple[float | None, float | None]:
-    """The medians of loss and metric over the last third of the looks."""
+    """Return the medians of loss and metric over the last third of the points."""
     tail = points[-max(1, len(points) // 3) :]
     return middle(p.eval_loss for p in tail), middle(p.metric for p in tail)
 
 
 def sizes(shape: Iterable[int], rows: int) -> str:
-    """A shape with n in the place of the rows."""
+    """Format a shape with n for the number of rows."""
     inner = ["n" if s == rows else str(s) for s in shape]
     return f"({', '.join(inner)}{',' if len(inner) == 1 else ''})"
 
 
 def number(value: object) -> float | None:
-    """A finite float, or None."""
+    """Return a finite float, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def middle(values: Iterable[float | None]) -> float | None:
-    """The median of what is there."""
+    """Return the median without None and NaN."""
     present = [v for v in values if v is not None and not math.isnan(v)]
     return median(present) if present else None
 
 
 def back_share(values: list[float]) -> float:
-    """Share of a curve's motion that goes up: 0 falls all the way, 0.5 goes nowhere."""
+    """Return the upward share of a curve's movement: 0 = always falling, 0.5 = no trend."""
     moves = [b - a for a, b in pairwise(values)]
     total = sum(abs(m) for m in moves)
     return sum(m for m in moves if m > 0) / total if total > 0 else 0.0
 
 
 def upward(values: list[float]) -> float:
-    """Mean upward move from one point of a curve to the next, relative to the curve's level."""
+    """Return the mean rise between successive points, relative to the median."""
     moves = [max(0.0, b - a) for a, b in pairwise(values)]
     level = abs(median(values)) if values else 0.0
     return sum(moves) / len(moves) / level if moves and level > 0 else 0.0

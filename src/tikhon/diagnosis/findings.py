@@ -25,7 +25,7 @@ LABELS = (
 
 
 def worst(findings: Iterable[Finding]) -> str:
-    """The highest severity among findings; "fine" without any."""
+    """Return the highest severity among findings; "fine" without any."""
     found = max((SEVERITIES.index(f.severity) for f in findings), default=None)
     return "fine" if found is None else SEVERITIES[found]
 
@@ -45,9 +45,9 @@ class Finding:
     fix: str = ""  # the line of code to change or to write
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `measures` has the unit and the healthy range of each number.
+        """Return plain values; `measures` holds unit and healthy range of each number.
 
-        `sentences` has the key and the values of `why` and `effect`, for other languages.
+        `sentences` holds keys and values of `why` and `effect`, for other languages.
         """
         known = {name: asdict(MEASURES[name]) for name in self.evidence if name in MEASURES}
         told = {"why": self.why, "effect": self.effect}

@@ -1,4 +1,4 @@
-"""What was measured, as plain values: a record can be saved, sent and judged without the model."""
+"""Measurements as plain values: a record can be saved, sent and judged without the model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Site:
     fan_in: int = 0
     fan_out: int = 0
     trainable: bool = True
-    leaf: bool = True  # in a plain chain: its input is the output of the site before
-    places: int = 1  # of one channel in a row: pixels of a map, steps of a sequence
+    leaf: bool = True  # in a plain chain: its input is the output of the previous site
+    places: int = 1  # positions per channel and row: pixels of a map, steps of a sequence
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class SiteReading:
     """The numbers of one site at one step; None where a number does not apply."""
 
     rms: float | None = None  # root mean square of the output
-    diversity: float | None = None  # spread over the batch / rms: 0 means all samples look alike
+    diversity: float | None = None  # spread over the batch / rms: 0 if all samples are alike
     signal: float | None = None  # rms of the loss gradient with respect to the output
     weight_rms: float | None = None
     weight_factor: float | None = None  # rms(W) * sqrt(fan_out): gain of the backward pass
     constant: bool | None = None  # all weights equal
-    bias: float | None = None  # rms of the bias against the rms of W x
+    bias: float | None = None  # rms of the bias
     slope: float | None = None  # rms of the activation's derivative
     dead: float | None = None  # share of units with a zero derivative on the whole probe batch
     saturated: float | None = None  # share of entries below 5% of the largest slope
-    stuck: float | None = None  # share of 16-bit weights that a step with a gradient left alone
+    stuck: float | None = None  # share of 16-bit weights with a gradient that did not change
     update: float | None = None  # |change of the weights in one optimizer step| / |weights|
     gradient: float | None = None  # rms of the weight gradient
     penalty: float | None = None  # penalty's share of the gradient, 0 to 1
@@ -59,7 +59,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Point:
-    """The scores at one step: losses in evaluation mode but for `loss`, metrics are 1 at best."""
+    """Scores at one step: losses in evaluation mode except `loss`, metrics at most 1."""
 
     step: int
     loss: float | None
@@ -76,9 +76,9 @@ class Failure:
     step: int
     what: str  # "input" | "activation" | "loss" | "gradient" | "weight"
     where: str
-    call: str = ""  # the torch function that made it of finite numbers
+    call: str = ""  # the torch function that produced it from finite arguments
     place: str = ""  # the user's line of that call, or the module
-    smallest: float | None = None  # the argument of that function nearest to where it has no value
+    smallest: float | None = None  # smallest argument of that function
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class Record:
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries and lists, without NaN or infinity."""
+        """Return plain dictionaries and lists without NaN or infinity."""
         return finite(asdict(self))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
-        """The inverse of `to_dict`."""
+        """Restore a record from `to_dict`."""
         if values.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(
                 f"record has schema_version {values.get('schema_version')!r}, "
@@ -134,7 +134,7 @@ class Record:
 
 
 def finite(value: Any) -> Any:
-    """The same value with tuples as lists and every non-finite number as None."""
+    """Convert tuples to lists and non-finite numbers to None."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, dict):
