@@ -222,7 +222,7 @@ FAULTY = [
         shifted_column,
         nn.MSELoss(),
         "head_mismatch",
-        "leave out the clamp",
+        "remove the clamp",
     ),
     Wired(
         "heads of one size",

@@ -133,7 +133,7 @@ def of_a_critic(model: nn.Module, batch: Any) -> Tensor:
 def test_a_draw_without_a_gradient_is_named_and_an_estimator_by_scores_is_not() -> None:
     found = asked(deaf)
     assert found.findings[0].code == "detached", str(found)
-    assert found.findings[0].fix == "rsample() in place of sample()"
+    assert found.findings[0].fix == "rsample() instead of sample()"
     for loss in (of_scores, of_a_critic):
         assert "detached" not in {f.code for f in asked(loss).findings}
 

@@ -24,7 +24,7 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
     if _mostly_still(ev):
         told = max(0.0, ev.fact("explained_straight") or 0.0, ev.fact("explained_bent") or 0.0)
         why = said("why_most_constant", share=share, count=count, told=told)
-        fix = "print((x != x[0]).sum(0)) in front of and behind each step that cleans or scales x"
+        fix = "print((x != x[0]).sum(0)) before and after each step that cleans or scales x"
         yield Finding("constant_inputs", "warning", ("inputs",), numbers, why, fix=fix)
         return
     still = list(w.get("still_parts") or ())
@@ -90,7 +90,7 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
     if untold := w.get("untold"):
         gain, told = max(0.0, float(untold["gain"])), float(untold["told"])
         why = said("why_untold", place=untold["place"], gain=gain, told=told)
-        fix = "one order for all that belongs to a row: shuffle=False where answers are kept"
+        fix = "one order for all parts of a row: shuffle=False where outputs are stored"
         where, numbers = (untold["place"],), {"part_gain": gain}
         yield Finding("unrelated_labels", "warning", where, numbers, why, fix=fix)
     if z is None or rows is None or rows < e.RELATED_ROWS or z >= e.RELATED:
@@ -116,7 +116,7 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
         numbers["advantage"] = advantage
         why = said("why_control", why=why)
     severity = "critical" if advantage is not None else "warning"
-    fix = "shuffle x and y with one order: x[order], y[order]; look at ten rows of both"
+    fix = "shuffle x and y with the same order: x[order], y[order]; look at ten rows of both"
     yield Finding("unrelated_labels", severity, ("target",), numbers, why, fix=fix)
 
 
@@ -210,7 +210,7 @@ def _copied(ev: Evidence) -> Iterable[Finding]:
         if steps:
             width = max(1, (ev.wiring.get("columns") or steps) // steps)
             why = said("why_copied_step", step=columns[0] // width, steps=steps)
-            fix = "a target behind the window: x = series[t - n : t], y = series[t]"
+            fix = "a target after the window: x = series[t - n : t], y = series[t]"
         numbers = {"columns": float(len(columns))}
         yield Finding("target_among_inputs", "warning", ("inputs",), numbers, why, fix=fix)
 
@@ -334,7 +334,7 @@ def _not_drawn(ev: Evidence) -> Iterable[Finding]:
     if drawn is None or not rows or rows < 50 or drawn > e.DRAWN * rows:
         return
     why = said("why_few_drawn", drawn=drawn, rows=rows)
-    fix = "WeightedRandomSampler(class_weight[y], len(y)): one weight a row, not one a class"
+    fix = "WeightedRandomSampler(class_weight[y], len(y)): one weight per row, not per class"
     numbers = {"drawable": drawn, "related_rows": rows}
     yield Finding("ignored_rows", "critical", ("data",), numbers, why, fix=fix)
 

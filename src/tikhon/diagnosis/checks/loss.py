@@ -64,7 +64,7 @@ def _deaf(ev: Evidence) -> Iterable[Finding]:
         return
     named = ", ".join(map(str, deaf[:5]))
     why = said("why_deaf_columns", named=named)
-    fix = "loss(output, target) of all columns; look for one index written twice"
+    fix = "loss(output, target) over all columns; look for an index that is used twice"
     numbers = {"columns": float(len(deaf))}
     where = ("the loss",)
     code, severity = "loss_ignores_targets", "critical" if ev.harmed else "warning"
@@ -153,7 +153,7 @@ def _endless(ev: Evidence) -> Iterable[Finding]:
     if fall is None or any(True for _ in _upside_down(ev)):
         return
     why = said("why_ever_faster", first=fall[0], last=fall[1])
-    fix = "the sign of each part of the loss, one by one; print them"
+    fix = "print the parts of the loss one by one and check their signs"
     numbers = {"loss": fall[1]}
     yield Finding("loss_upside_down", "warning", ("the loss",), numbers, why, fix=fix)
 
@@ -324,9 +324,7 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
         queries = w.get("masked_queries")
         if queries:
             why = said("why_masked_queries", share=apart)
-            fix = (
-                "mask[:, None, :] in place of mask[:, :, None]: the last axis is that of the keys"
-            )
+            fix = "mask[:, None, :] instead of mask[:, :, None]: the last axis is that of the keys"
             yield Finding("padding_seen", "warning", (queries,), numbers, why, fix=fix)
             return
         yield Finding(

@@ -159,7 +159,7 @@ def _broadcast(ev: Evidence) -> Iterable[Finding]:
         why = said("why_broadcast", function=name, a=a, b=b)
     else:
         why = said("why_broadcast_rows", function=name, a=a, b=b)
-    fix = "give both one shape: .squeeze(-1) on neither, or on both"
+    fix = "give both the same shape: .squeeze(-1) on neither, or on both"
     if pull is not None and w.get("output_shape") != w.get("target_shape"):
         fix = "loss(output, target.view_as(output))"
     where = (spread["place"] or "the loss",)
@@ -172,7 +172,7 @@ def _unequal(ev: Evidence) -> Iterable[Finding]:
         return
     a, b = (sizes(s, ev.wiring["rows"]) for s in found["shapes"])
     why = said("why_unequal", a=a, b=b)
-    fix = "as many answers as targets; or .sum(1, keepdim=True) of what should be one number"
+    fix = "as many outputs as targets; or .sum(1, keepdim=True) if it should be one number"
     where = (found["place"] or "the loss",)
     yield Finding("broadcast_loss", "critical", where, {}, why, fix=fix)
 
@@ -182,9 +182,9 @@ def _sampled(ev: Evidence) -> Iterable[Finding]:
     if not draw:
         return
     why = said("why_sampled")
-    fix = "rsample() in place of sample()"
+    fix = "rsample() instead of sample()"
     if draw["name"] in ("multinomial", "bernoulli", "poisson"):
-        fix = "-log_prob(draw) * gain.detach(), or F.gumbel_softmax(scores) in place of the draw"
+        fix = "-log_prob(draw) * gain.detach(), or F.gumbel_softmax(scores) instead of the draw"
     where = (draw["place"],)
     yield Finding("detached", "critical", where, {}, why, fix=fix)
 
@@ -195,7 +195,7 @@ def _asked_back(ev: Evidence) -> Iterable[Finding]:
     if not found or min(widths, default=0) < found["numbers"]:
         return  # what has to pass a bottleneck is worth asking for
     why = said("why_asked_back")
-    fix = "compare with what the input was before the noise, or with the noise"
+    fix = "compare with the input before the noise was added, or with the noise"
     where = (found["place"],)
     yield Finding("target_among_inputs", "critical", where, {}, why, fix=fix)
 

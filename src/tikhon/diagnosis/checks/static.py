@@ -58,7 +58,7 @@ def scales(ev: Evidence) -> Iterable[Finding]:
     times = number(drowned.get("times")) or 0.0
     if times > e.DROWNED:
         why = said("why_drowned", **drowned)
-        fix = "y[:, k] = (y[:, k] - mean) / std in front of the loss; undo it in the prediction"
+        fix = "y[:, k] = (y[:, k] - mean) / std before the loss; undo it in the prediction"
         numbers = {"column_pull": times}
         yield Finding("unscaled_targets", "warning", ("target",), numbers, why, fix=fix)
         return
@@ -80,7 +80,7 @@ def _rectified_scores(ev: Evidence) -> Iterable[Finding]:
     zero = ev.fact("own_score_zero")
     if zero is not None and zero >= e.UNLIFTED and ev.learned < e.LEARNED:
         why = said("why_rectified_scores", share=zero)
-        fix = "leave out the relu: a softmax takes what stands in front of it"
+        fix = "remove the relu: the softmax takes its input"
         numbers = {"own_score_zero": zero}
         where = (head_site(ev),)
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
@@ -102,7 +102,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         why = said("why_one_softmax")
         where = (place or head_site(ev),)
         numbers = {"floor": floor}
-        fix = "as many outputs as classes; or nn.BCEWithLogitsLoss() with one output"
+        fix = "one output per class; or nn.BCEWithLogitsLoss() with a single output"
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
         return
     unit = ev.fact("unit_scores")
@@ -114,7 +114,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
     if ev.gained("bared") > e.STEADIER:
         where, numbers = tuple(ev.norms_at_end), ev.shown("bared")
         why = said("why_bared", layer=called(where[0]), **numbers)
-        fix = f"leave {where[0]} out: nothing stands behind the last layer"
+        fix = f"remove {where[0]}: the last layer comes last"
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
         return
     shares = ev.static.get("unbounded_shares")
@@ -136,7 +136,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         why = said("why_two_softmax", name=name)
     else:
         why = said("why_head", name=name, floor=floor)
-    fix = f"leave out the {name}: the loss takes what stands in front of it"
+    fix = f"remove the {name}: the loss takes its input"
     where = (head_site(ev),)
     yield Finding("head_mismatch", "critical", where, {"floor": floor}, why, fix=fix)
 
@@ -168,12 +168,12 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
         free, learned = ev.control("undropped") or 0.0, max(ev.learned, 0.0)
         why = said("why_undropped", free=free, learned=learned, count=len(rates), rate=most)
         numbers = {"rate": most, "learned": learned, "undropped": free}
-        fix = "rates of 0.1 to 0.2 behind convolutions, 0.5 in front of the last layer alone"
+        fix = "rates of 0.1 to 0.2 after convolutions, 0.5 only before the last layer"
         yield Finding("excessive_dropout", "warning", tuple(rates), numbers, why, fix=fix)
     if last:
         why = said("why_last_dropout")
         where = tuple(line for line in last if line)
-        fix = "dropout in front of the last layer: nn.Dropout(p), nn.Linear(..., outputs)"
+        fix = "dropout before the last layer: nn.Dropout(p), nn.Linear(..., outputs)"
         severity = "warning" if ev.harmed else "info"
         yield Finding(
             "dropout_at_end", severity, where, {"learned": max(ev.learned, 0.0)}, why, fix=fix
@@ -261,7 +261,7 @@ def _nothing_past(ev: Evidence) -> Iterable[Finding]:
     if ev.gained("skipped") > e.STEADIER:
         layers, numbers = tuple(ev.wiring.get("nothing_past") or ()), ev.shown("skipped")
         why = said("why_skipped", count=len(layers), **numbers)
-        fix = "x = x + attention(x), the x from in front of it"
+        fix = "x = x + attention(x)"
         yield Finding("residual_missing", "critical", layers, numbers, why, fix=fix)
 
 

@@ -53,7 +53,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         name, place = flat["name"], flat["place"]
         why = said("why_flat", name=name, place=place)
         numbers = {"parameters": float(ev.record.trainable)}
-        fix = f"leave {flat['name']} out of what is trained, and use it in metrics only"
+        fix = f"use {flat['name']} only in metrics, not in the loss"
         yield Finding("loss_not_connected", "critical", (place,), numbers, why, fix=fix)
     loose = list(w.get("unregistered") or [])
     if loose:
@@ -76,7 +76,7 @@ def _silent(ev: Evidence) -> Iterable[Finding]:
     silent = ev.wiring.get("answers_silent")
     if silent and ev.silent and not ev.wiring.get("flat"):
         why = said("why_answers_silent", place=silent)
-        fix = "print the factor: a mean of one number, or over the wrong axis, leaves 0 of it"
+        fix = "print the factor: a mean over one number or over the wrong axis makes it 0"
         numbers = {"parameters": float(ev.record.trainable)}
         yield Finding("loss_not_connected", "critical", (silent,), numbers, why, fix=fix)
 
@@ -127,7 +127,7 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
     single = tuple(ev.wiring.get("norms_of_one") or ())
     if single:
         why = said("why_norm_of_one", place=called(single[0]))
-        fix = "a norm over more values: fewer groups, or the axis of the features"
+        fix = "a norm over more values: fewer groups, or the feature axis"
         yield Finding("inputs_ignored", "critical", single, {"norm_values": 1.0}, why, fix=fix)
         return
     yield from _one_step(ev)
@@ -145,7 +145,7 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
         why = said("why_alike_after", place=after)
     if not module and not after:
         why = said("why_lost_inputs")
-    fix = "print(h[:3]) in front of it and behind it; a mask, a cast or a norm of one value"
+    fix = "print(h[:3]) before and after it; look for a mask, a cast or a norm of one value"
     yield Finding("inputs_ignored", "critical", where, {}, why, fix=fix)
 
 
@@ -201,7 +201,7 @@ def _rows(ev: Evidence) -> Iterable[Finding]:
         return
     if apart < e.APART and not softmax:
         why = said("why_places", share=order)
-        fix = "the axis of time in the place of the rows: x.shape[1], positions of (1, time, size)"
+        fix = "use the time axis instead of the rows: x.shape[1], positions of (1, time, size)"
         yield Finding("rows_mixed", "critical", (), {"order_of_rows": order}, why, fix=fix)
         return
     place = w.get("rows_place") or {}
@@ -220,7 +220,7 @@ def _rows(ev: Evidence) -> Iterable[Finding]:
         fix = "track_running_stats=True; F.batch_norm(..., training=self.training)"
     elif module:
         why = said("why_layer_mixes", layer=called(module), kind=kind)
-        fix = "keep the axis of the rows, 0, out of sums, views and norms"
+        fix = "keep axis 0, the rows, out of sums, views and norms"
     else:
         behind = place.get("after") or "the inputs"
         why = said("why_rows_behind", place=behind)
@@ -396,7 +396,7 @@ def _undivided(ev: Evidence) -> Iterable[Finding]:
     place = scores["place"] or "the attention"
     why = said("why_undivided", place=place, size=size, now=now, then=then)
     numbers = {"entropy": now, "entropy_divided": then, "size": float(size)}
-    fix = f"scores / math.sqrt({size}) in front of the softmax"
+    fix = f"scores / math.sqrt({size}) before the softmax"
     yield Finding("collapsed_attention", "warning", (place,), numbers, why, fix=fix)
 
 
@@ -429,7 +429,7 @@ def _random(ev: Evidence) -> Iterable[Finding]:
         return
     places = tuple(w.get("eval_places") or ())
     why = said("why_random", spread=spread)
-    fix = "if self.training: around what is drawn"
+    fix = "draw random numbers under `if self.training:`"
     if w.get("eval_dropout"):
         fix = "F.dropout(x, p, training=self.training), or nn.Dropout(p) made in __init__"
     # samplers, and losses that call the model, draw on purpose; one answer a row has one value
@@ -500,7 +500,7 @@ def _unread(ev: Evidence) -> Iterable[Finding]:
         place, count = found["place"], found["inputs"]
         why = said("why_unread_input", place=place, count=count)
         where, numbers = (f"input {place}",), {"inputs": float(count)}
-        fix = "use each argument of forward: look for one name written twice, or a 0 as a factor"
+        fix = "use every argument of forward: look for a name used twice, or a factor of 0"
     else:
         share, entries = float(found["share"]), int(found["entries"])
         first = ", ".join(map(str, found["first"]))

@@ -143,8 +143,12 @@ def _lift(model: nn.Module, seen: _Followed, batch: Batch, value: Tensor) -> tup
     answers = [t for t in tensors(seen.outputs[0]) if t is not judged.value]
     place, answer = seen.path(judged.args[0], answers)
     which, goal = seen.path(judged.args[1], parts)
-    if not torch.equal(torch.as_tensor(judged.value), value):
+    beside = tensors((judged.args[2:], dict(judged.kwargs)))
+    if any(t.ndim and len(t) == rows for t in beside):  # a third part of the batch
         raise LookupError
+    judgement = judged.value
+    if not isinstance(judgement, Tensor) or judgement.data_ptr() != value.data_ptr():
+        raise LookupError  # something is added to it, even if this is 0 at the start
     target = parts[which]
     if judged.inside and isinstance(given, Mapping):
         given = {k: v for k, v in given.items() if v is not target and v is not None}
