@@ -34,7 +34,7 @@ _ENDED = {
 def conclude_fit(
     terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any], classes: Sequence[str]
 ) -> None:
-    """Write result and page of a fit, and print them."""
+    """Write the result and page of a fit, and print them."""
     from tikhon.report.document import written
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
     from tikhon.training.result import result_of
@@ -60,7 +60,7 @@ def conclude_saved(
     kept: str,
     left_out: Sequence[str],
 ) -> None:
-    """Write the page of a run whose result is saved, and print it; `kept` is what it left."""
+    """Write and print the page of a run with a saved result; `kept` names what was kept."""
     from tikhon.report.document import written
     from tikhon.runs.interrupt import REQUESTED
     from tikhon.runs.run_directory import RunDirectory

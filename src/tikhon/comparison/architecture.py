@@ -114,7 +114,7 @@ def _trained(
     seed: int,
     stop: Callable[[], bool],
 ) -> dict[str, object]:
-    """One row: what was asked for, and the scores of the network that it gives."""
+    """Train one network; return its settings and scores."""
     row, train = dict(asked), parts.train
 
     def begun() -> nn.Module:

@@ -170,7 +170,7 @@ def _chosen(method: dict[str, Any]) -> dict[str, Any]:
 
 
 def _standing(point: dict[str, Any]) -> tuple[float, float]:
-    """What the validation rows say of a strength; the test rows choose nothing."""
+    """Return the validation scores of a strength; test rows are never used to choose."""
     return point["valid_accuracy"], -point["valid_loss"]
 
 

@@ -124,7 +124,7 @@ class Trainer:
         return time.perf_counter() - started
 
     def fit(self, parts: Split, recipe: Recipe, lr: float, *, seed: int) -> Fitted:
-        """One training. Raises `Stopped`."""
+        """Train once. Raises `Stopped`."""
         rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
         train = parts.train
         run = trained(
@@ -153,7 +153,7 @@ def trained(
     stop: Callable[[], bool],
     **settings: Any,
 ) -> Run:
-    """A model built and trained from one seed on (train, valid, test). Raises `Stopped`."""
+    """Build a model from a seed and train it on (train, valid, test). Raises `Stopped`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()

@@ -50,7 +50,7 @@ _FORMATS = {
     "%d.%m.%Y": "dmy",
     "%d/%m/%Y": "dmy",
     "%m/%d/%Y": "mdy",
-}  # as older runs name them
+}  # names in older runs
 
 
 _FORMAT_READINGS = {
@@ -89,7 +89,7 @@ class Column:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any], *, decimal: str = ".") -> Column:
-        """The inverse of `to_dict`; `decimal` is the one that older runs kept for all columns."""
+        """Invert `to_dict`; `decimal` is the mark that older runs stored for all columns."""
         names = ("categories", "multiples", "words", "missing", "spellings")
         lists = {k: tuple(plain.get(k, ())) for k in names}
         format = plain.get("format", "")
@@ -152,9 +152,9 @@ class Column:
 
 
 def infer(raw: RawColumn, *, category: bool = False) -> Column:
-    """What the column is: constants and identifiers are dropped, with the reason.
+    """Infer the kind of a column; constants and identifiers are dropped with a reason.
 
-    `category` where the user says that it is one. Raises `DataError` where the cells
+    `category` if the user declared it one. Raises `DataError` where the cells
     can be read in two ways and nothing in the file decides, and for infinities.
     """
     from pandas.api import types
@@ -221,7 +221,7 @@ def _truth_column(raw: RawColumn, present: pd.Series) -> Column | None:
 
 
 def _number_column(raw: RawColumn) -> Column | None:
-    """A column most of whose texts are numbers; None if it is not one."""
+    """Return a numeric column if most of its texts are numbers, else None."""
     source, name, cells, found = raw.source, raw.name, raw.cells, raw.numerals
     is_number = np.array([one is not None for one in found])
     if cells.share(is_number) <= _MOSTLY:

@@ -203,8 +203,9 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`; documents of older runs hold figures by name, in the same
-        order. Raises `DataError` for a document of another kind.
+        """Invert `to_dict`. Older runs store statistics by name, in the same order.
+
+        Raises `DataError` for a document of another kind.
         """
         try:
             decimal = plain.get("decimal", ".")

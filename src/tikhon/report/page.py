@@ -55,7 +55,7 @@ def label(saved: SavedSentence) -> Label:
 
 
 def told(saved: object) -> Label | Name:
-    """A saved sentence; older runs have its text alone."""
+    """Return a stored sentence; older runs store only its text."""
     if not isinstance(saved, Mapping):
         return Name(str(saved), 400)
     return label(cast("SavedSentence", saved)) if "key" in saved else Name(str(saved["text"]), 400)

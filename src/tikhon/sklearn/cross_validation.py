@@ -34,7 +34,7 @@ _RANGE = (1e-4, 1.0)  # strengths of a path, for standardised inputs and mean lo
 
 @dataclass(eq=False, repr=False)
 class RegularizedNetworkCV(NetworkEstimator):
-    """What both share: a path or a population on every fold, then the choice on all rows."""
+    """Base class: a path or a population on every fold, then the best strength on all rows."""
 
     _: KW_ONLY
     alphas: int | Sequence[float] = 8

@@ -50,7 +50,7 @@ _AUTO_FRACTION = 0.2  # of the rows, held out for alpha="auto"
 
 @dataclass(eq=False, repr=False)
 class NetworkEstimator(BaseEstimator, ABC):
-    """The parameters of every estimator, as fields of scikit-learn's `__init__`, and its rows."""
+    """Parameters of every estimator, as fields of scikit-learn's `__init__`, and input checks."""
 
     hidden_layer_sizes: Sequence[int] = (100,)
     activation: str = "relu"
@@ -82,7 +82,7 @@ class NetworkEstimator(BaseEstimator, ABC):
         return cast("tuple[object, np.ndarray]", checked)
 
     def _rows(self, X):
-        """Rows to answer, of a fitted estimator."""
+        """Check input rows for prediction by a fitted estimator."""
         check_is_fitted(self, ("network_", "best_estimator_"), all_or_any=any)
         types = np.float64, np.float32
         return validate_data(self, X, accept_sparse="csr", dtype=types, reset=False)
@@ -95,7 +95,7 @@ class NetworkEstimator(BaseEstimator, ABC):
 
 @dataclass(eq=False, repr=False)
 class RegularizedNetwork(NetworkEstimator):
-    """What both estimators share: training and attributes."""
+    """Base class of both estimators: training and attributes."""
 
     _: KW_ONLY
     alpha: float | str = 1e-4
@@ -166,7 +166,7 @@ class RegularizedNetwork(NetworkEstimator):
         return (targets - offset) / unit
 
     def _penalty_unit(self) -> float:
-        """Return the internal scale of the targets, from which the objective must not depend."""
+        """Return the internal scale of the targets, which must not affect the objective."""
         return 1.0 if self.standardize else float(self.network_.unit[0])
 
     def _tell_unfinished(self, what: str, *, depth: int) -> None:
@@ -206,7 +206,7 @@ class RegularizedNetwork(NetworkEstimator):
         return X, targets, weights
 
     def _go_on(self, X):
-        """Rows in the float type of the network, which takes the parameters as they are now.
+        """Convert rows to the network's dtype, and apply the current parameters to the network.
 
         Raises ValueError for parameters that cannot be changed any more.
         """
@@ -231,7 +231,7 @@ class RegularizedNetwork(NetworkEstimator):
         return X.astype(network.shift.numpy().dtype, copy=False)
 
     def _begin(self, X, targets: np.ndarray, weights: np.ndarray) -> None:
-        """A new network, its scaling, and a history without epochs."""
+        """Create a new network with its scaling, and an empty history."""
         self._random = check_random_state(self.random_state)
         sizes = (X.shape[1], *np.atleast_1d(self.hidden_layer_sizes).astype(int).tolist())
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64

@@ -107,13 +107,13 @@ class SpaceFilling(Design):
 
 @dataclass(frozen=True)
 class RoundSearch(Search):
-    """A search in rounds, each made from the outcomes of the one before, up to `full` epochs."""
+    """A search in rounds up to `full` epochs, each based on the previous outcomes."""
 
     design: Design
     full: int
 
     def next(self, history: History) -> list[Trial]:
-        """The unfinished part of the newest round, or the round after it."""
+        """Return the unfinished part of the newest round, or the next round."""
         configs = self.design.configs()
         trials = [Trial(i, config, self._begun()) for i, config in enumerate(configs)]
         for number in itertools.count(1):
@@ -132,12 +132,12 @@ class RoundSearch(Search):
 
     @abstractmethod
     def _after(self, outcomes: list[Outcome], number: int) -> list[Trial]:
-        """The round after these outcomes, `number` after the first; [] where none is left."""
+        """Return the round after these outcomes, `number` after the first; [] at the end."""
 
 
 @dataclass(frozen=True)
 class Halving(RoundSearch):
-    """Successive halving that is careful with strong regularization.
+    """Successive halving that protects strong regularization.
 
     Every member trains `first` epochs; each rung keeps the best `1/factor` and gives them `factor`
     times the epochs, until `full`. As strong regularization starts slowly, (a) `first` is at least
@@ -197,7 +197,7 @@ class Halving(RoundSearch):
 
 @dataclass(frozen=True)
 class PopulationBased(RoundSearch):
-    """A population that copies its better half-way results (Jaderberg et al., 2017).
+    """Population-based training from better intermediate results (Jaderberg et al., 2017).
 
     Every `interval` epochs the worst quarter continues from members of the best quarter, each
     hyperparameter perturbed (x1.2 or x0.8 in its range, or to the next value of an ordered choice)

@@ -75,7 +75,7 @@ class StudySearch(Search):
             self._told(trial, None if outcome.failed else own)
 
     def _told(self, trial, value: float | None) -> None:
-        """Tell the study; of a grid that is used up, it says so by an error."""
+        """Report to the study; an exhausted grid raises an error."""
         from optuna.trial import TrialState
 
         try:

@@ -220,7 +220,7 @@ def tune(
             of the space receive them, `**kwargs` the other entries unknown to training; a single
             other one (or one called config) receives the whole configuration.
         train: (x, y), where x may be several inputs, a loader, a data set or its name. Rows are
-            read once; a loader's batch size and sampler are kept, drawing anew each epoch.
+            read once; a loader's batch size and sampler are kept, redrawing each epoch.
         valid: rows for the scores. By default a fifth of `train` is held out, or 3 folds are used
             for fewer than 2,500 rows.
         loss: as for `fit`: a name, a torch function or module, a callable of (output, target) or

@@ -118,8 +118,8 @@ def figures(target: Mapping[str, object]) -> PageTable | None:
 
 
 def noticed(table: Mapping[str, Any]) -> PageTable | None:
-    """What was noticed: suspected leaks, rows that stand in two parts, unusual cells."""
-    apart = ("notice_left_out", "notice_read")  # they have tables of their own
+    """Tabulate the notices: suspected leaks, rows in two parts, unusual cells."""
+    apart = ("notice_left_out", "notice_read")  # shown in their own tables
     notices = [n for n in table.get("notices") or () if _key(n) not in apart]
     rows = tuple((told(notice),) for notice in notices)
     return PageTable(say("notices_caption"), (say("notice"),), rows) if rows else None
@@ -136,7 +136,7 @@ def warned(page: Page, run: SavedRun) -> Page:
 
 
 def _key(notice: Mapping[str, Any]) -> str:
-    """The key of a notice; older runs have its kind."""
+    """Return the key of a notice; older runs store its kind."""
     return str(notice.get("key") or f"notice_{notice['kind']}")
 
 

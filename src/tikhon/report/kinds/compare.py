@@ -76,13 +76,13 @@ def ends(row: Row, metric: parts.ScoreKind) -> tuple[Number, Number]:
 
 
 def _told(run: SavedRun, part: str) -> Label | Name:
-    """A sentence of the comparison; of older runs in English."""
+    """Return a sentence of the comparison; older runs store it in English."""
     saved = run.result.get("sentences") or {}
     return told(saved.get(part) or run.result[part])
 
 
 def told_constant(run: SavedRun, metric: parts.ScoreKind) -> dict[str, object]:
-    """What one answer to all rows is and scores; nothing in older runs."""
+    """Return the constant prediction and its score; empty for older runs."""
     found = run.result.get("constant")
     if not found:
         return {}
@@ -91,7 +91,7 @@ def told_constant(run: SavedRun, metric: parts.ScoreKind) -> dict[str, object]:
 
 
 def more(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Label | Name, ...]:
-    """The score of one answer to all rows, and what the budget did not allow."""
+    """Return the score of a constant prediction, and what exceeded the budget."""
     found: list[Label | Name] = []
     constant = told_constant(run, metric)
     if rows and constant and run.result["constant"]["beaten"]:

@@ -145,7 +145,7 @@ def interval(method: Method) -> Label | None:
 
 
 def table(methods: list[Method], best: Method | None) -> PageTable:
-    """One row a method: what it scored and what it cost in zeros."""
+    """Tabulate scores and zeros, one row for each method."""
     rows: list[tuple[Cell, ...]] = [
         (
             label(method),

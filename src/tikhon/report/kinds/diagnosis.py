@@ -43,10 +43,10 @@ from tikhon.runs.documents import (
     SavedTreatment,
 )
 
-HEALTHY_SIGNAL = 1e-3  # the first layer's share of the last one's backward signal
-BEHIND = ("nothing_learned", "far_behind")  # of a run in which nothing is wrong
-YARDSTICKS = ("constant", "shallow")  # scores of other answers on the same rows
-PROSE = 400  # letters of a sentence in a table
+HEALTHY_SIGNAL = 1e-3  # lowest healthy backward signal in the first layer, relative to the last
+BEHIND = ("nothing_learned", "far_behind")  # verdicts of a run without findings
+YARDSTICKS = ("constant", "shallow")  # baselines scored on the same rows
+PROSE = 400  # characters of a sentence in a table
 SEVERITY: dict[str, Level] = {"critical": "bad", "warning": "watch", "info": "plain"}
 VERDICTS: dict[str, Level] = {"confirmed": "good", "worse": "bad"}
 

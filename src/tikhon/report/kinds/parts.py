@@ -34,7 +34,7 @@ from tikhon.report.page import (
 from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import Epoch, Number, SavedPenalty, SavedSparsity, SavedWeights
 
-GAP_LIMIT = 0.03  # accuracy on the training rows above accuracy on held-out rows
+GAP_LIMIT = 0.03  # accuracy on training minus held-out rows
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def inline(value: object) -> str:
 
 
 def gap_mark(gap: float | None) -> Mark:
-    """Whether a gap of accuracies is small, worth a look, or memorising."""
+    """Classify a gap of accuracies as small, notable or memorising."""
     if gap is None:
         return Mark("plain", say("not_measured"))
     if gap <= GAP_LIMIT:
