@@ -1,4 +1,4 @@
-"""From a model and data to a `Record`: the static tier, step 0 and the dry run."""
+"""Measure a model on data as a `Record`: static facts, step 0 and the dry run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tikhon.training.losses import in_a_loop
 from tikhon.training.taken import check_taken
 from tikhon.wrappers import unwrap
 
-ROUNDING = 1e-5  # change of answers with their neighbours that arithmetic in another order leaves
+ROUNDING = 1e-5  # relative change of outputs due to rounding
 
 
 def measure(
@@ -59,7 +59,7 @@ def measure(
     penalty: object = None,
     clip: float | None = None,
 ) -> Record:
-    """Measure a copy of the model and train it for `steps`; the arguments are `diagnose`'s."""
+    """Measure a copy of the model and train it for `steps`; arguments as for `diagnose`."""
     _check(model, steps, batch_size, clip)
     with isolated(unwrap(model), seed):
         source = samples(data)
@@ -80,10 +80,10 @@ def measure(
         if holes and not data_facts["left_out"]:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
         else:
-            wired, seen = lifted(replicate(model, loss), source)  # a copy that no step touches
+            wired, seen = lifted(replicate(model, loss), source)  # an untrained copy
             trial = _trial(replica, source, facts, steps, size, seed, judge)
             facts |= static.forward_facts(wired, seen)
-            if not holes:  # tests of rows, columns and targets are made for numbers
+            if not holes:  # the wiring tests need finite numbers
                 given = AsGiven(source, judge, replica.whole, _held(optimizer))
                 wiring = wiring_facts(wired, seen, given, sites=trial.sites, batch_size=size)
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
@@ -119,7 +119,7 @@ def measure(
 
 
 def _together(replica: Replica, source: Samples) -> Samples:
-    """All rows as one batch where the model fails on some, as one of a whole graph does."""
+    """Use all rows as one batch if the model fails on fewer, as on the nodes of one graph."""
     if not source.indexed or length(source.probe) == source.rows:
         return source
     every = Samples(source.source, [source.source], source.rows, False, source.rows)
@@ -131,7 +131,7 @@ def _together(replica: Replica, source: Samples) -> Samples:
 
 
 def _leaves_out(replica: Replica, source: Samples, facts: dict[str, Any]) -> bool:
-    """Whether only targets are missing, and neither the loss nor a gradient shows it."""
+    """Whether only targets are missing, and loss and gradients are finite regardless."""
     if "inputs" in facts["nonfinite"]:
         return False
     named: list[torch.Tensor] = [p for p in replica.model.parameters() if p.requires_grad]
@@ -146,9 +146,9 @@ def _leaves_out(replica: Replica, source: Samples, facts: dict[str, Any]) -> boo
 
 
 def _yardsticks(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
-    """What a constant and a shallow model reach; for amounts, with sums of curves too.
+    """Return the skill of a constant and of a shallow model, additive curves included.
 
-    Where the targets are the inputs, what so few numbers as pass between two layers can keep.
+    Where the targets are the inputs, the shallow model is a PCA as narrow as the narrowest layer.
     """
     known: dict[str, Any] = dict(static.reference(source))
     if "shallow" in known and wiring.get("target_is_input"):
@@ -164,11 +164,11 @@ def _yardsticks(replica: Replica, source: Samples, wiring: dict[str, Any]) -> di
 def _afterwards(
     replica: Replica, source: Samples, wiring: dict[str, Any], judge: Batch | None
 ) -> dict[str, object]:
-    """What of the wiring shows in the trained network: one answer for all rows."""
+    """Measure the wiring facts that need a trained network."""
     facts: dict[str, object] = {}
     try:
         facts |= given_back(subject_of(replica, source))
-    except Exception as error:  # a loss may call the model otherwise than with its inputs
+    except Exception as error:  # a loss may call the model with other arguments
         facts["unmeasured"] = wiring["unmeasured"] | {"code": type(error).__name__}
     facts |= static.own_score_zero(replica, source.probe)
     try:
@@ -177,26 +177,26 @@ def _afterwards(
         facts["parts"] = type(error).__name__
     if judge is not None and not replica.whole:
         facts |= renamed(replica, judge)
-    if ROUNDING < wiring.get("rows_apart", 0.0) < APART:  # of a fresh network, little may be seen
+    if ROUNDING < wiring.get("rows_apart", 0.0) < APART:  # may be small before training
         facts |= row_facts(subject_of(replica, source))
     if "majority" in wiring:
         facts["answered"] = commonest(replica, source.probe)
     if wiring.get("alike") and not blind_facts(subject_of(replica, source)):
-        facts["alike"] = None  # a head that begins with zeros
+        facts["alike"] = None  # the head was initialised with zeros
     return facts
 
 
 def _drift(spreads: list[float]) -> dict[str, Any]:
-    """The deviation of a loader's inputs late in the run, over that at its beginning."""
+    """Return the standard deviation of a loader's inputs, last / first tenth of the run."""
     few = max(1, len(spreads) // 10)
     first, last = (sum(part) / few for part in (spreads[:few], spreads[-few:]))
     return {"drift": last / first} if len(spreads) >= 20 and first > 0 else {}
 
 
 def _targets_moved(levels: list[tuple[float, float]], source: Samples) -> dict[str, float]:
-    """How far the mean of a loader's targets is from first to last epoch, in their deviations.
+    """Return the change of the mean target from first to last epoch, in standard deviations.
 
-    An epoch has the same rows: only what is drawn anew may differ.
+    Every epoch has the same rows, so only random transforms may differ.
     """
     if source.indexed or not hasattr(source.source, "__len__"):
         return {}
@@ -216,7 +216,7 @@ def _targets_moved(levels: list[tuple[float, float]], source: Samples) -> dict[s
 
 
 def _trained_by(optimizer: object, loss: object, model: nn.Module) -> tuple[object, bool]:
-    """The optimizer of the dry run, and whether the one that was given trains another model."""
+    """Return the optimizer of the dry run, and whether the one given trains another model."""
     if loss is None and optimizer is None:
         optimizer = own_optimizer(model)
     foreign = holds_nothing(optimizer, model)
@@ -224,7 +224,7 @@ def _trained_by(optimizer: object, loss: object, model: nn.Module) -> tuple[obje
 
 
 def _held(optimizer: object) -> set[int]:
-    """Ids of what the user's own optimizer trains; nothing for a factory."""
+    """Return the ids of the parameters of the user's optimizer; none for a factory."""
     groups = getattr(optimizer, "param_groups", None) or ()
     return {id(p) for group in groups for p in group["params"]}
 
@@ -246,7 +246,7 @@ def _trial(
         with torch.no_grad():
             trial.points.append(score(replica, source.probe, judge, 0))
         for step in (1, 2):
-            # a second look: zero heads and zero branches block the signal at step 0 only
+            # zero-initialised heads and branches block the gradient at step 0 only
             if nudge(replica, source.probe):
                 trial.probes.append(probe(replica, source.probe, step, trial))
         return trial
@@ -255,7 +255,7 @@ def _trial(
 
 
 def nudge(replica: Replica, batch: Batch) -> bool:
-    """Move each weight tensor by a tenth of itself against its gradient; False without one."""
+    """Move each tensor against its gradient by a tenth of its rms; False without a gradient."""
     parameters = [p for p in replica.model.parameters() if p.requires_grad]
     with undisturbed(replica.model, training=True):
         loss = replica.value(batch)
@@ -278,7 +278,7 @@ def nudge(replica: Replica, batch: Batch) -> bool:
 
 
 def unused(replica: Replica, batch: Batch) -> list[str]:
-    """Trainable parameters that the loss does not depend on."""
+    """Return the trainable parameters that the loss does not depend on."""
     named = [(n, p) for n, p in replica.model.named_parameters() if p.requires_grad]
     with undisturbed(replica.model, training=True):
         loss = replica.value(batch)
@@ -290,7 +290,7 @@ def unused(replica: Replica, batch: Batch) -> list[str]:
 
 
 def _idle_layers(model: nn.Module, grads: dict[str, torch.Tensor | None]) -> set[str]:
-    """Parameters of recurrent layers above the one that is read: theirs is a gradient of zeros."""
+    """Return parameters of stacked recurrent layers whose output is not read: zero gradients."""
     idle: set[str] = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase):
@@ -301,7 +301,7 @@ def _idle_layers(model: nn.Module, grads: dict[str, torch.Tensor | None]) -> set
 
 
 def holds_nothing(optimizer: object, model: nn.Module) -> bool:
-    """Whether an optimizer has tensors, and none of them is a parameter of the model."""
+    """Whether the optimizer has parameters, but none of the model."""
     held, own = _held(optimizer), {id(p) for p in model.parameters()}
     return bool(held and own) and not held & own
 

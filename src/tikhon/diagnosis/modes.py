@@ -1,4 +1,4 @@
-"""Contexts that see every function of torch which a program calls, and where it calls it."""
+"""Contexts that intercept every torch function a program calls, and locate the call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tikhon.diagnosis.functions import Function
 
-LOSS = "the loss"  # the place of what is called outside of the model
+LOSS = "the loss"  # the place of calls outside the model
 _OURS = str(Path(__file__).parents[1]) + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 Args = tuple[Any, ...]
@@ -26,7 +26,7 @@ Options = Mapping[str, Any]
 
 
 class Functions(TorchFunctionMode, ABC):
-    """Context in which `call` answers in the place of every function of torch."""
+    """Context in which `call` replaces every torch function."""
 
     def __torch_function__(
         self, func: Function, types: object, args: Args = (), kwargs: Options | None = None
@@ -35,11 +35,11 @@ class Functions(TorchFunctionMode, ABC):
 
     @abstractmethod
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """What the program gets for a call of `func`."""
+        """Return the result of a call of `func` to the program."""
 
 
 class Located(Functions):
-    """Context in which the module that is at work is known: its name stands on top of a stack."""
+    """Context that tracks the running module: its name is on top of `stack`."""
 
     outside = LOSS
 
@@ -69,17 +69,17 @@ class Located(Functions):
     def enter(
         self, name: str, module: nn.Module, args: Args, kwargs: dict[str, Any]
     ) -> tuple[Args, dict[str, Any]] | None:
-        """Before a module's forward; other arguments may be returned for it."""
+        """Run before a module's forward; may return other arguments for it."""
         self.stack.append(name)
 
     def leave(self, name: str, module: nn.Module, args: Args, output: object) -> None:
-        """After a module's forward."""
+        """Run after a module's forward."""
         if len(self.stack) > 1:
             self.stack.pop()
 
 
 def function_name(func: Function) -> str:
-    """The name of a torch function without underscores of in-place forms; properties by theirs."""
+    """Return the name of a torch function or property, without an in-place underscore."""
     name = getattr(func, "__name__", "")
     if name == "__get__":
         return getattr(getattr(func, "__self__", None), "__name__", "")
@@ -87,7 +87,7 @@ def function_name(func: Function) -> str:
 
 
 def user_line() -> str:
-    """`file.py:12: code` of the user's line that made the call seen by `Functions.call`, or ""."""
+    """Return "file.py:12: code" of the user's line behind the current `Functions.call`, or ""."""
     frame = sys._getframe(3)  # behind `call` and `__torch_function__`
     while frame is not None:
         path = frame.f_code.co_filename
@@ -102,5 +102,5 @@ def user_line() -> str:
 
 
 def inside_torch() -> bool:
-    """Whether the call seen by `Functions.call` was made by a function of torch itself."""
+    """Whether the current `Functions.call` was made by torch itself."""
     return sys._getframe(3).f_code.co_filename.startswith(_TORCH)

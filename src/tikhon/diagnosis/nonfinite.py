@@ -1,4 +1,4 @@
-"""Where the first number that is not finite comes from: a tensor, a function, a line."""
+"""Locate the origin of the first non-finite number: tensor, function and line."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user
 from tikhon.diagnosis.record import Failure
 from tikhon.diagnosis.replica import Replica, undisturbed
 
-STEEP = {"sqrt", "norm", "std", "pow", "__pow__"}  # of which the slope at 0 may be infinite
+STEEP = {"sqrt", "norm", "std", "pow", "__pow__"}  # derivative at 0 may be infinite
 MASKS = {"masked_fill", "where", "full_like", "full", "triu"}
 DIVISIONS = {"div", "true_divide", "__truediv__"}
 
 
 def locate(replica: Replica, batch: Batch, step: int) -> Failure:
-    """The first tensor that is not finite, in the order in which a step computes them."""
+    """Return the first non-finite tensor, in the order in which a step computes them."""
     if any(map(infinite, tensors(batch))):
         return Failure(step, "input", "data")
     for name, parameter in replica.model.named_parameters():
@@ -45,7 +45,7 @@ def locate(replica: Replica, batch: Batch, step: int) -> Failure:
 
 
 def first_activation(model: nn.Module, run: Callable[[], object]) -> str:
-    """The first module that gives a number that is not finite while something runs, or ""."""
+    """Return the first module with a non-finite output during `run()`, or ""."""
     found: list[str] = []
 
     def look(name: str, module: nn.Module, args: object, output: object) -> None:
@@ -64,9 +64,9 @@ def first_activation(model: nn.Module, run: Callable[[], object]) -> str:
 
 
 class FirstBad(Functions):
-    """Context that keeps the first call which makes a non-finite number of finite ones.
+    """Context that records the first call with finite arguments and a non-finite result.
 
-    With `slopes` it is the first whose slope has no finite value: a root or a norm of zero.
+    With `slopes`, the first with an infinite derivative: a root or a norm of zero.
     """
 
     def __init__(self, *, slopes: bool = False) -> None:
@@ -76,7 +76,7 @@ class FirstBad(Functions):
         self.smallest: float | None = None
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """The function's own answer."""
+        """Return the function's own result, after inspecting it."""
         output = func(*args, **kwargs)
         name = function_name(func)
         inputs = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
@@ -96,13 +96,13 @@ class FirstBad(Functions):
 
 
 def infinite(tensor: Tensor) -> bool:
-    """Whether NaN or infinity is among the numbers."""
+    """Whether a tensor has NaN or infinite entries."""
     inexact = tensor.is_floating_point() or tensor.is_complex()
     return inexact and not bool(torch.isfinite(entries(tensor.detach())).all())
 
 
 def _goes_bad(name: str, output: Tensor, inputs: list[Tensor]) -> bool:
-    """Whether a call makes what is not finite; scores of -inf are a mask while others are left."""
+    """Whether a call introduces non-finite values; scores of -inf are allowed as a mask."""
     if name in ATTENDING:
         numbers = not any(bool(t.detach().isnan().any()) for t in inputs)
         return numbers and bool(output.detach().isnan().any())

@@ -1,8 +1,8 @@
-"""Instruments: what flows forward and back through a copy of the model, as plain numbers.
+"""Instruments: measure the forward and backward pass of a copy of the model.
 
-Layers are found by forward hooks; activations by a function mode, so that `F.relu(x)` in a forward
-is seen as `nn.ReLU` is. Gradients come from tensor hooks on outputs, never from full backward
-hooks, which cost ten times as much and break in-place operations.
+Layers are measured by forward hooks, activations by a function mode, which sees `F.relu(x)` as
+well as `nn.ReLU`. Gradients come from tensor hooks on outputs, not from full backward hooks, which
+cost ten times as much and break in-place operations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tikhon.diagnosis.modes import Args, Located, Options
 from tikhon.diagnosis.record import Site, SiteReading
 from tikhon.regularizer.targets import NORMS
 
-# largest slope of the bounded activations; the others cannot saturate on both sides
+# maximum derivative of the activations that saturate on both sides
 BOUNDED = {"sigmoid": 0.25, "tanh": 1.0, "hardtanh": 1.0, "softsign": 1.0, "hardsigmoid": 1 / 6}
 RECTIFIERS = {"relu", "relu6", "threshold"}
 ELEMENTWISE = {
@@ -37,7 +37,7 @@ CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 
 
 class Instruments(Located):
-    """Context in which one forward and one backward pass of `model` are measured."""
+    """Context that measures one forward and one backward pass of `model`."""
 
     outside = ""
 
@@ -48,15 +48,15 @@ class Instruments(Located):
         self.modules: dict[str, nn.Module] = {}
         self._signals: dict[str, list[list[Tensor]]] = {}  # by site: gradients of each output
         self._profiles: dict[str, Tensor] = {}
-        self.leaves: list[Tensor] = []  # inputs of recurrent layers, to differentiate as well
+        self.leaves: list[Tensor] = []  # inputs of recurrent layers, also to be differentiated
         self._seen: dict[str, int] = {}
         self._channels_first = False
         self._named = dict(model.named_modules())
 
     def readings(self) -> tuple[SiteReading, ...]:
-        """One reading a site, in the order of the forward pass; call after the backward pass."""
+        """Return one reading per site in forward order; call after the backward pass."""
         for name, outputs in self._signals.items():
-            # the first output that the loss sees: a recurrent layer may be read by its last state
+            # first output that the loss depends on: of a recurrent layer possibly the last state
             grads = next((found for found in outputs if found), [])
             size = sum(g.numel() for g in grads)
             if size:
@@ -71,14 +71,14 @@ class Instruments(Located):
     def enter(
         self, name: str, module: nn.Module, args: Args, kwargs: dict[str, Any]
     ) -> tuple[Args, dict[str, Any]] | None:
-        """Before a module's forward: the inputs of a recurrent layer are watched over time."""
+        """Record the gradient per time step at the input of recurrent layers."""
         super().enter(name, module, args, kwargs)
         if isinstance(module, RECURRENT) and args and isinstance(args[0], Tensor):
             return (self._watch_time(name, module, args[0]), *args[1:]), kwargs
         return None
 
     def leave(self, name: str, module: nn.Module, args: Args, output: object) -> None:
-        """After a module's forward: a layer is measured."""
+        """Measure a layer after its forward pass."""
         super().leave(name, module, args, output)
         role = role_of(module)
         outputs = [t for t in tensors(output) if t.is_floating_point()]
@@ -102,7 +102,7 @@ class Instruments(Located):
         self._listen(name, outputs)
 
     def _watch_time(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
-        """The input of a recurrent layer, such that its gradient is seen at each step."""
+        """Return the input of a recurrent layer with a hook that records its gradient by step."""
         if inputs.ndim != 3 or not torch.is_grad_enabled():
             return inputs
         if not inputs.requires_grad:
@@ -128,7 +128,7 @@ class Instruments(Located):
     # activations
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """Measure an activation, and answer as the function does."""
+        """Measure an activation and return its result."""
         label = getattr(func, "__name__", "").rstrip("_")
         if label == "multi_head_attention_forward":
             return self._attend(func, args, kwargs)
@@ -162,7 +162,7 @@ class Instruments(Located):
         return found
 
     def _rows(self, values: Tensor) -> list[int]:
-        """The axes of samples and places: all but that of units, second after a convolution."""
+        """Return all axes but that of units, which is the second after a convolution."""
         unit = 1 if self._channels_first and values.ndim > 2 else max(1, values.ndim - 1)
         return [axis for axis in range(values.ndim) if axis != unit]
 
@@ -204,7 +204,7 @@ class Instruments(Located):
 
 
 def role_of(module: nn.Module) -> str | None:
-    """What a module is to the instruments; None for containers and functions."""
+    """Return the role of a module's site; None for modules that are not measured."""
     if isinstance(module, WEIGHTED):
         return "weight"
     if isinstance(module, RECURRENT + CELLS):
@@ -215,7 +215,7 @@ def role_of(module: nn.Module) -> str | None:
 
 
 def describe(name: str, role: str, module: nn.Module) -> Site:
-    """The site of a layer."""
+    """Return the site of a layer."""
     kind = type(module).__name__.removeprefix("NonDynamicallyQuantizable")
     trainable = any(p.requires_grad for p in module.parameters())
     if role == "weight":
@@ -237,7 +237,7 @@ def describe(name: str, role: str, module: nn.Module) -> Site:
 
 
 def places(module: nn.Module, output: Tensor) -> int:
-    """At how many places of a row a channel of an output stands."""
+    """Return the number of positions per row and channel of an output."""
     if output.ndim < 3:
         return 1
     maps = isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._NormBase)
@@ -245,7 +245,7 @@ def places(module: nn.Module, output: Tensor) -> int:
 
 
 def weights(module: nn.Module) -> dict[str, float]:
-    """Scale of a layer's own weights."""
+    """Return the scale of a layer's own weights."""
     weight = getattr(module, "weight", None)
     if isinstance(module, RECURRENT + CELLS):
         weight = next(p for n, p in module.named_parameters() if n.startswith("weight_hh"))
@@ -265,22 +265,22 @@ def weights(module: nn.Module) -> dict[str, float]:
 
 
 def norm(values: Tensor) -> float:
-    """Length of a tensor; in double precision where squares leave the range of single."""
+    """Return the Euclidean norm, in double precision where single over- or underflows."""
     short = values.dtype not in (torch.float32, torch.float64)
     found = float(torch.linalg.vector_norm(values.float() if short else values))
     return found if 1e-15 < found < math.inf else float(torch.linalg.vector_norm(values.double()))
 
 
 def rms(values: Tensor) -> float:
-    """Root mean square of a tensor."""
+    """Return the root mean square of a tensor."""
     return norm(values) / math.sqrt(values.numel())
 
 
 def _slope(label: str, func: Function, inputs: Tensor, rest: Args, options: Any) -> Tensor | None:
-    """Size of an activation's slope at its inputs; None where it takes other arguments."""
+    """Return the absolute derivative of an activation; None if it cannot be evaluated."""
     if label == "relu":
         return (inputs > 0).to(inputs.dtype)
-    with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):  # not a checkpoint's
+    with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):  # override a checkpoint's
         try:
             z = inputs.clone().requires_grad_()
             (slope,) = torch.autograd.grad(func(z.clone(), *rest, **options).sum(), z)
@@ -305,14 +305,14 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def _without_flags(rest: Args) -> Args:
-    """Positional options without a trailing `inplace`."""
+    """Return positional options without a trailing `inplace`."""
     return rest[:-1] if rest and isinstance(rest[-1], bool) else rest
 
 
 def _time_ratio(profile: Tensor) -> float:
-    """log10 of the gradient's size at the first over the last tenth of the time steps.
+    """Return log10 of the gradient in the first / last tenth of the time steps.
 
-    Steps at the end that no gradient enters are padding.
+    Steps without a gradient at the end count as padding.
     """
     reached = profile.nonzero().flatten()
     if not len(reached):

@@ -1,4 +1,4 @@
-"""Pictures of a record: the signal per layer, forward scale, updates, and the loss."""
+"""Plots of a record: gradient per layer, forward scale, updates and loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Draw = Callable[["Axes"], None]
 
 
 def plot(record: Record, ax: Sequence[Axes] | None = None) -> plotting.Display:
-    """Everything that the record has data for, one below the other."""
+    """Draw all plots that the record has data for, one below the other."""
     ev = Evidence(record)
     found = [signal(ev), forward(ev), updates(ev), loss(record)]
     pictures = [draw for draw in found if draw is not None]
@@ -31,7 +31,7 @@ def plot(record: Record, ax: Sequence[Axes] | None = None) -> plotting.Display:
 
 
 def signal(ev: Evidence) -> Draw | None:
-    """The backward signal at each layer relative to the last one, over the healthy band."""
+    """Plot the gradient at each layer relative to the last one, with the healthy range."""
     if ev.first is None or not ev.chain:
         return None
     shares = {}
@@ -55,7 +55,7 @@ def signal(ev: Evidence) -> Draw | None:
 
 
 def forward(ev: Evidence) -> Draw | None:
-    """Output scale per layer, with dead and saturated shares of the activations behind it."""
+    """Plot the output scale per layer, and dead and saturated shares of its activation."""
     if ev.first is None or ev.last is None or not ev.chain:
         return None
     first, last, names = ev.first, ev.last, _names(ev)
@@ -84,7 +84,7 @@ def forward(ev: Evidence) -> Draw | None:
 
 
 def updates(ev: Evidence) -> Draw | None:
-    """log10 of update / weight, layer by step."""
+    """Plot log10 of update / weight, layers by steps."""
     probes = [p for p in ev.record.probes if any(p.readings[i].update for i in ev.chain)]
     if len(probes) < 2:
         return None
@@ -101,7 +101,7 @@ def updates(ev: Evidence) -> Draw | None:
 
 
 def loss(record: Record) -> Draw | None:
-    """The loss on the probe batch, on validation data, and of the best constant."""
+    """Plot the loss on the probe batch, on validation data and of the best constant."""
     points = record.points
     if len(points) < 2:
         return None
@@ -134,7 +134,7 @@ def _names(ev: Evidence) -> list[str]:
 
 
 def _upright(axes: Axes, ev: Evidence) -> None:
-    """Names of layers that would run into each other are turned."""
+    """Rotate the names of layers where they would overlap."""
     if len(ev.chain) > 4:
         axes.tick_params(axis="x", labelrotation=45, labelsize="small")
         for label in axes.get_xticklabels():

@@ -1,6 +1,6 @@
-"""Yardsticks from the data alone: what a constant reaches, what the head can reach, and what a
+"""References from the data alone: the best constant, the lowest loss of the head, shallow models.
 
-plain shallow model reaches on the same rows. They replace absolute thresholds on accuracy.
+They replace absolute thresholds on accuracy.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from tikhon.data.rows import Batch, LossFunction, each, entries, tensors
 from tikhon.diagnosis.replica import number_of
 
 Tail = Callable[[Tensor], Tensor]
-MANY_CLASSES = 1000  # of a ridge on one-hot targets; more are numbers or a vocabulary
-FAR = 10.0  # distances of the quartiles
-ENDS = 50.0  # what enters an activation where it says the least and the most
-IGNORED = -100  # torch's own mark of a target that does not count
-FEW_COORDINATES = 3  # of a place, to ask its nearest neighbours
-NEAREST = 3
-MUCH_LOWER = 10.0  # than right answers cost, times that and 1
-OFF_CENTRE = 0.02  # mean square of a constant above the variance, as a share of it
-MANY_OUTPUTS = 256  # numbers in an answer for which a shallow model is fitted by the user's loss
-MANY_COLUMNS = 4096  # of a design whose normal equations are still solved in a moment
+MANY_CLASSES = 1000  # limit of a ridge on one-hot targets; more are numbers or a vocabulary
+FAR = 10.0  # interquartile ranges
+ENDS = 50.0  # inputs -ENDS and ENDS give the lowest and highest output of an activation
+IGNORED = -100  # default ignore_index of torch
+FEW_COORDINATES = 3  # input columns up to which nearest neighbours are tried
+NEAREST = 3  # neighbours averaged
+MUCH_LOWER = 10.0  # margin below the loss of correct outputs, times (1 + that loss)
+OFF_CENTRE = 0.02  # excess of the mean squared error of a constant over the variance [share of it]
+MANY_OUTPUTS = 256  # outputs per row up to which a shallow model is fitted to the user's loss
+MANY_COLUMNS = 4096  # columns up to which the normal equations are solved quickly
 
 
 def constant_loss(
     output: Tensor, target: object, loss: LossFunction, tail: Tail | None = None
 ) -> float:
-    """The smallest loss of a constant output: the trivial predictor, for any loss.
+    """Return the lowest loss of a constant output: the trivial predictor, for any loss.
 
-    With `tail` (the activations behind the last layer) the constant is what enters it.
+    With `tail` (the activations after the last layer) the constant is the input of `tail`.
     """
     return best_constant(output, target, loss, tail)[0]
 
@@ -41,17 +41,17 @@ def constant_loss(
 def best_constant(
     output: Tensor, target: object, loss: LossFunction, tail: Tail | None = None
 ) -> tuple[float, Tensor]:
-    """The smallest loss of a constant output, and that constant."""
+    """Return the lowest loss of a constant output, and that constant."""
     return _minimise(output.detach().mean(0, keepdim=True), len(output), target, loss, tail)
 
 
 def free_loss(
     output: Tensor, target: object, loss: LossFunction, tail: Tail | None = None
 ) -> float:
-    """The smallest loss when each row has an output of its own: the floor of loss and head.
+    """Return the lowest loss with a free output per row: the floor of loss and head.
 
-    Where the targets are outputs that the head can give, theirs is reached: a search may stay away
-    from it where the loss is no bowl, as that of an overlap of boxes.
+    If the head can produce the targets, their loss is an upper bound, as the search may miss the
+    minimum of a non-convex loss such as box overlap.
     """
     found, _ = _minimise(output.detach(), None, target, loss, tail)
     if tail is None or not isinstance(target, Tensor) or not target.is_floating_point():
@@ -73,7 +73,7 @@ def _minimise(
     def reach(free: Tensor) -> float:
         solver = torch.optim.LBFGS([free], max_iter=25, line_search_fn="strong_wolfe")
 
-        def closure() -> Tensor:  # of a line search: no step of training
+        def closure() -> Tensor:
             solver.zero_grad()
             output = free if rows is None else free.expand(rows, *free.shape[1:])
             value = number_of(loss(tail(output) if tail is not None else output, target))
@@ -88,7 +88,7 @@ def _minimise(
         except Exception:  # the user's loss, on outputs that it was not written for
             return math.nan
 
-    # from zero, and from above: a rectified head is flat at zero
+    # start at zero and above, since a rectified head is flat at zero
     starts = [s.requires_grad_() for s in (torch.zeros_like(start), start.clone() + 1.0)]
     reached = [(reach(s), s.detach()) for s in starts]
     known = [pair for pair in reached if math.isfinite(pair[0])]
@@ -96,7 +96,7 @@ def _minimise(
 
 
 def compressed(inputs: Tensor, width: int) -> float:
-    """The share of the variance of rows that their first `width` principal components keep."""
+    """Return the share of variance explained by the first `width` principal components."""
     rows = inputs.detach().flatten(1).double()
     rows = rows - rows.mean(0)
     square = rows.T @ rows if len(rows) > rows.shape[1] else rows @ rows.T
@@ -105,14 +105,14 @@ def compressed(inputs: Tensor, width: int) -> float:
 
 
 def amounts(target: object) -> bool:
-    """Whether targets are numbers, and no names of classes nor yes and no."""
+    """Whether targets are quantities: neither class indices nor binary."""
     return isinstance(target, Tensor) and target.is_floating_point() and not binary(target)
 
 
 def misread(answer: Tensor, target: Tensor, rows: int) -> bool:
-    """Whether squared errors do not judge a loss: its best constant is not near the mean.
+    """Whether R2 does not apply to a loss: its best constant `answer` is not near the mean.
 
-    A quantile is such an answer, and any whose shape is not that of the targets.
+    True for quantiles, and for outputs of another shape than the targets.
     """
     if answer.numel() * rows != target.numel():
         return True
@@ -123,9 +123,9 @@ def misread(answer: Tensor, target: Tensor, rows: int) -> bool:
 
 
 def without_end(output: Tensor, target: Tensor, loss: LossFunction, tail: Tail | None) -> float:
-    """How low a loss falls far from all targets; 0 where it does not fall on and on.
+    """Return the loss far from all targets if it is unbounded below there, else 0.
 
-    All answers move up together, or down, to 100, 10,000 and a million deviations.
+    All outputs are moved up or down by 100, 10,000 and a million standard deviations.
     """
     goal = target.detach().double()
     unit = float(goal.std()) if goal.numel() > 1 else 0.0
@@ -142,7 +142,7 @@ def without_end(output: Tensor, target: Tensor, loss: LossFunction, tail: Tail |
 
 
 def yes_or_no(output: Tensor, target: object) -> bool:
-    """Whether each answer is one of targets 0 and 1."""
+    """Whether every output has a target of 0 or 1."""
     if not isinstance(target, Tensor) or not target.is_floating_point():
         return False
     return target.shape == output.shape and binary(target) and float(target.min()) == 0
@@ -151,9 +151,10 @@ def yes_or_no(output: Tensor, target: object) -> bool:
 def unbounded_shares(
     output: Tensor, target: Tensor, loss: LossFunction, lowest: float
 ) -> dict[str, object]:
-    """Whether free answers get below what the targets themselves cost, and shares do not.
+    """Detect a loss that correct outputs minimise on 0 to 1 only, as Dice overlap does.
 
-    An overlap of shares is such a loss: of answers below 0 it may have any value.
+    Returns `unbounded_shares` if free outputs cost far less than the targets themselves, and
+    outputs of a sigmoid do not.
     """
     with suppress(Exception), torch.no_grad():  # the user's loss, on what it was not written for
         right = float(number_of(loss(target.to(output.dtype), target)))
@@ -168,11 +169,11 @@ def unbounded_shares(
 def shallow_loss(
     batch: Batch, answer: Tensor, loss: LossFunction, tail: Tail | None = None
 ) -> dict[str, float]:
-    """The user's own loss of a shallow model and of the best constant, on rows they never saw.
+    """Return the user's loss of a shallow model and of the best constant on held-out rows.
 
-    A linear map of the inputs and random features to what enters the head is fitted to half of the
-    rows by that loss; `answer` is the best constant, which it starts from. Empty where targets
-    that change rows cost the same.
+    A linear map of inputs and random features to the input of the head is fitted to half of the
+    rows by that loss, starting from the best constant `answer`. Empty if permuted targets cost
+    the same.
     """
     inputs, target = batch
     if not isinstance(inputs, Tensor) or not isinstance(target, Tensor) or len(inputs) < 48:
@@ -197,7 +198,7 @@ def shallow_loss(
             constant = float(value(still, halves[1]))
             drawn = torch.randn(still.shape, generator=torch.Generator().manual_seed(4)).to(still)
             own, others = (float(value(drawn, halves[1], of)) for of in (None, halves[1].roll(1)))
-        if math.isclose(own, others, rel_tol=1e-4):  # rows are compared as a whole, none by itself
+        if math.isclose(own, others, rel_tol=1e-4):  # compares the batch as a whole
             return {}
         fitted = [_fit(value, still, halves, ridge) for ridge in (3e-3, 3e-2, 0.3)]
     except Exception:  # the user's loss, on outputs that it was not written for
@@ -212,13 +213,13 @@ def _fit(
     halves: tuple[Tensor, Tensor],
     ridge: float,
 ) -> float:
-    """The loss on the second half of weights that are fitted to the first."""
+    """Fit weights to the first half of the rows; return the loss on the second."""
     weights = start.clone().requires_grad_()
     with torch.no_grad():
         scale = abs(float(value(start, halves[0])))
     solver = torch.optim.LBFGS([weights], max_iter=40, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:  # of a line search: no step of training
+    def closure() -> Tensor:
         solver.zero_grad()
         total = value(weights, halves[0]) + ridge * scale * weights.square().sum() / len(weights)
         total.backward()
@@ -232,11 +233,10 @@ def _fit(
 
 
 def shallow_skill(batch: Batch) -> dict[str, float]:
-    """Held-out accuracy (classes) or R2 (numbers) of a ridge on the inputs and random features.
+    """Return held-out accuracy (classes) or R2 (numbers) of a ridge on inputs and random features.
 
-    Half of the rows are fitted, half judge; `constant` is the skill of the best constant.
-    Empty where inputs are not one tensor of numbers or tokens, or the targets neither classes nor
-    numbers.
+    Half of the rows are fitted, half held out; `constant` is the skill of the best constant.
+    Empty unless inputs are one tensor of numbers or tokens, and targets classes or numbers.
     """
     inputs, target = batch
     if not isinstance(inputs, Tensor) or not isinstance(target, Tensor):
@@ -244,7 +244,7 @@ def shallow_skill(batch: Batch) -> dict[str, float]:
     if target.ndim > 2 or len(inputs) < 24 or inputs.dtype == torch.bool:
         return {}
     if target.ndim == 2 and target.shape[1] > 1 and not target.is_floating_point():
-        return {}  # classes of positions
+        return {}  # one class per position
     generator = torch.Generator(device="cpu").manual_seed(0)
     design, _ = design_of(inputs, width=256, generator=generator)
     if design is None:
@@ -273,7 +273,7 @@ def shallow_skill(batch: Batch) -> dict[str, float]:
 
 
 def ridge(x: Tensor, y: Tensor, strength: float) -> Tensor:
-    """Weights of least squares with `strength` times their squares, by the smaller equations.
+    """Return ridge weights with penalty `strength`, by the smaller system of equations.
 
     (x'x + s)^-1 x'y = x'(xx' + s)^-1 y: with fewer rows than columns the second is cheaper.
     """
@@ -284,7 +284,7 @@ def ridge(x: Tensor, y: Tensor, strength: float) -> Tensor:
 
 
 def _neighbours(x: Tensor, y: Tensor, fit: Tensor, judge: Tensor) -> Tensor:
-    """The mean of the nearest rows: it follows waves that ridges of few bends cannot."""
+    """Predict by nearest neighbours, which fit oscillations that the ridge cannot."""
     x = (x - x.mean(0)) / x.std(0).clamp_min(1e-9)
     near = torch.cdist(x[judge], x[fit]).topk(NEAREST, largest=False).indices
     return y[fit][near].mean(1)
@@ -293,10 +293,10 @@ def _neighbours(x: Tensor, y: Tensor, fit: Tensor, judge: Tensor) -> Tensor:
 def design_of(
     inputs: Tensor, *, width: int = 256, generator: torch.Generator | None = None
 ) -> tuple[Tensor | None, int]:
-    """Columns of a shallow model, and how many of them are straight: 1, inputs, random features.
+    """Return columns (1, inputs, random ReLU features), and how many of them are linear.
 
-    Integer inputs are tokens: how often each occurs, and where, as far as that fits. None where
-    there are too many columns or numbers that are not finite.
+    Integer inputs are tokens: counts and, where few enough, positions. None for too many columns
+    or non-finite numbers.
     """
     x = inputs.detach().flatten(1).cpu() if inputs.ndim > 1 else inputs.detach().cpu()[:, None]
     x = x.double() if x.is_floating_point() else _occurrences(x.long())
@@ -314,21 +314,21 @@ def design_of(
 
 
 def within(x: Tensor) -> Tensor:
-    """Columns with what lies far outside of their middle half drawn in: one row is no scale."""
+    """Clip each column to within FAR interquartile ranges of its median."""
     middle, reach = x.T.contiguous().median(1).values, FAR * middle_half(x)
     reach = torch.where(reach > 0, reach, math.inf)
     return x.clamp(middle - reach, middle + reach)
 
 
 def middle_half(x: Tensor) -> Tensor:
-    """Distance of the quartiles of each column."""
+    """Return the interquartile range of each column."""
     columns = x.T.contiguous()
     low, high = (columns.kthvalue(max(1, k * len(x) // 4), 1).values for k in (1, 3))
     return high - low
 
 
 def _occurrences(tokens: Tensor) -> Tensor:
-    """Counts of every token; and of every token at every position where these are few columns."""
+    """Return counts per token, and one-hot tokens per position where these are few columns."""
     if int(tokens.min()) < 0 or int(tokens.max()) >= MANY_CLASSES:
         return torch.zeros(len(tokens), 0, dtype=torch.float64)
     where = torch.nn.functional.one_hot(tokens).double()
@@ -339,7 +339,7 @@ def _occurrences(tokens: Tensor) -> Tensor:
 
 
 def binary(values: Tensor) -> bool:
-    """Whether numbers are the two ends of a yes or no: 0 and 1, or -1 and 1."""
+    """Whether all values are 0 and 1, or -1 and 1."""
     low = float(values.min()) if values.numel() else 1.0
     return low <= 0 and bool(((values == 1) | (values == (0.0 if low == 0 else -1.0))).all())
 
@@ -355,7 +355,7 @@ def _held_out(output: Tensor, y: Tensor, classes: bool, signs: bool) -> float:
 
 
 def shifts_out(output: Tensor, target: object, loss: LossFunction) -> bool:
-    """Whether adding a constant to every output leaves the loss alone: it has its own softmax."""
+    """Whether the loss is invariant to a constant added to all outputs: it applies a softmax."""
     try:
         with torch.no_grad():
             before, after = float(loss(output, target)), float(loss(output + 0.7, target))
@@ -365,7 +365,7 @@ def shifts_out(output: Tensor, target: object, loss: LossFunction) -> bool:
 
 
 def grows_with_batch(output: object, target: object, loss: LossFunction) -> bool:
-    """Whether the same rows twice give twice the loss: a sum where a mean is expected."""
+    """Whether doubling the rows doubles the loss: a sum where a mean is expected."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return False
     try:
@@ -378,9 +378,9 @@ def grows_with_batch(output: object, target: object, loss: LossFunction) -> bool
 
 
 def grows_in_part(output: object, target: object, loss: LossFunction) -> float:
-    """The share of a loss that is a sum over rows, beside what is a mean; 0 where none is known.
+    """Return the share of a loss that is a sum over rows while the rest is a mean; else 0.
 
-    Of rows that come once, twice and four times a sum s and a mean m cost m + s, m + 2 s, m + 4 s.
+    Rows repeated once, twice and four times cost m + s, m + 2 s, m + 4 s for sum s and mean m.
     """
     rows = [t for t in tensors(output) if t.ndim]
     if not rows or not isinstance(target, Tensor) or len({len(t) for t in rows}) > 1:
@@ -402,7 +402,7 @@ def grows_in_part(output: object, target: object, loss: LossFunction) -> float:
 
 
 def scale(value: object) -> dict[str, float]:
-    """Size of float tensors: rms, mean, deviation and absolute maximum."""
+    """Return rms, mean, standard deviation and absolute maximum of float tensors."""
     parts = [entries(t.detach()).double() for t in tensors(value) if t.is_floating_point()]
     if not parts:
         return {}

@@ -1,4 +1,4 @@
-"""Copies: what is tried on a replica leaves the user's model, optimizer and generators alone."""
+"""Copies, which leave the user's model, optimizer and random generators untouched."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Replica:
-    """A copy of the model with its own optimizer, its loss and what is added to the loss."""
+    """A copy of the model with its optimizer, loss and penalties."""
 
     model: nn.Module
     loss: LossFunction
@@ -48,10 +48,10 @@ class Replica:
     clip: float | None = None
     terms: Any = None  # penalties as for `regularize`; `attach` puts them on the optimizer
     regularizer: Regularizer | None = None
-    left_out: frozenset[int] = frozenset()  # ids of parameters that no group holds
+    left_out: frozenset[int] = frozenset()  # ids of parameters not in the optimizer
     patch: str = ""  # the code that a treatment ran
-    source: Samples | None = None  # where a treatment changes the rows
-    finish: Callable[[], Any] | None = None  # what a treatment does after training
+    source: Samples | None = None  # set by treatments that change the rows
+    finish: Callable[[], Any] | None = None  # called after training
 
     @property
     def whole(self) -> bool:
@@ -59,7 +59,7 @@ class Replica:
         return takes_model(self.loss)
 
     def value(self, batch: Batch) -> Tensor:
-        """The data loss on a batch; raises `InputError` where it is not a number."""
+        """Return the data loss on a batch; raise `InputError` if it fails or is no scalar."""
         try:
             if self.whole:
                 return number_of(graded(lambda: self.loss(self.model, whole(batch))))
@@ -70,18 +70,18 @@ class Replica:
             raise InputError(explain(error, self.model, batch)) from error
 
     def outcome(self, batch: Batch) -> tuple[Any, Tensor]:
-        """(output, loss) on a batch; the output is None where the loss calls the model itself."""
+        """Return (output, loss) on a batch; output is None if the loss calls the model itself."""
         if self.whole:
             return None, self.value(batch)
         output = call(self.model, batch[0])
         return output, number_of(self.loss(output, batch[1]))
 
     def extra(self) -> Tensor | float:
-        """What the user's penalty adds to the loss."""
+        """Return the user's penalty."""
         return self.penalty(self.model) if self.penalty is not None else 0.0
 
     def attach(self) -> Replica:
-        """Put the penalty terms on the optimizer, as the user's own program has them."""
+        """Attach the penalty terms to the optimizer, as the user's program does."""
         if self.terms is not None:
             assert self.optimizer is not None
             self.regularizer = regularize(self.model, self.optimizer, self.terms)
@@ -89,7 +89,7 @@ class Replica:
 
 
 def number_of(value: object) -> Tensor:
-    """The loss as a 0-d tensor; raises `InputError` where it is not one number."""
+    """Return the loss as a 0-d tensor; raise `InputError` if it is not one number."""
     if value is None:
         raise InputError("the loss returned None, one number is needed; does it lack a `return`?")
     if not isinstance(value, Tensor):
@@ -103,9 +103,9 @@ def number_of(value: object) -> Tensor:
 
 
 def own_loss(model: nn.Module, batch: object) -> Tensor:
-    """The loss that a model computes itself: `training_step`, or `.loss` of what it returns.
+    """Return the loss that a model computes itself: `training_step`, or `.loss` of its output.
 
-    This is what `loss=None` means: a Lightning module or a Hugging Face model as it is.
+    Used for `loss=None`, with a Lightning module or a Hugging Face model.
     """
     step = getattr(model, "training_step", None)
     try:
@@ -122,10 +122,9 @@ def own_loss(model: nn.Module, batch: object) -> Tensor:
 
 
 def own_optimizer(model: nn.Module) -> Optimizer | None:
-    """The optimizer of `configure_optimizers` of a Lightning module.
+    """Return the optimizer of `configure_optimizers` of a Lightning module.
 
-    None where there is none, where it cannot be made without its trainer, and for several, each
-    of which steps for a loss of its own.
+    None if there is none, it needs a trainer, or there are several, each with its own loss.
     """
     configure = getattr(model, "configure_optimizers", None)
     if not callable(configure):
@@ -151,10 +150,10 @@ def _without_loss(model: nn.Module, reason: str) -> str:
 
 
 def gradients(loss: Tensor, wanted: list[Tensor], model: nn.Module) -> list[Tensor | None]:
-    """Gradients of a loss; None where it does not depend on a tensor.
+    """Return gradients of a loss; None for tensors that it does not depend on.
 
-    A reentrant checkpoint refuses `torch.autograd.grad`: there a whole backward pass is run and
-    `.grad` put back. Raises `InputError` where the backward pass of the user's model fails.
+    Reentrant checkpoints reject `torch.autograd.grad`; there, runs a full backward pass and
+    restores `.grad`. Raises `InputError` if the backward pass of the user's model fails.
     """
     if not loss.requires_grad or not wanted:
         return [None] * len(wanted)
@@ -182,7 +181,7 @@ def replicate(
     penalty: Any = None,
     clip: float | None = None,
 ) -> Replica:
-    """A replica of a model and of the optimizer bound to it, state and groups included.
+    """Copy a model and the optimizer bound to it, with state and groups.
 
     `optimizer` may be an instance bound to the model or a factory called with the parameters.
     """
@@ -227,7 +226,7 @@ def replicate(
 
 
 def hook_alike(model: nn.Module, twin: nn.Module) -> None:
-    """Put the user's hooks on gradients of parameters on a copy, where deepcopy loses them."""
+    """Copy the user's gradient hooks on parameters, which deepcopy loses."""
     for own, other in zip(model.parameters(), twin.parameters()):
         for hook in (own._backward_hooks or {}).values():
             module = getattr(getattr(hook, "func", hook), "__module__", "") or ""
@@ -237,7 +236,7 @@ def hook_alike(model: nn.Module, twin: nn.Module) -> None:
 
 @contextmanager
 def isolated(model: nn.Module, seed: int) -> Iterator[None]:
-    """Random numbers of torch, numpy and Python start from `seed` and are put back afterwards."""
+    """Seed the generators of torch, numpy and Python, and restore their states afterwards."""
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     states = random.getstate(), np.random.get_state()
     with (
@@ -245,7 +244,7 @@ def isolated(model: nn.Module, seed: int) -> Iterator[None]:
         torch.enable_grad(),
         warnings.catch_warnings(),
     ):
-        # told as a finding, once, and not at every batch
+        # reported once, as a finding
         warnings.filterwarnings("ignore", message="Using a target size")
         _seed(seed, devices)
         random.seed(seed)
@@ -258,10 +257,9 @@ def isolated(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 def _seed(seed: int, devices: Sequence[int]) -> None:
-    """Of the CPU and these GPUs alone: `torch.manual_seed` reaches generators that nobody forked.
+    """Seed the CPU and these GPUs only: `torch.manual_seed` also seeds generators not forked here.
 
-    It keeps the stack for every kind of device that was not used yet, too, which takes longer than
-    a small model.
+    It also stores the call stack for each device type not yet in use, which is slow.
     """
     torch.default_generator.manual_seed(seed)
     for device in devices:
@@ -270,10 +268,7 @@ def _seed(seed: int, devices: Sequence[int]) -> None:
 
 @contextmanager
 def undisturbed(model: nn.Module, *, training: bool, seed: int = 0) -> Iterator[None]:
-    """A look at a model in the middle of training: buffers, mode, gradients and random numbers
-
-    are as before afterwards.
-    """
+    """Evaluate a model during training; restore buffers, modes and random states afterwards."""
     buffers = [b.detach().clone() for b in model.buffers()]
     modes = [m.training for m in model.modules()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
@@ -299,9 +294,9 @@ _IDLE: list[np.random.BitGenerator] = []
 
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Another generator behind `np.random`, which is far cheaper than to copy the state of one.
+    """Swap the generator behind `np.random`, which is far cheaper than to copy its state.
 
-    The second of a pair of normal draws is forgotten: `isolated` keeps the user's.
+    A cached second normal draw is lost; `isolated` restores the user's.
     """
     own = np.random.mtrand.get_bit_generator()
     other = _IDLE.pop() if _IDLE else np.random.MT19937()
@@ -314,7 +309,7 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
         _IDLE.append(other)
 
 
-# words of torch's errors, in lower case, and what to do; the first that fits is told
+# (parts of torch's error messages in lower case, hint); the first match is used
 HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("shapes cannot be multiplied",),
@@ -356,7 +351,7 @@ HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-# of answers that are not as many as the targets
+# error messages about outputs and targets of different length
 OTHER_ROWS = (
     r"batch_size \((?P<out>\d+)\) to match target batch_size \((?P<rows>\d+)\)",
     r"Target size \(\D*(?P<rows>\d+).* input size \(\D*(?P<out>\d+)",
@@ -365,7 +360,7 @@ OTHER_ROWS = (
 
 
 def _first_axis(text: str, model: nn.Module, batch: Batch) -> str:
-    """What to write where a model answers once a time step and not once a row."""
+    """Return a hint for a model with one output per time step instead of per row."""
     counts = next((found for form in OTHER_ROWS if (found := re.search(form, text))), None)
     steps = {t.shape[1] for t in tensors(batch[0]) if t.ndim > 1}
     rows = {len(t) for t in tensors(batch[1]) if t.ndim}
@@ -380,7 +375,7 @@ def _first_axis(text: str, model: nn.Module, batch: Batch) -> str:
 
 
 def _odd_shares(text: str, target: object) -> str:
-    """What to write where not the answers but the targets of yes and no are no shares."""
+    """Return a hint for binary targets outside 0 to 1."""
     if "between 0 and 1" not in text or not isinstance(target, Tensor):
         return ""
     low, high = float(target.min()), float(target.max())
@@ -390,7 +385,7 @@ def _odd_shares(text: str, target: object) -> str:
 
 
 def explain(error: Exception, model: nn.Module, batch: Batch) -> str:
-    """A sentence for an error inside the user's model or loss."""
+    """Explain an error inside the user's model or loss."""
     facts = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[0]))
     target = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors(batch[1]))
     text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Batches of the user's data as they are, and one fixed batch to measure on."""
+"""Batches of the user's data, unchanged, and one fixed batch to measure on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tikhon.data.rows import (
 )
 from tikhon.errors import DataError, InputError
 
-FAR = 500  # batches of a loader that are read for a target of another value
+FAR = 500  # batches of a loader read in search of another target value
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Samples:
     source: Any  # (inputs, target) to index, or an iterable of batches
     rows: int
     indexed: bool
-    batch: int | None = None  # rows of a batch, where a loader brings its own
+    batch: int | None = None  # rows per batch of a loader
 
     def stream(self, size: int, seed: int) -> Iterator[Batch]:
-        """Batches without end: whole shuffled epochs of a pair, or the loader again and again.
+        """Yield batches endlessly: shuffled epochs of a pair, or repeated passes of the loader.
 
-        The order is that of `Stream`, which refuses what a diagnosis has to look at: numbers that
-        are not finite, inputs without targets.
+        In the order of `Stream`, which itself rejects data that a diagnosis has to handle:
+        non-finite numbers, inputs without targets.
         """
         if not self.indexed:
             while True:
@@ -53,9 +53,10 @@ class Samples:
 
 
 def samples(data: object, *, rows: int = 256, name: str = "data") -> Samples:
-    """The samples behind a pair, a loader, one batch, a path or a source name.
+    """Open a pair, a loader, one batch, a path or a source name.
 
-    Raises `DataError` where there are no rows or inputs and targets do not match.
+    Raises:
+        DataError: if there are no rows, or inputs and targets differ in number.
     """
     source, batches = opened(data, name)
     if batches is not None:
@@ -80,7 +81,7 @@ def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
     if reading is not loader:
         parts += read_on(reading, parts)
     if reading is loader:
-        # an iterator is spent after one pass: what was read is all there is to train on
+        # an iterator is exhausted after one pass: train on what was read
         return Samples(join(parts), join(parts), count, True, length(parts[0]))
     try:
         joined = join(parts)
@@ -90,9 +91,9 @@ def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
 
 
 def read_on(reading: Iterator[object], parts: Sequence[Batch]) -> list[Batch]:
-    """As many batches from the next other target on, where those read have one value.
+    """Read as many batches again from the next other target on, if all targets so far are equal.
 
-    Rows may be in order. Nothing where there is no other target within `FAR` batches.
+    Rows may be sorted. Returns nothing if no other target occurs within `FAR` batches.
     """
     if not _of_one_value(parts):
         return []
@@ -109,7 +110,7 @@ def _of_one_value(parts: Sequence[Batch]) -> bool:
 
 
 def check_target(batch: Batch) -> None:
-    """Raise `DataError` where a batch has no target for `loss(output, target)`."""
+    """Raise `DataError` if a batch has no target for `loss(output, target)`."""
     inputs, target = batch
     if target is None:
         found = f"names {', '.join(inputs)}" if isinstance(inputs, Named) else "inputs alone"
@@ -120,7 +121,7 @@ def check_target(batch: Batch) -> None:
 
 
 def check_fit(model: nn.Module, batch: Batch) -> None:
-    """Raise `InputError` where model and batch live on different devices."""
+    """Raise `InputError` if model and batch are on different devices."""
     homes = {p.device for p in model.parameters()} | {b.device for b in model.buffers()}
     for tensor in tensors(batch):
         if homes and tensor.device not in homes:

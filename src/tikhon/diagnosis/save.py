@@ -1,4 +1,4 @@
-"""Saving a diagnosis or a cure as a run folder that `tikhon report` reads."""
+"""Save a diagnosis or a cure as a run folder that `tikhon report` reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tikhon.runs.run_directory import RunDirectory
 
 
 def save(document: dict[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
-    """Write `config.json` and `result.json` of a document; raises as `RunDirectory.create`."""
+    """Write `config.json` and `result.json` of a document; raises like `RunDirectory.create`."""
     folder = RunDirectory(path)
     folder.create(overwrite=overwrite)
     record = document.get("record") or document["diagnosis"]["record"]

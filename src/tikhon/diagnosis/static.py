@@ -1,4 +1,4 @@
-"""Facts about model and data that need no training step."""
+"""Facts about model and data that need no training."""
 
 from __future__ import annotations
 
@@ -37,19 +37,18 @@ from tikhon.diagnosis.wiring.calls import DROPOUTS
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import NORMS
 
-Steps = Sequence[Callable[[Tensor], Tensor]]  # one after the other
+Steps = Sequence[Callable[[Tensor], Tensor]]  # applied in order
 DROPOUT = nn.modules.dropout._DropoutNd
-ENDLESS = 1000.0  # below a constant's loss, times that and 1: free answers find no end
-# functions of one tensor that limit what a head can answer
+ENDLESS = 1000.0  # margin below the trivial loss, times (1 + that loss): unbounded below
 SQUARES = {"square", "abs", "exp", "norm", "vector_norm", "linalg_vector_norm", "cdist"}
-SQUARES |= {"pairwise_distance", "relu", "softplus"}  # at least 0, whatever they are given
-KEEPS = {"sum", "mean", "sqrt", "squeeze", "flatten", "reshape", "view"}  # what is at least 0
-ADDS = {"add", "__add__", "__radd__"}  # and what is added to it, if it is at least 0, too
+SQUARES |= {"pairwise_distance", "relu", "softplus"}  # results are always >= 0
+KEEPS = {"sum", "mean", "sqrt", "squeeze", "flatten", "reshape", "view"}  # preserve >= 0
+ADDS = {"add", "__add__", "__radd__"}  # preserve >= 0 if both summands have it
 HEADS = ELEMENTWISE | SOFTMAXES | {"clamp", "clip", "clamp_min", "clamp_max"}
 
 
 def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
-    """Frozen, unused or unoptimized parameters, odd dropout, normalisation with a batch of one."""
+    """Return frozen and unoptimized parameters, shared layers, dropout, batch norm on one row."""
     model = replica.model
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     facts: dict[str, object] = {
@@ -91,7 +90,7 @@ def _kind(model: nn.Module, name: str) -> torch.dtype:
 
 
 def _shared(model: nn.Module) -> list[str]:
-    """Names in one container under which the same layer with weights stands again."""
+    """Return the names of layers with weights that occur repeatedly in one container."""
     found: list[str] = []
     for prefix, parent in model.named_modules():
         if isinstance(parent, nn.Sequential | nn.ModuleList):
@@ -120,7 +119,7 @@ def _dropout_before_norm(model: nn.Module) -> list[str]:
 
 
 def data_facts(samples: Samples, model: nn.Module) -> dict[str, Any]:
-    """Scale of inputs and targets, and whether everything is finite."""
+    """Return scale and finiteness of inputs and targets."""
     inputs, target = samples.probe if not samples.indexed else samples.source
     bad = [
         f"{'inputs' if whole is inputs else 'target'}"
@@ -137,7 +136,7 @@ def data_facts(samples: Samples, model: nn.Module) -> dict[str, Any]:
 
 
 def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
-    """Yardsticks of the loss: trivial predictor, floor of the head, growth with the batch."""
+    """Return facts of the loss: trivial predictor, floor of the head, growth with the batch."""
     model, (inputs, target) = replica.model, samples.probe
     if replica.whole:
         return {}
@@ -163,7 +162,7 @@ def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
     facts["lowest"] = free_loss(output, target, replica.loss)
     if not names and yes_or_no(output, target):
         lowest = facts["lowest"]
-        if tape.above_zero(output):  # answers below 0, which it never gives, are no way out
+        if tape.above_zero(output):  # exclude negative outputs, which it never gives
             lowest = free_loss(output, target, replica.loss, nn.functional.softplus)
         facts |= unbounded_shares(output, target, replica.loss, lowest)
     if amounts(target):
@@ -171,7 +170,7 @@ def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
         if output.numel() == target.numel():
             facts["without_end"] = without_end(z, target, replica.loss, steps)
         if misread(shown, target, len(output)) and not facts.get("without_end"):
-            # a shallow model of a loss without end is no yardstick: it falls as far as it may
+            # a shallow model is no reference for a loss that is unbounded below
             trivial, lowest = float(facts["trivial"]), float(facts["lowest"])
             falls = lowest < trivial - ENDLESS * (1 + abs(trivial))
             facts["own_loss"] = (
@@ -179,7 +178,7 @@ def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
             )
     if names:
         reached = steps
-        if steps is not None and tape.above_zero(z):  # as a length, squashed afterwards
+        if steps is not None and tape.above_zero(z):  # such as a norm, squashed afterwards
             reached = _compose([nn.functional.softplus, steps])
         facts["floor"] = free_loss(z, target, replica.loss, reached)
         if not facts["probabilities"] or facts["own_softmax"]:
@@ -191,7 +190,7 @@ def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
 def _head_of_a_part(
     tape: _Tape, output: object, target: object, loss: LossFunction
 ) -> dict[str, Any]:
-    """The head behind that one of several outputs which has the target's shape, and its floor."""
+    """Return head and floor of the one of several outputs that has the target's shape."""
     if type(output) not in (tuple, list) or not isinstance(target, Tensor):
         return {}
     parts = list(cast(list[object], output))
@@ -215,7 +214,7 @@ def _head_of_a_part(
 
 
 def _sums_to_one(output: Tensor) -> bool:
-    """Whether the outputs are probabilities of classes, or their logarithms."""
+    """Whether the outputs are class probabilities or their logarithms."""
     if output.ndim < 2:
         return False
     total = torch.logsumexp(output, 1).abs() if bool((output < 0).any()) else output.sum(1) - 1
@@ -232,7 +231,7 @@ def _compose(functions: Steps) -> Callable[[Tensor], Tensor]:
 
 
 def _tail(tape: _Tape, output: Tensor) -> tuple[tuple[Tensor, Steps] | None, list[str]]:
-    """What enters the activations behind the last layer, and those activations, checked."""
+    """Return the input of the activations after the last layer, those activations and names."""
     chain: list[Callable[[Tensor], Tensor]] = []
     names: list[str] = []
     wanted = output
@@ -253,16 +252,16 @@ def _tail(tape: _Tape, output: Tensor) -> tuple[tuple[Tensor, Steps] | None, lis
 
 
 class _Tape(Functions):
-    """Remembers the calls of activation functions and of dropout, with what they gave."""
+    """Records calls of activations and dropout with their results."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Function, Args, Options, object]] = []
         self.dropped: list[tuple[object, str]] = []
-        self._above: list[object] = []  # results that are at least 0
+        self._above: list[object] = []  # results that are >= 0
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """Remember the call, and answer as the function does."""
+        """Record the call and return its result."""
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in HEADS and args and isinstance(args[0], Tensor):
@@ -280,14 +279,14 @@ class _Tape(Functions):
         return value >= 0 if isinstance(value, int | float) else self.above_zero(value)
 
     def above_zero(self, value: object) -> bool:
-        """Whether a result is at least 0 by what it is: a square, a length, a sum of them."""
+        """Whether a result is >= 0 by construction: a square, a norm, a sum of them."""
         return any(value is known for known in self._above)
 
 
 def own_score_zero(replica: Replica, batch: Batch) -> dict[str, float]:
-    """The share of rows whose own class has a score of 0 behind a rectifier at the end.
+    """Return the share of rows whose true class has a logit of 0 after a final ReLU.
 
-    Only where nothing but a softmax, of the model or of the loss, follows the rectifier.
+    Only if nothing but a softmax, of the model or of the loss, follows the ReLU.
     """
     target = batch[1]
     if replica.whole or not isinstance(target, Tensor) or target.is_floating_point():
@@ -314,23 +313,23 @@ def own_score_zero(replica: Replica, batch: Batch) -> dict[str, float]:
 
 
 def _rectifies(before: Tensor, after: Tensor) -> bool:
-    """Whether what is below 0 became 0 on the way."""
+    """Whether negative values became 0."""
     low = before < 0
     return bool((after >= 0).all()) and bool((low & (after == 0)).any())
 
 
 def reference(samples: Samples) -> dict[str, float]:
-    """Skill of a shallow model on the same rows (see `shallow_skill`)."""
+    """Return the skill of a shallow model on the same rows (see `shallow_skill`)."""
     return shallow_skill(many(samples))
 
 
 def many(samples: Samples) -> Batch:
-    """Rows to fit a shallow model to: at most 1200, 4000 of places, or the batch measured on."""
+    """Return rows for a shallow model: at most 1200, 4000 of few columns, or a loader's probe."""
     if not samples.indexed:
         return samples.probe
     inputs = samples.source[0]
     place = isinstance(inputs, Tensor) and inputs.is_floating_point()
-    few = place and inputs[:1].numel() <= FEW_COORDINATES  # whose nearest rows are asked
+    few = place and inputs[:1].numel() <= FEW_COORDINATES  # nearest neighbours are tried
     count = min(samples.rows, 4000 if few else 1200)
     order = torch.randperm(samples.rows, generator=torch.Generator().manual_seed(1))[:count]
     return take(samples.source, order)

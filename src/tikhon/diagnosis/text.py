@@ -1,4 +1,4 @@
-"""The diagnosis in words: a text whose first screen says it all, and the same as HTML."""
+"""The diagnosis as text that fits one screen, and as HTML."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERDICTS = {
 
 
 def screen(record: Record, findings: tuple[Finding, ...]) -> str:
-    """Verdict, findings with their consequences folded under them, and the layers, in 25 lines."""
+    """Format verdict, findings with their consequences, and layers in at most 25 lines."""
     lines = [_title(record, findings)]
     roots = [f for f in findings if not _folded(f, findings)]
     if worst(findings) in ("fine", "info"):
@@ -64,7 +64,7 @@ def _folded(finding: Finding, findings: tuple[Finding, ...]) -> bool:
 
 
 def _root(finding: Finding, findings: tuple[Finding, ...]) -> str:
-    """The code at the end of the chain of causes."""
+    """Return the code at the end of the chain of causes."""
     by_code = {f.code: f for f in findings}
     seen = {finding.code}
     while finding.cause in by_code and finding.cause not in seen:
@@ -97,7 +97,7 @@ def _paragraph(
 
 
 def _wrapped(line: str, second: bool) -> list[str]:
-    """The line, continued on a second one where there is room for it."""
+    """Return the line, wrapped into a second one if `second`."""
     if not second or len(line) <= WIDTH:
         return [line]
     first, *rest = textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8, drop_whitespace=True)
@@ -105,21 +105,21 @@ def _wrapped(line: str, second: bool) -> list[str]:
 
 
 def _brief(finding: Finding) -> str:
-    """The first number of the evidence."""
+    """Format the first number of the evidence."""
     for name, value in finding.evidence.items():
         return f"{name.replace('_', ' ')} {value:.2g}"
     return finding.severity
 
 
 def span(names: tuple[str, ...]) -> str:
-    """A short list of module names: first to last where there are many."""
+    """Format module names, more than three as "first .. last (n layers)"."""
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]} .. {names[-1]} ({len(names)} layers)"
 
 
 def _reached(record: Record) -> list[str]:
-    """The loss of the dry run, and the score beside its yardsticks."""
+    """Format the loss of the dry run, and the score beside those of constant and shallow model."""
     end = record.points[-1] if record.points else None
     if end is None or end.eval_loss is None or not record.steps:
         return [" no problem at step 0"]
@@ -136,7 +136,7 @@ def _table_size(record: Record) -> int:
 
 
 def _layers(record: Record, room: int) -> list[str]:
-    """The layer table and a sparkline of the signal, in at most `room` lines."""
+    """Format the layer table and a sparkline of the gradient in at most `room` lines."""
     ev = Evidence(record)
     if ev.first is None or not ev.chain or room < 4:
         return []
@@ -180,7 +180,7 @@ def _cell(value: float | None, form: str, width: int) -> str:
 
 
 def sparkline(values: list[float | None]) -> str:
-    """Bars of the logarithms; zero is a blank, at most 40 characters."""
+    """Draw logarithms as bars, zero as a blank, in at most 40 characters."""
     if len(values) > 40:
         values = [values[round(k * (len(values) - 1) / 39)] for k in range(40)]
     logs = [math.log10(v) if v and math.isfinite(v) else None for v in values]
@@ -193,7 +193,7 @@ def sparkline(values: list[float | None]) -> str:
 
 
 def full(record: Record, findings: tuple[Finding, ...]) -> str:
-    """Everything in words: all findings with evidence, wrapped; for a file or a pager."""
+    """Format all findings with evidence, wrapped, for a file or a pager."""
     lines = [_title(record, findings)]
     for finding in findings:
         lines.append(f"{finding.code} ({finding.severity}) {span(finding.where)}")
@@ -214,7 +214,7 @@ def full(record: Record, findings: tuple[Finding, ...]) -> str:
 
 
 def html_page(record: Record, findings: tuple[Finding, ...]) -> str:
-    """The text for a notebook: no script, every text escaped."""
+    """Format the diagnosis for a notebook: no script, all text escaped."""
     head = ("finding", "severity", "where", "why", "cure")
     rows = [(f.code, f.severity, span(f.where), f.why, "; ".join(f.advice)) for f in findings]
     layers = html.escape("\n".join(_layers(record, 1000)))
