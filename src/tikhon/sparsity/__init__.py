@@ -1,4 +1,4 @@
-"""One run to a sparse network: a share of weights, channels, heads ... to zero, then repair."""
+"""Train a sparse network in one run: zero a share of weights, channels or heads, then repair."""
 
 from tikhon.sparsity.audit import Sparsity
 from tikhon.sparsity.sparsify import Sparsifier, sparsify

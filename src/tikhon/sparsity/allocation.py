@@ -1,4 +1,4 @@
-"""How many units of each layer stay, and which."""
+"""Decide how many units of each layer to keep, and which."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import torch
 from torch import Tensor
 
 Per = Literal["model", "layer"]
-Counts = list[int]  # of the units that stay, layer by layer
-Price = Callable[[Counts], float]  # of a model that keeps so many; rises with each of them
+Counts = list[int]  # units kept in each layer
+Price = Callable[[Counts], float]  # of a model with these counts; increasing in each of them
 
-_SHIFT = 16  # bits of a float32 that are not looked at: sizes within 0.8 % count as equal
+_SHIFT = 16  # ignored bits of a float32: sizes within 0.8 % count as equal
 _CLASSES = 1 << (31 - _SHIFT)
 
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
-    """The sizes of one layer's units, sorted into classes.
+    """Sizes of one layer's units, sorted into classes.
 
-    The score of a unit is its squared size over the sum of those in its layer that are not
-    smaller (Lee et al. 2021): what goes by the smallest scores is the smallest part of what each
-    layer then still has. Scores are of classes: no layer is sorted for them.
+    The score of a unit is its squared size over the sum of those in its layer that are not smaller
+    (Lee et al. 2021): removing by smallest score removes the smallest fraction of what each layer
+    still has. Scores are per class, so no layer needs sorting.
 
     Attributes:
         sizes: (units,).
-        classes: of each unit, a larger number for a larger size, (units,).
-        found: the classes that have units, from the largest; `counts` and `scores` are theirs.
+        classes: of each unit, larger for larger sizes, (units,).
+        found: non-empty classes, largest first; `counts` and `scores` are theirs.
     """
 
     sizes: Tensor
@@ -40,7 +40,7 @@ class Sizes:
 
     @classmethod
     def of(cls, sizes: Tensor) -> Sizes:
-        """From norms, (units,).
+        """Build from norms, (units,).
 
         >>> Sizes.of(torch.tensor([3.0, 1.0, 1.0])).scores
         tensor([1.0000, 0.0911], dtype=torch.float64)
@@ -56,9 +56,9 @@ class Sizes:
         return cls(sizes, classes, found, counts, squares / left)
 
     def largest(self, count: int, *, exact: bool = True) -> Tensor:
-        """Flags of the `count` largest, (units,); else those of up to a hundredth more."""
+        """Return a mask of the `count` largest, (units,); unless `exact`, of up to 1 % more."""
         within = self.counts.cumsum(0)
-        place = int(torch.searchsorted(within, count))  # of the class that is divided
+        place = int(torch.searchsorted(within, count))  # of the class to split
         over = int(within[place]) - count
         if over == 0 or not (exact or over > len(self.sizes) // 100):
             return self.classes >= self.found[place]
@@ -70,15 +70,15 @@ class Sizes:
 
 
 class Order:
-    """The classes of all layers, from the highest score to the lowest.
+    """The classes of all layers, by descending score.
 
-    With `costs` (of a unit of each layer) a score counts by what the unit costs.
+    With `costs` (of a unit in each layer) scores are divided by them.
     """
 
     def __init__(self, layers: Sequence[Sizes], costs: Sequence[float] | None = None) -> None:
         self.layers = layers
         costs = costs or [1.0] * len(layers)
-        first = [torch.full((1,), torch.inf).double() for _ in layers]  # each layer keeps a unit
+        first = [torch.full((1,), torch.inf).double() for _ in layers]  # each layer keeps one unit
         scores = torch.cat(
             [torch.cat([top, x.scores.cpu() / c]) for top, x, c in zip(first, layers, costs)]
         )
@@ -89,7 +89,7 @@ class Order:
         self._within = self._counts.cumsum(0)
 
     def keep(self, total: int) -> Counts:
-        """How many units of each layer are among the `total` first of the model."""
+        """Return how many units of each layer are among the `total` best of the model."""
         total = max(total, len(self.layers))
         place = int(torch.searchsorted(self._within, total))
         taken = self._counts[: place + 1].clone()
@@ -99,10 +99,10 @@ class Order:
 
 
 def stay(layers: Sequence[Sizes], share: float, *, per: Per, price: Price = sum) -> Counts:
-    """How many units of each layer stay when `share` of the model's price, or of each layer, goes.
+    """Return how many units of each layer to keep when removing `share` of price or units.
 
-    Exact: over the model the price of what stays is at most `1 - share` of the whole, by less
-    than a unit. A layer keeps one unit at least.
+    Exact: over the model the price kept is at most `1 - share` of the total, within one unit. Each
+    layer keeps at least one unit.
 
     >>> layers = [Sizes.of(torch.tensor([3.0, 1.0])), Sizes.of(torch.tensor([2.0, 0.1]))]
     >>> stay(layers, 0.25, per="model"), stay(layers, 0.5, per="layer")
@@ -125,10 +125,10 @@ def stay(layers: Sequence[Sizes], share: float, *, per: Per, price: Price = sum)
 def in_multiples(
     counts: Counts, units: Counts, multiple: int, *, per: Per, final: bool, price: Price = sum
 ) -> Counts:
-    """The counts in multiples of a number, in layers that have as many units.
+    """Round counts to multiples, in layers with enough units.
 
-    Rounded up while layers still lose units. In the end to the nearest, in each layer or so that
-    the price comes near to that of `counts`: down, and up in the layers first that lose most.
+    Rounded up while layers still lose units; at the end to the nearest, in each layer or such that
+    the price is close to that of `counts`: down, and up first in the layers that lose most.
 
     >>> in_multiples([11, 19], [16, 32], 8, per="layer", final=True)
     [8, 16]
@@ -151,7 +151,7 @@ def in_multiples(
 
 
 def _one_apart(counts: Tensor) -> Tensor:
-    """The counts of the classes, the first unit as one of its own."""
+    """Return class counts, with the first unit split off."""
     rest = counts.clone()
     rest[0] -= 1
     return torch.cat([torch.ones(1, dtype=torch.long), rest])

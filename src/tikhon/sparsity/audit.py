@@ -1,4 +1,4 @@
-"""What a model has lost to `sparsify`, as a value: a table, a picture."""
+"""The audit of `sparsify`: a table and a plot of the zeros."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class LayerShare:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """What was requested and what is reached; printed as a table."""
+    """Requested and achieved sparsity; prints as a table."""
 
     of: str
     asked: float
     phase: str
     step: int
     steps: int
-    end: int  # the step at which all that was asked is gone
+    end: int  # the last step with removals
     layers: tuple[LayerShare, ...]
     cost: str | None = None
-    saved: float | None = None  # share of the cost that went
-    returned: int = 0  # units that had gone and are not zero
+    saved: float | None = None  # share of the cost saved
+    returned: int = 0  # removed units that are no longer zero
 
     @property
     def share(self) -> float:
@@ -45,7 +45,7 @@ class Sparsity:
         return sum(x.zeros for x in self.layers) / max(1, sum(x.units for x in self.layers))
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {**asdict(self), "share": self.share}
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Sparsity:
         return "\n".join(lines)
 
     def plot(self, *, ax: Any = None) -> plotting.Display:
-        """What is left of each layer, in %, with the number of its units.
+        """Plot the units left in each layer, in %, with their number.
 
         Args:
             ax: matplotlib axes to draw on; a new figure if None.

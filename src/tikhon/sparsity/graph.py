@@ -1,4 +1,4 @@
-"""The units of a traced model, as `sparsify` asks for them."""
+"""Units of a traced model for `sparsify`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tikhon.sparsity.units import Layer
 
 _LINEAR = (nn.Linear, InputsFirst)
 _WEIGHTED = (*_LINEAR, nn.modules.conv._ConvNd)
-_LAST = (nn.LayerNorm, nn.RMSNorm)  # of the last axis, over all units of which they normalise
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)  # of batches and of instances
+_LAST = (nn.LayerNorm, nn.RMSNorm)  # normalise the last axis, over all its units
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)  # batch, instance and group norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,18 +35,18 @@ class Block:
     weight: nn.Parameter
     bias: nn.Parameter | None
     owners: Tensor  # (positions,)
-    dim: int = 0  # of the weight, along which the positions are
-    own: bool = False  # a parameter that is no module's weight
+    dim: int = 0  # of the weight, indexed by position
+    own: bool = False  # a parameter that is not a module's weight
 
     @property
     def weight_name(self) -> str:
-        """The parameter's name."""
+        """Name of the parameter."""
         return self.name if self.own else f"{self.name}.weight"
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The analysis of a model on one batch, with merged units under one number each."""
+    """Analysis of a model on one batch, where coupled units share an index."""
 
     model: nn.Module
     analysis: Analysis
@@ -54,7 +54,7 @@ class Graph:
 
     @classmethod
     def of(cls, model: nn.Module, example: object) -> Graph:
-        """Trace the model in evaluation mode; it is left in the mode it was in."""
+        """Trace the model in evaluation mode, and restore its mode."""
         inputs = example if isinstance(example, tuple) else (example,)
         modes = [(module, module.training) for module in model.modules()]
         try:
@@ -70,7 +70,7 @@ class Graph:
     # -- who makes which units ----------------------------------------------------------------
 
     def coupled(self) -> list[list[Block]]:
-        """Linear and convolutional layers whose outputs are the same units, together."""
+        """Return groups of linear and convolutional layers with the same output units."""
         found: dict[int, list[Block]] = defaultdict(list)
         for name, owners in self._origins():
             module = self._module(name)
@@ -79,9 +79,9 @@ class Graph:
         return list(found.values())
 
     def may_go(self, order: Sequence[int]) -> bool:
-        """Whether nothing holds these units: an output, an operation without a rule, or a layer.
+        """Return whether the units may be removed: not held by an output or unsupported operation.
 
-        Embeddings, recurrent layers and the outputs of attention hold what they make.
+        Embeddings, recurrent layers and attention outputs hold their units.
         """
         return self._held.isdisjoint(order)
 
@@ -99,11 +99,9 @@ class Graph:
 
     @cached_property
     def channelwise(self) -> list[tuple[Block, bool]]:
-        """Norms and convolutions of one filter a channel: what follows a unit and is its own.
+        """Return norms and depthwise convolutions, with whether they rescale their input.
 
-        With scale and shift of a LayerNorm at zero, nothing is left of a unit after it.
-
-        With each, whether it sets the scale of what comes before it, as a norm does.
+        A unit with zero scale and shift in a LayerNorm is zero after it.
         """
         found = []
         for node, units in self.analysis.units.items():
@@ -120,7 +118,7 @@ class Graph:
         return found
 
     def parameters(self, order: Sequence[int]) -> Iterator[Block]:
-        """Parameters of the model's own that are added to, or multiply, these units."""
+        """Yield the model's own parameters that are added to, or multiply, these units."""
         for name, owners in self._origins():
             if name in self._parameters and set(owners.tolist()) == set(order):
                 param = self._parameters[name]
@@ -128,7 +126,7 @@ class Graph:
                 yield Block(name, param, None, owners, wide[-1], own=True)
 
     def units_of(self, targets: set[object]) -> set[int]:
-        """The units of the results of these operations."""
+        """Return the output units of these operations."""
         found: set[int] = set()
         for node, units in self.analysis.units.items():
             if node.op != "call_module" and node.target in targets and units is not None:
@@ -138,13 +136,13 @@ class Graph:
     # -- who reads the input ------------------------------------------------------------------
 
     def inputs(self) -> Iterator[tuple[str, Tensor]]:
-        """Names of the inputs of two or more dimensions, and their units."""
+        """Yield names of inputs with two or more dimensions, and their units."""
         for node, units in self.analysis.units.items():
             if node.op == "placeholder" and units is not None and units.ids.ndim > 1:
                 yield str(node.target), self.roots[units.ids.unique()].unique()
 
     def readers(self, inputs: Tensor) -> Iterator[Block]:
-        """Linear and convolutional layers that read some of these units."""
+        """Yield linear and convolutional layers that read any of these units."""
         for node, owners in self._read():
             module = self._called(node)
             grouped = getattr(module, "groups", 1) != 1
@@ -156,7 +154,7 @@ class Graph:
                 yield Block(name, module.weight, None, owners, dim)  # type: ignore[arg-type, union-attr]
 
     def _read(self) -> Iterator[tuple[fx.Node, Tensor]]:
-        """Calls of linear and convolutional layers with the unit of each input position."""
+        """Yield calls of linear and convolutional layers, with the unit of each input position."""
         for node in self.analysis.units:
             module = self._called(node)
             source: object = node.args[0] if node.args else None
@@ -170,9 +168,9 @@ class Graph:
     # -- what it costs ------------------------------------------------------------------------
 
     def price(self, layers: Sequence[Layer]) -> Price:
-        """Multiplications of the linear and convolutional layers, by the counts that stay.
+        """Return the multiplications of linear and convolutional layers as a function of counts.
 
-        Raises ValueError for a layer whose units cost none of them.
+        Raises ValueError for a layer whose units cost none.
         """
         makers = {p.name: i for i, x in enumerate(layers) for p in x.parts if not p.dim}
         makers |= {p.name: i for i, x in enumerate(layers) for p in x.parts[:1]}
@@ -210,13 +208,13 @@ class Graph:
     def _term(
         self, node: fx.Node, owners: Tensor, makers: dict[str, int], owner: dict[int, int]
     ) -> tuple[float, int | None, dict[int | None, float]]:
-        """Multiplications of one call, the layer of its outputs, those of its inputs by part."""
+        """Return multiplications of a call, the layer of its outputs, and shares of its inputs."""
         module: Any = self._called(node)
         shape = self.analysis.shapes[node]
         outputs = module.weight.shape[int(_is_turned(module))]
         whole = math.prod(shape) / shape[0] * module.weight.numel() / outputs
         made = makers.get(f"{node.target}.weight")
-        if getattr(module, "groups", 1) == len(owners) > 1:  # each output reads its own input
+        if getattr(module, "groups", 1) == len(owners) > 1:  # depthwise
             return whole, made, {None: 1.0}
         read: dict[int | None, float] = defaultdict(float)
         for unit in owners.tolist():
@@ -260,5 +258,5 @@ def _block(name: str, module: Any, owners: Tensor) -> Block:
 
 
 def _is_turned(module: object) -> bool:
-    """Whether its weight holds the inputs first."""
+    """Return whether the weight stores inputs first."""
     return getattr(module, "transposed", False)

@@ -1,4 +1,4 @@
-"""The kinds of units: weights, channels with their norms, heads, features, ranks."""
+"""Kinds of units: weights, channels with their norms, heads, features, ranks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _HEADS = {target for target, rule in RULES.items() if rule in (attention, produc
 
 
 def find(model: nn.Module, asked: Thinning, example: object) -> tuple[list[Layer], Price]:
-    """The layers that may lose units, and the price of a model that keeps so many of each.
+    """Return layers with removable units, and the price as a function of the units kept.
 
-    Raises ValueError where there are none, with the reason.
+    Raises ValueError with the reason if there are none.
     """
     traced = asked.of in ("channels", "features") or asked.cost is not None
     if traced and example is None:
@@ -69,7 +69,7 @@ _NONE = {
 
 
 def weights(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
-    """Every weight a unit; a layer is a parameter."""
+    """Return one layer for each parameter, with a unit for each weight."""
     computed = {
         entry.name: entry.excluded
         for entry in entries_of(model)
@@ -89,10 +89,10 @@ def weights(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Lay
 
 
 def channels(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
-    """Output units of linear and convolutional layers, with their biases and norms.
+    """Return output units of linear and convolutional layers, with their biases and norms.
 
-    What stands or falls together (residual sums, depthwise convolutions, norms) is one unit;
-    units that an output, an input or an unknown operation holds are left out, and those of heads.
+    Coupled channels (residual sums, depthwise convolutions, norms) are one unit; those held by an
+    output, an input or an unsupported operation are excluded, as are those of heads.
     """
     assert graph is not None
     heads = graph.units_of(_HEADS)
@@ -105,7 +105,7 @@ def channels(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[La
 
 
 def heads(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
-    """The heads of `nn.MultiheadAttention`, and of attention that the traced model shows."""
+    """Return the heads of `nn.MultiheadAttention`, and of attention found by tracing."""
     found = _of_modules(model, pattern)
     if graph is not None:
         units = graph.units_of(_HEADS)
@@ -114,7 +114,7 @@ def heads(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer
 
 
 def features(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
-    """The model's inputs: their columns in all layers that read them."""
+    """Return the model's inputs: their columns in all layers that read them."""
     assert graph is not None
     wanted = _names(model, pattern)
     found = []
@@ -132,7 +132,7 @@ def features(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[La
 
 
 def ranks(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
-    """Pairs of factors (rows, r) and (r, columns): a column of the one with a row of the other."""
+    """Return pairs of factors (rows, r) and (r, columns), with one unit for each rank."""
     names = [name for name, _ in model.named_parameters() if ".lora_" in f".{name}"]
     if pattern == "*" and not names:
         return []
@@ -161,7 +161,7 @@ def _names(model: nn.Module, pattern: Pattern) -> set[str]:
 
 
 def _coupled(model: nn.Module, pattern: Pattern, graph: Graph) -> list[tuple[list[int], Layer]]:
-    """One layer for each set of coupled producers that may all go, with its units in the graph."""
+    """Return a layer for each set of coupled, removable producers, with its units in the graph."""
     wanted = _names(model, pattern)
     found = []
     for members in graph.coupled():
@@ -174,7 +174,7 @@ def _coupled(model: nn.Module, pattern: Pattern, graph: Graph) -> list[tuple[lis
         blocks = [*((block, False) for block in members), *beside]
         blocks += ((block, False) for block in graph.parameters(order))
         if any(_positions(block.owners, order) is None for block, _ in blocks):
-            continue  # units of several sizes
+            continue  # mixed unit sizes
         parts = [part for block, norm in blocks for part in _parts(block, order, scale=norm)]
         name = "+".join(block.name for block in members)
         found.append((order, Layer(name, len(order), tuple(parts))))
@@ -182,7 +182,7 @@ def _coupled(model: nn.Module, pattern: Pattern, graph: Graph) -> list[tuple[lis
 
 
 def _parts(block: Block, order: Sequence[int], *, scale: bool = False) -> list[Part]:
-    """The weight and bias of a module, by output position."""
+    """Return weight and bias of a module, by output position."""
     index = _positions(block.owners, order)
     assert index is not None
     parts = [Part(block.weight_name, block.weight, block.dim, index, scale)]
@@ -192,7 +192,7 @@ def _parts(block: Block, order: Sequence[int], *, scale: bool = False) -> list[P
 
 
 def _positions(owners: Tensor, order: Sequence[int]) -> Tensor | None:
-    """Where the units stand, (units, positions); None where not as many times each."""
+    """Return the positions of units, (units, positions); None if their numbers differ."""
     places = [(owners == unit).nonzero().flatten() for unit in order]
     if len({len(place) for place in places}) != 1 or not len(places[0]):
         return None
@@ -200,7 +200,7 @@ def _positions(owners: Tensor, order: Sequence[int]) -> Tensor | None:
 
 
 def _of_modules(model: nn.Module, pattern: Pattern) -> list[Layer]:
-    """Heads of `nn.MultiheadAttention`: rows of the projections, columns of the last."""
+    """Return heads of `nn.MultiheadAttention`: rows of projections, columns of the output."""
     wanted = _names(model, pattern)
     found = []
     for name, module in model.named_modules():

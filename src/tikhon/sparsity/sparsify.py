@@ -1,4 +1,4 @@
-"""The verb `sparsify`: an exact share of zeros at the end of one run, on the user's own loop."""
+"""The function `sparsify`: an exact share of zeros after one run of the user's own loop."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from tikhon.sparsity.units import Layer, some
 from tikhon.wrappers import unwrap
 
 SCHEMA_VERSION = 2
-DECISIONS = 25  # of what goes next, over the thinning
-FADES = 4  # of what goes next, between two decisions
+DECISIONS = 25  # decisions on removals during thinning
+FADES = 4  # fading steps between two decisions
 
 _NOT_TRAINED = (
     "the optimizer does not hold them; give the one that was built from this model's parameters, "
     "all of them as a list, or a pattern without these",
     "they are frozen (requires_grad=False); let them train, or give a pattern without these",
 )
-_many: Any = torch  # its _foreach functions are public in all but their names
+_many: Any = torch  # its _foreach functions are public except by name
 
 
 def sparsify(
@@ -66,9 +66,9 @@ def sparsify(
     bias, so `tikhon.compact` removes all of them.
 
     Args:
-        model: the module; wrappers are looked through.
+        model: the module; wrappers are unwrapped.
         optimizer: any torch optimizer, or a list or dict of those that train the model together;
-            the steps of the last one are counted.
+            steps of the last one are counted.
         share: of the units to remove, in (0, 1); exact to the unit.
         of: "weights" (single entries), "channels" (output units of linear and convolutional
             layers, coupled ones together), "heads" (of attention), "features" (inputs of the
@@ -83,7 +83,7 @@ def sparsify(
             in each.
         cost: "flops" makes `share` one of the floating-point operations of a forward pass, and
             ranks units by score per operation.
-        multiple: layers keep a multiple of this many units, for hardware that prefers 8.
+        multiple: keep a multiple of this many units in each layer, for hardware that prefers 8.
         warmup: share of the steps before anything is removed, in [0, 1).
         repair: share of the steps after the last removal, in [0, 1); `warmup + repair < 1`.
 
@@ -111,7 +111,7 @@ def sparsify(
 
 
 class Sparsifier:
-    """The schedule on its optimizer; a handle, and a context manager that removes itself."""
+    """A pruning schedule attached to an optimizer; a handle and a context manager."""
 
     model: nn.Module
     thinning: Thinning
@@ -149,10 +149,10 @@ class Sparsifier:
         self._keep = [
             torch.ones(x.units, dtype=torch.bool, device=_device(x)) for x in self.layers
         ]
-        self._gone = [keep.clone() for keep in self._keep]  # False for what has gone for good
+        self._gone = [keep.clone() for keep in self._keep]  # False for removed units
         self._list_parts()
-        self._held: list[Tensor] | None = None  # 0 for what has gone, else 1
-        self._pressed: list[Tensor] | None = None  # 1 for what fades, else 0
+        self._held: list[Tensor] | None = None  # 0 for removed entries, else 1
+        self._pressed: list[Tensor] | None = None  # 1 for fading entries, else 0
         found_copies = [(one, copies_in(one)) for one in self.optimizers]
         self._copies = [(one, copies) for one, copies in found_copies if copies]
         self._hooks: list[StepHooks] = []
@@ -161,7 +161,7 @@ class Sparsifier:
 
     @property
     def optimizer(self) -> optim.Optimizer:
-        """The one whose steps are counted."""
+        """The optimizer whose steps are counted."""
         return self.optimizers[-1]
 
     @property
@@ -172,7 +172,7 @@ class Sparsifier:
         return "thinning" if self.step < self.end else "repair"
 
     def audit(self) -> Sparsity:
-        """What is zero now, layer by layer, beside what was requested."""
+        """Return the current zeros by layer, compared with what was requested."""
         self._follow()
         rows = tuple(LayerShare(x.name, x.units, x.zeros()) for x in self.layers)
         saved = None
@@ -194,7 +194,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def apply(self, copy: nn.Module) -> None:
-        """Zero in a copy of the model (an EMA, a SWA average) what has been removed in the model.
+        """Apply the zeros to a copy of the model (an EMA or SWA average).
 
         Raises ValueError for a copy of another model.
         """
@@ -210,7 +210,7 @@ class Sparsifier:
                 own.mul_(part.spread(keep, outside=1.0).to(own))
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and what has been removed, by layer."""
+        """Return the step and the removed units by layer."""
         self._follow()
         return {
             "schema_version": SCHEMA_VERSION,
@@ -222,7 +222,7 @@ class Sparsifier:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the `state_dict` was taken; ValueError for another target."""
+        """Restore a `state_dict`; ValueError for another target."""
         if not isinstance(state, dict) or state.get("schema_version") != SCHEMA_VERSION:
             held = sorted(map(str, state))[:5] if isinstance(state, dict) else type(state).__name__
             raise ValueError(
@@ -247,7 +247,7 @@ class Sparsifier:
         self._spread()
 
     def remove(self) -> None:
-        """Detach; the zeros stay, but the optimizer may move them from now on."""
+        """Detach; zeros are kept, but the optimizer may change them from now on."""
         found = self.audit() if self._hooks else None
         if found and found.returned:
             warn(
@@ -290,7 +290,7 @@ class Sparsifier:
     # -- what is attached ---------------------------------------------------------------------
 
     def _list_parts(self) -> None:
-        """The parts of all layers, and where the model holds their parameters."""
+        """List the parts of all layers, and where the model holds their parameters."""
         self._parts = [part for layer in self.layers for part in layer.parts]
         self._params = [part.parameter for part in self._parts]
         found = {
@@ -307,7 +307,7 @@ class Sparsifier:
         ]
 
     def _is_current(self) -> bool:
-        """Whether modules and optimizers hold the parameters that they held: a look a step."""
+        """Return whether modules and optimizers hold the identical parameters."""
         held, seen = self._optimized(), self._trained_with
         return (
             len(held) == len(seen)
@@ -316,9 +316,9 @@ class Sparsifier:
         )
 
     def _follow(self) -> None:
-        """Go on with parameters that the model has now in the place of others; identity decides.
+        """Track parameters that were replaced in the model.
 
-        A layer whose parameters are gone, or have another shape, is left out.
+        Layers whose parameters are missing or have another shape are dropped.
         """
         now, lost = _named(self.model), []
         if all(now.get(part.name) is part.parameter for part in self._parts):
@@ -340,7 +340,7 @@ class Sparsifier:
             self._keep.append(keep[number].to(device))
             self._gone.append(gone[number].to(device))
         if self.thinning.cost is not None:
-            for number, layer in lost:  # it costs what it did
+            for number, layer in lost:  # its cost is unchanged
                 self._price = _with_another(self._price, number, layer.units)
         self._list_parts()
         self._spread()
@@ -352,7 +352,7 @@ class Sparsifier:
             )
 
     def _trained(self, found: list[Layer]) -> list[Layer]:
-        """The layers that train: what goes elsewhere would not be repaired."""
+        """Return the layers that are trained, as others could not recover."""
         held = {
             id(param)
             for optimizer in self.optimizers
@@ -375,7 +375,7 @@ class Sparsifier:
         return left
 
     def _say_what_cannot_go(self) -> None:
-        """Refuse where no unit would go, warn where fewer can go than are asked."""
+        """Raise if no unit can be removed, and warn if fewer can than requested."""
         units = [x.units for x in self.layers]
         alike = [Sizes.of(torch.ones(x.units, device=_device(x))) for x in self.layers]
         left = self._counts(alike, self.end)
@@ -427,13 +427,13 @@ class Sparsifier:
         stride = max(1, self.every // FADES)
         if self._pressed is not None and place % stride == 0:
             times = (self.every - 1 - place) // stride + 1  # until the next decision
-            part = 1 / (times + 1)  # of what is left, so that the fading is linear
+            part = 1 / (times + 1)  # of the remainder, for linear fading
             with torch.no_grad():
                 _many._foreach_addcmul_(self._params, self._params, self._pressed, value=-part)
 
     @torch.no_grad()
     def _hold(self) -> None:
-        """What has gone stays zero, in the copies too that an optimizer computes weights from."""
+        """Keep removed entries at zero, also in an optimizer's own copies of the weights."""
         if self._held is None:
             return
         _many._foreach_mul_(self._params, self._held)
@@ -444,7 +444,7 @@ class Sparsifier:
                     state[key].mul_(held)
 
     def _decide(self, first: bool) -> None:
-        """What goes for good now, and what fades until the next decision."""
+        """Decide which units are removed now, and which fade until the next decision."""
         sizes = [Sizes.of(layer.sizes(self._metric)) for layer in self.layers]
         if not first or self.step == self.end:
             self._gone = self._staying(sizes, self.step)
@@ -455,7 +455,7 @@ class Sparsifier:
         self._spread()
 
     def _metric(self, param: nn.Parameter) -> Tensor | None:
-        """The denominators of an adaptive optimizer: large where the loss is steep."""
+        """Return an adaptive optimizer's denominators, large where the loss is steep."""
         for optimizer in self.optimizers:
             state, rule = optimizer.state.get(param), rule_of(optimizer)
             if not state or rule is None or rule.uniform:
@@ -470,7 +470,7 @@ class Sparsifier:
         return [one.largest(count, exact=exact) for one, count in zip(sizes, counts)]
 
     def _counts(self, sizes: Sequence[Sizes], step: int) -> list[int]:
-        """How many units of each layer stay at a step."""
+        """Return how many units of each layer to keep at a step."""
         asked = self.thinning
         progress = (step - self.begin) / max(1, self.end - self.begin)
         share = asked.share * (1 - (1 - min(progress, 1.0)) ** 3)
@@ -487,7 +487,7 @@ class Sparsifier:
         )
 
     def _spread(self) -> None:
-        """The flags of units as factors of the parameters' entries."""
+        """Expand masks of units to factors on the parameters' entries."""
         owners = [i for i, layer in enumerate(self.layers) for _ in layer.parts]
         spread = list(zip(self._parts, owners))
         gone, fading = self.step > self.begin, self.begin < self.step < self.end
@@ -496,7 +496,7 @@ class Sparsifier:
 
 
 def _refuse_without_numbers(model: nn.Module) -> None:
-    """Raise ValueError for parameters without a shape or values yet: none is the smallest."""
+    """Raise ValueError for parameters without shape or values, which cannot be ranked."""
     for entry in entries_of(model):
         if is_lazy(entry.param):
             raise ValueError(
@@ -511,17 +511,17 @@ def _refuse_without_numbers(model: nn.Module) -> None:
 
 
 def _named(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter under each of its names."""
+    """Return every parameter under each of its names."""
     return {name: entry.param for entry in entries_of(model) for name in entry.names}
 
 
 def _with_another(price: Price, number: int, units: int) -> Price:
-    """The price of what is left, where a layer keeps all its units."""
+    """Return the price function with one layer kept whole."""
     return lambda counts: price([*counts[:number], units, *counts[number:]])
 
 
 def _nothing(*step: object) -> None:
-    """After a step that has raised."""
+    """Do nothing after a step that raised."""
 
 
 def _device(layer: Layer) -> torch.device:

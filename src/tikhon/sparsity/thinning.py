@@ -1,4 +1,4 @@
-"""What `sparsify` is asked for, as a value."""
+"""The arguments of `sparsify` as a value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Cost = Literal["flops"]
 
 @dataclass(frozen=True)
 class Thinning:
-    """How much of what is removed, when, and how it is counted; the arguments of `sparsify`.
+    """What to remove, how much and when, as arguments of `sparsify`.
 
     Raises ValueError for arguments out of their range.
 
@@ -63,18 +63,18 @@ class Thinning:
     ) -> None:
         try:
             number = checked("sparsify", name, getattr(self, name), allowed, fine, whole=whole)
-        except TypeError as error:  # it may be a word of a command line
+        except TypeError as error:  # may be a word from the command line
             raise ValueError(str(error)) from None
         object.__setattr__(self, name, number)
 
     @property
     def counted(self) -> Per:
-        """Over the model or in each layer: `per`, or what suits the kind of unit."""
+        """Return "model" or "layer": `per`, or the default for the kind of unit."""
         over = self.cost is not None or self.of in ("weights", "ranks")
         return self.per or ("model" if over else "layer")
 
     def plain(self) -> dict[str, Any]:
-        """Plain values; only what differs from the defaults."""
+        """Return plain values that differ from the defaults."""
         return {
             item.name: value
             for item in dataclasses.fields(self)
@@ -83,7 +83,7 @@ class Thinning:
 
     @classmethod
     def read(cls, given: Asked) -> Thinning:
-        """A share alone, a text as "90%" or "50%,of=channels", or a table of the arguments."""
+        """Read a share, a text such as "90%" or "50%,of=channels", or a table of arguments."""
         if isinstance(given, Thinning):
             return given
         if isinstance(given, str):
@@ -100,7 +100,7 @@ class Thinning:
 
     @classmethod
     def of_text(cls, text: str) -> Thinning:
-        """From "SHARE[,KEY=VALUE]", the share as 0.9 or 90%."""
+        """Parse "SHARE[,KEY=VALUE]", with the share as 0.9 or 90%."""
         first, *rest = [part.strip() for part in text.split(",")]
         found: dict[str, object] = {"share": _number(first)}
         for part in rest:

@@ -1,4 +1,4 @@
-"""How much: strengths that move with the step (schedules) or with the weights (controllers)."""
+"""Strengths that vary with the step (schedules) or with the weights (controllers)."""
 
 from tikhon.strengths import schedules
 

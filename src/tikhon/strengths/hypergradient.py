@@ -1,4 +1,4 @@
-"""Strengths that follow the validation loss within one run: accumulated hypergradients."""
+"""Strengths tuned on the validation loss during a single run, by accumulated hypergradients."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tikhon.strengths.sensitivity import (
 )
 from tikhon.strengths.validation import Look, averaged, look, told
 
-_FRACTION = 0.05  # the first strength of a sparse penalty, as a part of its largest gradient
+_FRACTION = 0.05  # first strength of a sparse penalty, relative to its largest gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ class Hypergradient(Controller):
                 f"Hypergradient: loss must be a callable of (output, target), "
                 f"received {described(self.loss)}"
             )
-        _ = self.stream  # data that cannot be read are refused here, not within a step
+        _ = self.stream  # fail here on unreadable data, not within a step
         if (moves := int(FROZEN * self.steps / self.every)) < FEWEST:
             finer = max(1, int(FROZEN * self.steps / FEWEST))
             advice = f"take every={finer}, more steps" if finer < self.every else "take more steps"
@@ -160,7 +160,7 @@ class Hypergradient(Controller):
 
     @torch.no_grad()
     def next(self, strength: float, observation: Observation, step: int) -> float:
-        """Carry the sensitivities one step on, and move the strength when it is due."""
+        """Update the sensitivities by one step, and the strength when it is due."""
         memory, readings = observation.memory, observation.readings
         if "log" not in memory:
             self._begin(readings, memory)
@@ -177,7 +177,7 @@ class Hypergradient(Controller):
     def _warn_of_ends(
         self, readings: Sequence[Reading], memory: dict[str, Any], step: int
     ) -> None:
-        """Say once that a strength has come to the end of its range, or of its run."""
+        """Warn once when a strength reaches the end of its range, or the run exceeds `steps`."""
         name = readings[0].name + (f" and {len(readings) - 1} more" if len(readings) > 1 else "")
         rests = step >= FROZEN * self.steps
         if rests and memory["log"] >= memory["high"] and not memory.get("met"):
@@ -203,18 +203,18 @@ class Hypergradient(Controller):
             )
 
     def record(self, memory: dict[str, Any], strength: float, step: int) -> None:
-        """Note the strength found after `step`, for a repetition of the run."""
+        """Record the strength found after `step`, for replay."""
         if "trace" not in memory:
             memory["trace"] = torch.full((max(1, self.steps // self.every),), strength)
         memory["trace"][step // self.every - 1 :] = strength
 
     def recorded(self, memory: Mapping[str, Any], steps: int) -> Recorded:
-        """The strengths that a run has found, as a schedule of another run of `steps`."""
+        """Return the recorded strengths as a schedule of another run of `steps`."""
         found = memory["trace"].tolist() if "trace" in memory else [self.start]
         return Recorded(tuple(found), steps)
 
     def _carry(self, readings: Sequence[Reading], memory: dict[str, Any], *, ahead: bool) -> None:
-        """A prox is differentiated at its result; decay acts on these weights in the next step."""
+        """Update sensitivities: through a prox at its result, through decay for the next step."""
         for reading in readings:
             if isinstance(reading.penalty, L2) == ahead:
                 strength = memory["strength"] if ahead else reading.penalty.strength
@@ -223,13 +223,13 @@ class Hypergradient(Controller):
 
     @cached_property
     def stream(self) -> Stream:
-        """The validation batches."""
+        """Validation batches."""
         return Stream(self.valid, size=self.batch_size)
 
     def check(self, model: nn.Module) -> None:
-        """Look at the first validation batch: what the loss cannot take would fail in a step.
+        """Evaluate the first validation batch, so that an unsuitable loss fails early.
 
-        A model without its weights yet (lazy, sharded, on the meta device) is taken as it is.
+        A model without initialised weights (lazy, sharded, on the meta device) is not checked.
         """
         if any(is_lazy(p) or hasattr(p, "placements") or p.is_meta for p in model.parameters()):
             return
@@ -254,7 +254,7 @@ class Hypergradient(Controller):
         memory.update(begin(min(max(math.log(start), memory["low"]), memory["high"])))
 
     def _first(self, reading: Reading) -> float:
-        """A first strength that neither destroys the weights nor leaves them as they are."""
+        """Return a first strength large enough to matter and small enough to do no harm."""
         if isinstance(reading.penalty, L2):
             return first_decay(self.steps) / max(
                 float(torch.as_tensor(reading.gain).median()), 1e-12
@@ -266,7 +266,7 @@ class Hypergradient(Controller):
         return max(_FRACTION * max_strength(unit, gradient), 1e-12)
 
     def _descend(self, observation: Observation) -> None:
-        """One step of Adam on log s against `<Z, g_v>`."""
+        """Take a step of Adam on log s along `-<Z, g_v>`."""
         memory = observation.memory
         if "gradients" not in observation.shared:
             observation.shared["gradients"] = self.look(observation.model, memory["count"])
@@ -279,25 +279,25 @@ class Hypergradient(Controller):
         self.move(memory, slope, seen, (memory["low"], memory["high"]))
 
     def look(self, model: nn.Module, number: int) -> Look:
-        """The loss on validation batch `number`, and its gradient."""
+        """Return the loss on validation batch `number`, and its gradient."""
         return look(model, self.loss, self.stream.batch(number), pooled=True)
 
     def move(
         self, memory: dict[str, Any], slope: Tensor, seen: Look, bounds: tuple[float, float]
     ) -> None:
-        """Move `log s` against its slope; slope and losses are the means over all processes."""
+        """Move `log s` against its slope; slope and losses are averaged over processes."""
         figures = torch.stack([slope.to(seen.loss), seen.loss, seen.blind])
         amount, level, blind = averaged(figures).tolist()
         memory["trust"] = float(trust(memory, level, blind))
-        if math.isfinite(amount + level):  # otherwise the run itself diverges: not ours to hide
+        if math.isfinite(amount + level):  # otherwise the run itself diverges, and reports it
             rate = rate_of(self.range, self.steps / self.every)
             descend(memory, amount, level, rate=rate, caution=self.caution, bounds=bounds)
 
 
 def _sensitivity(memory: dict[str, Any], reading: Reading) -> Tensor:
-    """How the weights have moved with the strength; nothing yet where they have just come.
+    """Return dW / d log s of a reading, zero if its weights are new.
 
-    By name: not every parameter has a gradient in every step, and some come later.
+    Keyed by name, as parameters may lack a gradient in some steps, or be added later.
     """
     key = f"z {reading.name}"
     if key not in memory or memory[key].shape != reading.weights.shape:
@@ -306,7 +306,7 @@ def _sensitivity(memory: dict[str, Any], reading: Reading) -> Tensor:
 
 
 def _carry(z: Tensor, reading: Reading, strength: float, damping: float, steps: int) -> None:
-    """Move `z`, in place, through optimizer steps between which the weights rest."""
+    """Update `z` in place over `steps` optimizer steps with constant weights."""
     w, penalty = reading.weights, reading.penalty.with_strength(strength)
     gain, loss = reading.gain, min(1.0, damping * float(reading.rate))
     if isinstance(penalty, L2):
@@ -317,14 +317,14 @@ def _carry(z: Tensor, reading: Reading, strength: float, damping: float, steps: 
 
 
 def _cap(reading: Reading) -> float:
-    """The largest strength that does not overshoot: decay by a fixed factor has no brake."""
+    """Return the largest strength that does not overshoot, for decay by a fixed factor."""
     if isinstance(reading.gain, Tensor) or not isinstance(reading.penalty, L2):
         return math.inf
     return CAP / max(reading.gain, 1e-30)
 
 
 def _largest(amount: float, device: torch.device) -> float:
-    """The maximum over the processes, each of which may hold a part of the weights (FSDP2)."""
+    """Return the maximum over processes, each of which may hold part of the weights (FSDP2)."""
     if is_distributed():
         shared = torch.tensor(amount, device=device)
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)

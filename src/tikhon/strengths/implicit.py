@@ -1,4 +1,4 @@
-"""Too much or too little: the exact slope of the validation loss in each strength, after a run."""
+"""Slope of the validation loss in each strength after a run, by implicit differentiation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tikhon.errors import InputError, described, unknown
 from tikhon.penalties import Penalty
 from tikhon.strengths.validation import told, trained_function
 
-_POWERS = 20  # iterations to the largest curvature
+_POWERS = 20  # power iterations for the largest curvature
 
 
 def implicit_slopes(
@@ -112,12 +112,12 @@ def _penalises(value: object) -> bool:
 
 
 def _bend(penalty: Penalty, w: Tensor, direction: Tensor) -> Tensor:
-    """`s*R''` times a direction, where the penalty is smooth."""
+    """Return `s*R''` times a direction, for smooth penalties."""
     return torch.func.jvp(penalty.grad, (w.detach(),), (direction,))[1]
 
 
 def _on_support(values: Tensor, penalty: Penalty | None, w: Tensor) -> Tensor:
-    """Zero where a prox holds the weight at zero: there it answers to nothing."""
+    """Zero the entries that a prox holds at zero, which do not respond."""
     return values if penalty is None or penalty.smooth else values * (w != 0)
 
 
@@ -140,7 +140,7 @@ def _largest_curvature(
     params: list[nn.Parameter],
     generator: torch.Generator,
 ) -> float:
-    """The Hessian's largest eigenvalue in size, with a margin, by power iteration."""
+    """Largest absolute eigenvalue of the Hessian, with a margin, by power iteration."""
     vector = [torch.randn(p.shape, generator=generator).to(p) for p in params]
     size = 1.0
     for _ in range(_POWERS):

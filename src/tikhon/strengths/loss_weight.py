@@ -1,4 +1,4 @@
-"""The weight of a part of the training loss, which follows the validation loss in one run."""
+"""The weight of a part of the training loss, tuned on the validation loss during the run."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class LossWeight:
         return math.exp(self.memory["log"])
 
     def __call__(self, part: Tensor) -> Tensor:
-        """`weight * part`, a 0-d tensor of the graph."""
+        """Return `weight * part`, 0-d and differentiable."""
         if self._due and part.requires_grad:
             params = [p for p in self._params if p.requires_grad]
             found = iter(torch.autograd.grad(part, params, retain_graph=True, allow_unused=True))
@@ -98,16 +98,16 @@ class LossWeight:
         return self.value * part
 
     def remove(self) -> None:
-        """Stop adapting; the weight stays as it is."""
+        """Stop adapting, keeping the weight."""
         self._handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, the weight's logarithm with its averages, and the sensitivities."""
+        """Return steps, the log weight with its averages, and the sensitivities."""
         sensitivity = [z.clone() for z in self._sensitivity]
         return {"steps": self.steps, "memory": dict(self.memory), "sensitivity": sensitivity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the `state_dict` was taken."""
+        """Restore a `state_dict`."""
         self.steps, self.memory = state["steps"], dict(state["memory"])
         for z, saved in zip(self._sensitivity, state["sensitivity"], strict=True):
             z.copy_(saved)
@@ -129,7 +129,7 @@ class LossWeight:
         self.steps += 1
 
     def _carry(self, pulls: list[tuple[Tensor | None, ...]]) -> None:
-        """Through the last `every` steps, with the numbers of this one."""
+        """Update sensitivities over the last `every` steps, using this step's values."""
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
         for i, (param, z) in enumerate(zip(self._params, self._sensitivity)):
             given = [cast(Tensor, pull[i]) for pull in pulls if pull[i] is not None]
@@ -137,7 +137,7 @@ class LossWeight:
                 continue
             gain = stationary_gain(self.optimizer, groups[param], self.optimizer.state[param])
             loss = min(1.0, self.strength.damping * float(gain.numerator))
-            pull = averaged(torch.stack(given).mean(0).float())  # as the optimizer steps by means
+            pull = averaged(torch.stack(given).mean(0).float())  # the optimizer uses means
             carry_decay(z, self.value * pull, gain.dense(), loss, self.strength.every)
 
     def _descend(self) -> None:

@@ -1,4 +1,4 @@
-"""A bound on the size of the weights, asked for instead of a strength."""
+"""Bound the size of the weights instead of setting a strength."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class NormBound(Controller):
         require(self, "per", self.per, fine, "'term', 'layer' or 'group'")
 
     def next(self, strength: float, observation: Observation, step: int) -> float:
-        """The strength of the next step."""
+        """Return the strength of the next step."""
         readings, memory = observation.readings, observation.memory
         if not all(type(reading.penalty) is L2 for reading in readings):
             raise TypeError(
@@ -82,7 +82,7 @@ class NormBound(Controller):
         excess = size / memory["bound"] - 1
         memory["removed"] = min(max(memory.get("removed", 0.0) + _INTEGRAL * excess, 0.0), 0.5)
         removed = min(max(memory["removed"] + _PROPORTIONAL * excess, 0.0), 0.5)
-        return min(removed / rate, LARGEST)  # rates of a schedule end near zero
+        return min(removed / rate, LARGEST)  # scheduled rates end near zero
 
     def _is_due(self, size: float, memory: dict[str, Any], step: int) -> bool:
         if self.bound is not None or self.at != "inflection":

@@ -1,7 +1,7 @@
 """Open-loop strengths: numbers as functions of the optimizer step.
 
-Any callable from the step, counted from 0, to a number >= 0 is a schedule; these are the usual
-ones as values, which can be compared, printed and saved.
+Any callable from the step, counted from 0, to a number >= 0 is a schedule; the usual ones here
+are values, which can be compared, printed and saved.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tikhon.errors import described
 
 @dataclass(frozen=True)
 class Linear:
-    """From `start` to `end` in a straight line over `steps`, then `end`.
+    """Linear from `start` to `end` over `steps`, then `end`.
 
     Args:
         start: value at step 0, >= 0.
@@ -36,13 +36,13 @@ class Linear:
         _check(self, levels=("start", "end"), counts=("steps",))
 
     def __call__(self, step: int) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         return _between(self.start, self.end, min(step / self.steps, 1.0))
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """From `start` to `end` along half a cosine over `steps`, then `end`.
+    """Half a cosine from `start` to `end` over `steps`, then `end`.
 
     `end + (start - end) * (1 + cos(pi * step / steps)) / 2`: flat at both ends.
 
@@ -67,14 +67,14 @@ class Cosine:
         _check(self, levels=("start", "end"), counts=("steps",))
 
     def __call__(self, step: int) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         phase = (1 - math.cos(math.pi * min(step / self.steps, 1.0))) / 2
         return _between(self.start, self.end, phase)
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """0 for `delay` steps, then in a straight line to `strength` over `steps`, then constant.
+    """0 for `delay` steps, then linear to `strength` over `steps`, then constant.
 
     A late penalty lets the network first learn what is worth keeping.
 
@@ -97,13 +97,13 @@ class WarmUp:
         _check(self, levels=("strength", "delay"), counts=("steps",))
 
     def __call__(self, step: int) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         return _between(0.0, self.strength, min(max(step - self.delay, 0) / self.steps, 1.0))
 
 
 @dataclass(frozen=True)
 class Cyclic:
-    """From `low` up to `high` and down again in straight lines, `period` steps per cycle.
+    """Linear from `low` up to `high` and back, `period` steps per cycle.
 
     Args:
         low: value at the start of each cycle, >= 0.
@@ -126,14 +126,14 @@ class Cyclic:
         _check(self, levels=("low", "high"), counts=("period",))
 
     def __call__(self, step: int) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         phase = step % self.period / self.period
         return _between(self.low, self.high, 1 - abs(2 * phase - 1))
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """Strengths that another run has followed, at the same fractions of a run of `steps`.
+    """Strengths of another run, replayed at the same fractions of a run of `steps`.
 
     Args:
         strengths: one per stretch of equal length, each >= 0; at least one.
@@ -161,7 +161,7 @@ class Recorded:
         _check(self, levels=(), counts=("steps",))
 
     def __call__(self, step: int) -> float:
-        """The value at `step`."""
+        """Return the value at `step`."""
         return self.strengths[
             min(int(step * len(self.strengths) // self.steps), len(self.strengths) - 1)
         ]

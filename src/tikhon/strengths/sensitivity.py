@@ -1,8 +1,8 @@
-"""How weights answer to the logarithm of a strength while they train, and what it does then.
+"""Sensitivity of weights to the log of a strength during training, and updates of the strength.
 
-One step of a training maps the weights `W` to others; `Z = dW / d log s` follows the derivative of
-that map. These functions carry `Z` on, and make one step of `log s`, for one strength (numbers)
-or for many at once (tensors that broadcast).
+A training step maps the weights `W` to new ones; `Z = dW / d log s` follows the derivative of
+that map. These functions update `Z` and `log s`, for one strength (numbers) or many at once
+(tensors that broadcast).
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ Number = float | Tensor
 
 DAMPING = 3.0  # curvature of the training loss in the metric of the optimizer
 CAUTION = 0.5  # factor on moves to a strength smaller than the first
-FROZEN = 0.9  # share of the run after which a strength rests, so that the weights settle
+FROZEN = 0.9  # share of the run after which a strength is frozen, so that the weights settle
 CAP = 0.5  # largest share of a weight that one step of decay removes
-FEWEST = 10  # moves of a strength below which its start decides more than the validation loss
+FEWEST = 10  # fewest moves of a strength: with fewer its start dominates
 _MOMENTUM, _SCALE = 0.9, 0.999
-_LARGEST = 0.2  # largest move of log s: a short run is no reason for a leap
-_SHRINK = 0.003  # part of a weight that the first strength of a decay removes in a step,
-_HORIZON = 8.0  # but in long runs no more than would shrink it by exp(-8) over the whole run,
-_WARM = 1000  # and in runs of fewer steps less, by the square of their number
-_TOLD = 0.01  # gain over one answer for all rows from which on a model tells them apart
-_NEGLIGIBLE = 1e-3  # slope of log s, as a part of the loss, that is not worth a full move
+_LARGEST = 0.2  # largest move of log s, limiting jumps in short runs
+_SHRINK = 0.003  # share of a weight that the first strength of a decay removes in a step,
+_HORIZON = 8.0  # in long runs at most a shrinkage by exp(-8) over the whole run,
+_WARM = 1000  # and in shorter runs scaled by the square of their length
+_TOLD = 0.01  # relative gain over a constant prediction from which a strength acts fully
+_NEGLIGIBLE = 1e-3  # slope of log s, relative to the loss, that is not worth a full move
 
 
 def first_decay(steps: int) -> float:
-    """Gain times the first strength of a decay, for a run of `steps`."""
+    """Return gain times the first strength of a decay, for a run of `steps`."""
     return min(_SHRINK, _HORIZON / steps) * brevity(steps)
 
 
 def brevity(steps: int) -> float:
-    """By how much the first strength of a decay is smaller because a run is short."""
+    """Return the reduction of the first strength of a decay in short runs."""
     return min(1.0, steps / _WARM) ** 2
 
 
 def carry_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int = 1) -> None:
-    """`z <- (1 - drain) z - gain * pull`, in place, `steps` times with the same numbers."""
+    """Apply `z <- (1 - drain) z - gain * pull` in place, `steps` times with the same values."""
     drain = drain.clamp(max=1) if isinstance(drain, Tensor) else min(drain, 1.0)
     reach: Number = 1.0
     for _ in range(steps - 1):
@@ -53,7 +53,7 @@ def carry_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int
 def carry_prox(
     z: Tensor, w: Tensor, penalty: Penalty, gain: Number, loss: float, steps: int = 1
 ) -> None:
-    """The same through the derivative of a prox, taken at its result `w`.
+    """The same through the derivative of a prox, at its result `w`.
 
     By the implicit function theorem `(I + gain * s * R''(w)) dw = dz - gain * s * R'(w)` on the
     support, and 0 outside.
@@ -77,29 +77,29 @@ def carry_prox(
 
 
 def rate_of(range: tuple[float, float], moves: float) -> float:
-    """Rate at which `log s` crosses its range in half of the run, if the run is long enough."""
+    """Rate at which `log s` crosses its range in half of the run, at most `_LARGEST`."""
     return min(2 * math.log(range[1] / range[0]) / max(moves, 1), _LARGEST)
 
 
 def pace(steps: int) -> int:
-    """Steps between two moves of a strength: 5, and fewer where a run would have too few moves."""
+    """Steps between moves of a strength: 5, or fewer if the run would have too few moves."""
     return max(1, min(5, int(FROZEN * steps) // (2 * FEWEST)))
 
 
 def begin(log: Number) -> dict[str, Any]:
-    """The memory of a strength that has not moved yet."""
+    """Return the initial memory of a strength."""
     nothing = torch.zeros_like(log) if isinstance(log, Tensor) else 0.0
     figures = dict.fromkeys(("mean", "noise", "square", "gain"), nothing)
     return {"log": log, "first": log, "count": 0, **figures}
 
 
 def trust(memory: dict[str, Any], loss: Number, blind: Number) -> Number:
-    """The share of a strength that acts: 0 while the model does not tell the rows apart.
+    """Return the share of a strength that acts: 0 on the plateau of a constant prediction.
 
-    `blind` is the loss of one answer for all rows. On a plateau at the beginning, or where a
-    strength has shrunk the model to a constant, the validation loss is just that, and decay only
-    keeps it there. A loss that is worse than that is overfitting, not a plateau. Where either is
-    no number, or both are 0, the share is 1.
+    `blind` is the loss of a constant prediction. Early in training, or if a strength has shrunk
+    the model to a constant, the validation loss is about that, and decay would only keep it there.
+    A worse loss means overfitting, not a plateau. If either is not finite, or `blind` is 0, the
+    share is 1.
     """
     gain = (blind - loss) / abs(blind) if isinstance(blind, Tensor) or blind else math.nan
     gain = _MOMENTUM * memory["gain"] + (1 - _MOMENTUM) * gain
@@ -113,7 +113,7 @@ def trust(memory: dict[str, Any], loss: Number, blind: Number) -> Number:
 
 
 def _beyond(mean: Number, error: Number) -> Number:
-    """The part of a mean that its error does not explain."""
+    """Shrink a mean towards zero by its standard error."""
     if isinstance(mean, Tensor):
         return mean.sign() * (mean.abs() - error).clamp_min(0)
     return math.copysign(max(abs(mean) - cast(float, error), 0.0), mean)
@@ -128,13 +128,13 @@ def descend(
     caution: float,
     bounds: tuple[float, float],
 ) -> None:
-    """One bias-corrected step of Adam on `log s` against its slope, within the bounds.
+    """Take one bias-corrected step of Adam on `log s` against its slope, within bounds.
 
-    Adam's epsilon has the unit of the loss: a slope that promises next to nothing (before a layer
-    whose scale the next one divides away, or early in training) moves the strength as little. The
-    mean of the last slopes counts as far as it exceeds its standard error, so that noise alone
-    moves nothing. Moves to strengths below the first are shortened by `caution`: early in training
-    slopes ask for them. What has been raised is taken back at the pace at which it was raised.
+    Adam's epsilon has the unit of the loss, so that a negligible slope (before a layer whose scale
+    the next one cancels, or early in training) hardly moves the strength. The mean of recent
+    slopes counts only beyond its standard error, so that noise does not move it. Moves below the
+    first strength are shortened by `caution`, as early slopes favour them; increases are reverted
+    at full rate.
     """
     known = 1 - _MOMENTUM ** memory["count"] or 1.0
     surprise = (slope - memory["mean"] / known) ** 2
@@ -147,7 +147,7 @@ def descend(
     mean = _beyond(memory["mean"] / known, error)
     square = memory["square"] / (1 - _SCALE ** memory["count"])
     move = -rate * mean / (square**0.5 + _NEGLIGIBLE * abs(loss) + 1e-30)
-    first = memory.setdefault("first", memory["log"])  # states of old runs lack it
+    first = memory.setdefault("first", memory["log"])  # missing in states of old runs
     below = (move < 0) & (memory["log"] <= first)
     low, high = bounds
     if isinstance(move, Tensor):

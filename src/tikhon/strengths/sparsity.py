@@ -1,4 +1,4 @@
-"""A share of exact zeros, asked for instead of a strength."""
+"""Set a share of exact zeros instead of a strength."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tikhon.regularizer.controller import (
     summed_over_shards,
 )
 
-_SAMPLE = 65536  # weights or rows that TargetSparsity looks at
-_TOLERANCE = 1e-3  # by how much it may exceed its share
+_SAMPLE = 65536  # weights or rows sampled by TargetSparsity
+_TOLERANCE = 1e-3  # allowed excess over the share
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class TargetSparsity(Controller):
         require(self, "per", self.per, fine, "'term', 'layer' or 'group'")
 
     def next(self, strength: float, observation: Observation, step: int) -> float:
-        """The strength for the prox of this step."""
+        """Return the strength for the prox of this step."""
         goal = self.target * (1 - (1 - min(step / self.steps, 1.0)) ** 3)
         readings = observation.readings
         parts = [(reading, *_sample(reading, len(readings))) for reading in readings]
@@ -93,17 +93,17 @@ class TargetSparsity(Controller):
 
 
 def _zeros(penalty: Penalty, w: Tensor) -> int:
-    """Entries that the prox has made zero: those of zero rows, if it goes by rows."""
+    """Count the zeros made by the prox; for row penalties those in zero rows."""
     if isinstance(penalty, GroupLasso | GroupMCP | LInf):
         return w.numel() - int(w.any(1).count_nonzero()) * w.shape[1]
     return w.numel() - int(w.count_nonzero())
 
 
 def _sample(reading: Reading, among: int) -> tuple[Proximable, Tensor, float | Tensor]:
-    """The penalty, weights and gain of a reading, thinned where many rows or entries are alike."""
+    """Return penalty, weights and gain of a reading, subsampled if there are many units."""
     penalty, w, gain = reading.penalty, reading.weights, reading.gain
     assert isinstance(penalty, Proximable)
-    units = w.numel() if penalty.elementwise else len(w)  # a row is zero as a whole
+    units = w.numel() if penalty.elementwise else len(w)  # rows are zero as a whole
     stride = math.ceil(units * among / _SAMPLE)
     if stride <= 1 or any(isinstance(value, Tensor) for value in vars(penalty).values()):
         return penalty, w, gain

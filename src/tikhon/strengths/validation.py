@@ -1,4 +1,4 @@
-"""The validation loss and its gradient within a training, of the function that is trained."""
+"""Validation loss and gradient of the function being trained."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tikhon.data.rows import LossFunction, call, each, loss_on, takes_model
 from tikhon.errors import InputError
 from tikhon.regularizer.targets import is_distributed
 
-_STATISTICS = ("running_", "moving_")  # how layers name the averages that eval mode goes by
+_STATISTICS = ("running_", "moving_")  # prefixes of running averages used in eval mode
 
 
 class Look(NamedTuple):
-    """What one validation batch says: its loss, 0-d, the gradient, and the `blind` loss.
+    """Result of a validation batch: its loss, 0-d, the gradient, and the `blind` loss.
 
-    That is the loss of answering every row with the mean of the answers; NaN where outputs are no
-    tensor, the loss does not take it, or the loss calls the model itself.
+    That is the loss of predicting the mean output for every row; NaN if outputs are not a tensor,
+    the loss rejects it, or the loss calls the model itself.
     """
 
     loss: Tensor
@@ -35,16 +35,15 @@ def look(
     *,
     pooled: bool = False,
 ) -> Look:
-    """The loss on a batch and its gradient, detached; all of the model's state stays.
+    """Return the loss on a batch and its gradient, detached, leaving the model's state unchanged.
 
-    With `pooled` all processes of a distributed run look at once, each at rows of its own: the
-    one answer of the `blind` loss is then the mean over the rows of all of them.
+    With `pooled` all processes of a distributed run evaluate their own rows: the constant
+    prediction of the `blind` loss is then the mean over all of them.
 
-    Dropout is off. Layers that normalise by running averages take the batch's own statistics: the
-    averages lag behind the weights, early in a training so far that the slope of the loss in eval
-    mode asks for whatever hides their error, such as a smaller head. A layer that the user has
-    put in eval mode is trained in eval mode, and stays there. `.grad`, buffers, random state and
-    modes are left as they were.
+    Dropout is off. Layers that normalise by running averages use batch statistics: early in
+    training the averages lag so far behind the weights that the slope in eval mode favours
+    whatever hides their error, such as a smaller head. Layers that the user put in eval mode stay
+    in it. `.grad`, buffers, random state and modes are unchanged.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     device = params[0].device
@@ -64,25 +63,25 @@ def look(
 
 @torch.no_grad()
 def _blind(loss: LossFunction, output: Any, target: Any, value: Tensor, pooled: bool) -> Tensor:
-    """The loss of one answer for all rows: the mean of the answers."""
+    """Return the loss of a constant prediction, the mean of the outputs."""
     unknown = torch.full_like(value, torch.nan)
     if not isinstance(output, Tensor) or output.ndim == 0:
         return unknown
     answer = output.mean(0, keepdim=True)
-    alike = output.ndim <= 2  # in all processes; the lengths of what has more axes may differ
+    alike = output.ndim <= 2  # across processes; other axes may differ in length
     if pooled and alike and is_distributed():
         answer = averaged(answer)
     elif len(output) < 2:
         return unknown
     try:
         found = loss(answer.expand_as(output), target)
-    except Exception:  # a loss of the user's own may want more than the numbers of the outputs
+    except Exception:  # a user's own loss may need more than the values of the outputs
         return unknown
     return found.detach() if isinstance(found, Tensor) and found.ndim == 0 else unknown
 
 
 def averaged(amounts: Tensor) -> Tensor:
-    """The mean over the processes of a distributed run, each of which may see its own rows."""
+    """Average over the processes of a distributed run, which may see different rows."""
     if is_distributed():
         torch.distributed.all_reduce(amounts)
         amounts = amounts / torch.distributed.get_world_size()
@@ -91,7 +90,7 @@ def averaged(amounts: Tensor) -> Tensor:
 
 @contextmanager
 def told(owner: str, loss: LossFunction, rows: str) -> Iterator[None]:
-    """Within: what a loss cannot take is an `InputError` that names the rows."""
+    """Convert errors of a loss within the block to an `InputError` that names the rows."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -107,7 +106,7 @@ def told(owner: str, loss: LossFunction, rows: str) -> Iterator[None]:
 
 @contextmanager
 def trained_function(model: nn.Module) -> Iterator[None]:
-    """Within: no noise, and normalisation by the statistics of the batch that is passed."""
+    """Disable noise within the block, and normalise by batch statistics."""
     training = [module for module in model.modules() if module.training]
     averaging = [module for module in training if _averages(module)]
     kept = [(b, b.clone()) for module in averaging for b in module.buffers(recurse=False)]
@@ -126,20 +125,20 @@ def trained_function(model: nn.Module) -> Iterator[None]:
 
 
 def _averages(module: nn.Module) -> bool:
-    """Whether a layer keeps averages of its inputs' statistics for eval mode."""
+    """Return whether a layer keeps running statistics of its inputs for eval mode."""
     names = (name for name, _ in module.named_buffers(recurse=False))
     return any(name.startswith(_STATISTICS) for name in names)
 
 
 def _gradients(value: Tensor, params: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
-    """By autograd alone; through `.grad` where FSDP2 gathers and scatters in backward hooks."""
+    """Differentiate by autograd, or through `.grad` where FSDP2 requires backward hooks."""
     if not any(hasattr(p, "placements") for p in params):
         return torch.autograd.grad(value, params, allow_unused=True)
     kept = [p.grad for p in params]
     try:
         for p in params:
             p.grad = None
-        value.backward()  # only to read the gradient: no step of training
+        value.backward()  # only reads the gradient
         return [p.grad for p in params]
     finally:
         for p, grad in zip(params, kept):
