@@ -1,6 +1,6 @@
-"""How a program is wired, measured on a few rows: shapes, rows, positions, targets, data, graph.
+"""Wiring of a program, measured on a few rows: shapes, rows, positions, targets, data, graph.
 
-Every test is a handful of passes in evaluation mode. They only measure: `checks/wiring.py` judges.
+Every test runs a few passes in evaluation mode. It only measures; `checks/wiring.py` judges.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from tikhon.diagnosis.wiring.subject import subject_of
 
 @dataclass(frozen=True)
 class AsGiven:
-    """What the user gave, where the loss was lifted: data, validation, whether it calls the model
+    """The user's program before its loss was lifted.
 
-    itself, and the ids of what the optimizer trains.
+    `whole`: the loss calls the model itself; `held`: ids of the optimizer's parameters.
     """
 
     source: Samples
@@ -55,11 +55,10 @@ class AsGiven:
 def wiring_facts(
     replica: Replica, source: Samples, given: AsGiven, *, sites: tuple[Site, ...], batch_size: int
 ) -> dict[str, object]:
-    """All facts of the wiring, and under `unmeasured` the tests that the program did not let run.
+    """Run all wiring tests; return their facts, and under `unmeasured` the tests that failed.
 
-    A test changes batches, and the user's code may raise anything on what it was not written for:
-    that is no fault of the program, so it is kept as a reason and not raised. A test for which no
-    time is left is left out.
+    Tests modify batches, on which the user's code may raise anything. That is no fault of the
+    program, so the error is recorded instead of raised. Tests are skipped once time is up.
     """
     valid = given.valid if replica.whole == given.whole else None
     subject = subject_of(replica, source)
@@ -104,7 +103,7 @@ def wiring_facts(
 
 
 def norm_facts(replica: Replica, source: Samples, batch_size: int) -> dict[str, object]:
-    """How many values each normalisation averages over, in a batch of training."""
+    """Count the values that each normalisation averages over in a training batch."""
     counts: dict[str, int] = {}
 
     def hook(name: str) -> Any:
@@ -136,7 +135,7 @@ ROWWISE = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 def averaged(module: nn.Module, values: Tensor) -> int:
-    """How many values go into one mean and deviation of a normalisation."""
+    """Return the number of values per mean and variance of a normalisation."""
     if isinstance(module, nn.LayerNorm):
         return math.prod(module.normalized_shape)
     if isinstance(module, nn.GroupNorm):

@@ -1,4 +1,4 @@
-"""What the loss wants of the answers: is there an end to it, and which way do its parts pull?"""
+"""The loss as a function of the outputs: is it bounded, and is the sign of its parts right?"""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from tikhon.diagnosis.replica import number_of, undisturbed
 from tikhon.diagnosis.wiring.calls import DRAWS, Calls
 from tikhon.diagnosis.wiring.subject import Subject, floats
 
-FAR = (1e1, 1e2, 1e3)  # how far answers are moved, in their own size
-FASTER = 30.0  # fall of a loss over ten times the way: a straight one falls 10 times as far
-MATCH = 1e-4  # relative difference of two numbers that are one and the same
-WIDTH = 32  # numbers in a row of which a determinant is still taken in a moment
+FAR = (1e1, 1e2, 1e3)  # shifts added to an output
+FASTER = 30.0  # decrease of a loss over ten times the distance; a linear loss has 10
+MATCH = 1e-4  # relative difference of equal numbers
+WIDTH = 32  # input columns up to which a determinant is computed quickly
 ROWS = 5
 SEEDS = 3
 
 
 def answer_facts(subject: Subject) -> dict[str, object]:
-    """Parts of the loss that have no end or the wrong sign, and answers that it does not hear."""
+    """Find unbounded parts of the loss, parts of the wrong sign, and zero gradients."""
     facts: dict[str, object] = {}
     for test in (_silent, _far, _entropy, _determinant):
         try:
             facts |= test(subject)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            # the user's loss, on answers that it was not written for
+            # the user's loss may raise anything on modified outputs
             facts.setdefault("answers_unmeasured", f"{test.__name__}: {type(error).__name__}")
     return facts
 
 
 @contextmanager
 def replaced(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
-    """Context in which the float tensors of every answer are changed; gives those of the calls."""
+    """Context that changes the float tensors of every model output, and yields their list."""
     seen: list[Tensor] = []
 
     def leave(module: nn.Module, args: object, output: object) -> object:
@@ -62,7 +62,7 @@ def _leaf(t: Tensor) -> Tensor:
 
 
 def _silent(subject: Subject) -> dict[str, object]:
-    """Whether the slope of the loss is 0 at every answer, whatever is drawn."""
+    """Whether the gradient of the loss is 0 at every output, for all seeds."""
     model = subject.model
     for seed in range(SEEDS):
         with torch.enable_grad(), undisturbed(model, training=True, seed=seed):
@@ -79,14 +79,14 @@ def _silent(subject: Subject) -> dict[str, object]:
 
 
 class _Zeros(Functions):
-    """Context that notices a factor without gradient that is 0 in every place."""
+    """Context that records a factor without gradient whose entries are all 0."""
 
     def __init__(self) -> None:
         super().__init__()
         self.place = ""
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """Look at the factors, and answer as the function does."""
+        """Inspect the factors and return the function's result."""
         if function_name(func) in ("mul", "__mul__", "__rmul__", "multiply"):
             fixed = [t for t in args if isinstance(t, Tensor) and not t.requires_grad]
             zero = [t for t in fixed if t.numel() > 1 and not bool(t.detach().any())]
@@ -97,11 +97,10 @@ class _Zeros(Functions):
 
 
 def _far(subject: Subject) -> dict[str, object]:
-    """Whether the loss falls on and on where one of the answers is moved away, the others kept.
+    """Whether the loss is unbounded below when one output is moved and the others are kept.
 
-    Games and rewards have straight losses without an end on purpose: what falls ever faster is
-    meant, or straight for one of several answers of a network that draws, as the deviation of a
-    code is.
+    Adversarial and reward losses are linear and unbounded on purpose, so the decrease must
+    accelerate; linear counts for paired outputs of a sampling network, such as a code's variance.
     """
     whole = subject.replica.whole
     with torch.no_grad(), undisturbed(subject.model, training=True):
@@ -138,7 +137,7 @@ def _moved(subject: Subject, place: int, several: int, way: float) -> float:
 
 
 def _endless(values: list[float], start: float, *, straight: bool) -> bool:
-    """Whether a loss falls on and on, ever faster unless a straight fall is enough."""
+    """Whether a loss decreases without bound, accelerating unless `straight`."""
     if any(math.isnan(v) for v in values) or values[-1] == math.inf:
         return False
     drops = [start - v for v in values]
@@ -150,17 +149,17 @@ def _endless(values: list[float], start: float, *, straight: bool) -> bool:
 
 
 class _Entropies(Functions):
-    """Context that keeps what is the entropy of the answers' softmax, or its mean or sum."""
+    """Context that records tensors equal to the entropy of the outputs, its mean or sum."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.found: list[tuple[Tensor, float, str]] = []  # with its sign
-        self.gains = False  # something of the answers is times other numbers, one a row
+        self.gains = False  # an output is multiplied by one number per row
         self._known: list[Tensor] = []
         self._handle = model.register_forward_hook(self._answer)
 
     def close(self) -> None:
-        """Listen to the model no more."""
+        """Remove the hook."""
         self._handle.remove()
 
     def _answer(self, module: nn.Module, args: object, output: object) -> None:
@@ -171,7 +170,7 @@ class _Entropies(Functions):
                     self._known.append(-(p * p.clamp_min(1e-30).log()).sum(-1))
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """Compare what the function makes with the entropies, and answer as it does."""
+        """Compare the function's result with the entropies and return it."""
         output = func(*args, **kwargs)
         name = function_name(func)
         with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -187,7 +186,7 @@ class _Entropies(Functions):
 
 
 def _gains(learned: object, factor: object) -> bool:
-    """Whether something learned gets a factor of its own in each row: what an action gained."""
+    """Whether `learned` is multiplied by one number per row, such as an action's advantage."""
     if not isinstance(learned, Tensor) or not isinstance(factor, Tensor):
         return False
     if not learned.requires_grad or factor.requires_grad or factor.numel() < 3:
@@ -198,7 +197,7 @@ def _gains(learned: object, factor: object) -> bool:
 
 
 def _same(t: Tensor, entropy: Tensor) -> float:
-    """1 where a tensor is the entropy (or its mean or sum), -1 where it is minus that, else 0."""
+    """Return 1 if a tensor is the entropy (or its mean or sum), -1 if its negative, else 0."""
     candidates = [entropy]
     if t.numel() == 1:
         candidates = [entropy.mean().reshape(t.shape), entropy.sum().reshape(t.shape)]
@@ -213,9 +212,9 @@ def _same(t: Tensor, entropy: Tensor) -> float:
 
 
 def _entropy(subject: Subject) -> dict[str, object]:
-    """Whether an agent's loss makes the entropy of its answers smaller.
+    """Return the gradient of an agent's loss with respect to the entropy of its policy.
 
-    Asked where rows have gains: to be sure is a goal of other losses.
+    Only if rows have advantages: other losses may lower entropy on purpose.
     """
     if not subject.replica.whole:
         return {}
@@ -236,10 +235,10 @@ def _entropy(subject: Subject) -> dict[str, object]:
 
 
 def _determinant(subject: Subject) -> dict[str, object]:
-    """Which way the loss pulls at an answer that is the logarithm of a determinant.
+    """Return the gradient of the loss with respect to an output that is a log-determinant.
 
-    The determinant is that of the slopes of another answer by the inputs, row by row: a density
-    is larger where a flow spreads space, so that the loss has to raise it.
+    The determinant is that of the Jacobian of another output, row by row. The log-density of a
+    flow grows with it, so the loss has to raise it.
     """
     inputs, model = subject.batch[0], subject.model
     if isinstance(inputs, tuple) and len(inputs) == 1:
@@ -251,7 +250,7 @@ def _determinant(subject: Subject) -> dict[str, object]:
     kept = [p.detach().clone() for p in model.parameters()]
     generator = torch.Generator().manual_seed(8)
     try:
-        with torch.no_grad():  # a flow may begin as the identity, whose determinant is 1
+        with torch.no_grad():  # a flow may start as the identity, with determinant 1
             for p in model.parameters():
                 p += 0.1 * torch.randn(p.shape, generator=generator).to(p)
         with torch.enable_grad(), undisturbed(model, training=False):
@@ -282,7 +281,7 @@ def _determinant(subject: Subject) -> dict[str, object]:
 
 
 def _pull(subject: Subject, numel: int) -> float:
-    """The slope of the loss at the answers of one number a row."""
+    """Return the summed gradient of the loss at outputs with `numel` entries."""
     with torch.enable_grad(), undisturbed(subject.model, training=False):
         with replaced(subject.model, _leaf) as leaves:
             loss = number_of(subject.replica.value(subject.batch))

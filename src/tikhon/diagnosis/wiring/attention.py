@@ -1,4 +1,4 @@
-"""Attention written by hand: how far its softmax looks around, and what dividing would change."""
+"""Hand-written attention: entropy of its softmax with and without scaling, and its masks."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ SHAPES = set(
     "split unbind __getitem__ movedim swapaxes".split()
 )
 SCALINGS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "true_divide", "normalize"}
-DEEP = 4  # layers that are left out one by one
-SAME_ROWS = 1e-6  # distance of rows that are alike, of their size
-MASKED = -1e4  # scores below it are a mask
+DEEP = 4  # layers that are zeroed one by one
+SAME_ROWS = 1e-6  # relative distance of equal rows
+MASKED = -1e4  # scores below are masked
 MASKS = {
     "multi_head_attention_forward": "key_padding_mask",
     "scaled_dot_product_attention": "attn_mask",
 }
-MOST = 0.9  # of the words blanked and of the padding seen: the mask is upside down
+MOST = 0.9  # share of tokens masked and of padding visible: the mask is inverted
 
 
 class AttentionScores(Functions):
     """Context that measures each softmax over products of queries and keys.
 
-    `found` has, by line: the size of queries and keys, whether anything divided them, and the
-    share of uniform attention, as it is and with the scores divided by the root of that size.
+    `found` holds per line: the size of queries and keys, whether they were scaled, and the entropy
+    relative to uniform attention, as it is and with scores divided by the root of that size.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[dict[str, Any]] = []
-        self.queries = ""  # where a mask blanks whole rows of the scores and no keys
-        self.turned = ""  # where a softmax over the queries weighs what the keys hold
-        self.blank: list[tuple[Tensor, str]] = []  # keys that no query of a row may see, by place
+        self.queries = ""  # place where a mask hides queries instead of keys
+        self.turned = ""  # place where a softmax over the queries weights the values
+        self.blank: list[tuple[Tensor, str]] = []  # keys masked for all queries of a row, place
         self._over_queries: list[tuple[weakref.ref[Tensor], str]] = []
         self._kept: dict[int, weakref.ref[Tensor]] = {}
         self._notes: dict[int, tuple[int, bool]] = {}  # tensor: size of its products, divided
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """Note what the function makes, and answer as it does."""
+        """Record the function's result and return it."""
         name = function_name(func)
         inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         notes = [self._note(t) for t in inputs]
@@ -80,7 +80,7 @@ class AttentionScores(Functions):
         return output
 
     def _blank(self, mask: Tensor, place: str) -> None:
-        """Keep the keys that a mask blanks: true, or far below 0, for all queries and heads."""
+        """Record the keys that a mask (True, or far below 0) hides from all queries and heads."""
         with torch._C.DisableTorchFunction():
             blank = mask if mask.dtype == torch.bool else mask.detach() <= MASKED
             if blank.ndim > 1:
@@ -88,7 +88,7 @@ class AttentionScores(Functions):
                 self.blank.append((keys.cpu(), place))
 
     def _turn(self, scores: Tensor, output: object, axis: object, place: str) -> None:
-        """Keep a softmax over the queries of positions that look at each other."""
+        """Record a softmax over the queries in self-attention."""
         square = scores.shape[-1] == scores.shape[-2] > 2
         if square and axis in (-2, scores.ndim - 2) and isinstance(output, Tensor):
             self._over_queries.append((weakref.ref(output), place))
@@ -131,14 +131,14 @@ def _scales(factors: tuple[Any, ...]) -> bool:
 
 
 def _whole_rows(scores: Tensor) -> bool:
-    """Whether a mask blanks all that some queries could see, and nothing of what others see."""
+    """Whether a mask hides all keys from some queries and none from the others."""
     seen = scores.detach() > MASKED
     blank, free = ~seen.any(-1), seen.all(-1)
     return bool(blank.any()) and bool(free.any()) and bool((blank | free).all())
 
 
 def spread(scores: Tensor) -> float | None:
-    """Mean entropy of a softmax over what is not masked, 1 where all is looked at alike."""
+    """Return the mean entropy of a softmax over unmasked scores, 1 = uniform."""
     seen = scores > MASKED
     count = seen.sum(-1)
     share = scores.masked_fill(~seen, -math.inf).softmax(-1)
@@ -150,7 +150,7 @@ def spread(scores: Tensor) -> float | None:
 
 
 def _upside_down(subject: Subject, tape: AttentionScores) -> str:
-    """Where a mask blanks the words of all rows and leaves their padding; empty otherwise."""
+    """Return the place where a mask hides the tokens and leaves the padding; else ""."""
     for part in tensors(subject.batch[0]):
         ends = lengths(part)
         if ends is None:
@@ -165,7 +165,10 @@ def _upside_down(subject: Subject, tape: AttentionScores) -> str:
 
 
 def past_facts(subject: Subject) -> dict[str, object]:
-    """`nothing_past`: layers of attention without each of which rows are alike, two or more."""
+    """Return `nothing_past`: two or more attention layers without a residual connection.
+
+    With the output of any one of them zeroed, all rows get the same output.
+    """
     layers = [
         (n, m)
         for n, m in subject.model.named_modules()
@@ -187,7 +190,7 @@ def _nothing(module: torch.nn.Module, args: Any, output: Any) -> Any:
 
 
 def attention_facts(subject: Subject) -> dict[str, Any]:
-    """The softmax of undivided products that looks around least; empty without such attention."""
+    """Return the unscaled attention of the lowest entropy, if any, and misplaced masks."""
     with torch.no_grad(), undisturbed(subject.model, training=False), AttentionScores() as tape:
         subject.answer(subject.batch)
     plain = [s for s in tape.found if not s["divided"]]

@@ -1,4 +1,4 @@
-"""Pictures and their maps of targets: are rows that are drawn twice, or pairs, moved alone?"""
+"""Images with target maps: are images transformed without their maps?"""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch.utils.data import TensorDataset
 from tikhon.data.rows import split
 from tikhon.diagnosis.samples import Samples
 
-ROWS = 8  # of the data set that are drawn again
-DRAWS = 5  # until a row looks otherwise
+ROWS = 8  # of the data set that are read repeatedly
+DRAWS = 5  # repeats until a row changes
 FITS = 0.9  # correlation with what is moved, turned or mirrored
-APART = 0.2  # and that by which staying fits less
-FEW = 3  # rows that moved, to judge by
-PAIRS = 64  # rows of pictures and maps that are compared
-PAIRED = 0.5  # correlation of a map with its picture, turned or not, that is no accident
+APART = 0.2  # margin over the correlation without motion
+FEW = 3  # changed rows needed to judge
+PAIRS = 64  # pairs of image and map that are compared
+PAIRED = 0.5  # significant correlation of a map with its image, turned or not
 
 
 def augmented_facts(source: Samples) -> dict[str, object]:
-    """`moved_alone`: of pictures that another draw shifts, turns or mirrors, the share whose map
+    """Return `moved_alone` for indexable data sets, else `fits_moved`.
 
-    of targets stays where it is, of data sets whose rows can be asked for. Of pairs `fits_moved`:
-    the share whose map fits its picture when it is turned or mirrored, and not as it is.
+    `moved_alone` is the share of images shifted, turned or mirrored on another read whose map
+    stays; `fits_moved` the share of pairs whose map fits only when turned or mirrored.
     """
     rows = getattr(source.source, "dataset", None)
     if source.indexed or isinstance(rows, TensorDataset):
@@ -53,7 +53,7 @@ def _pairs(source: Samples) -> dict[str, object]:
 
 
 def _fits_moved(picture: Tensor, target: Tensor) -> bool | None:
-    """Whether a map fits its picture turned or mirrored alone; None where it fits in no way."""
+    """Whether a map fits its image only turned or mirrored; None if it never fits."""
     a, b = (t - t.mean((-2, -1), keepdim=True) for t in (picture, target))
     size = a.flatten(1).norm(dim=1)[:, None] * b.flatten(1).norm(dim=1)
     if not bool((size > 0).any()):
@@ -71,7 +71,7 @@ def _fits_moved(picture: Tensor, target: Tensor) -> bool | None:
 
 
 def _left_behind(rows: object, place: int) -> bool | None:
-    """Whether a picture moves and its target does not; None where it does not move."""
+    """Whether an image moves and its target does not; None if the image does not move."""
     x, y = _picture(rows, place)
     if x is None or y is None:
         return None
@@ -86,7 +86,7 @@ def _left_behind(rows: object, place: int) -> bool | None:
 
 
 def _picture(rows: object, place: int) -> tuple[Tensor | None, Tensor | None]:
-    """A picture and its map of targets as (channels, height, width); None for other rows."""
+    """Return image and target map as (channels, height, width); None for other rows."""
     x, y = split(rows[place])  # type: ignore[index]
     if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not x.is_floating_point():
         return None, None
@@ -107,7 +107,7 @@ def _moved(x: Tensor, motion: Motion) -> Tensor:
 
 
 def _motion(x: Tensor, other: Tensor) -> Motion | None:
-    """The motion that makes one picture of the other; None where staying fits about as well."""
+    """Return the motion between two images; None unless it fits clearly better than none."""
     a, b = (t - t.mean((-2, -1), keepdim=True) for t in (x, other))
     size = float(a.norm() * b.norm())
     if size == 0:

@@ -1,4 +1,4 @@
-"""What a forward pass and its loss call: reshapes, softmaxes, cuts of the graph, draws."""
+"""Torch calls of a forward pass and its loss: reshapes, softmaxes, detaches, sampling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CUTS = set(
     "detach data argmax argmin argsort item tolist numpy __float__ tensor long int bool "
     "round".split()
 )
-# these cut where their truth values or their indices are what is used
+# these cut the graph if their truth values or indices are used
 PARTING = set(
     "gt ge lt le eq ne __gt__ __ge__ __lt__ __le__ __eq__ topk max min sort kthvalue mode".split()
 )
@@ -38,32 +38,32 @@ class Call:
     shapes: tuple[tuple[int, ...], ...] = ()
     output: tuple[int, ...] | None = None
     dim: int | None = None
-    attached: bool = False  # some input has a gradient to receive
-    cut: bool = False  # and the output has none
-    parts: bool = False  # and the output has a part that has none
-    silent: bool = False  # called without gradients, inside of a pass that has them
+    attached: bool = False  # some input requires a gradient
+    cut: bool = False  # and the output does not
+    parts: bool = False  # and a part of the output does not
+    silent: bool = False  # called without gradients in a pass that has them
     goals: tuple[float, float] | None = None  # range of the targets of a binary cross-entropy
-    swapped: bool = False  # of a loss: only what stands for the targets has a gradient to receive
+    swapped: bool = False  # of a loss: only the target argument requires a gradient
 
     @property
     def place(self) -> str:
-        """The line where there is one, else the module."""
+        """The line if known, else the module."""
         return self.line or self.module or "forward"
 
 
 class Calls(Located):
-    """Context in which the calls of one forward pass and its loss are recorded."""
+    """Context that records the calls of one forward pass and its loss."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.calls: list[Call] = []
 
     def named(self, *names: str) -> list[Call]:
-        """The calls of functions with these names."""
+        """Return the calls of functions with these names."""
         return [call for call in self.calls if call.name in names]
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """Record the call, and answer as the function does."""
+        """Record the call and return its result."""
         inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         graded = torch.is_grad_enabled()
         attached = any(t.requires_grad for t in inputs)
@@ -92,9 +92,9 @@ class Calls(Located):
 
 
 def _goals(name: str, args: Args, kwargs: Options) -> tuple[tuple[float, float] | None, bool]:
-    """The range of the targets, and whether answers stand in their place.
+    """Return the range of the targets, and whether outputs are passed as targets.
 
-    Probabilities may stand there on purpose where a loss of distributions is turned round.
+    Probabilities may be, on purpose, in a reversed divergence of distributions.
     """
     given = {**dict(zip(("input", "target"), args)), **kwargs}
     answer, goal = given.get("input"), given.get("target")
@@ -108,10 +108,10 @@ def _goals(name: str, args: Args, kwargs: Options) -> tuple[tuple[float, float] 
 
 
 class Joined(Functions):
-    """Context in which nothing is detached: `.detach()`, `.data` and `no_grad` do not cut."""
+    """Context in which `.detach()`, `.data` and `no_grad` have no effect."""
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """The tensor itself in place of a detached one."""
+        """Return the tensor itself instead of a detached one."""
         if function_name(func) in ("detach", "detach_", "data") and args:
             return args[0]
         with torch.enable_grad():
@@ -119,10 +119,10 @@ class Joined(Functions):
 
 
 class Calm(Functions):
-    """Context in which functional dropout passes everything and random slopes are their mean."""
+    """Context in which functional dropout is the identity and random slopes are their mean."""
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """The input itself in place of what dropout leaves of it."""
+        """Return the input of a dropout unchanged."""
         if function_name(func) in DROPOUTS and args:
             return args[0]
         if function_name(func) == "rrelu":
@@ -131,10 +131,10 @@ class Calm(Functions):
 
 
 class Leaky(Functions):
-    """Context in which flat ends of activations have a tenth of the largest slope."""
+    """Context in which flat parts of activations have a tenth of the maximum slope."""
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """What leaks in the place of what is flat."""
+        """Return the leaky version of an activation."""
         name = function_name(func)
         if name in ("relu", "relu6"):
             return torch.nn.functional.leaky_relu(args[0], 0.1)
@@ -143,7 +143,7 @@ class Leaky(Functions):
 
 
 def _dim(name: str, args: Args, kwargs: Options) -> int | None:
-    """The axis of a softmax, counted from the front; what None meant before it had to be given."""
+    """Return the axis of a softmax, counted from the front; None means torch's old default."""
     values = [*args[:2], None, None]
     if name not in ("softmax", "log_softmax") or not isinstance(values[0], Tensor):
         return None

@@ -1,4 +1,4 @@
-"""Answers that choose among candidates: targets that are the same in all rows say something."""
+"""Outputs that choose among candidates, for which constant targets are informative."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tikhon.data.rows import each, tensors
 from tikhon.diagnosis.wiring.calls import Calm
 from tikhon.diagnosis.wiring.subject import Subject, difference
 
-SAME = 1e-4  # change of answers / answers, that is rounding
-MOVED = 1e-3  # and that is none
+SAME = 1e-4  # relative change of outputs due to rounding
+MOVED = 1e-3  # relative change of outputs that is not rounding
 
 
 def candidate_facts(subject: Subject) -> dict[str, object]:
-    """Whether what a row chooses from stands in its inputs, where the targets are all the same.
+    """Whether the outputs choose among candidates in the inputs, if all targets are equal.
 
-    The answers follow the candidates that change places: the first of several words is the true
-    one, the first of two rows the better one. A network that has classes answers by place.
+    Permuting the candidates permutes the outputs, as when the first of several words is the true
+    one. Classifiers do not permute.
     """
     target = subject.batch[1]
     if not isinstance(target, Tensor) or subject.rows < 3 or bool((target != target[:1]).any()):
@@ -30,7 +30,7 @@ def candidate_facts(subject: Subject) -> dict[str, object]:
 
 
 def _followed(subject: Subject, before: list[Tensor]) -> bool:
-    """Whether the answers on the second axis move with what an input holds on its own."""
+    """Whether rolling the second axis of an input rolls that of the output."""
     for part in tensors(subject.batch[0]):
         if part.ndim < 2 or part.shape[1] < 2:
             continue
@@ -45,7 +45,7 @@ def _followed(subject: Subject, before: list[Tensor]) -> bool:
 
 
 def _exchanged(subject: Subject, before: list[Tensor]) -> bool:
-    """Whether the answer turns round, or two answers change places, when two inputs do."""
+    """Whether exchanging two inputs reverses the output or exchanges two outputs."""
     for one, other in combinations(tensors(subject.batch[0]), 2):
         if one.shape != other.shape or one.dtype != other.dtype:
             continue
@@ -68,12 +68,12 @@ def _answers(subject: Subject, other: dict[int, Tensor]) -> list[Tensor]:
 
 
 def _turned(before: Tensor, after: Tensor) -> bool:
-    """A difference that changes its sign, or the share of one of two."""
+    """Whether a difference changed its sign, or a share p became 1 - p."""
     return _moves(before, after, -before) or _moves(before, after, 1 - before)
 
 
 def _moves(before: Tensor, after: Tensor, expected: Tensor) -> bool:
-    """Whether answers changed, and to what was expected."""
+    """Whether outputs changed to the expected values."""
     if before.shape != after.shape:
         return False
     apart = difference([before], [after], slice(None))

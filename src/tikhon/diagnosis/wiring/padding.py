@@ -1,4 +1,4 @@
-"""Padding: what fills up short sequences, whether answers depend on it, whether it is learned."""
+"""Padding of sequences: do outputs depend on it, and does the loss count it?"""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, difference, sho
 from tikhon.diagnosis.wiring.targets import Bench
 from tikhon.errors import InputError
 
-ENDING = 0.5  # share of the texts whose last token is one that ends them
+ENDING = 0.5  # share of texts with the same last token, for it to be an end token
 SHORT = 0.3  # share of the rows that must end in padding, of different lengths
-END = 4  # positions at the end of all rows that hold one value
-HEARD = 1e-4  # relative change of a loss that is no rounding
+END = 4  # positions at the end of all rows that hold one value, at least
+HEARD = 1e-4  # relative change of a loss beyond rounding
 INSIDE = 0.02  # share of the positions before the padding that may hold the same value
 
 
 def padding_facts(subject: Subject) -> dict[str, object]:
-    """Change of the answers when padding is cut off; the share of padding that the loss counts."""
+    """Measure the change of outputs without padding, and the padding counted by the loss."""
     inputs, target = subject.batch
     found = [(t, ends) for t in tensors(inputs) if (ends := lengths(t)) is not None]
     if not found:
@@ -43,9 +43,9 @@ def padding_facts(subject: Subject) -> dict[str, object]:
 
 
 def _ends_unasked(tokens: Tensor, target: Tensor, ends: Tensor) -> bool:
-    """Whether labels that are the tokens leave out what fills up all rows, and nothing else ends
+    """Whether labels equal to the tokens ignore the padding, and no end token precedes it.
 
-    a text: as many last tokens as texts have, and none that most of them share.
+    An end token would be the last one of most texts.
     """
     if tokens.shape != target.shape or tokens.is_floating_point() or len(ends.unique()) < 3:
         return False
@@ -59,11 +59,11 @@ def _ends_unasked(tokens: Tensor, target: Tensor, ends: Tensor) -> bool:
 
 
 def lengths(values: Tensor) -> Tensor | None:
-    """Lengths of sequences that are filled up at their end with one value; None for others."""
+    """Return the lengths of sequences padded at their end with one value; None for others."""
     if values.ndim < 2 or values.shape[1] < 4 or len(values) < 5 or values.dtype == torch.bool:
         return None
     if values.is_floating_point() and values.ndim < 3:
-        return None  # columns of numbers
+        return None  # a table
     steps = values.flatten(2) if values.ndim > 2 else values[:, :, None]
     filler = torch.zeros_like(steps[0, 0])
     if not values.is_floating_point():
@@ -80,7 +80,7 @@ def lengths(values: Tensor) -> Tensor | None:
 
 
 def _all_end_early(values: Tensor, same: Tensor, end: int) -> bool:
-    """Whether tokens of all rows end at one place, long before the last one."""
+    """Whether tokens of all rows end at the same position, long before the last one."""
     if values.is_floating_point() or values.shape[1] - end < END or end < 1:
         return False
     varied = (values[:, :end] != values[:1, :end]).any(0)
@@ -88,7 +88,7 @@ def _all_end_early(values: Tensor, same: Tensor, end: int) -> bool:
 
 
 def _without(subject: Subject, ends: Tensor, size: int) -> float | None:
-    """Change of the answers of the shorter half of the rows when their common padding is cut."""
+    """Return the change of outputs of the shorter half of rows without their common padding."""
     cut = int(ends.median())
     if not 1 <= cut < size:
         return None
@@ -115,7 +115,7 @@ def _without(subject: Subject, ends: Tensor, size: int) -> float | None:
 
 
 def _counted(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
-    """Share of the target positions with a gradient that are padding."""
+    """Return the share of padding among target positions with a gradient."""
     target = subject.batch[1]
     if subject.replica.whole:
         return _counted_inside(subject, ends, size)
@@ -133,14 +133,14 @@ def _counted(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
     padded = torch.arange(size) >= ends[:, None]
     filler = target.cpu()[padded]
     if not bool(heard.any()) or not filler.numel() or bool((filler != filler[:1]).any()):
-        return {}  # what fills up the inputs is answered by something
+        return {}  # padded inputs have targets of their own
     return {"padding_counted": float((heard & padded).sum()) / float(heard.sum())}
 
 
 def _counted_inside(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
-    """The same share of a loss that calls the model: it changes when padding is marked as ignored.
+    """Return that share for a loss that calls the model and changes when padding is ignored.
 
-    The first filler of a row may be its end, which is to be learned.
+    The first padded position of a row may be its end token, which is to be learned.
     """
     inputs, target = subject.batch
     padded = torch.arange(size) > ends[:, None]
@@ -153,7 +153,7 @@ def _counted_inside(subject: Subject, ends: Tensor, size: int) -> dict[str, obje
     try:
         with torch.no_grad(), undisturbed(subject.model, training=False), Calm():
             before, after = (float(subject.replica.value((inputs, y))) for y in (target, marked))
-    except (InputError, *ONE_LENGTH):  # a loss with another mark
+    except (InputError, *ONE_LENGTH):  # a loss with another ignore_index
         return {}
     heard = abs(before - after) > HEARD * abs(before)
     share = float(padded.sum()) / float((target != IGNORED).sum())

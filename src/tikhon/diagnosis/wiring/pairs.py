@@ -1,4 +1,4 @@
-"""Networks that compare two rows: is the answer a distance, and which label means alike?"""
+"""Networks that compare two rows: is the output a distance, and which label means similar?"""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from tikhon.diagnosis.reference import binary
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.subject import Subject
 
-NEAR = 0.1  # answer to a row and itself / usual answer, of a distance
-SURE = 3.0  # deviations between the labels' distances, to know which of them means alike
+NEAR = 0.1  # output for a row and itself / usual output, of a distance
+SURE = 3.0  # z-score of the difference between the labels' distances
 
 
 def pair_facts(subject: Subject, source: Samples) -> dict[str, object]:
-    """`alike`: the label of rows that are alike, of a network whose answer is a distance.
+    """Return `alike`: the label of similar pairs, for a network whose output is a distance.
 
-    A distance is next to nothing between a row and itself; the label that means alike is that
-    of the pairs whose inputs lie nearer to each other.
+    A distance is nearly 0 between a row and itself; similar pairs have the closer inputs.
     """
     target = source.probe[1]
     if subject.replica.whole or not isinstance(target, Tensor) or not _labels(target):
@@ -47,7 +46,7 @@ def _labels(target: Tensor) -> bool:
 
 
 def _members(inputs: object) -> tuple[Tensor, Tensor] | None:
-    """The two rows of each pair: of a tuple, or side by side on the second axis."""
+    """Return the two rows of each pair: from a tuple, or from the second axis."""
     if isinstance(inputs, Tensor) and inputs.ndim > 2 and inputs.shape[1] == 2:
         first, second = inputs[:, 0], inputs[:, 1]
     elif isinstance(inputs, tuple) and len(inputs) == 2:
@@ -61,5 +60,5 @@ def _members(inputs: object) -> tuple[Tensor, Tensor] | None:
 
 
 def _joined(inputs: object, member: Tensor) -> object:
-    """Pairs of each row and itself, in the form of the inputs."""
+    """Return pairs of each row with itself, in the form of the inputs."""
     return (member, member) if isinstance(inputs, tuple) else torch.stack([member, member], 1)

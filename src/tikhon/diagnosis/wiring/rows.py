@@ -1,4 +1,4 @@
-"""Who sees whom in a forward pass: rows each other, positions the future; does order matter?"""
+"""Dependencies in a forward pass: between rows, on later positions, on the order."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ ATTENTION = (
     "multi_head_attention_forward",
     "_transformer_encoder_layer_fwd",
 )
-ALIKE = 1e-5  # spread of the rows / size of the values: rounding leaves less
-APART = 1e-3  # spread in front of the place that makes them alike at once
-PASSES = 16  # of a network that draws, to tell what is about its row from noise
-SAME_ANSWER = 1e-6  # change of an answer / answers, that is rounding
-LOCAL = 5.0  # change at the position that was changed / at those before it
-FEW_UNITS = 8  # of a layer that may score or gate, and carry nothing
-SHIFTED = 0.95  # share of a target that must be the next input, to be called the next input
+ALIKE = 1e-5  # relative spread of equal rows: rounding leaves less
+APART = 1e-3  # relative spread before the module that makes rows equal at once
+PASSES = 16  # of a sampling network, to separate signal from noise
+SAME_ANSWER = 1e-6  # relative change of an output due to rounding
+LOCAL = 5.0  # change at the modified position / at earlier ones
+FEW_UNITS = 8  # units of a layer that may be a score or a gate
+SHIFTED = 0.95  # share of a target that equals the next input
 
 
 def random_facts(subject: Subject) -> dict[str, object]:
-    """Two passes in evaluation mode on the same rows: what differs is drawn at random."""
+    """Compare two passes in evaluation mode on the same rows."""
     first = subject.outputs(subject.batch, seed=1)
     subject.outputs(subject.others, seed=1)
     carried = difference(first, subject.outputs(subject.batch, seed=1), slice(None))
@@ -56,7 +56,7 @@ def random_facts(subject: Subject) -> dict[str, object]:
 
 
 def row_facts(subject: Subject) -> dict[str, object]:
-    """Even rows stay, odd rows are replaced: the answers to the even ones must stay as well."""
+    """Replace the odd rows and measure the change of the outputs of even rows."""
     odd = torch.arange(subject.rows) % 2 == 1
     if subject.rows < 3:
         return {}
@@ -80,7 +80,7 @@ def row_facts(subject: Subject) -> dict[str, object]:
 
 
 def _rolled(subject: Subject, before: list[Tensor]) -> float:
-    """Change of the answers when every row moves by one place in the batch."""
+    """Return the change of outputs when the rows of the batch are rolled by one."""
 
     def roll(t: Tensor) -> Tensor:
         return t.roll(1, 0) if t.ndim and len(t) == subject.rows else t
@@ -93,7 +93,7 @@ def _rolled(subject: Subject, before: list[Tensor]) -> float:
 
 
 def blind_facts(subject: Subject) -> dict[str, object]:
-    """Whether different rows get one answer, and the first module that makes them alike."""
+    """Whether different rows get the same output, and the first module that makes them equal."""
     inputs = subject.batch[0]
     if not any(spread(t) > 0 for t in tensors(inputs) if t.ndim and len(t) == subject.rows):
         return {}
@@ -102,16 +102,16 @@ def blind_facts(subject: Subject) -> dict[str, object]:
     own = [t for t in answers if t.ndim and len(t) == subject.rows]
     if not own or max(spread(t) for t in own) > ALIKE:
         return {}
-    zero = not any(bool(t.any()) for t in own)  # as a head of zeros gives, until it is trained
+    zero = not any(bool(t.any()) for t in own)  # as from a zero-initialised head
     place = _where_alike(subject, seen)
     return {"alike": place | {"zero": zero}} if place else {}
 
 
 def given_back(subject: Subject) -> dict[str, Any]:
-    """How far what a network that draws gives back is about its row: 0 not at all.
+    """Return how much the reconstructions of a sampling network depend on the row; 0 = not.
 
-    The smaller of two ratios of spreads over the rows: what passes with other draws share, over
-    the inputs and over the answers. Only where an answer has the form of the inputs.
+    Spread over rows shared by passes with other seeds, relative to that of inputs or outputs,
+    whichever is larger. Only if an output has the shape of the inputs.
     """
     inputs = subject.batch[0]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or subject.rows < 3:
@@ -140,7 +140,7 @@ def given_back(subject: Subject) -> dict[str, Any]:
 
 
 def narrowest(subject: Subject) -> int:
-    """How many numbers of a row there are where they are fewest, between two modules."""
+    """Return the smallest number of values per row at the output of any module."""
     model = subject.model
     with torch.no_grad(), undisturbed(model, training=False), watched(model) as seen:
         subject.replica.value(subject.batch)
@@ -149,7 +149,7 @@ def narrowest(subject: Subject) -> int:
 
 
 def _where_alike(subject: Subject, seen: list[Any]) -> dict[str, object]:
-    """The one place at which rows become alike; nothing where they do little by little."""
+    """Return the module that makes rows equal; empty if they become so gradually."""
     modules = dict(subject.model.named_modules())
     last, before = "", 1.0
     for name, ins, outs in seen:
@@ -169,7 +169,7 @@ def _where_alike(subject: Subject, seen: list[Any]) -> dict[str, object]:
 
 
 def spread(t: Tensor) -> float:
-    """Largest distance of a row to the first one, over the size of all."""
+    """Return the largest distance of a row to the first one, relative to the size of all."""
     if not t.numel() or t.dtype == torch.bool:
         return 0.0
     size = float(t.double().square().mean().sqrt())
@@ -192,10 +192,7 @@ def _swapped(subject: Subject, odd: Tensor) -> Batch:
 
 
 def _place(subject: Subject, swapped: Batch, even: Tensor) -> dict[str, str]:
-    """The first module that gets even rows untouched and gives them changed; else what is before
-
-    the first module that gets them changed.
-    """
+    """Return the first module that changes even rows, else those around the change."""
     passes = []
     for batch in (subject.batch, swapped):
         with watched(subject.model) as seen, Calm():
@@ -220,7 +217,7 @@ def _place(subject: Subject, swapped: Batch, even: Tensor) -> dict[str, str]:
 
 
 def _moved(before: list[Tensor], after: list[Tensor], even: Tensor, rows: int) -> float:
-    """Change of the even rows, on whichever axis they lie: their number is a size of its own."""
+    """Return the change of even rows; their axis is identified by its unique size."""
     worst = 0.0
     for a, b in zip(before, after):
         if a.shape == b.shape and a.shape.count(rows) == 1:
@@ -230,7 +227,7 @@ def _moved(before: list[Tensor], after: list[Tensor], even: Tensor, rows: int) -
 
 
 def order_facts(subject: Subject) -> dict[str, object]:
-    """Whether a position sees later ones that hold its target; whether order is seen at all."""
+    """Measure whether positions depend on later ones holding their target, and on the order."""
     inputs, target = subject.batch
     facts: dict[str, Any] = {}
     axis = {t.shape[1] for t in tensors(inputs) if t.ndim >= 2 and t.shape[1] > 2}
@@ -255,7 +252,7 @@ def order_facts(subject: Subject) -> dict[str, object]:
 
 
 def _read(subject: Subject) -> dict[str, Any]:
-    """The only step of a sequence that an answer of a row depends on, if there is one."""
+    """Return the only step of a sequence that the output depends on, if there is one."""
     inputs = subject.batch[0]
     if not isinstance(inputs, Tensor) or inputs.ndim < 2 or inputs.shape[1] < 3:
         return {}
@@ -265,7 +262,7 @@ def _read(subject: Subject) -> dict[str, Any]:
         before = subject.outputs(subject.batch)
     steps = inputs.shape[1]
     if any(steps in a.shape[1:] for a in before):
-        return {}  # an answer for each step
+        return {}  # one output per step
     others = inputs.roll(1, 0)
     if _apart(subject, before, others) <= APART:
         return {}
@@ -278,14 +275,14 @@ def _read(subject: Subject) -> dict[str, Any]:
 
 
 def _apart(subject: Subject, before: list[Tensor], inputs: Tensor) -> float:
-    """Change of the answers where the inputs are these."""
+    """Return the change of outputs with other inputs."""
     with Calm():
         after = subject.outputs((inputs, subject.batch[1]))
     return difference(before, after, slice(None))
 
 
 def next_share(inputs: Tensor, target: object) -> float | None:
-    """Share of a target sequence that is the input one position later; None for no sequences."""
+    """Return the share of a target sequence that equals the next input; None if no sequence."""
     if not isinstance(target, Tensor) or inputs.ndim < 2 or inputs.shape[1] < 3:
         return None
     if inputs.ndim == target.ndim + 1 and inputs.shape[-1] == 1:
@@ -301,7 +298,7 @@ def next_share(inputs: Tensor, target: object) -> float | None:
 
 
 def _is_target(part: Tensor, target: object) -> bool:
-    """Whether a sequence of the inputs is the target sequence, position for position."""
+    """Whether an input sequence equals the target sequence, position by position."""
     if not isinstance(target, Tensor) or part.ndim < 2 or part.shape[1] < 3:
         return False
     if part.numel() != target.numel() or part.shape[:2] != target.shape[:2]:
@@ -313,7 +310,7 @@ def _is_target(part: Tensor, target: object) -> bool:
 
 
 def _shifts(subject: Subject, size: int) -> bool:
-    """Whether the loss leaves out the answers at the last position: it moves the labels itself."""
+    """Whether the loss ignores the last position, since it shifts the labels itself."""
     with undisturbed(subject.model, training=False):
         answers, loss = subject.outputs_and_loss(subject.batch)
     wanted = [answer for answer in floats(answers) if answer.requires_grad]
@@ -321,15 +318,15 @@ def _shifts(subject: Subject, size: int) -> bool:
         if slope is None or not bool(slope.any()):
             continue
         axes = [axis for axis in range(1, slope.ndim) if slope.shape[axis] == size]
-        if axes:  # and not the loss itself, which may stand beside the answers
+        if axes:  # excludes the loss, which may be among the outputs
             return any(not bool(slope.select(axis, -1).any()) for axis in axes)
     return False
 
 
 def _lag(subject: Subject, size: int) -> int | None:
-    """How many positions before its own a target pulls at the answers; None where it is not one.
+    """Return by how many positions a target affects earlier outputs; None if ambiguous.
 
-    Of several answers the nearest counts: the others may look further on purpose.
+    Of several outputs the nearest counts: others may predict further ahead on purpose.
     """
     inputs, target = subject.batch
     base, lags = _slopes(subject, (inputs, target)), set()
@@ -348,7 +345,7 @@ def _lag(subject: Subject, size: int) -> int | None:
 
 
 def _slopes(subject: Subject, batch: Batch) -> list[Tensor]:
-    """The slopes of the loss at the answers of a batch."""
+    """Return the gradients of the loss at the outputs of a batch."""
     with undisturbed(subject.model, training=False):
         answers, loss = subject.outputs_and_loss(batch)
     wanted = [a for a in floats(answers) if a.requires_grad and a.ndim > 1]
@@ -356,9 +353,9 @@ def _slopes(subject: Subject, batch: Batch) -> list[Tensor]:
 
 
 def _told(subject: Subject, part: Tensor) -> dict[str, Any]:
-    """Change of the answer at a position when what holds its target changes there alone.
+    """Return the change of the output at a position when the input that holds its target changes.
 
-    An autoencoder hands its input on as a whole; a decoder that is told sees it where it answers.
+    A global change is an autoencoder's; a local one means that a decoder is given the answer.
     """
     size = part.shape[1]
     place = size // 2
@@ -382,9 +379,9 @@ def _told(subject: Subject, part: Tensor) -> dict[str, Any]:
 
 
 def _future(subject: Subject, part: Tensor) -> float:
-    """Change of the answers at the first half of the positions when the second half changes.
+    """Return the change of outputs in the first half when the second half of the input changes.
 
-    Only the input that holds the targets: what a decoder is given beside it may be seen whole.
+    Only the input that holds the targets; a decoder may see other inputs as a whole.
     """
     size = part.shape[1]
     half = size // 2
@@ -400,7 +397,7 @@ def _future(subject: Subject, part: Tensor) -> float:
 
 
 def _order(subject: Subject, size: int) -> float:
-    """Change of the answers, put back in order, when the positions are shuffled."""
+    """Return the change of outputs, restored in order, when the positions are shuffled."""
     order = torch.randperm(size, generator=torch.Generator().manual_seed(3))
 
     def change(t: Tensor) -> Tensor:
@@ -419,7 +416,7 @@ def _at(
     for a, b in zip(before, after):
         if a.shape != b.shape:
             continue
-        # as many classes as positions: the axis of the positions is the one that changes less
+        # with as many classes as positions, the axis with less change is that of the positions
         axes = [k for k in dict.fromkeys((1, a.ndim - 1)) if 0 < k < a.ndim and a.shape[k] == size]
         found = [difference([a], [b], where)] if order is not None and not axes else []
         for axis in axes:
@@ -431,7 +428,7 @@ def _at(
 
 
 def has_attention(subject: Subject) -> bool:
-    """Whether positions look at each other through attention, as a layer or written by hand."""
+    """Whether the model uses self-attention, as a layer or hand-written."""
     if any(isinstance(m, nn.MultiheadAttention) for m in subject.model.modules()):
         return True
     with torch.no_grad(), undisturbed(subject.model, training=False), Calls(subject.model) as tape:
@@ -442,7 +439,7 @@ def has_attention(subject: Subject) -> bool:
 
 
 def bypass_facts(subject: Subject) -> dict[str, object]:
-    """Linear layers of few units that not everything passes: without them rows stay apart."""
+    """Return narrow linear layers without which rows still differ: scores or gates."""
     found = []
     for name, module in subject.model.named_modules():
         if not isinstance(module, nn.Linear) or module.out_features > FEW_UNITS:
@@ -463,9 +460,9 @@ def bypass_facts(subject: Subject) -> dict[str, object]:
 
 
 def line_facts(subject: Subject, layers: Sequence[str]) -> dict[str, object]:
-    """Whether what leaves the last of the layers with weights is straight in the inputs.
+    """Whether the output of the last layer with weights is linear in the inputs.
 
-    Nothing of layers that stand side by side: only one that is fed by another makes a line.
+    Only if layers follow each other, not for parallel ones.
     """
     inputs = subject.batch[0]
     if not layers or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
