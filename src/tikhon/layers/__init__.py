@@ -1,4 +1,4 @@
-"""The dropout family: noise layers whose rate is a buffer, put into a model and moved at will."""
+"""The dropout family: noise layers whose rate is a buffer, and their insertion into models."""
 
 from __future__ import annotations
 

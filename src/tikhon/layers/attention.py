@@ -1,4 +1,4 @@
-"""Multi-head attention whose dropout is a layer: torch's own keeps its rate in a float."""
+"""Multi-head attention whose dropout is a layer; torch's own stores its rate as a float."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """The attended values and, if requested, the weights after dropout."""
+        """Return the attention outputs and, if requested, the weights after dropout."""
         if not self.attention_dropout.training:
             return super().forward(
                 query,
@@ -54,7 +54,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         weights = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         weights = (weights if mask is None else weights + mask).softmax(-1)
         weights = self.attention_dropout(weights)
-        # contiguous as (L, N, E), like torch's: a seeded dropout after it draws in memory's order
+        # contiguous as (L, N, E) like torch's, so that a seeded dropout after it draws the same
+        # mask
         output = self.out_proj((weights @ v).permute(2, 0, 1, 3).flatten(2)).movedim(1, batch)
         if average_attn_weights:
             weights = weights.mean(1)
@@ -63,7 +64,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         return output, weights if need_weights else None
 
     def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Heads (N, heads, length, size) of the three inputs, and how many keys were added."""
+        """Return heads (N, heads, length, size) of the inputs, and the number of added keys."""
         if self._qkv_same_embed_dim:
             weights = self.in_proj_weight.chunk(3)
         else:
@@ -85,7 +86,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _mask(
         self, q: Tensor, mask: Tensor | None, padding: Tensor | None, extra: int
     ) -> Tensor | None:
-        """One additive mask (N or 1, heads or 1, L or 1, S + extra); added keys are seen."""
+        """Combine the masks into an additive one (N or 1, heads or 1, L or 1, S + extra)."""
         parts = []
         if mask is not None:
             mask = mask[None, None] if mask.ndim == 2 else mask.unflatten(0, (-1, self.num_heads))
@@ -98,7 +99,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as a term of the scores: True means "not allowed" in nn.MultiheadAttention."""
+    """Convert a mask to an additive one; True means "not allowed" in nn.MultiheadAttention."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -torch.inf)

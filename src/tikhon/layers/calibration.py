@@ -1,4 +1,4 @@
-"""How far predicted probabilities can be trusted."""
+"""Calibration of predicted probabilities."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     z, labels = _by_row(logits.detach(), labels, "logits")
     z = torch.cat([torch.zeros_like(z), z], dim=1) if z.shape[1] == 1 else z
     own = z.gather(1, labels.unsqueeze(1))
-    z = z - own  # the right class at 0: nothing overflows and the loss is unchanged
+    z = z - own  # shift the correct class to 0: avoids overflow, same loss
     if not float(z.amax(1).mean()) > 0:
         raise ValueError("every row is right, so no temperature above 0 is best: take more rows")
     if not float(z.mean()) < 0:
@@ -120,7 +120,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def _by_row(scores: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Scores (rows, classes) in float64 and labels (rows,), the classes where the labels say."""
+    """Return scores (rows, classes) in float64 and labels (rows,)."""
     for one in (scores, labels):
         if not isinstance(one, Tensor):
             raise TypeError(
@@ -178,16 +178,16 @@ class TemperatureScaled(nn.Module):
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        """The model's logits over the temperature."""
+        """Return the model's logits divided by the temperature."""
         return self.model(*args, **kwargs) / self.temperature
 
     def extra_repr(self) -> str:
-        """The temperature."""
+        """Return the temperature."""
         return f"temperature={self.temperature.item():.4g}"
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    """The inputs and labels of a batch."""
+    """Return the inputs and labels of a batch."""
     pair = batch if isinstance(batch, tuple | list) else ()
     if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Noise put into an existing model, with an exact undo."""
+"""Insert noise into an existing model, with an exact undo."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def _before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 def _counterpart(module: Any) -> tuple[Callable[..., NoiseLayer], float, dict] | None:
-    """The class, rate and options that do what `module` does, or None."""
+    """Return class, rate and options of the layer equivalent to `module`, or None."""
     name = type(module).__name__
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return next(
@@ -255,7 +255,7 @@ def _replace(edit: Edit, model: nn.Module, path: str, module: nn.Module, new: No
 
 
 def _adopt(edit: Edit, module: Any, kind: type, child: str, new: NoiseLayer) -> None:
-    """Change the class of `module` in place and give it the noise as a child."""
+    """Change the class of `module` in place and add the noise as a child."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     before, rate = type(module), module.dropout
     module.__class__, module.dropout = kind, 0.0

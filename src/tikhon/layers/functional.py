@@ -1,4 +1,4 @@
-"""The noises as pure functions of a tensor, a rate and a source of random numbers.
+"""Noise as pure functions of a tensor, a rate and a source of random numbers.
 
 Every function takes `rate` as a number or as a 0-d tensor. A tensor may be a buffer that changes
 between steps, or be batched by `torch.vmap`, so no code branches on its value. Without
@@ -127,7 +127,7 @@ def drop_path(
     return dropout(x, rate, tied=tied, training=training, generator=generator, uniforms=uniforms)
 
 
-SELU_FLOOR = -1.7580993408473766  # -scale * alpha of SELU: what a saturated unit gives
+SELU_FLOOR = -1.7580993408473766  # -scale * alpha of SELU, its output when saturated
 
 
 def alpha_dropout(
@@ -253,7 +253,7 @@ def drop_block(
     channels = 1 if shared else x.shape[1]
     seeds = draw([x.shape[0], channels, *fitting], x, generator, uniforms) < seed_rate
     blocks = F.pad(seeds.to(x.dtype), [half] * (2 * dims))
-    for d in range(dims):  # the maximum over a cube is one maximum a dimension
+    for d in range(dims):  # pooling over a cube is pooling over each dimension
         kernel = [block_size if i == d else 1 for i in range(dims)]
         blocks = pool[dims](blocks, kernel, 1, [k // 2 for k in kernel])
     kept = 1 - blocks

@@ -32,7 +32,7 @@ class ConcreteDropout(NoiseLayer):
     options = ("temperature",)
     logit: nn.Parameter
 
-    closed = False  # the rate is the sigmoid of a finite number
+    closed = False  # the rate is the sigmoid of a finite logit
 
     def __init__(self, rate: float = 0.1, *, temperature: float = 0.1) -> None:
         super().__init__(rate)
@@ -49,12 +49,13 @@ class ConcreteDropout(NoiseLayer):
         return self.logit.sigmoid()
 
     def set_rate(self, rate: float | Tensor) -> None:
-        """Set the parameter to a rate."""
+        """Set the logit from a rate."""
         with torch.no_grad():
             self.logit.copy_(torch.logit(torch.tensor(self.check(rate)), eps=1e-6))
 
     def penalty(self, weight: Tensor, *, length_scale: float = 1e-2, rows: int) -> Tensor:
-        """The term for the loss: weight decay that grows with the rate, minus the mask's entropy.
+        """Return the term for the loss: weight decay that grows with the rate, minus the mask's
+        entropy.
 
         length_scale^2 (1 - rate) |weight|^2 / rows - 2 entropy(rate) features / rows, where
         `weight` (out, features) reads this layer's output and `rows` is the size of the training
@@ -85,7 +86,7 @@ class VariationalDropout(NoiseLayer):
     threshold: float
     log_variance: nn.Parameter
 
-    closed = False  # at rate 1 the variance has no value
+    closed = False  # at rate 1 the variance is infinite
 
     def __init__(self, module: nn.Module, rate: float = 0.05, *, threshold: float = 3.0) -> None:
         if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
@@ -102,7 +103,7 @@ class VariationalDropout(NoiseLayer):
         self.set_rate(rate)
 
     def _hold(self, rate: float) -> None:
-        pass  # the rates live in `log_variance`, once the module is known
+        pass  # the rates are in `log_variance`, once the module is known
 
     @property
     def log_alpha(self) -> Tensor:
@@ -116,14 +117,14 @@ class VariationalDropout(NoiseLayer):
         return self.log_alpha.sigmoid()
 
     def set_rate(self, rate: float | Tensor) -> None:
-        """Set every weight's variance to a rate."""
+        """Set the variance of every weight from a rate."""
         log_alpha = torch.logit(torch.tensor(self.check(rate)), eps=1e-6)
         with torch.no_grad():
             weight = self.module.weight
             self.log_variance.copy_(log_alpha + torch.log(weight.square() + 1e-16))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The noisy output in training mode, that of the surviving weights otherwise."""
+        """Return the noisy output in training mode, else that of the surviving weights."""
         if not self.training:
             kept = self.module.weight * (self.log_alpha < self.threshold)
             return functional_call(self.module, {"weight": kept}, (x,))

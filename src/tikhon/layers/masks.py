@@ -1,4 +1,4 @@
-"""Masks: uniform and normal numbers, their shapes, and the checks of rates and ranks."""
+"""Random masks: uniform and normal numbers, shapes, and checks of rates and ranks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Generator, Tensor, nn
 from tikhon.arguments import LARGEST, checked
 
 Rate = float | Tensor
-Where = str | nn.Module  # who fails: a name, or a layer that knows its `label`
+Where = str | nn.Module  # names the caller in errors: a name, or a layer with a `label`
 
 
 def check_rate(rate: object, where: str, *, upper: float = 1.0, closed: bool = True) -> float:
-    """`rate` as a float in [0, upper], without `upper` itself unless `closed`.
+    """Return `rate` as a float in [0, upper], excluding `upper` unless `closed`.
 
-    The error begins with `where`.
+    Error messages begin with `where`.
     """
     given = rate.detach().reshape(()) if isinstance(rate, Tensor) and rate.numel() == 1 else rate
     bracket = "]" if closed else ")"
@@ -31,18 +31,18 @@ def check_rate(rate: object, where: str, *, upper: float = 1.0, closed: bool = T
 
 
 def name_of(where: Where) -> str:
-    """How a message begins; asked for only when something fails, since it may search."""
+    """Return the start of a message; computed only on failure, as it may search."""
     return where if isinstance(where, str) else str(where.label)
 
 
 def check_rank(x: Tensor, ranks: Sequence[int], where: Where, shape: str) -> None:
-    """An error that names the expected `shape` unless x has one of the ranks."""
+    """Raise an error naming the expected `shape` unless x has one of the ranks."""
     if x.ndim not in ranks:
         raise ValueError(f"{name_of(where)}: expected {shape}, received shape {tuple(x.shape)}")
 
 
 def readable(rate: Rate) -> Rate:
-    """The rate as a float where reading it is free, as it is if batched, traced or on a device."""
+    """Return the rate as a float if reading it is free (not batched, traced or on a device)."""
     if not isinstance(rate, Tensor):
         return float(rate)
     if torch.compiler.is_compiling() or not rate.is_cpu:
@@ -51,7 +51,7 @@ def readable(rate: Rate) -> Rate:
 
 
 def batched(x: Tensor) -> bool:
-    """Whether x is seen through `torch.vmap` or another transform of torch.func."""
+    """Return whether x is inside `torch.vmap` or another transform of torch.func."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # type: ignore[attr-defined]
@@ -60,9 +60,9 @@ def batched(x: Tensor) -> bool:
 def draw(
     shape: Sequence[int], like: Tensor, g: Generator | None, uniforms: Tensor | None
 ) -> Tensor:
-    """Uniform numbers in [0, 1), in float32: half precision would round the rate."""
+    """Draw uniform numbers in [0, 1) in float32, as half precision would round the rate."""
     if uniforms is None:
-        # two calls: where a generator is named, even None, torch.rand refuses symbolic sizes
+        # torch.rand refuses symbolic sizes if a generator is passed, even None
         if g is None:
             return torch.rand(tuple(shape), device=like.device)
         return torch.rand(tuple(shape), device=like.device, generator=g)
@@ -74,7 +74,7 @@ def draw(
 
 
 def draw_normal(like: Tensor, g: Generator | None, uniforms: Tensor | None) -> Tensor:
-    """Standard normal numbers of `like`'s shape and dtype; uniforms pass through the quantiles."""
+    """Draw standard normal numbers of `like`'s shape and dtype, or map uniforms by quantiles."""
     if uniforms is None:
         if g is None:
             return torch.randn(like.shape, dtype=like.dtype, device=like.device)
@@ -84,7 +84,7 @@ def draw_normal(like: Tensor, g: Generator | None, uniforms: Tensor | None) -> T
 
 
 def check_dims(x: Tensor, dims: Sequence[int], where: Where) -> None:
-    """An error unless x has these dimensions."""
+    """Raise an error unless x has these dimensions."""
     if not all(-x.ndim <= d < x.ndim for d in dims):
         raise ValueError(
             f"{name_of(where)}: expected an input with dimension {', '.join(map(str, dims))}, "
@@ -93,7 +93,7 @@ def check_dims(x: Tensor, dims: Sequence[int], where: Where) -> None:
 
 
 def inverse_keep(rate: Rate, dtype: torch.dtype) -> Rate:
-    """1 / (1 - rate), and 0 at rate 1, where nothing is kept."""
+    """Return 1 / (1 - rate), or 0 at rate 1."""
     if not isinstance(rate, Tensor):
         return 1 / (1 - rate) if rate < 1 else 0.0
     keep = 1 - rate
@@ -101,6 +101,6 @@ def inverse_keep(rate: Rate, dtype: torch.dtype) -> Rate:
 
 
 def mask_shape(x: Tensor, tied: Sequence[int]) -> list[int]:
-    """x's shape with 1 in the tied dimensions."""
+    """Return x's shape with 1 in the tied dimensions."""
     dims = {d % x.ndim for d in tied}
     return [1 if d in dims else n for d, n in enumerate(x.shape)]

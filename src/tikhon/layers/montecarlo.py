@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout: the noise left on at prediction, and what its spread says."""
+"""Monte-Carlo dropout: predictions with noise, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.sources import noise_sources
 from tikhon.wrappers import named_modules
 
-# their evaluation shortcuts would skip the noise of their children
+# their fast paths in evaluation would skip the noise of their children
 SHORTCUTS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
@@ -69,7 +69,7 @@ def _globs(also: object) -> list[str]:
 
 
 def _reads_a_childs_rate(module: nn.Module) -> bool:
-    """Whether a module decides by its own mode what happens to the noise of its children."""
+    """Return whether a module's own mode controls the noise of its children."""
     if isinstance(module, SHORTCUTS):
         return True
     children = [c for c in module.children() if isinstance(c, nn.modules.dropout._DropoutNd)]
@@ -177,7 +177,7 @@ def predict_distribution(
     drawn = torch.cat(drawn, dim=1)
     if output == "values":
         return Distribution(drawn, classes=False)
-    if drawn.ndim == 2 or drawn.shape[2:] == (1,):  # of class 1 alone
+    if drawn.ndim == 2 or drawn.shape[2:] == (1,):  # of class 1 only
         drawn = drawn.reshape(*drawn.shape[:2], 1)
         other = torch.zeros_like(drawn) if output == "logits" else 1 - drawn
         drawn = torch.cat([other, drawn], dim=-1)
@@ -205,7 +205,7 @@ def _class_axis(drawn: Tensor, axis: int | None) -> int:
 
 
 def inputs_of(x: Tensor | Iterable[object], model: nn.Module) -> Iterator[Tensor]:
-    """A tensor as it is; the inputs of a loader's batches on the model's device."""
+    """Yield a tensor unchanged, or the inputs of a loader's batches on the model's device."""
     if isinstance(x, Tensor) and x.ndim:
         yield x
         return
@@ -233,7 +233,7 @@ def _unknown_ties(module: nn.Module) -> bool:
 
 
 def _as_rows(model: nn.Module, x: Tensor, samples: int, chunk: int) -> Tensor:
-    each = max(1, chunk // max(1, len(x)))  # samples a pass
+    each = max(1, chunk // max(1, len(x)))  # samples per pass
     sizes = [min(each, samples - k) for k in range(0, samples, each)]
     passes = [
         _answers(model, x.repeat(n, *[1] * (x.ndim - 1))).unflatten(0, (n, len(x))) for n in sizes

@@ -1,4 +1,4 @@
-"""The abstract layer that draws noise at a rate, and its place in a state dict."""
+"""The abstract noise layer with its rate, and its place in a state dict."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class NoiseLayer(nn.Module):
 
     def _hold(self, rate: float) -> None:
         buffer = torch.tensor(rate, dtype=torch.float32)
-        if buffer.is_meta:  # built under torch.device("meta"), where it would forget its number
+        if buffer.is_meta:  # created under torch.device("meta"), which would lose the value
             buffer = torch.tensor(rate, dtype=torch.float32, device="cpu")
         self.register_buffer("rate", buffer, persistent=False)
 
@@ -57,7 +57,7 @@ class NoiseLayer(nn.Module):
 
     @property
     def label(self) -> str:
-        """The path in the running or last walked model, if there is one, and the class."""
+        """The path in the running or last visited model, if any, and the class."""
         name, path = type(self).__name__, path_in_running_model(self) or self.path
         return f"{path} ({name})" if path else name
 
@@ -66,11 +66,11 @@ class NoiseLayer(nn.Module):
         return check_rate(rate, self.label, upper=self.upper, closed=self.closed)
 
     def set_rate(self, rate: float | Tensor) -> None:
-        """Write a rate into the buffer, in place."""
+        """Set the rate in the buffer, in place."""
         self.rate.fill_(self.check(rate))
 
     def extra_repr(self) -> str:
-        """The rate, in the words of the constructor."""
+        """Return the rate as a constructor argument."""
         return f"rate={self.rate.mean().item():.4g}"
 
     def _apply(self, fn, recurse: bool = True):
@@ -91,6 +91,6 @@ class NoiseLayer(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args, **kwargs) -> None:
         if "rate" in self._buffers:
             rate = state_dict.pop(prefix + "rate", local_metadata.get("rate"))
-            if rate is not None:  # otherwise a checkpoint without rates: the present one stays
+            if rate is not None:  # a checkpoint without rates keeps the current one
                 self.rate.copy_(rate)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Where a module is in its model."""
+"""Locate a module in its model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rates that move: by pattern, over depth, over time."""
+"""Change rates by pattern, over depth, over time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tikhon.wrappers import named_modules
 
 
 def noise_layers(model: nn.Module, pattern: Pattern = "*") -> dict[str, NoiseLayer]:
-    """Path -> layer for the noise layers of `model` that match `pattern`, or an error."""
+    """Return path -> layer for the noise layers that match `pattern`; raise if there are none."""
     layers = {p: m for p, m in named_modules(model) if isinstance(m, NoiseLayer)}
     if not layers:
         raise ValueError(
@@ -98,7 +98,7 @@ class Early:
         _check(self, "until", least=0)
 
     def __call__(self, step: int) -> float:
-        """The rate at a step, counted from 0."""
+        """Return the rate at a step, counted from 0."""
         return self.rate if step < self.until else 0.0
 
 
@@ -119,7 +119,7 @@ class Late:
         _check(self, "after", least=0)
 
     def __call__(self, step: int) -> float:
-        """The rate at a step, counted from 0."""
+        """Return the rate at a step, counted from 0."""
         return 0.0 if step < self.after else self.rate
 
 
@@ -140,7 +140,7 @@ class Curriculum:
         _check(self, "steps", least=1)
 
     def __call__(self, step: int) -> float:
-        """The rate at a step, counted from 0."""
+        """Return the rate at a step, counted from 0."""
         return self.rate * (1 - math.exp(-10 * step / self.steps))
 
 
@@ -183,16 +183,16 @@ class RateSchedule:
         self._write()
 
     def step(self) -> None:
-        """Count one step and write its rates."""
+        """Advance by one step and set its rates."""
         self.last_step += 1
         self._write()
 
     def state_dict(self) -> dict[str, int]:
-        """The step; the rates are in the model's own state."""
+        """Return the step; rates are in the model's own state."""
         return {"last_step": self.last_step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue at a saved step."""
+        """Restore a saved step."""
         self.last_step = state["last_step"]
         self._write()
 

@@ -1,4 +1,4 @@
-"""Noise between the layers, on the states and on the recurrent weights of LSTM, GRU and RNN."""
+"""Noise between layers, on states and on recurrent weights of LSTM, GRU and RNN."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tikhon.layers.dropout import Dropout
 from tikhon.layers.masks import batched
 from tikhon.layers.noise import NoiseLayer
 
-State = Tensor | tuple[Tensor, ...]  # of an LSTM the hidden state and the cells
+State = Tensor | tuple[Tensor, ...]  # for an LSTM hidden state and cells
 Noise = Callable[[Tensor], Tensor]
 Weights = Mapping[str, Tensor | None]
 Result = tuple[Tensor | PackedSequence, State]  # output and last states, as in torch
@@ -168,7 +168,7 @@ def _stack(
     *,
     state_noise: Noise | None = None,
 ) -> Result:
-    """A recurrent stack of rnn's sizes with these weights; `state_noise(h)` masks its states."""
+    """Run a recurrent stack of these sizes and weights; `state_noise(h)` masks its states."""
     packed = input if isinstance(input, PackedSequence) else None
     x = input.data if isinstance(input, PackedSequence) else input
     sizes = None if packed is None else packed.batch_sizes
@@ -217,7 +217,7 @@ def _stack(
 
 
 def _stepwise(rnn: Layers, x: Tensor, weights: Weights) -> bool:
-    """Where torch's fused kernel cannot be called: it has no rule for `vmap`, nor for symbols."""
+    """Return whether torch's fused kernel is unusable: under `vmap` or with symbolic sizes."""
     if torch.compiler.is_compiling():
         return isinstance(rnn, NoiseLayer)  # torch.compile does not enter the others
     return batched(x) or any(batched(w) for w in weights.values() if w is not None)
@@ -234,7 +234,7 @@ def _zeros(rnn: Layers, x: Tensor, batch: int) -> State:
 
 
 def _weights_of(weights: Weights, suffix: str) -> list[Tensor]:
-    """Weights and biases of one layer and direction, in the order of torch's kernels."""
+    """Return weights and biases of one layer and direction, in the order of torch's kernels."""
     kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
     found = (weights.get(kind + suffix) for kind in kinds)
     return [weight for weight in found if weight is not None]
@@ -264,7 +264,7 @@ def _unrolled(
     initial: State,
     noise: Noise | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The same, step by step: for masks on states, and for `vmap`, which has no fused rule."""
+    """Run step by step: for masks on states, and for `vmap`, which has no fused rule."""
     initial = initial if isinstance(initial, tuple) else (initial,)
     outputs, lasts = [], []
     for direction, weights in enumerate(own):
@@ -283,7 +283,7 @@ def _run(
     state: tuple[Tensor, ...],
     mask: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One layer in one direction over x (T, N, in)."""
+    """Run one layer in one direction over x (T, N, in)."""
     w_in, w_state, *others = weights
     b_in, b_state = others[:2] if rnn.bias else (None, None)
     step, outputs = STEPS[rnn.mode], []

@@ -1,4 +1,4 @@
-"""Common random numbers: the same noise again, for another rate or another member."""
+"""Common random numbers: the same noise for another rate or member."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def common_noise(model: nn.Module, seed: int) -> Iterator[None]:
     before = [layer.generator for layer in layers]
     for k, layer in enumerate(layers):
         device = next((b.device for b in layer.buffers()), torch.device("cpu"))
-        # 2**32 keeps the streams of neighbouring seeds apart for every model
+        # 2**32 separates the streams of neighbouring seeds
         layer.generator = torch.Generator(device).manual_seed(checked_seed(seed) + k * 2**32)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Every source of noise in a model: the modules that draw random numbers, and their rates."""
+"""Find every source of noise in a model: modules that draw random numbers, and their rates."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def audit(model: nn.Module) -> NoiseAudit:
 
 
 def noise_sources(model: nn.Module) -> Iterator[tuple[NoiseSource, nn.Module]]:
-    """Every source with the module that draws."""
+    """Yield every source with its module."""
     for path, module in named_modules(model):
         for attribute, rate in _rates(module):
             moving = isinstance(module, NoiseLayer)
@@ -90,7 +90,7 @@ def _rates(module: nn.Module) -> list[tuple[str | None, float | None]]:
     if isinstance(module, (nn.RReLU, *ALWAYS_ON)):
         return [(None, None)]
     if isinstance(module, nn.RNNBase) and module.num_layers == 1:
-        return []  # torch drops between layers only
+        return []  # torch drops only between layers
     if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
         return [("dropout", float(module.dropout))] if module.dropout > 0 else []
     names = [n for n in vars(module) if "drop" in n.lower()]

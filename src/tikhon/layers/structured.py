@@ -18,12 +18,12 @@ from tikhon.layers.noise import NoiseLayer
 
 
 class _SpatialDropout(NoiseLayer):
-    """Takes every shape that torch's class of the same name takes, and reads it as that does."""
+    """Accept every shape that torch's class of the same name does, interpreted alike."""
 
     spatial: ClassVar[int]
     shape: ClassVar[str]
     alone: ClassVar[bool] = True  # a missing dimension is the batch
-    strange: ClassVar[bool] = True  # other ranks are taken with a warning
+    strange: ClassVar[bool] = True  # other ranks are accepted with a warning
 
     function = functional.spatial_dropout
 
@@ -114,7 +114,7 @@ class _DropBlock(NoiseLayer):
         )
 
     def extra_repr(self) -> str:
-        """The arguments of the constructor."""
+        """Return the constructor arguments."""
         shared = ", shared=True" if self.shared else ""
         return f"{super().extra_repr()}, block_size={self.block_size}{shared}"
 
@@ -256,15 +256,15 @@ class PatchDropout(NoiseLayer):
 
     def _hold(self, rate: float) -> None:
         super()._hold(rate)
-        self._static_rate = rate  # the buffer as a number that a compiler may read
+        self._static_rate = rate  # readable by the compiler
 
     def set_rate(self, rate: float | Tensor) -> None:
-        """Write a rate into the buffer, in place."""
+        """Set the rate in the buffer, in place."""
         super().set_rate(rate)
         self._static_rate = self.check(rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The kept tokens in training mode, `x` otherwise."""
+        """Return the kept tokens in training mode, else `x`."""
         static = self.remove and torch.compiler.is_compiling()
         return functional.patch_dropout(
             x,
@@ -329,7 +329,7 @@ class WordDropout(NoiseLayer):
         self.protect = _tokens(self.label, protect)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The ids with unknown words in training mode, `x` otherwise."""
+        """Return ids with unknown words in training mode, else `x`."""
         if x.is_floating_point():
             raise TypeError(f"{self.label}: expected integer token ids, received {x.dtype}")
         return super().forward(x)
@@ -350,7 +350,7 @@ class InputDropout(NoiseLayer):
         super().__init__(rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The images with a hole in training mode, `x` otherwise."""
+        """Return images with a hole in training mode, else `x`."""
         return functional.input_dropout(x, self.rate, where=self, **self.draws)
 
 
@@ -364,7 +364,7 @@ def _is_odd(size: float) -> bool:
 
 
 def _token(where: str, name: str, given: object) -> int:
-    """The id of a token."""
+    """Validate a token id."""
     return checked(where, name, given, "the id of a token, >= 0", _is_id, whole=True)
 
 

@@ -1,4 +1,4 @@
-"""Noise on tokens as pure functions; `tikhon.layers.functional` has them with all others."""
+"""Noise on tokens as pure functions, also in `tikhon.layers.functional`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from tikhon.layers.masks import Rate, Where, batched, check_rank, draw, name_of
 
-PATCH_SLACK = 1e-6  # a float32 rate of 0.3 is a little more than 0.3
+PATCH_SLACK = 1e-6  # a float32 rate of 0.3 slightly exceeds 0.3
 
 
 def patch_dropout(

@@ -15,7 +15,7 @@ from tikhon.layers.noise import NoiseLayer
 
 
 class _WeightNoise(NoiseLayer):
-    """Calls `module` with noisy weights; its own weights stay as they are."""
+    """Call `module` with noisy weights, leaving its own unchanged."""
 
     module: nn.Module
     weights: tuple[str, ...]
@@ -38,11 +38,11 @@ class _WeightNoise(NoiseLayer):
             raise ValueError(f"{self.label}: {unknown('weight', weights, names)}")
 
     def noisy(self, name: str, weight: Tensor) -> Tensor:
-        """The noisy value of a weight, in training mode."""
+        """Return the noisy value of a weight, in training mode."""
         raise NotImplementedError
 
     def forward(self, *args: object, **kwargs: object) -> Any:
-        """The module's output, under noisy weights in training mode."""
+        """Return the module's output, with noisy weights in training mode."""
         if not self.training:
             return self.module(*args, **kwargs)
         weights = {n: self.noisy(n, attrgetter(n)(self.module)) for n in self.weights}
@@ -65,7 +65,7 @@ class DropConnect(_WeightNoise):
         super().__init__(module, rate, weights)
 
     def noisy(self, name: str, weight: Tensor) -> Tensor:
-        """Dropout of the weight."""
+        """Return dropout of the weight."""
         return functional.dropout(weight, self.rate, generator=self.generator)
 
 
@@ -83,7 +83,7 @@ class EmbeddingDropout(_WeightNoise):
         super().__init__(module, rate, "weight")
 
     def noisy(self, name: str, weight: Tensor) -> Tensor:
-        """Dropout of whole rows."""
+        """Return dropout of whole rows."""
         return functional.dropout(weight, self.rate, tied=(1,), generator=self.generator)
 
 
@@ -109,6 +109,6 @@ class Mixout(_WeightNoise):
         return "target_" + name.replace(".", "_")
 
     def noisy(self, name: str, weight: Tensor) -> Tensor:
-        """The mixture of the weight and its target."""
+        """Return the mixture of the weight and its target."""
         target = getattr(self, self._target(name))
         return functional.mixout(weight, target, self.rate, generator=self.generator)
