@@ -26,8 +26,8 @@ class Dropout(NoiseLayer):
     tensor([1., 1., 1.])
     """
 
-    function = functional.dropout
-    options = ("tied",)
+    _function = functional.dropout
+    _options = ("tied",)
 
     tied: tuple[int, ...]
 
@@ -58,7 +58,7 @@ class AlphaDropout(NoiseLayer):
     tensor([1., 1.])
     """
 
-    function = functional.alpha_dropout
+    _function = functional.alpha_dropout
 
 
 class FeatureAlphaDropout(NoiseLayer):
@@ -71,7 +71,7 @@ class FeatureAlphaDropout(NoiseLayer):
     tensor([[1., 1.]])
     """
 
-    function = functional.feature_alpha_dropout
+    _function = functional.feature_alpha_dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
@@ -89,7 +89,7 @@ class GaussianDropout(NoiseLayer):
     tensor([1., 1.])
     """
 
-    function = functional.gaussian_dropout
+    _function = functional.gaussian_dropout
 
 
 class GaussianNoise(NoiseLayer):
@@ -102,7 +102,7 @@ class GaussianNoise(NoiseLayer):
     tensor([1., 1.])
     """
 
-    function = functional.gaussian_noise
+    _function = functional.gaussian_noise
     upper: ClassVar[float] = math.inf
 
     def __init__(self, rate: float = 0.1) -> None:

@@ -28,8 +28,8 @@ class ConcreteDropout(NoiseLayer):
     (0.1, True)
     """
 
-    function = functional.concrete_dropout
-    options = ("temperature",)
+    _function = functional.concrete_dropout
+    _options = ("temperature",)
     logit: nn.Parameter
 
     closed = False  # the rate is the sigmoid of a finite logit

@@ -21,11 +21,11 @@ class NoiseLayer(nn.Module):
     the rate travels in the state dict's metadata, which `torch.save` keeps.
     `generator` replaces torch's global source of random numbers (eager mode only). `path` is the
     layer's place in the model that a verb walked over last, for messages. A kind of noise is one
-    `function` of `tikhon.layers.functional` and the names of the `options` that it takes.
+    `_function` of `tikhon.layers.functional` and the names of the `_options` that it takes.
     """
 
-    function: ClassVar[Callable[..., Tensor]]
-    options: ClassVar[tuple[str, ...]] = ()
+    _function: ClassVar[Callable[..., Tensor]]
+    _options: ClassVar[tuple[str, ...]] = ()
     upper: ClassVar[float] = 1.0  # the rate is in [0, upper]
     closed: ClassVar[bool] = True  # whether `upper` itself is a rate
     rowwise: bool = True  # the noise of one row does not depend on the other rows
@@ -47,8 +47,8 @@ class NoiseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, its mean otherwise."""
-        given = {name: getattr(self, name) for name in self.options}
-        return type(self).function(x, self.rate, **given, **self.draws)
+        given = {name: getattr(self, name) for name in self._options}
+        return type(self)._function(x, self.rate, **given, **self.draws)
 
     @property
     def draws(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class _SpatialDropout(NoiseLayer):
     alone: ClassVar[bool] = True  # a missing dimension is the batch
     strange: ClassVar[bool] = True  # other ranks are accepted with a warning
 
-    function = functional.spatial_dropout
+    _function = functional.spatial_dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
@@ -171,8 +171,8 @@ class DropPath(NoiseLayer):
     torch.Size([2, 3])
     """
 
-    function = functional.drop_path
-    options = ("mode",)
+    _function = functional.drop_path
+    _options = ("mode",)
     mode: str
 
     def __init__(self, rate: float = 0.1, *, mode: str = "row") -> None:
@@ -193,8 +193,8 @@ class ShakeDrop(NoiseLayer):
     tensor([0.5000, 0.5000])
     """
 
-    function = functional.shake_drop
-    options = ("mode",)
+    _function = functional.shake_drop
+    _options = ("mode",)
     mode: str
 
     def __init__(self, rate: float = 0.5, *, mode: str = "batch") -> None:
@@ -213,7 +213,7 @@ class TokenDropout(NoiseLayer):
     torch.Size([1, 4, 2])
     """
 
-    function = functional.token_dropout
+    _function = functional.token_dropout
 
     def __init__(self, rate: float = 0.1) -> None:
         super().__init__(rate)
@@ -292,8 +292,8 @@ class LockedDropout(NoiseLayer):
     torch.Size([1, 4, 2])
     """
 
-    function = functional.locked_dropout
-    options = ("time",)
+    _function = functional.locked_dropout
+    _options = ("time",)
     time: int
 
     def __init__(self, rate: float = 0.5, *, time: int = 1) -> None:
@@ -318,8 +318,8 @@ class WordDropout(NoiseLayer):
     tensor([5, 6])
     """
 
-    function = functional.word_dropout
-    options = ("unknown", "protect")
+    _function = functional.word_dropout
+    _options = ("unknown", "protect")
     unknown: int
     protect: tuple[int, ...]
 
