@@ -1,4 +1,4 @@
-"""What torch's losses ask of their arguments by its documentation, looked at in each call."""
+"""Documented domains of the arguments of torch's losses, checked in each call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tikhon.diagnosis.wiring.notes import TracedCall
 Breach = dict[str, object]
 TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.1}  # of a sum of probabilities
 EXACT = 1e-3
-SIGNED = {  # by name: where the targets stand
+SIGNED = {  # position of the targets
     "margin_ranking_loss": 2,
     "cosine_embedding_loss": 2,
     "hinge_embedding_loss": 1,
@@ -22,11 +22,11 @@ SIGNED = {  # by name: where the targets stand
 }
 
 
-ALIKE = ("cosine_embedding_loss", "hinge_embedding_loss")  # of pairs that are alike, or are not
+ALIKE = ("cosine_embedding_loss", "hinge_embedding_loss")  # of similar and dissimilar pairs
 
 
 def breach(step: TracedCall) -> Breach | None:
-    """What a call of a loss breaks, as code, ends and place; None where it breaks nothing."""
+    """Return the violation of a call of a loss as code, range and place; None if valid."""
     check = CHECKED.get(step.name)
     if check is None:
         return None
@@ -35,12 +35,12 @@ def breach(step: TracedCall) -> Breach | None:
 
 
 def argument(step: TracedCall, position: int, name: str) -> Any:
-    """An argument by position or name."""
+    """Return an argument by position or name."""
     return step.args[position] if len(step.args) > position else step.kwargs.get(name)
 
 
 def _logs(step: TracedCall) -> Breach | None:
-    """Log-probabilities of classes: on their axis the probabilities add up to 1."""
+    """Check that the inputs are log-probabilities of classes."""
     given = argument(step, 0, "log_probs" if step.name == "ctc_loss" else "input")
     axis = -1 if step.name == "ctc_loss" or given.ndim == 1 else 1
     return _unnormalised(given, [axis])
@@ -54,7 +54,7 @@ def _unnormalised(given: Tensor, axes: list[int]) -> Breach | None:
 
 
 def _divergence(step: TracedCall) -> Breach | None:
-    """Logarithms of the answers; targets that are probabilities, or logarithms if it is said."""
+    """Check that inputs are log-probabilities, and targets probabilities unless log_target."""
     given, target = argument(step, 0, "input"), argument(step, 1, "target")
     above = float(given.detach().max()) > TOLERANCE.get(given.dtype, EXACT)
     if given.ndim and above:
@@ -70,13 +70,13 @@ def _counts(step: TracedCall) -> Breach | None:
 
 
 def _out_of_range(kind: str, target: Tensor) -> Breach:
-    """Targets that the loss is not made for; `kind` names those that it is."""
+    """Report targets out of range; `kind` names the expected ones."""
     low, high = ends(target)
     return {"code": "target_out_of_range", "kind": kind, "low": low, "high": high}
 
 
 def _signs(step: TracedCall) -> Breach | None:
-    """Targets of -1 and 1."""
+    """Check that targets are -1 and 1, and not all equal for similarity losses."""
     target = argument(step, SIGNED[step.name], "target")
     if step.name in ALIKE and isinstance(target, Tensor) and target.numel() > 2:
         if bool((target == target.flatten()[0]).all()):
@@ -88,28 +88,28 @@ def _signs(step: TracedCall) -> Breach | None:
 
 
 def _several(step: TracedCall) -> Breach | None:
-    """Numbers of classes, closed by -1; a column of 0 and 1 for each class is something else."""
+    """Check that targets are class indices padded with -1, not one 0/1 column per class."""
     target = argument(step, 1, "target")
     several = target.ndim and target.shape[-1] > 2 and not bool((target < 0).any())
     return _out_of_range("numbers", target) if several and ends(target)[1] <= 1 else None
 
 
 def _shares(step: TracedCall) -> Breach | None:
-    """Targets from 0 to 1."""
+    """Check that targets are from 0 to 1."""
     target = argument(step, 1, "target")
     low, high = ends(target)
     return _out_of_range("shares", target) if low < 0 or high > 1 else None
 
 
 def ends(values: Tensor) -> tuple[float, float]:
-    """The smallest and the largest entry."""
+    """Return the smallest and the largest entry."""
     if not values.numel():
         return 0.0, 0.0
     return float(values.detach().min()), float(values.detach().max())
 
 
 def _only_one(step: TracedCall) -> Breach | None:
-    """A softmax in the network needs more numbers than one to choose from."""
+    """Check that a softmax in the network has more than one entry."""
     scores = argument(step, 0, "input")
     axis = argument(step, 1, "dim")
     single = isinstance(axis, int) and scores.ndim in (2, 3) and scores.shape[axis] == 1
@@ -119,7 +119,7 @@ def _only_one(step: TracedCall) -> Breach | None:
 
 
 def _same_partner(step: TracedCall) -> Breach | None:
-    """A table of rows against rows wants a partner of its own for each row."""
+    """Check that logits are no probabilities, and that contrastive targets differ by row."""
     scores, target = argument(step, 0, "input"), argument(step, 1, "target")
     if (
         scores.ndim == 2
@@ -136,14 +136,14 @@ def _same_partner(step: TracedCall) -> Breach | None:
 
 
 def _shares_of_one(scores: Tensor) -> bool:
-    """Whether each row is 0 or more and adds up to 1."""
+    """Whether every row consists of probabilities that add up to 1."""
     given = scores.detach().double()
     off = (given.sum(1) - 1).abs().max()
     return bool((given >= 0).all()) and float(off) <= TOLERANCE.get(scores.dtype, EXACT)
 
 
 def _unbounded(step: TracedCall) -> Breach | None:
-    """A logarithm or root of a parameter that nothing keeps above 0."""
+    """Check that no logarithm or root is taken of an unconstrained parameter."""
     given = argument(step, 0, "input")
     free = isinstance(given, torch.nn.Parameter) and given.requires_grad
     return {"code": "undefined_operation"} if free else None

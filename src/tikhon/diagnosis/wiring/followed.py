@@ -1,6 +1,6 @@
-"""What one operation does to what is known of a tensor: indices, lengths over rows, bounds.
+"""Propagation of notes through one operation: indices, norms over rows, bounds.
 
-Functions of one call and its notes; the recorder asks them for each operation of the loss.
+Functions of one call and its notes, called by the recorder for each operation of the loss.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ SHAPES = set(
     "detach __getitem__ unbind chunk split".split()
 )
 CASTS = set("float double half to type type_as long int bfloat16 cpu".split())
-PLACES = {"max", "min", "topk", "sort", "kthvalue"}  # values, and where they stand
+PLACES = {"max", "min", "topk", "sort", "kthvalue"}  # return values and indices
 LENGTHS = {"norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "linalg_matrix_norm"}
 SCORED = {"cross_entropy", "log_softmax", "logsumexp"}
 SUMMING = {*ADDING, "stack", "cat"}
-UNIT = 1e-3  # difference of lengths, beside them, that is rounding
-FLOOR = 0.7  # of the loss of no knowledge that bounded scores cannot get below
+UNIT = 1e-3  # relative difference of norms due to rounding
+FLOOR = 0.7  # share of the trivial loss that bounded logits cannot get below
 
 
 def is_index(step: TracedCall, result: Tensor) -> bool:
-    """Whether a result says where something stands, or is that in another shape or type."""
+    """Whether a result is an index of entries, possibly reshaped or cast."""
     if step.name in ("argmax", "argmin"):
         return True
     if step.name in PLACES and not result.is_floating_point():
@@ -36,10 +36,7 @@ def is_index(step: TracedCall, result: Tensor) -> bool:
 
 
 def index_as_number(step: TracedCall, answers: set[int]) -> None:
-    """Notice the place of an answer's largest entry where its size was meant.
-
-    It is discounted, added to data, or an answer is compared with it.
-    """
+    """Detect an argmax of an output used as a value: discounted, added to data or compared."""
     if step.name not in ADDING | TIMES | COMPARED or not step.results:
         return
     if not step.results[0].is_floating_point():
@@ -56,7 +53,7 @@ def index_as_number(step: TracedCall, answers: set[int]) -> None:
 
 
 def gathered_over_rows(step: TracedCall, rows: int, answers: set[int]) -> None:
-    """Notice numbers of classes that pick along the rows: each gets the answer of another row."""
+    """Detect class indices that gather along the rows, and so pick outputs of other rows."""
     if step.name != "gather" or len(step.inputs) < 2:
         return
     axis = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim")
@@ -70,7 +67,7 @@ def gathered_over_rows(step: TracedCall, rows: int, answers: set[int]) -> None:
 
 
 def compared_over_rows(step: TracedCall, rows: int) -> None:
-    """Notice cosines of columns, taken over the rows, where answers are compared with targets."""
+    """Detect a cosine similarity over the rows, which compares columns."""
     if step.name != "cosine_similarity" or len(step.inputs) < 2:
         return
     axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else 1)
@@ -86,7 +83,7 @@ def compared_over_rows(step: TracedCall, rows: int) -> None:
 
 
 def mixed_derivatives(step: TracedCall) -> None:
-    """Notice a slope of several slopes at once: their sum, with all mixed derivatives in it."""
+    """Detect second derivatives of a sum of first ones, which include all mixed derivatives."""
     if step.name != "grad" or not step.notes or not step.notes[0].slope or not step.results:
         return
     given = step.inputs[0]
@@ -100,7 +97,7 @@ def mixed_derivatives(step: TracedCall) -> None:
 
 
 def unlearned(step: TracedCall) -> str:
-    """The line of a loss that nothing learned has a part in; noticed where it is added to one."""
+    """Return the line of a loss without gradient; detect it when added to one with gradient."""
     known = next((n.unlearned for n in step.notes if n.unlearned), "")
     if step.attached:
         if known and step.name in SUMMING:
@@ -113,9 +110,9 @@ def unlearned(step: TracedCall) -> str:
 
 
 def logs_of_targets(step: TracedCall) -> bool:
-    """Whether a result is logarithms of shares of the data, which scores are not to be times of.
+    """Whether a result is the log-softmax of data.
 
-    A cross-entropy by hand whose arguments are swapped multiplies them: noticed in `facts`.
+    Detects its product with logits: a hand-written cross-entropy with swapped arguments.
     """
     if step.name in TIMES and step.attached and len(step.inputs) == 2:
         for logs, scores in ((0, 1), (1, 0)):
@@ -130,7 +127,7 @@ def logs_of_targets(step: TracedCall) -> bool:
 
 
 def is_norm(step: TracedCall, rows: int) -> bool:
-    """Whether a result is one length of all rows, or one of each column."""
+    """Whether a result is a norm over the rows: of the batch, or of each column."""
     given = step.inputs[0] if step.inputs else None
     if given is None or given.ndim != 2 or len(given) != rows or not given.requires_grad:
         return False
@@ -138,9 +135,9 @@ def is_norm(step: TracedCall, rows: int) -> bool:
 
 
 def normed_over_rows(step: TracedCall, rows: int) -> str:
-    """The line in which answers were divided by a length that all rows have a part in.
+    """Return the line in which outputs were divided by a norm over the rows.
 
-    A table of rows against rows made of such answers is noticed in `facts`.
+    Detects a matrix of similarities between rows made of such outputs.
     """
     known = next((n.over_rows for n in step.notes if n.over_rows), "")
     if step.name in PRODUCTS and known and tuple(step.results[0].shape) == (rows, rows):
@@ -158,9 +155,9 @@ def normed_over_rows(step: TracedCall, rows: int) -> str:
 
 
 def bounded(step: TracedCall) -> float | None:
-    """The largest size of what a step gives where vectors of one fixed length are multiplied.
+    """Return the bound on products of vectors of fixed norm.
 
-    Scores that cannot get large enough for a softmax are noticed in `facts`.
+    Detects logits bounded too tightly for a softmax.
     """
     known = next((n.bound for n in step.notes if n.bound is not None), None)
     if step.name in PRODUCTS and len(step.inputs) == 2 and step.results[0].ndim == 2:
@@ -183,7 +180,7 @@ def bounded(step: TracedCall) -> float | None:
 
 
 def _scaled(step: TracedCall, known: float) -> float | None:
-    """The bound after a product or quotient with one number that is not learned."""
+    """Return the bound after a product or quotient with a constant number."""
     if step.name not in TIMES | SHARES or len(step.args) != 2:
         return None
     first, other = step.args
@@ -200,9 +197,9 @@ def _scaled(step: TracedCall, known: float) -> float | None:
 
 
 def pulled_above(answers: list[tuple[Tensor, bool]], loss: Tensor) -> bool:
-    """Whether a loss pulls the scores of drawn numbers up and those of the data's down.
+    """Whether a loss raises the scores of random samples and lowers those of the data.
 
-    Answers that are all of one sign are distances, which are meant to be small.
+    Outputs of a single sign are distances, which should be small, and are excluded.
     """
     scores = [(t, drawn) for t, drawn in answers if t.requires_grad and t.numel() > 2]
     if {drawn for _, drawn in scores} != {True, False} or not loss.requires_grad:

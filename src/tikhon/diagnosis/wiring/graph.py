@@ -1,4 +1,4 @@
-"""What the autograd graph knows: tensors that are not the model's, parameters it cannot reach."""
+"""The autograd graph: trainable tensors outside of the model, parameters that it cannot reach."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tikhon.diagnosis.wiring.subject import Subject
 from tikhon.errors import InputError
 
 MAKERS = ("kaiming_uniform", "empty", "randn", "rand", "zeros", "ones")
-FLAT = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside")  # slope 0
-WEIGHTS = 8  # numbers in a parameter of a loss that weighs its parts
-DEEP = 4  # containers in containers that are searched for a tensor
+FLAT = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside")  # derivative 0
+WEIGHTS = 8  # maximum size of a parameter that weights the parts of a loss
+DEEP = 4  # nesting depth of containers searched for a tensor
 
 
 def graph_facts(subject: Subject, held: set[int]) -> dict[str, object]:
-    """Trainable tensors outside of the model, and parameters that something cuts off.
+    """Find trainable tensors outside of the model, and parameters cut off from the loss.
 
-    `held` are the ids of what the user's own optimizer trains.
+    `held` are the ids of the parameters of the user's optimizer.
     """
     model = subject.model
     facts: dict[str, object] = {}
@@ -55,10 +55,7 @@ def graph_facts(subject: Subject, held: set[int]) -> dict[str, object]:
 
 
 def _moves(subject: Subject, names: list[str]) -> bool:
-    """Whether the loss depends on parameters, whatever autograd says: they are changed and put
-
-    back.
-    """
+    """Whether the loss depends on parameters, tested by changing and restoring them."""
     model = subject.model
     params = [p for n, p in model.named_parameters() if n in set(names)]
     kept = [p.detach().clone() for p in params]
@@ -91,11 +88,11 @@ def _pass(subject: Subject) -> tuple[Tensor, Calls, list[Tensor | None]]:
 def _strangers(
     subject: Subject, first: Tensor, second: Tensor, held: set[int], *, slopes: bool
 ) -> dict[str, object]:
-    """Trainable tensors of two passes that neither the model nor the optimizer knows.
+    """Find trainable tensors of two passes that neither model nor optimizer holds.
 
-    Where the program takes `slopes` itself, tensors that are no parameters are what it takes them
-    by: the inputs of a differential equation, the positions of a force. A view of the inputs that
-    asks for slopes, as segments that are recomputed need it, is no layer either.
+    If the program differentiates itself (`slopes`), tensors that are no parameters are its
+    variables: inputs of a differential equation, positions of a force. Views of the inputs that
+    require a gradient, as activation checkpointing needs, are excluded as well.
     """
     own = {id(p) for p in subject.model.parameters()}
     named = list(_loose(subject.model))
@@ -116,7 +113,7 @@ def _strangers(
 
 
 def _judge(subject: Subject, held: set[int]) -> str:
-    """The kind of a layer of the loss that is given the targets, and that no optimizer trains."""
+    """Return the type of an untrained layer of the loss that gets the targets, else ""."""
     goals = [t.flatten() for t in tensors(subject.batch[1])]
     own, found = set(subject.model.modules()), []
 
@@ -141,7 +138,7 @@ def _judge(subject: Subject, held: set[int]) -> str:
 
 
 def _loose(model: nn.Module, seen: set[int] | None = None) -> Any:
-    """(name, tensor) of what hangs on the modules without being registered, each module once."""
+    """Yield (name, tensor) of unregistered attributes of modules, each module once."""
     seen = set() if seen is None else seen
     seen.update(id(module) for module in model.modules())
     for prefix, module in model.named_modules():
@@ -174,10 +171,10 @@ def _search(value: object, name: str, deep: int, seen: set[int]) -> Any:
 
 
 def _cut(subject: Subject, without: list[str], tape: Calls) -> dict[str, object]:
-    """What keeps gradients from parameters, by name and place.
+    """Find the calls that keep gradients from parameters.
 
-    That a call is the cause is tried: with `.detach()`, `.data` and `no_grad` out of force, do the
-    parameters get a gradient?
+    They are the cause if the parameters get a gradient with `.detach()`, `.data` and `no_grad`
+    disabled.
     """
     model = subject.model
     lost = [(n, p) for n, p in _trainable(model) if n in set(without)]
@@ -188,7 +185,7 @@ def _cut(subject: Subject, without: list[str], tape: Calls) -> dict[str, object]
             again = gradients(joined, [p for _, p in lost], model)
         detached = [n for (n, _), g in zip(lost, again) if g is not None]
     except InputError as error:
-        # numpy takes no tensor that is still attached: that it refuses one proves the cut
+        # numpy rejects attached tensors, which proves that the conversion cuts the graph
         partly = len(without) < len(_trainable(model))
         detached = without if partly and "numpy" in str(error) else []
     cuts = [c for c in tape.calls if c.cut or c.silent] or [c for c in tape.calls if c.parts]

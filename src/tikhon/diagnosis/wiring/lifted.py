@@ -1,8 +1,8 @@
-"""A loss that calls the model, seen as one of an answer and a target.
+"""Convert a loss that calls the model into one of an output and a target.
 
-Most losses `loss(model, batch)` hand parts of the batch to the model, and its answer and another
-part to a loss function of torch; so do models that compute their loss themselves. A pass shows
-which parts, and what is done to both on their way.
+Most losses `loss(model, batch)`, and models that compute their own loss, pass parts of the batch
+to the model, and its output with another part to a loss function of torch. One pass shows which
+parts, and how both are rearranged.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ARRANGING = set(
 
 
 Step = tuple[Function, Args, Options]
-Steps = tuple[Step, ...]  # what is done to a tensor, one by one
+Steps = tuple[Step, ...]  # applied to a tensor in order
 
 
 def walk(steps: Steps, value: Tensor) -> Tensor:
-    """A tensor at the end of the steps."""
+    """Apply the steps to a tensor."""
     for func, args, kwargs in steps:
         value = func(value, *args, **kwargs)
     return value
@@ -50,21 +50,21 @@ class Judged:
 
 @dataclass(frozen=True)
 class Lifted:
-    """The loss function that judges, and the steps to its answer and its target."""
+    """The loss function, and the steps that lead to its output and target arguments."""
 
     judged: Judged
     answer: Steps
     goal: Steps
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss of an answer as the model gives it."""
+        """Return the loss of a model output."""
         known, goal = self.judged, walk(self.goal, target)
-        answer = walk(self.answer, output.contiguous())  # views are for those alone
+        answer = walk(self.answer, output.contiguous())  # required by view
         return known.func(answer, goal, *known.args[2:], **known.kwargs)
 
 
 class _Followed(Located):
-    """What a loss hands to the model and to a function that judges, and how it is rearranged."""
+    """Records what is passed to the model and to loss functions, and how it is rearranged."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -72,23 +72,23 @@ class _Followed(Located):
         self.outputs: list[object] = []
         self.judged: list[Judged] = []
         self._made: dict[int, tuple[object, Step]] = {}
-        self._alive: list[object] = []  # an id is a name as long as what it names lives
+        self._alive: list[object] = []  # keeps ids unique
 
     def enter(self, name: str, module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
-        """Keep what the model is called with; None where it has arguments of both kinds."""
+        """Record the arguments of the model; None if both positional and keyword."""
         super().enter(name, module, args, kwargs)
         if module is self.model:
             one = args[0] if len(args) == 1 else args
             self.given.append(None if args and kwargs else kwargs or one)
 
     def leave(self, name: str, module: nn.Module, args: Args, output: object) -> None:
-        """Keep what the model answers."""
+        """Record the output of the model."""
         super().leave(name, module, args, output)
         if module is self.model:
             self.outputs.append(output)
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """Keep what rearranges and what judges, and answer as the function does."""
+        """Record rearrangements and loss functions, and return the result."""
         result = func(*args, **kwargs)
         name, first, rest = function_name(func), next(iter(args), None), args[1:]
         if name in JUDGES and rest:
@@ -100,7 +100,7 @@ class _Followed(Located):
         return result
 
     def path(self, tensor: object, known: list[Tensor]) -> tuple[int, Steps]:
-        """Of which of the tensors that are known one was made, by rearranging alone, and how."""
+        """Return the index of the known tensor that one was rearranged from, and the steps."""
         places = {id(t): k for k, t in enumerate(known)}
         steps: Steps = ()
         while id(tensor) not in places:
@@ -112,10 +112,10 @@ class _Followed(Located):
 
 
 def lifted(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
-    """The replica and the fixed batch with a loss of answers and targets, where a pass shows one.
+    """Return replica and fixed batch with a loss of outputs and targets, if a pass shows one.
 
-    Both are as before where the loss is of that form already, calls the model more than once,
-    makes its targets up, or adds something. The model of the replica may get a hook.
+    Both are unchanged if the loss has that form already, calls the model more than once, computes
+    its targets, or adds terms. The model of the replica may get a hook.
     """
     if not replica.whole:
         return replica, source
@@ -128,7 +128,7 @@ def lifted(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
         with undisturbed(model, training=False), torch.no_grad():
             if torch.allclose(found.value(batch), value, rtol=1e-4):
                 return found, Samples(batch, batch, length(batch), True, source.batch)
-    except Exception:  # of the user's loss, which may do anything
+    except Exception:  # the user's loss may raise anything
         pass
     while len(model._forward_hooks) > hooks:
         model._forward_hooks.popitem()
@@ -154,7 +154,7 @@ def _lift(model: nn.Module, seen: _Followed, batch: Batch, value: Tensor) -> tup
         given = {k: v for k, v in given.items() if v is not target and v is not None}
     if given is None or any(not t.ndim or len(t) != rows for t in tensors(given)):
         raise LookupError
-    if not judged.inside:  # what a model moves by itself is the user's target as it was given
+    if not judged.inside:  # targets that the model rearranges itself stay as given
         target, goal = _in_rows(target, goal, rows)
     same = walk(answer, answers[place]).shape == answers[place].shape
     flat = same and _row_by_row(goal, target, answers[place])
@@ -170,7 +170,7 @@ def _lift(model: nn.Module, seen: _Followed, batch: Batch, value: Tensor) -> tup
 
 
 def _in_rows(target: Tensor, steps: Steps, rows: int) -> tuple[Tensor, Steps]:
-    """The target as far along its steps as it has its rows on the first axis, and what is left."""
+    """Apply steps to the target while rows stay on the first axis; return it and the rest."""
     reached, values = 0, [target]
     for count in range(1, len(steps) + 1):
         values.append(walk(steps[count - 1 : count], values[-1]))
@@ -180,7 +180,7 @@ def _in_rows(target: Tensor, steps: Steps, rows: int) -> tuple[Tensor, Steps]:
 
 
 def _row_by_row(steps: Steps, target: Tensor, answer: Tensor) -> bool:
-    """Whether answer and target of positions are flattened row by row, the first by the model."""
+    """Whether outputs (by the model) and targets per position are flattened row by row."""
     if target.ndim != 2 or len(answer) != target.numel():
         return False
     order = torch.arange(target.numel(), device=target.device).reshape(target.shape)

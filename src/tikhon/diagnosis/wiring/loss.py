@@ -1,4 +1,4 @@
-"""The pass from answers to loss, as the program computes it, followed tensor by tensor."""
+"""Facts about the computation from outputs to loss, followed tensor by tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tikhon.diagnosis.wiring.subject import Subject
 
 
 def loss_facts(subject: Subject) -> dict[str, object]:
-    """Rows that meet rows, masks that are indices or averaged, draws without gradient, domains."""
+    """Find broadcast rows, misused masks, samples without gradient, arguments out of domain."""
     parts = tensors(subject.batch)
     with torch.enable_grad(), undisturbed(subject.model, training=True):
         with Recorder(subject.model, parts, subject.rows) as tape:

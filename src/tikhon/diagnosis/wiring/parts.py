@@ -1,4 +1,4 @@
-"""Parts of a loss: do the targets of each belong to the rows that answer them?"""
+"""Parts of a loss: does each depend on the assignment of targets to rows?"""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.thresholds import RELATED, TOLD, TOLD_MORE, UNTOLD
 from tikhon.diagnosis.wiring.signal import relation
 
-SHIFTS = 4  # other orders of the targets
+SHIFTS = 4  # permutations of the targets
 
 
 @dataclass
 class ComparedPart:
-    """A comparison of answers with targets: its line, the targets, what their order saves."""
+    """A comparison of outputs with targets in the loss."""
 
     place: str
     goal: Tensor
-    gain: float  # of its value, against that of the targets in another order
+    gain: float  # decrease relative to its value with permuted targets
 
 
 class ComparedParts(Functions):
-    """Context in which each comparison of a loss is made again with targets in another order."""
+    """Context that repeats each comparison of a loss with permuted targets."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ComparedParts(Functions):
         self.found: list[ComparedPart] = []
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """The function's own answer."""
+        """Return the function's own result."""
         value = func(*args, **kwargs)
         given = args[:2] if function_name(func) in JUDGES and len(args) > 1 else ()
         answer, goal = given if given else (None, None)
@@ -56,9 +56,9 @@ class ComparedParts(Functions):
 
 
 def part_facts(replica: Replica, batch: Batch) -> dict[str, object]:
-    """`untold`: a comparison in the loss whose targets might as well be those of other rows.
+    """Return `untold`: a part of the loss that does not depend on the order of its targets.
 
-    One of several, in a trained network; shallow models of the inputs say nothing of them either.
+    One of several parts, in a trained network; shallow models do not predict its targets either.
     """
     inputs = batch[0]
     if not isinstance(inputs, Tensor) or inputs.dtype == torch.bool:
@@ -77,7 +77,7 @@ def part_facts(replica: Replica, batch: Batch) -> dict[str, object]:
     for part, again in zip(*seen):
         goal = part.goal
         drawn = goal.shape != again.goal.shape or not torch.equal(goal, again.goal)
-        single = goal.ndim == 1 and len(goal.unique()) == len(goal)  # places in a table of pairs
+        single = goal.ndim == 1 and len(goal.unique()) == len(goal)  # indices of a pairwise matrix
         told_here = part.gain > UNTOLD or told < TOLD_MORE * part.gain
         if told_here or drawn or single or not bool((goal != goal[:1]).any()):
             continue

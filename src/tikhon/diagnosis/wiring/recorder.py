@@ -1,6 +1,6 @@
-"""What becomes of answers and targets on their way to the loss, one operation after the other.
+"""Follow outputs and targets through the operations of the loss.
 
-Only what the program itself computes is followed; the inside of the model is known by its answers.
+Operations inside of the model are not followed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from tikhon.diagnosis.wiring.notes import (
     union,
 )
 
-# functions that give a tensor the axes that the program writes
+# functions with explicit axes
 SHAPING = set(
     "unsqueeze view reshape expand expand_as T mT t transpose permute movedim swapaxes repeat "
     "unflatten diag diag_embed".split()
@@ -66,10 +66,10 @@ SUMS = {"mean", "sum"}
 LINEAR = {*ADDING, *SUMS, "neg", "__neg__", "squeeze", "flatten", "reshape", "view", "stack"}
 KEEPS_ZERO = {*TIMES, *SHARES, "neg", "abs", "square", "pow", "__pow__", "sum", "squeeze"}
 SAMPLERS = {"normal", "multinomial", "bernoulli", "poisson", "_standard_gamma", "binomial"}
-DECISIONS = {"multinomial", "bernoulli", "poisson", "binomial"}  # draws that no gradient passes
+DECISIONS = {"multinomial", "bernoulli", "poisson", "binomial"}  # samplers without gradient
 SQUASHING = {"sigmoid": "binary_cross_entropy_with_logits", "softmax": "cross_entropy"}
 LAYERS = {*PRODUCTS, "linear", "addmm", "conv1d", "conv2d", "conv3d"}
-SURE = 5.0  # deviations by which negatives lie nearer than positives
+SURE = 5.0  # z-score of negatives being nearer than positives
 COMPARED = {
     *REGRESSIONS,
     *("poisson_nll_loss", "gaussian_nll_loss", "kl_div", "soft_margin_loss"),
@@ -77,9 +77,9 @@ COMPARED = {
 
 
 class Recorder(Located):
-    """Context in which every operation between answers and loss is seen; `facts` is the result.
+    """Context that records every operation between outputs and loss; `facts` is the result.
 
-    `batch` are the tensors of the data, of `rows` rows each.
+    `batch` holds the tensors of the data, with `rows` rows each.
     """
 
     def __init__(self, model: nn.Module, batch: list[Tensor], rows: int) -> None:
@@ -87,17 +87,17 @@ class Recorder(Located):
         self.rows = rows
         self.facts: dict[str, Any] = {"breaches": []}
         self._notes: dict[int, tuple[weakref.ref[Tensor], Note]] = {}
-        self._asked: dict[int, Tensor] = {}  # by answer: the input that it belongs to
-        self._given: dict[int, list[Tensor]] = {}  # by answer: what the model was called with
+        self._asked: dict[int, Tensor] = {}  # by output: its input
+        self._given: dict[int, list[Tensor]] = {}  # by output: arguments of the model
         self._count = 0
         self._squashed: list[tuple[weakref.ref[Tensor], str]] = []
-        self._own: list[weakref.ref[Tensor]] = []  # tables of rows against themselves
-        self.answers: list[tuple[Tensor, bool]] = []  # and whether drawn numbers were asked about
+        self._own: list[weakref.ref[Tensor]] = []  # similarities of rows with themselves
+        self.answers: list[tuple[Tensor, bool]] = []  # and whether the inputs were noise
         for part in batch:
             self._root(part, NOTHING)
 
     def note(self, tensor: Tensor) -> Note:
-        """What is known of a tensor."""
+        """Return the note of a tensor."""
         known = self._notes.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else NOTHING
 
@@ -110,7 +110,7 @@ class Recorder(Located):
         return self._count
 
     def leave(self, name: str, module: nn.Module, args: Args, output: object) -> None:
-        """After a module's forward: answers of the whole model are where the loss begins."""
+        """Register the outputs of the whole model, where the loss begins."""
         super().leave(name, module, args, output)
         if self.stack[-1] == LOSS:
             given = tensors(args)
@@ -120,11 +120,11 @@ class Recorder(Located):
                 drawn = any(self.note(t).drawn and not t.is_floating_point() for t in given)
                 self.answers.append((answer, drawn))
                 self._given[root] = given
-                if len(answers) == len(given):  # as many answers as inputs, each to its own
+                if len(answers) == len(given):  # as many outputs as inputs: pair them
                     self._asked[root] = given[place]
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
-        """Follow the function's tensors, and answer as it does."""
+        """Follow the function's tensors and return its result."""
         options = dict(kwargs)
         name, outside = function_name(func), self.stack[-1] == LOSS
         if not outside and name not in CHECKED:
@@ -200,7 +200,7 @@ class Recorder(Located):
             self._keep(result, replace(note, index=is_index(step, result)))
 
     def _sample(self, step: TracedCall, note: Note, sampled: bool) -> Note:
-        """Follow a draw without gradient into a sum with what has one."""
+        """Follow a sample without gradient into a sum with tensors that have one."""
         if sampled:
             return replace(note, sampled=(step.name, step.place))
         origin = next((n.sampled for n in step.notes if n.sampled), None)
@@ -215,7 +215,7 @@ class Recorder(Located):
         return note
 
     def _weigh(self, step: TracedCall, shapes: list[tuple[int, ...]], note: Note) -> Note:
-        """Notice a mean over the rows that is multiplied with numbers of each row."""
+        """Detect a mean over the rows that is multiplied by one number per row."""
         whole = step.plain and step.results[0].ndim == 0 and step.attached
         before = [n.averaged for n in step.notes]
         if whole and (any(before) or any(self.rows in s for s in shapes)):
@@ -230,7 +230,7 @@ class Recorder(Located):
         return note
 
     def _grow(self, step: TracedCall, shapes: list[tuple[int, ...]], note: Note) -> Note:
-        """Notice rows that meet rows on another axis, and what tables of pairs are used for."""
+        """Detect rows broadcast against rows on another axis, and whether pairs are intended."""
         spread = together(shapes) if len(shapes) > 1 and step.name not in JOINING else None
         table = spread is not None and pairs(spread, self.rows)
         if table and spread is not None and not any(pairs(s, self.rows) for s in shapes):
@@ -252,7 +252,7 @@ class Recorder(Located):
         return note
 
     def _goal(self, step: TracedCall) -> str:
-        """The line of a step that adds a discounted answer to data: a reward and what follows."""
+        """Return the line that adds a discounted output to data: reward plus next value."""
         if step.name not in ADDING or len(step.inputs) != 2 or not step.results[0].ndim:
             return ""
         for worth, reward in ((0, 1), (1, 0)):
@@ -266,7 +266,7 @@ class Recorder(Located):
         return ""
 
     def _pulled_goal(self, step: TracedCall) -> None:
-        """Notice an answer compared with a goal that another pass of the model has a part in."""
+        """Detect an output compared with a bootstrapped target that has a gradient."""
         if step.name not in ADDING | COMPARED or len(step.inputs) < 2:
             return
         given, learned = set(self._given), [t.requires_grad for t in step.inputs[:2]]
@@ -277,7 +277,7 @@ class Recorder(Located):
                 step.facts.setdefault("pulled_goal", step.notes[goal].goal)
 
     def _judged(self, step: TracedCall) -> None:
-        """Notice a layer outside of the model that answers pass: another network judges them."""
+        """Detect outputs passed through a layer outside of the model, such as a discriminator."""
         answers = any(not n.roots.isdisjoint(self._given) for n in step.notes)
         if step.name not in LAYERS or not answers:
             return
@@ -286,7 +286,7 @@ class Recorder(Located):
             step.facts.setdefault("judged", step.place)
 
     def _asked_back(self, step: TracedCall) -> None:
-        """Notice a comparison of an answer with the very noise-laden tensor that it answers."""
+        """Detect an output compared with its own noisy input."""
         if step.name not in ADDING | COMPARED or len(step.inputs) < 2:
             return
         for answer, other in ((0, 1), (1, 0)):
@@ -297,7 +297,7 @@ class Recorder(Located):
                     step.facts.setdefault("asked_back", found)
 
     def _itself(self, step: TracedCall) -> None:
-        """Notice a table of rows against the same rows in which each is to find itself."""
+        """Detect a contrastive loss in which each row has to find itself."""
         if step.name in PRODUCTS and len(step.inputs) == 2 and step.results[0].ndim == 2:
             a, b = step.inputs
             if a.ndim == 2 and a.shape == b.T.shape and a.shape[0] > 2 and torch.equal(a, b.T):
@@ -313,7 +313,7 @@ class Recorder(Located):
                 self._own = [*self._own, weakref.ref(step.results[0])]
 
     def _squashed_twice(self, step: TracedCall) -> None:
-        """Notice a loss that squashes what was squashed just before."""
+        """Detect a loss that applies its sigmoid or softmax to a squashed input."""
         if step.name in SQUASHING and step.results:
             self._squashed.append((weakref.ref(step.results[0]), step.name))
         for seen, name in self._squashed if step.name in SQUASHING.values() else ():
@@ -322,7 +322,7 @@ class Recorder(Located):
                 step.facts.setdefault("squashed_twice", found)
 
     def _nearer(self, step: TracedCall) -> None:
-        """Notice triplets whose negative lies nearer to the anchor than the positive, as given."""
+        """Detect triplets whose input negatives are nearer to the anchor than the positives."""
         if step.name != "triplet_margin_loss" or len(step.inputs) < 3:
             return
         given = [[self._asked[r] for r in n.roots if r in self._asked] for n in step.notes[:3]]
@@ -339,14 +339,14 @@ class Recorder(Located):
 
 
 def discount(factor: object) -> bool:
-    """Whether a factor is one number between 0 and 1 that is not learned."""
+    """Whether a factor is a constant number between 0 and 1."""
     if isinstance(factor, Tensor):
         return not factor.requires_grad and factor.ndim == 0 and 0 < float(factor) < 1
     return isinstance(factor, float) and 0 < factor < 1
 
 
 def linear(step: TracedCall, summand: Summand) -> bool:
-    """Whether a step leaves a summand a summand: sums, means, and products with single numbers."""
+    """Whether a step is linear in a summand: sums, means, products with single numbers."""
     if step.name in LINEAR:
         return True
     others = [t for t, n in zip(step.inputs, step.notes) if summand not in n.summands]
@@ -354,7 +354,7 @@ def linear(step: TracedCall, summand: Summand) -> bool:
 
 
 def shaped(step: TracedCall) -> bool:
-    """Whether the axes of size one of a result were written by the program."""
+    """Whether the axes of size one of a result are explicit in the program."""
     if step.name == "__getitem__":
         index = step.args[1] if isinstance(step.args[1], tuple) else (step.args[1],)
         return step.notes[0].shaped or any(part is None for part in index)
@@ -368,7 +368,7 @@ def shaped(step: TracedCall) -> bool:
 
 
 def masked(step: TracedCall) -> float:
-    """The share of the entries of a result that a mask made zero, kept in `facts` if averaged."""
+    """Return the share of entries zeroed by a mask; stored in `facts` if averaged."""
     before = max((n.masked for n in step.notes), default=0.0)
     averaged = step.name == "mean" or (
         step.name in COMPARED and step.kwargs.get("reduction", "mean") == "mean"
@@ -384,14 +384,14 @@ def masked(step: TracedCall) -> float:
 
 
 def zeros(mask: Tensor) -> float:
-    """The share of zeros among zeros and ones; 0 for other numbers."""
+    """Return the share of zeros among zeros and ones; 0 for other values."""
     if not bool(((mask == 0) | (mask == 1)).all()):
         return 0.0
     return float((mask == 0).double().mean())
 
 
 def index_of_zeros_and_ones(step: TracedCall, rows: int) -> None:
-    """Notice numbers 0 and 1, one a row, that pick rows 0 and 1: a mask was meant."""
+    """Detect an integer 0/1 mask used as an index, which picks rows 0 and 1."""
     if step.name != "__getitem__" or len(step.inputs) != 2:
         return
     source, index = step.inputs
@@ -403,7 +403,7 @@ def index_of_zeros_and_ones(step: TracedCall, rows: int) -> None:
 
 
 def unequal(step: TracedCall, shapes: list[tuple[int, ...]]) -> None:
-    """Notice a loss of answers and targets of which one has a column and the other several."""
+    """Detect a loss of outputs and targets of which one has one column and the other several."""
     if step.name not in COMPARED or not step.attached or len(shapes) < 2:
         return
     a, b = shapes[:2]
@@ -412,7 +412,7 @@ def unequal(step: TracedCall, shapes: list[tuple[int, ...]]) -> None:
 
 
 def straight_slopes(step: TracedCall) -> None:
-    """Notice a derivative of a derivative that is zero in every place."""
+    """Detect a second derivative that is zero everywhere."""
     if step.name != "grad" or not step.results:
         return
     again = any(n.slope for n in step.notes)

@@ -1,4 +1,4 @@
-"""Reshapes that mix axes: a view where a permutation was meant, a softmax over the rows."""
+"""Misused axes: a view instead of a permutation, a softmax over the rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.calls import Call, Calls
 from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, shortened
 
-SHORTER = (11, 7, 5)  # steps of a shortened sequence: primes that heads and channels seldom have
+SHORTER = (11, 7, 5)  # lengths of shortened sequences: primes, rarely heads or channels
 RESHAPES = ("view", "reshape", "view_as", "reshape_as", "unflatten")
 
 
 def shape_facts(subject: Subject) -> dict[str, object]:
-    """Reshapes after which the same sizes stand in another order, and softmaxes over the rows."""
+    """Find reshapes that reorder axes, and softmaxes over the rows or over one entry."""
     with torch.no_grad(), undisturbed(subject.model, training=False), Calls(subject.model) as tape:
         subject.replica.value(subject.batch)
     mixed = [c for c in tape.named(*RESHAPES) if reorders(c)] or _mixed_when_shorter(subject)
@@ -53,7 +53,7 @@ def shape_facts(subject: Subject) -> dict[str, object]:
 
 
 def _mixed_when_shorter(subject: Subject) -> list[Call]:
-    """The same of sequences of another length: axes of one size cannot be told apart."""
+    """Find them with shorter sequences, since axes of equal size are ambiguous."""
     lengths = {t.shape[1] for t in tensors(subject.batch[0]) if t.ndim in (2, 3)}
     plain = all(t.ndim == 3 or not t.is_floating_point() for t in tensors(subject.batch[0]))
     if len(lengths) != 1 or not plain:
@@ -67,12 +67,12 @@ def _mixed_when_shorter(subject: Subject) -> list[Call]:
             subject.outputs(shortened(subject.batch, size, short))
     except ONE_LENGTH:
         return []
-    # views of a whole row are how a network of one length flattens
+    # networks of fixed length flatten whole rows by a view
     return [c for c in tape.named(*RESHAPES) if reorders(c) and short in (c.output or ())]
 
 
 def _unit_scores(subject: Subject, tape: Calls) -> dict[str, object]:
-    """Scores of length one for a softmax: the least loss that they can have, of a constant's."""
+    """Return the lowest cross-entropy of logits of norm 1, relative to a constant's."""
     answers = subject.outputs(subject.batch)
     target = subject.batch[1]
     if not tape.named("cross_entropy") or len(answers) != 1 or answers[0].ndim != 2:
@@ -81,17 +81,17 @@ def _unit_scores(subject: Subject, tape: Calls) -> dict[str, object]:
     plain = isinstance(target, torch.Tensor) and target.ndim == 1
     if not plain or classes < 3 or not float((length - 1).abs().max()) <= 1e-3:
         return {}
-    # the best vector of length one points at its class and away from all others alike
+    # the best unit vector points at its class and equally away from all others
     high = math.sqrt((classes - 1) / classes)
     gap = high + high / (classes - 1)
     return {"unit_scores": math.log1p((classes - 1) * math.exp(-gap)) / math.log(classes)}
 
 
 def reorders(call: Call) -> bool:
-    """Whether a reshape gives an axis the size of another one that lies elsewhere in memory.
+    """Whether a reshape moves an axis, identified by its size, to another stride.
 
-    Memory is read in the old order, so the values of the axes get mixed: a permutation was meant.
-    Sizes that occur twice say nothing; what keeps its stride was only split off or joined.
+    A reshape keeps the memory order, so it mixes the axes where a permutation was meant. Sizes
+    that occur twice are ambiguous; axes that keep their stride were only split or merged.
     """
     if not call.shapes or call.output is None:
         return False
@@ -100,12 +100,12 @@ def reorders(call: Call) -> bool:
     same = sorted(before) == sorted(after)
     if not moved or (len(moved) == 1 and not same and max(moved) < 4):
         return False
-    # a square and its shift by one is how relative positions are read, on purpose
+    # relative positions are computed by a view of (n, n + 1) as (n + 1, n), on purpose
     return not same or max(moved) - min(moved) > 1 or len(moved) == 1
 
 
 def strides(shape: tuple[int, ...]) -> dict[int, int]:
-    """The distance in memory of two neighbours on each axis, by the sizes that occur once.
+    """Return the contiguous stride of each axis by its size, for sizes that occur once.
 
     >>> strides((2, 5, 3))
     {2: 15, 5: 3, 3: 1}

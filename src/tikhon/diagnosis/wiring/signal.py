@@ -1,4 +1,4 @@
-"""What the data hold before any network: is there a relation, and does validation share it?"""
+"""The data without any network: scales, relation of inputs and targets, validation, loader."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from tikhon.diagnosis.reference import (
 )
 from tikhon.diagnosis.samples import Samples, read_on
 
-SAMPLE = 1200  # rows that are judged, at most
-RELATED_ROWS = 200  # to compare with the rows beside
-UNTOLD = 0.05  # share of the variance below which inputs tell nothing
-TABLE_ROWS = 200  # from which a column that stays one value says something
-FEW_COLUMNS = 64  # whose curves are fitted one by one
-TURNS = (2 * math.pi, 360.0)  # ranges of an angle
-FEW_CLASSES = 20  # whole numbers that may be the names of classes
-SQUEEZED = 0.01  # middle half of a column / its deviation: heavy tails leave 0.02 and more
-SEEN = 10  # training rows that must have something else than the most, in a column
-RIMS = 50  # single pixels between two classes below which they say nothing
-PERIOD = 10  # rows, and numbers in a column, that are not all that there are
-BATCHES = 8  # of a loader, to see whether it shuffles
+SAMPLE = 1200  # maximum number of rows tested
+RELATED_ROWS = 200  # minimum number of rows for a comparison with neighbouring rows
+UNTOLD = 0.05  # explained variance below which inputs are uninformative
+TABLE_ROWS = 200  # rows from which a constant column is significant
+FEW_COLUMNS = 64  # columns up to which one curve per column is fitted
+TURNS = (2 * math.pi, 360.0)  # full turns of an angle
+FEW_CLASSES = 20  # distinct integers that may be class indices
+SQUEEZED = 0.01  # interquartile range / standard deviation: heavy tails leave 0.02 and more
+SEEN = 10  # training rows that must differ from the mode of a column
+RIMS = 50  # minimum number of one-pixel borders
+PERIOD = 10  # minimum length of a period, and of distinct values in a column
+BATCHES = 8  # batches read to see whether a loader shuffles
 
 
 def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[str, object]:
-    """Facts of inputs and targets together; empty where they are no plain tensors.
+    """Return facts of inputs and targets; empty unless they are plain tensors.
 
-    Of a `whole` loss, `loss(model, batch)`, nothing but the loss knows which of several tensors is
-    a target: rewards, masks and states stand beside each other.
+    With a `whole` loss, `loss(model, batch)`, it is unknown which of several tensors is the
+    target: the batch may hold rewards, masks and states.
     """
     inputs, target = sample(source)
     facts: dict[str, object] = _constants(inputs)
@@ -62,9 +62,9 @@ def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[s
 
 
 def sample(source: Samples) -> Batch:
-    """At most `SAMPLE` rows: of a pair anywhere in it, of a loader those that were read.
+    """Return at most `SAMPLE` random rows of a pair, or the rows read from a loader.
 
-    Of named inputs the only one that varies: a mask of ones says nothing.
+    Of named inputs, the only one that varies, so as to drop masks of ones.
     """
     if isinstance(source.probe[0], dict):
         varied = [t for t in tensors(source.probe[0]) if bool((t != t[:1]).any())]
@@ -77,10 +77,7 @@ def sample(source: Samples) -> Batch:
 
 
 def _constants(inputs: Any) -> dict[str, object]:
-    """The share of the input columns that are the same in all rows, whether all are zero, and the
-
-    places of whole tensors that are the same.
-    """
+    """Return the share of constant input columns, whether all are zero, and constant tensors."""
     parts = [t.detach().reshape(len(t), -1) for t in tensors(inputs) if t.ndim and len(t) > 1]
     columns = sum(p.shape[1] for p in parts)
     if not columns:
@@ -96,7 +93,7 @@ def _constants(inputs: Any) -> dict[str, object]:
 
 
 def _squeezed(inputs: Any) -> dict[str, object]:
-    """The share of a table's columns whose deviation is that of a few rows far off."""
+    """Return the share of a table's columns whose standard deviation stems from few outliers."""
     if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not inputs.is_floating_point():
         return {}
     x = inputs.detach().double()
@@ -112,9 +109,9 @@ def _squeezed(inputs: Any) -> dict[str, object]:
 
 
 def _interleaved(inputs: Tensor) -> dict[str, object]:
-    """How rough pictures of a few channels are from line to line, of their deviation: as they
+    """Return the mean difference of adjacent lines of images / their standard deviation.
 
-    stand, and with the memory of each read as (height, width, channels).
+    As given, and with the memory read as (height, width, channels).
     """
     if inputs.ndim != 4 or len(inputs) < 20 or not 2 <= inputs.shape[1] <= 4:
         return {}
@@ -130,7 +127,7 @@ def _interleaved(inputs: Tensor) -> dict[str, object]:
 
 
 def _targets(target: Tensor) -> dict[str, object]:
-    """Range of the targets; the share of the largest class where there are few values."""
+    """Return range and kind of the targets, and the share of the majority class."""
     values = target.detach().reshape(len(target), -1).double()
     facts: dict[str, object] = {
         "target_low": float(values.min()),
@@ -154,7 +151,7 @@ def _targets(target: Tensor) -> dict[str, object]:
 
 
 def _pixels(values: Tensor) -> dict[str, object]:
-    """The share of the commonest class of maps of classes; empty for maps of amounts."""
+    """Return the majority class of maps of class indices; empty for other maps."""
     if bool((values != values.round()).any()):
         return {}
     distinct, counts = values.unique(return_counts=True)
@@ -165,11 +162,10 @@ def _pixels(values: Tensor) -> dict[str, object]:
 
 
 def _rims(target: Tensor) -> dict[str, object]:
-    """How often one pixel of a class in between parts two classes of a map that lie apart.
+    """Return the share of one-pixel borders among those of non-adjacent class indices, `rims`.
 
-    Interpolated numbers of classes leave such a rim around objects; where the numbers are heights,
-    what lies between is wider. `rims` is the share of single pixels among all ways from a class to
-    one that is two or more away.
+    Interpolated class indices leave an index in between around objects. Where indices are levels,
+    such as heights, the zone in between is wider.
     """
     maps = target.squeeze(1) if target.ndim == 4 and target.shape[1] == 1 else target
     if maps.ndim != 3 or not 3 <= len(maps.unique()) <= FEW_CLASSES or min(maps.shape[1:]) < 5:
@@ -181,21 +177,21 @@ def _rims(target: Tensor) -> dict[str, object]:
         single += int((step[:, :, 1:] * step[:, :, :-1] > 0).sum())
         apart = (step[:, :, 1:-1] == 0) & (step[:, :, 2:] * step[:, :, :-2] > 0)
         wide += int(apart.sum())
-    if single < RIMS or single <= 2 * wide or 20 * direct < single:  # classes inside of others
+    if single < RIMS or single <= 2 * wide or 20 * direct < single:  # nested classes
         return {}
     return {"rims": single / (single + direct)}
 
 
 def _same(inputs: Tensor, target: Tensor) -> bool:
-    """Whether the inputs themselves are to be given back, as by an autoencoder."""
+    """Whether the targets are the inputs, as for an autoencoder."""
     if inputs.shape[0] != target.shape[0] or inputs.numel() != target.numel():
         return False
     return torch.allclose(inputs.flatten().double(), target.flatten().double())
 
 
 def copied_columns(inputs: Tensor, target: Tensor) -> dict[str, object]:
-    """Columns of the inputs that are the target itself; nothing where there are none."""
-    if inputs.ndim not in (2, 3) or not inputs.is_floating_point():  # tokens repeat each other
+    """Return input columns that equal the target, or a linear function of it, if any."""
+    if inputs.ndim not in (2, 3) or not inputs.is_floating_point():  # tokens repeat by chance
         return {}
     if len(inputs) != len(target):
         return {}
@@ -207,7 +203,7 @@ def copied_columns(inputs: Tensor, target: Tensor) -> dict[str, object]:
     x = inputs.detach().double().flatten(1)
     same = (x == goal).all(0) | _tied(x, goal)
     if not target.is_floating_point() and len(goal.unique()) > 2:
-        for value in goal.unique()[:FEW_CLASSES]:  # a column of its own for each class
+        for value in goal.unique()[:FEW_CLASSES]:  # one-hot columns
             same |= _tied(x, (goal == value).double())
     columns = same.nonzero().flatten()[:5].tolist()
     found: dict[str, object] = {"target_columns_in_inputs": columns} if columns else {}
@@ -215,10 +211,10 @@ def copied_columns(inputs: Tensor, target: Tensor) -> dict[str, object]:
 
 
 def _tied(x: Tensor, goal: Tensor) -> Tensor:
-    """Columns that are the target times a number plus another, to the last digits."""
+    """Return a mask of columns that are linear functions of the target up to rounding."""
     a, b = x - x.mean(0), goal - goal.mean(0)
     size = (a.square().sum(0) * b.square().sum(0)).sqrt()
-    # a line through the origin of few columns is what is to be learned, not a leak
+    # with few columns a linear relation is the task, not a leak
     few = x.shape[1] < 3
     return (
         torch.zeros_like(size, dtype=torch.bool)
@@ -228,11 +224,10 @@ def _tied(x: Tensor, goal: Tensor) -> Tensor:
 
 
 def relation(inputs: Tensor, target: Tensor) -> dict[str, object]:
-    """Held-out agreement of shallow predictions with the targets, in deviations of shuffled ones.
+    """Return the z-score of held-out predictions of shallow models under permuted targets.
 
-    Ridges on half of the rows predict the other half, and back; the statistic is the sum of
-    prediction times target, and its noise that of the same sum with the targets shuffled. Given
-    the fitted half, the null is exact: without a relation, two deviations are chance.
+    Ridges fitted to each half of the rows predict the other; the statistic is the sum of
+    prediction times target. Given the fitted half, the null distribution is exact.
     """
     design, straight = design_of(inputs)
     y = _columns(target)
@@ -269,9 +264,10 @@ def relation(inputs: Tensor, target: Tensor) -> dict[str, object]:
 
 
 def _beside(data: Batch, known: dict[str, object]) -> dict[str, object]:
-    """What the inputs of the row before or behind explain of targets that their own do not.
+    """Return the variance of targets that inputs of the previous or next row explain.
 
-    Only of rows that are drawn one by one: in a series neighbours know of each other.
+    Only if a row's own inputs explain none, and rows are not a time series, where neighbours
+    correlate.
     """
     own = [v for k, v in known.items() if k.startswith("explained") and isinstance(v, float)]
     inputs, target = (t[:SAMPLE] for t in data)
@@ -292,9 +288,9 @@ def _beside(data: Batch, known: dict[str, object]) -> dict[str, object]:
 
 
 def _period(inputs: Tensor, target: Tensor) -> int:
-    """After how many rows all rows come again in the same order; 0 where they do not.
+    """Return the period after which all rows repeat in the same order; 0 if they do not.
 
-    Rows of few numbers may be all that there are.
+    Columns of few distinct values may repeat legitimately and are excluded.
     """
     if not inputs.is_floating_point():
         return 0
@@ -308,7 +304,7 @@ def _period(inputs: Tensor, target: Tensor) -> int:
 
 
 def _serial(t: Tensor) -> bool:
-    """Whether a column goes along with itself one row on, beyond chance."""
+    """Whether a column has a significant autocorrelation at lag 1."""
     a = t - t.mean(0)
     size = a.square().sum(0)
     along = (a[1:] * a[:-1]).sum(0)[size > 0] / size[size > 0]
@@ -316,7 +312,7 @@ def _serial(t: Tensor) -> bool:
 
 
 def _hinges(x: Tensor) -> Tensor:
-    """Each column bent at its quartiles: sums of curves, where there are few columns."""
+    """Return hinge features at the quartiles: an additive model, if there are few columns."""
     if not 0 < x.shape[1] <= FEW_COLUMNS:
         return x[:, :0]
     knots = torch.quantile(x, torch.tensor([0.25, 0.5, 0.75], dtype=x.dtype), dim=0)
@@ -325,7 +321,7 @@ def _hinges(x: Tensor) -> Tensor:
 
 
 def _on_a_circle(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, object]:
-    """What shallow models leave of an angle as a number, over what they leave on the circle."""
+    """Return the unexplained variance of an angle / that of its cosine and sine."""
     if not target.is_floating_point() or target.numel() != len(target):
         return {}
     angle = target.detach().double().reshape(-1, 1).cpu()
@@ -344,7 +340,7 @@ def _on_a_circle(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> 
 
 
 def _as_classes(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, object]:
-    """How much more often held-out rows are right when whole numbers are taken as classes."""
+    """Return the gain in held-out accuracy of classifying integers over rounded regression."""
     values = target.detach().double().reshape(len(target), -1).cpu()
     if values.shape[1] != 1 or bool((values != values.round()).any()):
         return {}
@@ -365,7 +361,7 @@ def _as_classes(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> d
 
 
 def _bag_skill(inputs: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
-    """Held-out share of the variance that the counts of tokens explain, without their order."""
+    """Return the held-out variance explained by a bag of tokens, without their order."""
     shuffled = torch.stack([row[torch.randperm(len(row))] for row in inputs.flatten(1)])
     design, straight = design_of(shuffled)
     best = -math.inf
@@ -380,10 +376,10 @@ def _bag_skill(inputs: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
 
 
 def _deviations(scores: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
-    """The agreement of scores and targets over the deviation of that of shuffled targets.
+    """Return the z-score of the agreement of scores and targets under permuted targets.
 
-    Over all orders of n rows, `sum a_i b_i` has the mean `n <mean a, mean b>` and the variance
-    `|a_c b_c'|^2 / (n - 1)` of the centred columns (Hoeffding, 1951): nothing is drawn.
+    Over all permutations of n rows, `sum a_i b_i` has the mean `n <mean a, mean b>` and the
+    variance `|a_c b_c'|^2 / (n - 1)` of the centred columns (Hoeffding, 1951): no sampling.
     """
     gap = variance = 0.0
     for half in halves:
@@ -394,7 +390,7 @@ def _deviations(scores: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
 
 
 def _columns(target: Tensor) -> Tensor | None:
-    """Targets as columns of numbers: classes one-hot; None for what is neither."""
+    """Return targets as columns, class indices as one-hot; None for other targets."""
     if target.is_floating_point() or target.dtype == torch.bool:
         return within(target.detach().double().reshape(len(target), -1)[:, :64].cpu())
     if target.ndim != 1 or not 0 <= int(target.min()) <= int(target.max()) < MANY_CLASSES:
@@ -403,7 +399,7 @@ def _columns(target: Tensor) -> Tensor | None:
 
 
 def _apart(train: Batch, valid: Batch) -> dict[str, object]:
-    """How validation data differ from training data: scale, classes, rows that are in both."""
+    """Compare validation with training data: scale, classes, common rows."""
     facts: dict[str, object] = {}
     x, other = train[0], valid[0]
     if isinstance(x, Tensor) and isinstance(other, Tensor) and x.shape[1:] == other.shape[1:]:
@@ -416,12 +412,12 @@ def _apart(train: Batch, valid: Batch) -> dict[str, object]:
 
 
 def _classes(y: Tensor, goal: Tensor) -> dict[str, object]:
-    """Classes of validation that training does not have, and how far their shares are apart."""
+    """Return classes that occur in validation only, and the total variation of class shares."""
     if any(t.is_floating_point() or t.ndim != 1 for t in (y, goal)):
         return {}
     known, asked = set(y.unique().tolist()), set(goal.unique().tolist())
     if len(goal) < 10 * len(known | asked) or len(y) < 10 * len(known | asked):
-        return {}  # too few rows of a class for shares
+        return {}  # too few rows per class
     shares = {
         v: (float((y == v).double().mean()), float((goal == v).double().mean()))
         for v in known | asked
@@ -435,7 +431,7 @@ def _classes(y: Tensor, goal: Tensor) -> dict[str, object]:
 def _scales(x: Tensor, other: Tensor) -> dict[str, object]:
     a, b = (t.detach().double().flatten(1) for t in (x, other))
     deviation = a.std(0)
-    # of what a few rows have, as a word of thousands, another few rows may have nothing
+    # rare features, such as single words, may be absent by chance
     moving = (a != a.mode(0).values).sum(0) >= SEEN
     if not bool(moving.any()) or len(b) < 10:
         return {}
@@ -445,7 +441,7 @@ def _scales(x: Tensor, other: Tensor) -> dict[str, object]:
 
 
 def _shared(x: Tensor, other: Tensor) -> dict[str, object]:
-    """Share of validation rows that are training rows, beyond what repeats within training."""
+    """Return the shares of validation rows that are training rows, and of repeated ones."""
     rows = [t.detach().flatten(1).cpu().contiguous().numpy() for t in (x, other)]
     train = [row.tobytes() for row in rows[0]]
     known = set(train)
@@ -454,7 +450,7 @@ def _shared(x: Tensor, other: Tensor) -> dict[str, object]:
 
 
 def _drawn(loader: object) -> dict[str, object]:
-    """Whether rows come in order, and how many of them a sampler by weights can draw."""
+    """Return whether a loader reads rows in order, or how many a weighted sampler can draw."""
     sampler, data = getattr(loader, "sampler", None), getattr(loader, "dataset", None)
     if not isinstance(sampler, WeightedRandomSampler) or not isinstance(data, Sized):
         return {"in_order": not isinstance(sampler, RandomSampler)}
@@ -462,7 +458,7 @@ def _drawn(loader: object) -> dict[str, object]:
 
 
 def loader_facts(source: Samples) -> dict[str, object]:
-    """Whether the batches of a loader are less varied than all of them together."""
+    """Measure whether the batches of a loader vary less inside than shuffled ones would."""
     if source.indexed:
         return {}
     drawn, reading = _drawn(source.source), iter(source.source)
@@ -478,7 +474,7 @@ def loader_facts(source: Samples) -> dict[str, object]:
         return drawn | _means_of_batches([t.double() for t in seen])
     values, counts = torch.cat(seen).unique(return_counts=True)
     shares = counts.double() / counts.sum()
-    # classes that a batch of its size holds when rows are drawn at random
+    # expected number of classes in a shuffled batch
     expected = sum(float((1 - (1 - shares) ** len(t)).sum()) for t in seen) / len(seen)
     within = sum(len(t.unique()) for t in seen) / len(seen)
     return drawn | {
@@ -489,7 +485,7 @@ def loader_facts(source: Samples) -> dict[str, object]:
 
 
 def _means_of_batches(seen: list[Tensor]) -> dict[str, object]:
-    """Variance of the means of batches over what drawing rows at random gives."""
+    """Return the variance of batch means / that expected of shuffled batches."""
     whole = torch.cat(seen)
     size = sum(len(t) for t in seen) / len(seen)
     expected = float(whole.var()) / size

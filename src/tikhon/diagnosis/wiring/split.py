@@ -1,4 +1,4 @@
-"""Whether validation asks what training taught: the same relation, and rows that are new to it."""
+"""The split: do training and validation share a relation but no rows?"""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tikhon.data.rows import Batch
 from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, ridge
 from tikhon.diagnosis.replica import Replica, undisturbed
 
-FIT = 1200  # training rows that a shallow model is fitted to and tried on, at most
-FEW = 50  # validation rows below which a difference is chance
+FIT = 1200  # maximum number of training rows for a shallow model
+FEW = 50  # minimum number of validation rows
 NEIGHBOURS = 10
-SEARCHED = 4000  # training rows that may lie near
-ASKED = 300  # validation rows whose neighbours are looked for
-WIDE = 8  # columns from which neighbours lie apart
-STEPS = 8  # of a window that may be moved
+SEARCHED = 4000  # training rows searched for neighbours
+ASKED = 300  # validation rows whose neighbours are searched
+WIDE = 8  # columns from which neighbours are distant
+STEPS = 8  # minimum length of a window
 RIDGES = (1.0, 30.0)
 
 
 def split_facts(train: Batch, valid: Batch | None) -> dict[str, object]:
-    """Facts of training rows beside validation rows; empty where they are no plain tensors."""
+    """Compare training with validation rows; empty unless they are plain tensors."""
     if valid is None:
         return {}
     (x, y), (other, goal) = train, valid
@@ -36,14 +36,14 @@ def split_facts(train: Batch, valid: Batch | None) -> dict[str, object]:
     if x.is_floating_point() and x[0].numel() >= WIDE:
         facts |= _near(x.detach().flatten(1), other.detach().flatten(1))
         if _near(x[::2].detach().flatten(1), x[1::2].detach().flatten(1)).get("copies", 0) > AGAIN:
-            return facts  # a model of half of the rows knows the copies in the other half
+            return facts  # a model of one half would know copies in the other
     if isinstance(y, Tensor) and isinstance(goal, Tensor) and y.shape[1:] == goal.shape[1:]:
         facts |= relation_moved((x, y), (other, goal))
     return facts
 
 
 def windows_in_both(x: Tensor, other: Tensor) -> float:
-    """Share of validation windows that are training windows moved by one to four steps."""
+    """Return the share of validation windows that are training windows shifted by 1 to 4 steps."""
     if x.shape[1] < STEPS or (x.ndim == 2 and not x.is_floating_point()):
         return 0.0
     best = 0.0
@@ -57,10 +57,10 @@ def windows_in_both(x: Tensor, other: Tensor) -> float:
 
 
 def _near(x: Tensor, other: Tensor) -> dict[str, float]:
-    """How suddenly the distances of the nearest training rows grow, from one to the next.
+    """Return `copies`, the share of validation rows that are noisy copies of training rows.
 
-    Copies with a little noise lie near each other and far from all else: the distance jumps
-    behind the last of them. `copies` is the share of validation rows with such a jump.
+    Copies lie near each other and far from all other rows, so the distance to the k-th nearest
+    neighbour jumps after the last copy.
     """
     generator = torch.Generator().manual_seed(6)
     some = torch.randperm(len(other), generator=generator)[:ASKED]
@@ -79,16 +79,16 @@ def _near(x: Tensor, other: Tensor) -> dict[str, float]:
     return {"copies": float(found.double().mean())}
 
 
-AGAIN = 0.25  # share of rows that have copies, from which rows say little of others
-JUMP = 3.0  # times the distance of the neighbour before
-CLOSE = 0.25  # of the usual distance of two rows
+AGAIN = 0.25  # share of training rows with copies, above which held-out rows are not new
+JUMP = 3.0  # distance to a neighbour / to the previous one
+CLOSE = 0.25  # distance to a copy / median distance
 
 
 def relation_moved(train: Batch, valid: Batch) -> dict[str, object]:
-    """How well a shallow model of training rows answers others of them, and validation rows.
+    """Return how well a shallow model of training rows predicts held-out and validation rows.
 
-    `fits_train`, `fits_valid`: accuracy above the majority's share, or the correlation. `fits_own`
-    is that of a model of validation rows on others of them.
+    `fits_train`, `fits_valid`: accuracy above the majority's share, or correlation. `fits_own`:
+    the same for a model of validation rows on held-out ones.
     """
     (x, y), (other, goal) = train, valid
     if (
@@ -118,7 +118,7 @@ def relation_moved(train: Batch, valid: Batch) -> dict[str, object]:
 
 
 def _goals(y: Tensor) -> tuple[Tensor, bool] | None:
-    """Targets as columns, and whether they are classes; None for what is neither."""
+    """Return targets as columns, and whether they are classes; None for other targets."""
     if not y.is_floating_point() and y.ndim == 1 and y.dtype != torch.bool:
         if not 0 <= int(y.min()) <= int(y.max()) < MANY_CLASSES:
             return None
@@ -136,7 +136,7 @@ def _goals(y: Tensor) -> tuple[Tensor, bool] | None:
 def _skills(
     x: Tensor, y: Tensor, classes: bool, fit: Tensor, asked: tuple[Tensor, ...], strength: float
 ) -> tuple[float, ...]:
-    """Skill on the asked rows of a ridge that is fitted to others."""
+    """Fit a ridge to some rows and return its skill on others."""
     mean = y[fit].mean(0)
     weights = ridge(x[fit], y[fit] - mean, strength)
     found = []
@@ -153,10 +153,10 @@ def _skills(
 
 
 def renamed(replica: Replica, valid: Batch) -> dict[str, object]:
-    """Whether a trained network answers validation rows of a class with one other class.
+    """Return the accuracy of a trained network on validation rows as it is, and renumbered.
 
-    `valid_right` is the share of right answers, `valid_mapped` that with each class under the
-    number that most of its rows get, where no two classes get the same.
+    `valid_mapped` is the accuracy with each class renumbered to its most frequent prediction, if
+    that is a different one for every class.
     """
     goal = valid[1]
     if not isinstance(goal, Tensor) or goal.is_floating_point() or goal.ndim != 1:

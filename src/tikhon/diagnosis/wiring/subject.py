@@ -1,4 +1,4 @@
-"""The program as the wiring tests see it: a replica, a few rows of data, outputs on request."""
+"""The program under test: a replica, a few rows of data, outputs on request."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tikhon.data.rows import Batch, call, each, length, take, tensors
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 
-ROWS = (13, 11, 7, 17, 5, 3)  # primes: a size that tells the axis of the rows from others
+ROWS = (13, 11, 7, 17, 5, 3)  # primes, so that the size identifies the axis of the rows
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A replica with `rows` rows to look at, and as many others in their place."""
+    """A replica with `rows` rows to test, and as many others to replace them."""
 
     replica: Replica
     batch: Batch
@@ -32,19 +32,19 @@ class Subject:
         return self.replica.model
 
     def outputs(self, batch: Batch, *, seed: int = 0) -> list[Tensor]:
-        """Float tensors of the model's answer in evaluation mode, without gradients."""
+        """Return the float outputs of the model in evaluation mode, without gradients."""
         with torch.no_grad(), undisturbed(self.model, training=False, seed=seed):
             return floats(self.answer(batch))
 
     def answer(self, batch: Batch) -> Any:
-        """What the model returns on a batch, in the mode and with the gradients of the moment."""
+        """Return the output of the model on a batch, in the current modes."""
         if not self.replica.whole:
             return call(self.model, batch[0])
         found, _ = self.outputs_and_loss(batch)
         return found[-1] if found else None
 
     def outputs_and_loss(self, batch: Batch) -> tuple[list[object], Tensor]:
-        """What the model returned at each call of a pass to the loss, and the loss."""
+        """Return the outputs of all calls of the model in one pass, and the loss."""
         found: list[object] = []
         handle = self.model.register_forward_hook(lambda m, a, output: found.append(output))
         try:
@@ -54,7 +54,7 @@ class Subject:
 
 
 def subject_of(replica: Replica, source: Samples) -> Subject:
-    """The subject with a prime number of rows where the data have twice as many."""
+    """Return a subject with a prime number of rows if the data has twice as many."""
     total = length(source.probe)
     sizes = {s for t in tensors(source.probe) for s in t.shape[1:]}
     rows = next((n for n in ROWS if 2 * n <= total and n not in sizes), max(1, total // 2))
@@ -62,11 +62,11 @@ def subject_of(replica: Replica, source: Samples) -> Subject:
     return Subject(replica, take(source.probe, first), take(source.probe, second), rows)
 
 
-ONE_LENGTH = (RuntimeError, IndexError, ValueError)  # of a network that takes no other length
+ONE_LENGTH = (RuntimeError, IndexError, ValueError)  # of a network of fixed sequence length
 
 
 def shortened(batch: Batch, size: int, to: int) -> Batch:
-    """Inputs and targets, their sequences of `size` steps cut to the first ones."""
+    """Truncate sequences of `size` steps in inputs and targets to the first `to`."""
 
     def cut(t: Tensor) -> Tensor:
         return t[:, :to] if t.ndim >= 2 and t.shape[1] == size else t
@@ -75,12 +75,12 @@ def shortened(batch: Batch, size: int, to: int) -> Batch:
 
 
 def floats(value: object) -> list[Tensor]:
-    """The float tensors of a nested value."""
+    """Return the float tensors of a nested value."""
     return [t for t in tensors(value) if t.is_floating_point() and t.numel()]
 
 
 def difference(before: list[Tensor], after: list[Tensor], index: Any) -> float:
-    """Largest rms change of an indexed part over the rms of the whole; 0 where nothing fits."""
+    """Return the largest rms change of an indexed part / rms of the whole; 0 for no match."""
     worst = 0.0
     for a, b in zip(before, after):
         if a.shape != b.shape or a.ndim == 0:
@@ -94,7 +94,7 @@ def difference(before: list[Tensor], after: list[Tensor], index: Any) -> float:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[tuple[str, list[Tensor], list[Tensor]]]]:
-    """Inputs and outputs of every module in the order of the calls."""
+    """Context that records inputs and outputs of all modules in the order of the calls."""
     seen: list[tuple[str, list[Tensor], list[Tensor]]] = []
 
     def hook(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Whom a target pulls: shapes that broadcast, positions that slip, rows that send no gradient."""
+"""Effect of targets on the gradient: broadcast shapes, wrong rows, rows without gradient."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.calls import Calls
 from tikhon.diagnosis.wiring.subject import Subject, difference
 
-SAME = 1e-5  # relative change of a gradient that is rounding
-INSIDE = 0.2  # share of an ignored class that is no padding from which it is missed
-LARGE = 10.0  # size of a column of targets / of another, and of 1
-MANY_COLUMNS = 64  # of a target that are compared
-COLUMNS = 4  # of a target that are tried one by one
+SAME = 1e-5  # relative change of a gradient due to rounding
+INSIDE = 0.2  # share of an ignored class inside of rows, from which it is not padding
+LARGE = 10.0  # rms of a target column / of another, and at least this
+MANY_COLUMNS = 64  # maximum number of target columns compared
+COLUMNS = 4  # target columns that are tested one by one
 
 
 def target_facts(subject: Subject) -> dict[str, object]:
-    """How the loss of a batch uses outputs and targets; empty where it calls the model itself."""
+    """Measure how the loss uses outputs and targets; empty if it calls the model itself."""
     target = subject.batch[1]
     if subject.replica.whole or not isinstance(target, Tensor) or not target.ndim:
         return {}
@@ -52,10 +52,10 @@ class Bench:
         def leaf(t: Tensor) -> Tensor:
             if not t.is_floating_point():
                 return t
-            # a head of zeros or ones would hide which entries a target pulls at
+            # noise, since a zero-initialised head would hide which outputs a target affects
             generator = torch.Generator(device="cpu").manual_seed(len(self.leaves))
             noise = torch.rand(t.shape, generator=generator, dtype=torch.float32).to(t)
-            # and one of huge scores saturates a softmax until rows send no gradient
+            # scaled, since huge logits saturate a softmax and leave no gradient
             large = max(1.0, float(t.abs().max()) / 3)
             self.leaves.append((t / large * (0.95 + 0.05 * noise)).requires_grad_())
             return self.leaves[-1]
@@ -63,7 +63,7 @@ class Bench:
         self.output = each(output, leaf)
 
     def gradient(self, target: Tensor) -> list[Tensor] | None:
-        """Gradients of the loss at the float tensors of the output; None where there are none."""
+        """Return the gradients of the loss at the float outputs; None if there are none."""
         with torch.enable_grad():
             loss = number_of(self.loss(self.output, target))
         if not loss.requires_grad or not bool(torch.isfinite(loss)):
@@ -72,9 +72,9 @@ class Bench:
         return [torch.zeros_like(t) if g is None else g for g, t in zip(found, self.leaves)]
 
     def tried(self, target: Tensor) -> list[Tensor] | None:
-        """The same at targets made up; None also where the loss does not take them.
+        """Return `gradient` at artificial targets; None also if the loss rejects them.
 
-        A column may be an index, of which not every number is one.
+        A column may be an index, for which not every number is valid.
         """
         try:
             return self.gradient(target)
@@ -85,7 +85,7 @@ class Bench:
 def _pulls(
     subject: Subject, bench: Bench, base: list[Tensor] | None, target: Tensor
 ) -> dict[str, object]:
-    """Change one target and see at which outputs the gradient of the loss changes."""
+    """Change single targets and measure at which outputs the gradient changes."""
     rows = subject.rows
     if base is None or rows < 3:
         return {"loss_connected": base is not None}
@@ -95,7 +95,7 @@ def _pulls(
     found = [_pull(bench, target, column) for column in range(min(columns_of(target), COLUMNS))]
     others = [share for shares, _ in found for share in shares]
     if others:
-        # of each column the row that pulls least at others; of the columns the worst
+        # minimum over rows, maximum over columns
         facts["pull_on_others"] = max(min(shares) for shares, _ in found if shares)
     signs = [sign for _, column in found for sign in column]
     if len(signs) >= 3:
@@ -109,7 +109,7 @@ def _pulls(
 
 
 def _deaf_columns(bench: Bench, base: list[Tensor] | None, target: Tensor) -> dict[str, object]:
-    """Columns of the answers that the loss never reads, though each target has one."""
+    """Return the output columns with a target that the loss never reads."""
     if base is None or len(base) != 1 or base[0].shape != target.shape or target.ndim != 2:
         return {}
     if target.shape[1] < 2 or not target.is_floating_point():
@@ -125,7 +125,7 @@ def _sizes(gradient: list[Tensor], rows: int) -> Tensor:
 
 
 def _at_the_ends(bench: Bench, target: Tensor) -> list[list[Tensor]]:
-    """Gradients with every target low, and high: rows that are right send none with their own."""
+    """Return gradients with all targets low, and high, since correct rows have none."""
     if not target.is_floating_point():
         return []
     ends = extremes(target, far=False)
@@ -136,9 +136,9 @@ def _at_the_ends(bench: Bench, target: Tensor) -> list[list[Tensor]]:
 def _indifferent(
     subject: Subject, bench: Bench, base: list[Tensor] | None, target: Tensor
 ) -> dict[str, object]:
-    """Whether the loss pulls the same way when the targets change rows, and when they differ."""
+    """Whether the gradient is the same with permuted targets, and with different ones."""
     others = 3 * target.flip(0) + 1 if target.is_floating_point() else target[:1].expand_as(target)
-    if target.is_floating_point() and not _varied(target):  # of one value for all rows
+    if target.is_floating_point() and not _varied(target):  # all equal
         found = [bench.tried(others.contiguous())]
         unheard = base is not None and found[0] is not None
         same = unheard and difference(base or [], found[0] or [], slice(None)) <= SAME
@@ -158,13 +158,13 @@ def _indifferent(
 
 
 def _heard_near(bench: Bench, target: Tensor, rolled: list[Tensor]) -> bool:
-    """Whether outputs among the targets hear them: far off, absolute errors pull all alike."""
+    """Whether targets matter at outputs in their range: far away, absolute errors are linear."""
     leaf = bench.leaves[0]
     if len(bench.leaves) != 1 or leaf.numel() != target.numel() or not target.is_floating_point():
         return False
     kept = leaf.detach().clone()
     with torch.no_grad():
-        # wider than the targets: where both meet there is no gradient to compare
+        # wider than the targets, since the gradient is 0 where both are equal
         leaf.copy_((1.3 * target.flip(0) - 0.3 * target.mean(0)).reshape(leaf.shape))
     found = [bench.tried(t) for t in (target, *rolled)]
     with torch.no_grad():
@@ -180,14 +180,14 @@ def _varied(t: Tensor) -> bool:
 
 
 def columns_of(target: Tensor) -> int:
-    """How many numbers a row of the targets has, where they are one vector; 1 otherwise."""
+    """Return the number of target columns of a float matrix; else 1."""
     return target.shape[1] if target.ndim == 2 and target.is_floating_point() else 1
 
 
 def _pull(bench: Bench, target: Tensor, column: int) -> tuple[list[float], list[float]]:
-    """Pulls of the targets of three rows: at other rows over at the own row; and their signs at
+    """Return effects of three targets on the gradient: other rows / own row, and own signs.
 
-    the output that answers, which are negative where the loss wants what is asked.
+    The sign at the own output is negative if the loss pulls it towards the target.
     """
     rows = len(target)
     others, signs = [], []
@@ -206,9 +206,9 @@ def _pull(bench: Bench, target: Tensor, column: int) -> tuple[list[float], list[
 
 
 def _elsewhere(bench: Bench, target: Tensor, rows: int) -> dict[str, object]:
-    """The share of single targets that pull at the output of one other row alone.
+    """Return the share of single targets that affect the output of one other row only.
 
-    The axis of the rows is known by its size, a prime that no other axis has.
+    The axis of the rows is identified by its size, a unique prime.
     """
     leaf = max(range(len(bench.leaves)), key=lambda k: bench.leaves[k].numel(), default=None)
     shape = bench.leaves[leaf].shape if leaf is not None else ()
@@ -234,7 +234,7 @@ def _elsewhere(bench: Bench, target: Tensor, rows: int) -> dict[str, object]:
 def _two_gradients(
     bench: Bench, target: Tensor, index: tuple[int, ...]
 ) -> tuple[tuple[list[Tensor], list[Tensor]] | None, tuple[float, float]]:
-    """Gradients with a low and a high target; the ends of the data where farther ones fail."""
+    """Return gradients with a low and a high target, beyond the data's range if possible."""
     for far in (True, False):
         ends = extremes(target, far=far, column=index[1] if len(index) == 2 else None)
         if len(ends) < 2:
@@ -252,7 +252,7 @@ def _signs(
     index: tuple[int, ...],
     ends: tuple[float, float],
 ) -> list[float]:
-    """Change of the gradient, from the low to the high target, at the output that answers it."""
+    """Return the sign of the gradient's change, from low to high target, at its own output."""
     if len(bench.leaves) != 1:
         return []
     change = pair[1][0] - pair[0][0]
@@ -267,14 +267,14 @@ def _signs(
         others = change[index[0]].abs().clone()
         own = float(others[[low, high]].max())
         others[[low, high]] = 0.0
-        if float(others.max()) > 0.5 * own:  # columns of an embedding are no classes
+        if float(others.max()) > 0.5 * own:  # embedding columns, not classes
             return []
         return [float(change[index[0], high].sign()), -float(change[index[0], low].sign())]
     return []
 
 
 def extremes(target: Tensor, *, far: bool = True, column: int | None = None) -> list[float]:
-    """Two values that a target may have, far apart; fewer where all are the same."""
+    """Return a low and a high value of a target; fewer if all are the same."""
     if target.dtype == torch.bool:
         return [False, True]
     seen = target if column is None else target[:, column]
@@ -283,13 +283,13 @@ def extremes(target: Tensor, *, far: bool = True, column: int | None = None) -> 
         return [values[0], values[-1]] if len(values) > 1 else []
     if not far:
         return [values[0], values[-1]]
-    # past all outputs of an untrained network, so that signs change as well
+    # beyond all outputs of an untrained network, so that signs change as well
     reach = 10 * max(abs(values[0]), abs(values[-1]))
     return [-reach, reach]
 
 
 def with_entry(target: Tensor, index: tuple[int, ...], value: float) -> Tensor:
-    """The targets with one entry changed."""
+    """Return the targets with one entry changed."""
     changed = target.clone()
     changed[index] = value
     return changed
@@ -306,10 +306,10 @@ def _by_row(before: list[Tensor], after: list[Tensor], rows: int) -> Tensor:
 
 
 def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
-    """Whether the loss is one of yes and no, and falls below zero on these targets.
+    """Whether the loss expects binary targets, and falls below zero on the given ones.
 
-    Such a loss says the same of (z, y) and of (-z, 1 - y), or of (p, y) and of (1 - p, 1 - y); so
-    does a squared error, which is never below zero.
+    Binary losses are symmetric: equal for (z, y) and (-z, 1 - y), or (p, y) and (1 - p, 1 - y). So
+    is a squared error, but that is never negative.
     """
     if not isinstance(output, Tensor) or output.numel() != target.numel():
         return {}
@@ -329,7 +329,7 @@ def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, ob
             )
             sure = torch.where(y > 0.5, 0.99, 0.01).to(p)
             lowest = min(value(sure, y), value(20 * sure - 10, y))
-            inside = y.clamp(0, 1)  # one that is below zero there, too, is no loss of yes and no
+            inside = y.clamp(0, 1)  # a binary loss is >= 0 here
             same &= min(value(sure, inside), value(20 * sure - 10, inside)) >= 0
     except (RuntimeError, ValueError):  # a loss that takes no such outputs
         return {}
@@ -337,9 +337,9 @@ def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, ob
 
 
 def _one_sided(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
-    """Whether a loss of targets -1 and 1 is given 0 and 1: those of 0 pull at nothing.
+    """Whether a loss that expects targets -1 and 1 is given 0 and 1, and ignores those of 0.
 
-    Such a loss says the same of (z, 1) and of (-z, -1), and of (z, 0) the same for every z.
+    Such a loss is equal for (z, 1) and (-z, -1), and the same for (z, 0) at every z.
     """
     if not isinstance(output, Tensor) or output.numel() != target.numel():
         return {}
@@ -368,7 +368,7 @@ def _one_sided(subject: Subject, output: object, target: Tensor) -> dict[str, ob
 
 
 def _right_answers(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
-    """The share of boxes for which, given as the answer, another row's box costs less."""
+    """Return the share of target boxes that cost more, as output, than another row's box."""
     if not isinstance(output, Tensor) or output.shape != target.shape or target.ndim != 2:
         return {}
     if not target.is_floating_point() or target.shape[1] != 4 or binary(target):
@@ -381,16 +381,16 @@ def _right_answers(subject: Subject, output: object, target: Tensor) -> dict[str
                 others = [target[k : k + 1] for k in range(len(target)) if k != row]
                 own, *rest = (float(number_of(loss(o, goal))) for o in (goal, *others))
                 costs.append((own, min(rest)))
-    except (RuntimeError, ValueError, IndexError):  # a loss of the batch as a whole
+    except (RuntimeError, ValueError, IndexError):  # a loss over the whole batch
         return {}
     return {"box_beaten": sum(own > low + SAME for own, low in costs) / len(costs)}
 
 
 def _shares_by_hand(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
-    """What right answers cost where rows have several yes and a loss sees no row's size.
+    """Return the cost of correct outputs for a loss that normalises rows with several labels.
 
-    `loss(c p, y) = loss(p, y)` for a factor c of each row: the answers are divided by their sum.
-    A loss of shares whose targets are shares too costs nothing where they are right.
+    It is invariant to a factor per row, `loss(c p, y) = loss(p, y)`. With normalised targets,
+    correct outputs would cost nothing.
     """
     if not isinstance(output, Tensor) or output.shape != target.shape or target.ndim != 2:
         return {}
@@ -413,9 +413,9 @@ def _shares_by_hand(subject: Subject, output: object, target: Tensor) -> dict[st
 
 
 def _drowned(bench: Bench, base: list[Tensor] | None, target: Tensor) -> dict[str, object]:
-    """The target that pulls most, the one that pulls least, and how many times as hard.
+    """Return the target columns of largest and smallest gradient, and their ratio.
 
-    The smaller of two ratios: at the answers of the network, and at the targets of another row.
+    The smaller of two ratios: at the network's outputs, and at the targets of another row.
     """
     leaf = bench.leaves[0] if len(bench.leaves) == 1 else None
     if (
@@ -450,7 +450,7 @@ def _drowned(bench: Bench, base: list[Tensor] | None, target: Tensor) -> dict[st
 
 
 def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, object]:
-    """Classes whose rows send no gradient at all: ignored, or of weight zero."""
+    """Return classes whose rows have no gradient: ignored, or of weight zero."""
     if target.is_floating_point() or not target.ndim or target.dtype == torch.bool:
         return {}
     if target.ndim > 1:
@@ -465,7 +465,7 @@ def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, 
 
 
 def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, object]:
-    """Classes that send no gradient in the middle of a row: those at its end are padding."""
+    """Return classes without gradient inside of rows; at the ends they are padding."""
     leaf = max(base, key=Tensor.numel)
     axis = next(
         (k for k in (1, leaf.ndim - 1) if leaf.shape[:k] + leaf.shape[k + 1 :] == target.shape),
@@ -488,7 +488,7 @@ def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, object]:
 
 
 def background_facts(subject: Subject, source: Samples) -> dict[str, object]:
-    """Most pixels have one target that is no class, and class 0 of the answers never occurs."""
+    """Return the share of pixels with a target that is no class, if class 0 never occurs."""
     target, every = subject.batch[1], source.probe[1]
     if subject.replica.whole or not isinstance(every, Tensor) or every.ndim < 3:
         return {}
@@ -507,7 +507,7 @@ def background_facts(subject: Subject, source: Samples) -> dict[str, object]:
 
 
 def _loss_calls(subject: Subject, bench: Bench, target: Tensor) -> dict[str, object]:
-    """The functions that the loss is made of, and what goes into them."""
+    """Return the functions that the loss calls, and facts about their arguments."""
     with Calls(subject.model) as tape, torch.enable_grad():
         subject.replica.loss(bench.output, target)
     used = [c for c in tape.calls if c.module == LOSS]
@@ -534,10 +534,10 @@ LOSSES = set(
 
 
 def _kinds(output: object, target: Tensor) -> dict[str, object]:
-    """Shapes and values that a loss may not be made for."""
+    """Return shapes and values that a loss may not be made for."""
     facts: dict[str, object] = {"target_shape": list(target.shape[1:])}
     if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
-        # of two that are alike, as yes says, a distance is small
+        # distances, which should be small for similar pairs (label 1)
         facts["distances"] = (
             output.numel() == target.numel()
             and len(target.unique()) <= 2

@@ -1,4 +1,4 @@
-"""Parts of the inputs that no answer depends on: a whole tensor, columns, channels, steps."""
+"""Parts of the inputs that no output depends on: a whole tensor, columns, channels, steps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tikhon.diagnosis.wiring.calls import Calm
 from tikhon.diagnosis.wiring.signal import relation, sample
 from tikhon.diagnosis.wiring.subject import Subject, difference, floats
 
-SAME = 1e-6  # change of the answers, or of the loss, that is rounding
+SAME = 1e-6  # relative change of outputs or loss due to rounding
 EXPLAINED = ("explained_straight", "explained_bent")
-FEW = 16  # columns of whole numbers that are tried one by one
+FEW = 16  # integer columns that are tested one by one
 
 
 def unread_facts(subject: Subject, source: Samples) -> dict[str, object]:
-    """`unread`: the input that nothing depends on, by its place among several; or of one input
+    """Return `unread`: the index of an unused input; or, of a single input, its unused entries.
 
-    the share of its entries that no answer depends on, the first of them, and what they are worth.
+    For entries: their share, the first one, and the variance of the targets that they explain.
     """
     parts = tensors(subject.batch[0])
     if subject.replica.whole:
@@ -46,7 +46,7 @@ def unread_facts(subject: Subject, source: Samples) -> dict[str, object]:
 
 
 def _worth(source: Samples, mask: Tensor) -> dict[str, object]:
-    """What shallow models explain of held-out targets, with what is not read and without it."""
+    """Return the held-out variance explained by shallow models with and without unread entries."""
     inputs, target = sample(source)
     if not isinstance(inputs, Tensor) or not isinstance(target, Tensor):
         return {}
@@ -58,7 +58,7 @@ def _worth(source: Samples, mask: Tensor) -> dict[str, object]:
 
 
 def _whole_part(subject: Subject, parts: list[Tensor]) -> dict[str, object]:
-    """The first of several inputs with which neither answers nor loss change."""
+    """Return the first of several inputs that affects neither outputs nor loss."""
     longest = max((int(t.shape[1]) for t in parts if t.ndim > 1), default=0)
     handed = _handed(subject) if subject.replica.whole else {id(t) for t in parts}
     for place, part in enumerate(parts):
@@ -69,7 +69,7 @@ def _whole_part(subject: Subject, parts: list[Tensor]) -> dict[str, object]:
             or not bool((part != part[:1]).any())
         ):
             continue
-        other = tensors(subject.others[0])[place]  # rows in another order may cost the same
+        other = tensors(subject.others[0])[place]  # permuted rows may cost the same
         if other.shape != part.shape:
             continue
         others = each(subject.batch[0], lambda t, p=part, o=other: o if t is p else t)
@@ -79,7 +79,7 @@ def _whole_part(subject: Subject, parts: list[Tensor]) -> dict[str, object]:
 
 
 def _handed(subject: Subject) -> set[int]:
-    """Ids of the tensors of a batch that the model is called with: a loss may leave others out."""
+    """Return the ids of the tensors of a batch that are passed to the model."""
     seen: set[int] = set()
 
     def enter(module: object, args: object, kwargs: object) -> None:
@@ -94,7 +94,7 @@ def _handed(subject: Subject) -> set[int]:
 
 
 def _idle_mark(subject: Subject) -> dict[str, object]:
-    """Which tensor of a batch is one of zeros and ones that the loss does not depend on."""
+    """Return the position of a 0/1 tensor of the batch that the loss does not depend on."""
     pairs = zip(tensors(subject.batch), tensors(subject.others))
     for place, (part, other) in enumerate(pairs):
         if part.shape != other.shape or part.ndim > 2 or bool((part == part[:1]).all()):
@@ -108,7 +108,7 @@ def _idle_mark(subject: Subject) -> dict[str, object]:
 
 
 def _marks(part: Tensor, longest: int) -> bool:
-    """Masks of zeros and ones, and lengths: a network may find them out by itself."""
+    """Whether a tensor is a 0/1 mask or holds lengths, which a network may infer itself."""
     if part.dtype == torch.bool or bool(((part == 0) | (part == 1)).all()):
         return True
     whole = not part.is_floating_point() and part.ndim == 1
@@ -116,19 +116,19 @@ def _marks(part: Tensor, longest: int) -> bool:
 
 
 def _changed(subject: Subject, batch: Batch) -> float:
-    """Change of the answers and, where the loss calls the model, of the loss and its slopes."""
+    """Return the change of outputs and, if the loss calls the model, of loss and gradients."""
     found = []
     for one in (subject.batch, batch):
         with Calm():
             seen = subject.outputs(one)
         found.append([*seen, *(_slopes(subject, one) if subject.replica.whole else [])])
     if not found[0] or not any(bool((t != t.flatten()[0]).any()) for t in found[0]):
-        return 1.0  # one answer to everything has names of its own
+        return 1.0  # constant outputs are reported otherwise
     return difference(found[0], found[1], slice(None))
 
 
 def _slopes(subject: Subject, batch: Batch) -> list[Tensor]:
-    """A loss that calls the model, and its slopes at the weights: a ratio begins at 1 for all."""
+    """Return the loss and its gradients at the weights; some losses, as ratios, start equal."""
     weights: list[Tensor] = [p for p in subject.model.parameters() if p.requires_grad]
     with torch.enable_grad(), undisturbed(subject.model, training=False), Calm():
         loss = subject.replica.value(batch)
@@ -137,7 +137,7 @@ def _slopes(subject: Subject, batch: Batch) -> list[Tensor]:
 
 
 def _still(subject: Subject, x: Tensor) -> Tensor:
-    """Entries of a row that do not move the answers: by their gradient, and by other rows'."""
+    """Return entries of a row that do not affect outputs, by gradient and by replacement."""
     none = torch.zeros_like(x[0], dtype=torch.bool)
     still = _flat(subject, x) if x.is_floating_point() else none
     if not x.is_floating_point() and x.ndim == 2 and x.shape[1] <= FEW:
@@ -153,7 +153,7 @@ def _still(subject: Subject, x: Tensor) -> Tensor:
 
 
 def _flat(subject: Subject, x: Tensor) -> Tensor:
-    """Entries at which the slope of the answers is 0 in all rows."""
+    """Return entries at which the gradient of the outputs is 0 in all rows."""
     leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad(), undisturbed(subject.model, training=False), Calm():
         answers: list[Any] = floats(subject.answer((leaf, subject.batch[1])))

@@ -1,4 +1,4 @@
-"""What a loss counts a row of each class, beside how often the class comes."""
+"""Class weights of a loss beside class frequencies."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.subject import Subject
 from tikhon.diagnosis.wiring.targets import Bench
 
-SURE = -3.0  # a score at which a loss that eases what is sure is told from plain weights
-EASED = 1.5  # times the slope of plain weights there
+SURE = -3.0  # a logit at which focal losses differ from class weights
+EASED = 1.5  # times the gradient of plain class weights there
 
 
 def weight_facts(subject: Subject, source: Samples) -> dict[str, object]:
-    """Share and weight of each class, or of yes and no in each column; empty for other targets.
+    """Return share and weight of each class, or of the positives in each binary column.
 
-    The weight is the size of the loss gradient at scores that are all zero, where each class is
-    as wrong as any other.
+    The weight is the size of the loss gradient at logits of zero, where all classes are equally
+    wrong. Empty for other targets.
     """
     target = subject.batch[1]
     whole = source.source[1] if source.indexed else source.probe[1]
@@ -61,13 +61,13 @@ def _columns(subject: Subject, whole: Tensor, output: Tensor, target: Tensor) ->
     ratio = sizes[0.0, 1.0] / sizes[0.0, 0.0]
     plain = sizes[SURE, 1.0] / sizes[SURE, 0.0] / math.exp(-SURE)
     if bool((plain > EASED * ratio).any()):
-        return {}  # a focal loss counts what is not yet sure, and its weights mean another thing
+        return {}  # a focal loss has weights of another meaning
     shares = (whole.double() > 0).double().reshape(len(whole), -1).mean(0)
     return {"positive_shares": shares.tolist(), "positive_weights": ratio.tolist()}
 
 
 def _at(subject: Subject, output: Tensor, target: Tensor, score: float) -> Tensor | None:
-    """The gradient of the loss at scores that are all alike; None where there is none."""
+    """Return the gradient of the loss at logits that are all equal; None if there is none."""
     bench = Bench(subject, each(output, torch.zeros_like))
     with torch.no_grad():
         bench.leaves[0].fill_(score)
