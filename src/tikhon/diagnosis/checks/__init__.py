@@ -1,1 +1,1 @@
-"""What a record says: pure functions of its evidence, of the standard library alone."""
+"""Checks: pure functions from the evidence of a record to findings; standard library only."""

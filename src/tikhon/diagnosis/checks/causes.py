@@ -1,4 +1,4 @@
-"""Why: gains factored into weights and slopes, heads out of reach, penalties that dominate."""
+"""Causes of symptoms: gains as weights times slopes, limits of the head, dominant penalties."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tikhon.languages import Sentence, said
 
 
 def names(ev: Evidence, activation: int) -> tuple[str, ...]:
-    """An activation with the layer that feeds it."""
+    """Return the names of an activation and of the layer before it."""
     if ev.site(activation).role != "activation":
         return (ev.site(activation).name,)
     before = ev.layer_before(activation)
@@ -20,18 +20,18 @@ def names(ev: Evidence, activation: int) -> tuple[str, ...]:
 
 
 def called(name: str) -> str:
-    """A module's name in a sentence: the numbers of a `Sequential` need a word."""
+    """Return a module's name for a sentence; indices of a `Sequential` are called layers."""
     if name.replace(".", "").isdigit():
         return said("called_layer", name=name)
     return name or said("called_model")
 
 
 def gains(ev: Evidence) -> list[tuple[int, float, float, float]]:
-    """(position, gain, weight factor, slope factor) of each step back through the chain.
+    """Return (position, gain, weight factor, slope) of each step back through the chain.
 
-    The gain of position k is the signal at the layer before k over the signal at k: the layer's
-    weights times the slope of the activation in between. For plain chains the two factors
-    explain the gain; the slope is 1 where no activation was seen.
+    The gain at position k is the gradient at the layer before k / the gradient at k. In plain
+    chains it is the product of the layer's weight factor and the slope of the activation in
+    between, 1 without an activation.
     """
     first = ev.first
     if first is None:
@@ -44,7 +44,7 @@ def gains(ev: Evidence) -> list[tuple[int, float, float, float]]:
         activation = ev.activation_after(before)
         slope = first.readings[activation].slope if activation is not None else None
         weight = first.readings[after].weight_factor
-        if slope is None:  # softmax is not elementwise: what the weights leave over is its gain
+        if slope is None:  # softmax is not elementwise: its slope is gain / weight factor
             other = activation is not None and bool(weight)
             slope = low / high / weight if other and weight else 1.0
         rows.append((after, low / high, weight or 0.0, slope))
@@ -52,7 +52,7 @@ def gains(ev: Evidence) -> list[tuple[int, float, float, float]]:
 
 
 def decline(ev: Evidence) -> tuple[float, float, dict[str, float]]:
-    """How much of the loss of signal per layer is due to weights, and to slopes (as -log)."""
+    """Return the loss of gradient per layer due to weights and to slopes, as -log."""
     weights, slopes, ideals, factors = [], [], [], []
     for after, _, weight, slope in gains(ev):
         before = ev.layer_before(after)
@@ -70,7 +70,7 @@ def decline(ev: Evidence) -> tuple[float, float, dict[str, float]]:
 
 
 def why_gain(ev: Evidence) -> tuple[tuple[str, ...], Sentence | Literal[""]]:
-    """The layers that lose or blow up the signal, and whether weights or slopes do it."""
+    """Return the layers where the gradient vanishes or explodes, and the reason."""
     rows = gains(ev)
     if not rows:
         return (), ""
@@ -112,7 +112,7 @@ def why_gain(ev: Evidence) -> tuple[tuple[str, ...], Sentence | Literal[""]]:
 def _odd(
     ev: Evidence, rows: list[tuple[int, float, float, float]]
 ) -> list[tuple[int, float, float, float]]:
-    """The steps whose gain is far from the usual one, where a few explain the whole."""
+    """Return the steps whose gain is far from the median, if they are few."""
     usual = middle(g for _, g, _, _ in rows)
     if usual is None or len(rows) < 2:
         return []
@@ -121,7 +121,7 @@ def _odd(
 
 
 def _culprit(ev: Evidence, row: tuple[int, float, float, float]) -> tuple[str, ...]:
-    """The layer of a step if its weights are odd, else the activation before it."""
+    """Return the layer of a step if its weights are extreme, else the activation before it."""
     position, _, weight, slope = row
     if weight < 0.2 or weight > 5:
         return (ev.site(position).name,)
@@ -133,13 +133,13 @@ def _culprit(ev: Evidence, row: tuple[int, float, float, float]) -> tuple[str, .
 
 
 def head_site(ev: Evidence) -> str:
-    """The activation behind the last layer."""
+    """Return the last activation."""
     sites = [s for s in ev.record.sites if s.role == "activation"]
     return sites[-1].name if sites else "output"
 
 
 def head_floor(ev: Evidence) -> float:
-    """How far above the reachable minimum the head keeps the loss, as a share of a constant's."""
+    """Return the excess of the loss that the head enforces, as a share of the trivial loss."""
     static = ev.static
     floor, free = number(static.get("floor")), number(static.get("free_floor"))
     trivial = number(static.get("free_trivial"))
@@ -148,16 +148,16 @@ def head_floor(ev: Evidence) -> float:
     kept = (floor - free) / (trivial - free)
     own = number(static.get("trivial"))
     if own is not None and own > 0 and floor >= 0:
-        # outside of what the head can say a loss may have no lower end, as that of an overlap
+        # beyond the range of the head a loss may be unbounded below, such as an overlap
         kept = min(kept, floor / own)
     return max(0.0, kept)
 
 
 def penalty_share(ev: Evidence) -> float:
-    """Share of what moves the weights that comes from a penalty or from weight decay.
+    """Return the share of a penalty or weight decay in what moves the weights.
 
-    A run that has settled balances penalty and data at one half: the largest share on the way
-    there counts then.
+    At a stationary point penalty and data balance at one half, so the largest share on the way
+    counts.
     """
     if not ev.record.probes or not ev.trained:
         return 0.0
@@ -177,5 +177,5 @@ def penalty_share(ev: Evidence) -> float:
 
 
 def weak_dropout(ev: Evidence) -> tuple[str, ...]:
-    """Dropout layers that pass less than a tenth."""
+    """Return the dropout layers that pass less than a tenth."""
     return tuple(n for n, rate in (ev.static.get("dropout") or {}).items() if rate > 0.9)

@@ -1,4 +1,4 @@
-"""Findings about the data: do the inputs say anything about the targets, and validation the same?
+"""Findings about the data: are inputs and targets related, and does validation agree?
 
 Pure functions of the evidence; standard library only.
 """
@@ -28,7 +28,7 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
         yield Finding("constant_inputs", "warning", ("inputs",), numbers, why, fix=fix)
         return
     still = list(w.get("still_parts") or ())
-    if still and share < 1 and ev.harmed:  # masks and places are the same in all rows, and right
+    if still and share < 1 and ev.harmed:  # masks and positions may be constant
         where = tuple(f"inputs[{k}]" for k in still)
         why = said("why_input_constant", place=", ".join(where))
         severity = "warning" if ev.learned < e.LITTLE else "info"
@@ -51,7 +51,7 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
 
 
 def _mostly_still(ev: Evidence) -> bool:
-    """Whether most columns of a table have one value, and the others tell little."""
+    """Whether most columns of a table are constant and the others uninformative."""
     share, straight = ev.fact("constant_columns"), ev.fact("explained_straight")
     if share is None or straight is None or not ev.wiring.get("table"):
         return False
@@ -65,8 +65,7 @@ def _same_answer(ev: Evidence) -> Iterable[Finding]:
         return
     value = ev.fact("target_low") or 0.0
     why = said("why_one_target", value=value)
-    # a loss that calls the model may mean them as a goal, as that of a generator does, and one
-    # that never looks at them has none
+    # intended where a loss calls the model, as a generator's does, or never uses the targets
     unused = w.get("targets_used") is False
     goal = (w.get("whole") and ev.record.loss != "own_loss") or w.get("judged") or unused
     if w.get("judged"):
@@ -103,11 +102,11 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
     ):
         return
     if _few_classes(ev):
-        return  # rows that came in order show no relation to the classes that are missing
+        return  # the classes of sorted rows are missing
     control = ev.record.reference
     advantage = number(control.get("advantage"))
     if advantage is not None and advantage >= e.ADVANTAGE:
-        return  # the network itself tells true targets from shuffled ones
+        return  # the network fits true targets better than shuffled ones
     if _validated(ev):
         return
     numbers = {"relation": z, "related_rows": rows}
@@ -121,7 +120,7 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
 
 
 def _validated(ev: Evidence) -> bool:
-    """Whether the network does better than a constant on validation rows."""
+    """Whether the network beats a constant on validation rows."""
     if ev.end is None or ev.end.valid_loss is None:
         return False
     valid, share = number(ev.end.valid_metric), ev.fact("majority")
@@ -159,7 +158,7 @@ def _counted_less(ev: Evidence) -> Iterable[Finding]:
 
 
 def upside_down(shares: Sequence[float], weights: Sequence[float]) -> tuple[int, int] | None:
-    """The rarest and the commonest class, where the rare one counts less.
+    """Return the rarest and the commonest class if the rare one has the smaller weight.
 
     >>> upside_down([0.9, 0.1], [1.0, 0.2])
     (1, 0)
@@ -179,10 +178,10 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
     if share is None or share < e.MAJORITY or metric is None or not ev.trained:
         return
     if ev.wiring.get("constant_target") or (ev.wiring.get("dense") and answered is None):
-        return  # one class alone, or no answers to count
+        return  # a single class, or predictions that were not counted
     if _few_classes(ev):
-        return  # shares of rows that came in order are not those of all rows
-    # nine tenths of the rare ones are not answered
+        return  # sorted rows have other class shares than all rows
+    # at most a tenth of the rare rows may be predicted
     bar = max(e.ALWAYS, 1 - 0.1 * (1 - share))
     always = abs(metric - share) <= 0.02 if answered is None else answered >= bar
     if not always or ev.record.failure is not None:
@@ -260,7 +259,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
     yield from _another_relation(ev)
     new, moved = w.get("new_classes") or [], ev.fact("class_shift") or 0.0
     if (ev.fact("rows_repeated") or 0.0) > e.REPEATED:
-        moved = 0.0  # rare classes are repeated in training on purpose
+        moved = 0.0  # oversampling on purpose
     if new or moved > e.CLASS_SHIFT:
         why = said("why_valid_classes", moved=moved)
         if new:
@@ -277,7 +276,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
 
 
 def _another_relation(ev: Evidence) -> Iterable[Finding]:
-    """Validation rows whose targets are not those that training teaches."""
+    """Find validation targets that contradict the relation of the training rows."""
     known, asked, own = (ev.fact(f"fits_{k}") for k in ("train", "valid", "own"))
     right, mapped = ev.fact("valid_right"), ev.fact("valid_mapped")
     fix = "the same list of classes, words and columns for both: sorted(os.listdir(folder))"
@@ -287,7 +286,7 @@ def _another_relation(ev: Evidence) -> Iterable[Finding]:
         why = said("why_renamed_classes", right=right, mapped=mapped, named=named)
         numbers = {"valid_right": right, "valid_mapped": mapped}
     elif known is not None and asked is not None and own is not None:
-        chance = 2 / (ev.fact("fits_rows") or 1.0) ** 0.5  # four deviations of a share
+        chance = 2 / (ev.fact("fits_rows") or 1.0) ** 0.5  # four standard errors of a share
         plain = known >= e.FITS and asked <= known - max(e.FITS, 0.6 * known)
         faint = known >= e.HARDLY_FITS and asked <= 0 and own > 0.5 * known
         if not (plain or faint) or known - asked < chance:
@@ -301,7 +300,7 @@ def _another_relation(ev: Evidence) -> Iterable[Finding]:
 
 
 def _copies(ev: Evidence) -> Iterable[Finding]:
-    """Rows that come again, and validation rows that are training rows with a little noise."""
+    """Find repeated rows, and validation rows that are noisy copies of training rows."""
     period, rows = ev.fact("period"), float(ev.record.data.get("rows") or 0)
     if period:
         why = said("why_period", period=period, rows=rows)
@@ -354,7 +353,7 @@ def _sorted(ev: Evidence) -> Iterable[Finding]:
 
 
 def _few_classes(ev: Evidence) -> tuple[float, float, float] | None:
-    """Classes of a batch, of one of rows drawn at random, and of all, if the first are too few."""
+    """Return the classes per batch, per shuffled batch and in all, if batches have too few."""
     within, every = ev.fact("classes_in_batch"), ev.fact("classes_in_all")
     expected = ev.fact("classes_expected")
     if within is None or not expected or every is None or every < 2:

@@ -1,4 +1,4 @@
-"""Weights before the first step: equal, singled out, dead or saturated at birth, large, small.
+"""Initial weights: all equal, one layer extreme, dead or saturated, too large, too small.
 
 Pure functions of the evidence; standard library only.
 """
@@ -17,7 +17,7 @@ _Judged = tuple[tuple[str, ...], dict[str, float], Sentence] | None
 
 
 def poor_init(ev: Evidence) -> Finding | None:
-    """Weights at step 0 that no signal gets through: too large, too small, all equal, all dead."""
+    """Find initial weights that block training: too large, too small, all equal, all dead."""
     first = ev.first
     if first is None or min(ev.learned, ev.generalised) >= e.LEARNED:
         return _loud(ev)
@@ -30,7 +30,7 @@ def poor_init(ev: Evidence) -> Finding | None:
 
 
 def _loud(ev: Evidence) -> Finding | None:
-    """Scores of classes so large at first that much of the run is spent on making them small."""
+    """Find initial logits so large that much of the run is spent on shrinking them."""
     found = _too_large(ev) if ev.static.get("own_softmax") else None
     metric = number(ev.end.metric) if ev.end is not None else None
     if found is None or metric is None or metric >= e.SOLVED:
@@ -45,7 +45,7 @@ def _equal_weights(ev: Evidence) -> _Judged:
     first = ev.first
     assert first is not None
     same = [i for i in ev.chain if first.readings[i].constant]
-    # a zero head or branch end is a good idea: it moves in the first step and the rest follows
+    # zero-initialised heads and branches are fine: they move in the first step
     if not same or (len(same) < len(ev.chain) and (ev.early_ratio or 0.0) >= e.VANISHED):
         return None
     why = said("why_equal", count=len(same))
@@ -89,7 +89,7 @@ def _dead_at_birth(ev: Evidence) -> _Judged:
 
 
 def bias_share(ev: Evidence, position: int | None) -> float:
-    """Size of the bias against the rest of a layer's output."""
+    """Return the rms of the bias / the spread of a layer's output."""
     if position is None or ev.first is None:
         return 0.0
     reading = ev.first.readings[position]
@@ -131,7 +131,7 @@ def _too_small(ev: Evidence) -> _Judged:
 
 
 def forward_factors(ev: Evidence) -> dict[int, float]:
-    """rms(W) * sqrt(fan_in) of the feed-forward layers at step 0."""
+    """Return rms(W) * sqrt(fan_in) of the feed-forward layers at step 0."""
     first = ev.first
     if first is None:
         return {}

@@ -43,7 +43,7 @@ def _indifferent(ev: Evidence) -> Iterable[Finding]:
     if not w.get("indifferent") or w.get("broadcast") or w.get("flat") or used is None:
         return
     if w.get("target_is_input") and w.get("scored") and (ev.fact("target_columns") or 0) > 1:
-        return  # what is given again as targets was answered with a number a row: how likely it is
+        return  # the output is one log-likelihood per row of its inputs
     related = (ev.fact("relation") or 0.0) >= e.RELATED
     harmed = ev.reach is not None and ev.learned < e.LEARNED
     why = said("why_no_targets")
@@ -52,7 +52,7 @@ def _indifferent(ev: Evidence) -> Iterable[Finding]:
     if used:
         why = said("why_whole_batch")
         fix = "F.mse_loss(output, target), not of output.mean() and target.mean()"
-        severity = "critical" if related else "info"  # distributions are compared on purpose
+        severity = "critical" if related else "info"  # may compare distributions on purpose
     relation = ev.fact("relation")
     numbers = {"relation": relation} if relation is not None else {}
     yield Finding("loss_ignores_targets", severity, ("the loss",), numbers, why, fix=fix)
@@ -120,7 +120,7 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
 
 
 def _parts_upside_down(ev: Evidence) -> Iterator[Finding]:
-    """One part of a loss, or one of several answers, that is pulled the wrong way."""
+    """Find a part of the loss, or one of several outputs, with the wrong sign."""
     w = ev.wiring
     code, where = "loss_upside_down", ("the loss",)
     entropy, volume = ev.fact("entropy_pulled"), ev.fact("determinant_pulled")
@@ -148,7 +148,7 @@ def _parts_upside_down(ev: Evidence) -> Iterator[Finding]:
 
 
 def _endless(ev: Evidence) -> Iterable[Finding]:
-    """A run that falls without end, where no other test says why."""
+    """Find a loss that falls without bound for no other known reason."""
     fall = _ever_faster(ev)
     if fall is None or any(True for _ in _upside_down(ev)):
         return
@@ -159,7 +159,7 @@ def _endless(ev: Evidence) -> Iterable[Finding]:
 
 
 def _ever_faster(ev: Evidence) -> tuple[float, float] | None:
-    """First and last loss of a run that falls far below zero, and faster in each third of it."""
+    """Return first and last loss of a run that falls far below zero and accelerates."""
     curve = ev.curve
     if len(curve) < 9:
         return None
@@ -172,7 +172,7 @@ def _ever_faster(ev: Evidence) -> tuple[float, float] | None:
 
 
 def _distances(ev: Evidence) -> bool:
-    """Whether answers to yes and no are 0 or more, and no sigmoid makes them shares."""
+    """Whether outputs for binary targets are distances: >= 0 and without a final sigmoid."""
     return bool(ev.wiring.get("distances")) and not ev.static.get("head")
 
 
@@ -189,7 +189,7 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
         fix = f"F.{name}(output, target)"
         yield Finding("target_out_of_range", "critical", ("the loss",), numbers, why, fix=fix)
         return
-    inside = w.get("binary_range") or [low, high]  # of the columns that it is given
+    inside = w.get("binary_range") or [low, high]  # of the columns passed to the loss
     numbers = {"target_low": low, "target_high": high}
     if used & BINARY and (low < 0 or high > 1) and (inside[0] < 0 or inside[1] > 1):
         why = said("why_bce_range", low=low, high=high)

@@ -1,4 +1,4 @@
-"""Findings about single operations on the way from the answers to the loss.
+"""Findings about single operations on the way from the outputs to the loss.
 
 Pure functions of the evidence; standard library only. What is measured: `tikhon.diagnosis.wiring`.
 """
@@ -25,9 +25,9 @@ INTO_RANGE = {
 
 @dataclass(frozen=True)
 class Place:
-    """A line that says all: the finding of a fact which is a place, or holds one as `place`.
+    """The finding of a fact that is a place in the program, or holds one as `place`.
 
-    `say` makes the reason of the fact; "harmed" is critical where it harmed, and else a warning.
+    `say` formats the reason; severity "harmed" means critical if harm was measured, else warning.
     """
 
     fact: str
@@ -193,7 +193,7 @@ def _asked_back(ev: Evidence) -> Iterable[Finding]:
     found = ev.wiring.get("asked_back")
     widths = [ev.site(i).fan_out for i in ev.chain if ev.site(i).role == "weight"]
     if not found or min(widths, default=0) < found["numbers"]:
-        return  # what has to pass a bottleneck is worth asking for
+        return  # reconstruction through a bottleneck is a proper task
     why = said("why_asked_back")
     fix = "compare with the input before the noise was added, or with the noise"
     where = (found["place"],)
@@ -228,12 +228,12 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
         name, place, kind = breach["function"], breach["place"], breach.get("kind", "")
         where = (place or "the loss",)
         if (name, kind) in told or (kind == "shares" and not ev.wiring.get("whole")):
-            continue  # of targets beside the answers all rows are known
+            continue  # known from all rows where targets are separate
         told.add((name, kind))
         if breach["code"] == "constant_targets":
             ranked = kind == "pairs" and ev.wiring.get("candidates")
             if ev.wiring.get("constant_target") and not ev.wiring.get("whole") and not ranked:
-                continue  # the data say it themselves
+                continue  # reported for the data
             same = float(breach["low"])
             if kind == "pairs":
                 why = said("why_pairs_alike", name=name, same=same)
@@ -266,7 +266,7 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
 
 
 def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
-    """What may stand inside of the network: a choice of one, a logarithm of a free parameter."""
+    """Find faults inside of the network: softmax over one entry, log of a free parameter."""
     name, where = breach["function"], (breach["place"] or "forward",)
     if breach["code"] == "undefined_operation":
         why = said("why_free_log", name=name)

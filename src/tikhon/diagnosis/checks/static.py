@@ -1,4 +1,4 @@
-"""Findings that need no training: heads that cannot reach, odd data, parameters out of play.
+"""Findings that need no training: limited heads, unscaled data, untrained parameters.
 
 Pure functions of the evidence; standard library only.
 """
@@ -26,11 +26,11 @@ def _data(ev: Evidence) -> Iterable[Finding]:
 
 
 def scales(ev: Evidence) -> Iterable[Finding]:
-    """Inputs and targets whose size no initialisation is made for."""
+    """Find inputs and targets of a scale that no initialisation is made for."""
     inputs, target = ev.record.data.get("inputs") or {}, ev.record.data.get("target") or {}
     rms = number(inputs.get("rms"))
     normed = any(site.role == "norm" for site in ev.record.sites)
-    only_in_training = normed and ev.modes_apart is not None  # which has a name of its own
+    only_in_training = normed and ev.modes_apart is not None  # reported otherwise
     learned = ev.trained and (ev.learned >= e.LEARNED or only_in_training)
     if rms is not None and not ev.record.data.get("normalised_inside"):
         if ev.gained("scaled") > e.FREED:
@@ -70,7 +70,7 @@ def scales(ev: Evidence) -> Iterable[Finding]:
 
 
 def _far_off(ev: Evidence) -> bool:
-    """Whether inputs lie many deviations from zero."""
+    """Whether inputs lie many standard deviations from zero."""
     inputs = ev.record.data.get("inputs") or {}
     rms, apart = number(inputs.get("rms")), number(inputs.get("std"))
     return bool(rms and apart) and (rms or 0.0) > e.OFFSET * (apart or 0.0)
@@ -128,7 +128,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
     if not head or (floor < e.FLOOR and not twice):
         return
     if ev.wiring.get("target_is_input") and _far_off(ev):
-        return  # the head is made for inputs that were scaled once
+        return  # the head is made for scaled inputs
     name = " and ".join(head)
     if twice:
         why = said("why_sigmoid_twice")
@@ -227,7 +227,7 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
         elif key == "unoptimized" and (
             set(listed) <= cut or (ev.trained and ev.learned >= e.LEARNED)
         ):
-            severity = "info"  # the part that is to stay, as in fine-tuning
+            severity = "info"  # left out on purpose, as in fine-tuning
         if listed:
             yield Finding(code, severity, listed, numbers, why, fix=FREED[code])
     if static.get("changes_in_forward"):
@@ -236,7 +236,7 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
 
 
 def _of_the_loss(ev: Evidence) -> Iterable[Finding]:
-    """Parameters of the loss itself that the optimizer does not hold."""
+    """Find parameters of the loss that are not in the optimizer."""
     judge, small = ev.wiring.get("judge"), ev.fact("weights_of_loss") or 0.0
     if not judge and not small:
         return

@@ -27,7 +27,7 @@ from tikhon.languages import Sentence, said
 
 
 def exploding_gradient(ev: Evidence) -> Finding | None:
-    """Numbers that grow until they overflow, backwards, over time, or from step to step."""
+    """Find values that overflow, or gradients that grow over layers, time steps or steps."""
     failure = ev.record.failure
     numbers: dict[str, float] = {}
     where: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
         where = where or grown
     for position, first, later in ev.time_ratios():
         factor = max(p.readings[position].weight_factor or 0.0 for p in ev.early)
-        # late answers that are easy weaken the gradient at the end, and nothing grows
+        # easy late outputs have small gradients, which is no growth
         grown = first >= e.TIME_EXPLODED or (later >= e.TIME_EXPLODED and factor >= 1)
         if grown and ev.learned < e.LEARNED:
             numbers["time_ratio_log10"] = max(first, later)
@@ -60,7 +60,7 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
 
 
 def vanishing_gradient(ev: Evidence) -> Finding | None:
-    """The loss gradient dies on its way to the first layers, or to the first time steps."""
+    """Find a gradient that vanishes on the way to the first layers or time steps."""
     if ev.record.failure is not None or not ev.record.probes or ev.learned >= e.LEARNED:
         return None
     if ev.silent:
@@ -81,14 +81,14 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
         return None
     late = middle(ev.ratio(p) for p in ev.record.probes[-3:])
     if ev.trained and ev.learned >= 0.5 and late is not None and late >= e.VANISHED:
-        return None  # it has come back, and the network learns
+        return None  # the gradient has recovered, and the network learns
     where, why = why_gain(ev)
     numbers = {"signal_ratio": early}
     return Finding("vanishing_gradient", "critical", where, numbers, why)
 
 
 def _silencer(ev: Evidence) -> tuple[str, ...]:
-    """The site behind which there is a gradient and before which there is none."""
+    """Return the first site with a gradient: before it there is none."""
     probe = ev.record.probes[0]
     loud = [i for i, r in enumerate(probe.readings) if r.signal]
     if loud:
@@ -97,7 +97,7 @@ def _silencer(ev: Evidence) -> tuple[str, ...]:
 
 
 def dying_relu(ev: Evidence) -> Finding | None:
-    """Rectified units that are off for every sample and so receive no gradient."""
+    """Find rectified units that are 0 for every sample and so get no gradient."""
     head = _rectified_head(ev)
     if head is not None:
         return head
@@ -119,7 +119,7 @@ def dying_relu(ev: Evidence) -> Finding | None:
     why = said("why_dead", share=share, layer=called(where[-1]), start=start)
     if start >= e.DEAD:
         why = said("why_dead_start", share=share, layer=called(where[-1]))
-    # units that died on the way may be what is left of another fault
+    # units that died during the run may be a consequence of another fault
     severity = "critical"
     if ev.control("leaky") is not None:
         numbers |= ev.shown("leaky")
@@ -138,7 +138,7 @@ def _rectified_head(ev: Evidence) -> Finding | None:
 
 
 def saturated_activation(ev: Evidence) -> Finding | None:
-    """Bounded activations on their flat ends: the derivative is below 5% of its maximum."""
+    """Find saturated activations: the derivative is below 5% of its maximum."""
     last, first = ev.last, ev.first
     if last is None or first is None:
         return None
@@ -149,7 +149,7 @@ def saturated_activation(ev: Evidence) -> Finding | None:
             continue
         start = reading.saturated
         late = start if fails else ev.late("saturated", i)
-        # behind the last layer a flat end is what a sure answer looks like
+        # after the last layer saturation is a confident prediction
         last = i > max(ev.chain, default=-1)
         bar = e.HARDLY if last and start < e.SATURATED else e.LEARNED
         harmed = min(ev.learned, ev.generalised) < bar
@@ -174,7 +174,7 @@ def _not_decayed(ev: Evidence) -> bool:
 
 
 def oscillating_loss(ev: Evidence) -> Finding | None:
-    """The loss on a fixed batch keeps jumping up instead of settling."""
+    """Find a loss on a fixed batch that keeps rising instead of settling."""
     curve = ev.curve
     if ev.record.failure is not None or len(curve) < 12:
         return None
@@ -199,12 +199,12 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     why = said("why_swing", swing=swing, back=back)
     if ev.record.batch_size <= 4:
         why = said("why_small_batch", why=why, count=ev.record.batch_size)
-    # around a floor that nobody knows every loss jumps
+    # without a reference, the loss may fluctuate around its minimum
     known = ev.reach is not None or ev.trivial is not None
     if ev.wiring.get("decides"):
         why = said("why_decides", why=why)
         known = False
-    # and where shorter steps learn no more it is not their length
+    # and if smaller steps learn no more, step size is not the cause
     if ev.control("calmer") is not None:
         numbers |= ev.shown("calmer")
         known = known and ev.gained("calmer") > e.STEADIER
@@ -213,7 +213,7 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
 
 
 def _too_fast(ev: Evidence) -> bool:
-    """Whether a control run has shown that a tenth of the learning rate learns more."""
+    """Whether a control run learned more with a tenth of the learning rate."""
     return ev.gained("calmer") > e.FREED
 
 
@@ -247,7 +247,7 @@ def _long_steps(ev: Evidence) -> Finding:
 
 
 def slow_convergence(ev: Evidence) -> Finding | None:
-    """The loss falls, or would, but each step is too small to get anywhere."""
+    """Find steps too small to train in the given time."""
     double = ev.static.get("own_softmax") and head_floor(ev) >= e.FLOOR
     if double and ev.static.get("head") and not ev.silent:
         floor = head_floor(ev)
@@ -281,7 +281,7 @@ def slow_convergence(ev: Evidence) -> Finding | None:
 
 
 def _short_steps(ev: Evidence) -> Finding:
-    """A control run has shown that ten times the learning rate learns more."""
+    """Report that a control run learned more with ten times the learning rate."""
     numbers = ev.shown("faster")
     why = said("why_faster", **numbers)
     numbers["update_ratio"] = ev.updates or 0.0
@@ -289,7 +289,7 @@ def _short_steps(ev: Evidence) -> Finding:
 
 
 def _mostly_masked(ev: Evidence) -> Finding | None:
-    """A mean that counts what a mask left out, under an optimizer that does not undo its size."""
+    """Find a mean over masked entries, which shrinks the steps of SGD."""
     found = ev.wiring.get("masked_mean") or {}
     share, engine = number(found.get("share")) or 0.0, ev.record.optimizer
     if share < e.MASKED or engine.get("name") != "SGD":
@@ -301,7 +301,7 @@ def _mostly_masked(ev: Evidence) -> Finding | None:
 
 
 def _shortened(ev: Evidence, why: Sentence) -> Sentence:
-    """With what in the optimizer makes steps short beside the learning rate."""
+    """Add the reason for small steps in the optimizer: rate 0, clipping or a large eps."""
     engine = ev.record.optimizer
     if not number(engine.get("lr")):
         return said("why_rate_zero", why=why)
@@ -315,7 +315,7 @@ def _shortened(ev: Evidence, why: Sentence) -> Sentence:
 
 
 def _dead_now(ev: Evidence) -> bool:
-    """Whether training killed the network, so that small updates are a consequence."""
+    """Whether units died or saturated during training, which explains small updates."""
     last, first = ev.last, ev.first
     if last is None or first is None:
         return False
@@ -328,7 +328,7 @@ def _dead_now(ev: Evidence) -> bool:
 
 
 def overfitting(ev: Evidence) -> Finding | None:
-    """Validation loss rises while the training loss falls."""
+    """Find a validation loss that rises while the training loss falls."""
     points = [p for p in ev.record.points if number(p.valid_loss) is not None]
     end = ev.end
     if ev.record.failure is not None or len(points) < 4 or end is None:
@@ -344,7 +344,7 @@ def overfitting(ev: Evidence) -> Finding | None:
     if not (rise >= e.RISE or steady) or gap < e.GAP or ev.learned < 0.5:
         return None
     if (end.eval_loss or 0.0) > (lowest.eval_loss or math.inf):
-        return None  # both rise: an unstable run, not a memorised one
+        return None  # both rise: unstable, not overfitting
     numbers = {"gap": gap, "rise": rise, "best_step": float(lowest.step)}
     why = said(
         "why_overfits",
@@ -358,13 +358,13 @@ def overfitting(ev: Evidence) -> Finding | None:
 
 
 def _rises(points: list[Point]) -> bool:
-    """Whether the validation loss climbs steadily over the last half."""
+    """Whether the validation loss rises steadily over the last half."""
     tail = [p.valid_loss or 0.0 for p in points[len(points) // 2 :]]
     return len(tail) > 3 and back_share(tail) > 0.7
 
 
 def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
-    """Training ends far from what the data allow, and no broken gradient explains it."""
+    """Find training that ends far below what the data allow, with intact gradients."""
     explained = {"exploding_gradient", "vanishing_gradient", "slow_convergence", "dying_relu"}
     explained |= {"saturated_activation", "oscillating_loss", "poor_init"}
     if not ev.trained or ev.record.failure is not None or ev.learned >= e.RESTRAINED:
@@ -399,7 +399,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
 
 
 def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
-    """Behind a yardstick and no test says why: what was ruled out, and what to try next."""
+    """Report low skill relative to a reference model for no known reason."""
     end, trivial = ev.end, ev.trivial
     metric = number(end.metric) if end is not None else None
     if ev.own_loss is not None and ev.reach is not None:
@@ -420,11 +420,11 @@ def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
 
 
 def _narrow(ev: Evidence) -> tuple[str, ...]:
-    """Hidden layers with fewer units than the outputs need directions."""
+    """Return hidden layers with at most a quarter as many units as there are outputs."""
     outputs = ev.static.get("output_units") or 1
     if ev.wiring.get("target_is_input"):
-        return ()  # what an autoencoder is for
-    bypassed = ev.wiring.get("bypassed") or ()  # layers that score or gate
+        return ()  # intended in autoencoders
+    bypassed = ev.wiring.get("bypassed") or ()  # scores and gates
     hidden = [i for i in ev.chain[:-1] if ev.site(i).role == "weight"]
     return tuple(
         ev.site(i).name
@@ -436,7 +436,7 @@ def _narrow(ev: Evidence) -> tuple[str, ...]:
 
 
 def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
-    """Nothing is broken, nothing is learned yet, and the loss still falls: it takes more steps."""
+    """Find an intact run with low skill whose loss still falls: it takes more steps."""
     if found or not ev.trained or ev.record.failure is not None or ev.learned >= 0.6:
         return None
     numbers = {"learned": max(ev.learned, 0.0), "update_ratio": ev.updates or 0.0}
@@ -446,7 +446,7 @@ def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
 
 
 def _with_cause(ev: Evidence, why: Sentence) -> Sentence:
-    """Say where the inputs' scale explains a symptom."""
+    """Add the scale of the inputs if it explains a symptom."""
     size = (ev.record.data.get("inputs") or {}).get("rms")
     if not size or 0.01 <= size <= 10 or ev.record.data.get("normalised_inside"):
         return why
@@ -466,7 +466,7 @@ SYMPTOMS = (
 
 
 def symptoms(ev: Evidence) -> list[Finding]:
-    """The findings among the nine labels."""
+    """Return the findings among the nine labels."""
     findings = [f for check in SYMPTOMS if (f := check(ev)) is not None]
     for residual in (underfitting, still_falling):
         extra = residual(ev, {f.code for f in findings})

@@ -1,4 +1,4 @@
-"""Findings about how a program is wired: graph, rows, positions, structure, what is left out.
+"""Findings about the wiring of a program: graph, rows, positions, structure, unread inputs.
 
 Pure functions of the evidence; standard library only. What is measured: `tikhon.diagnosis.wiring`.
 Loss and targets: `loss.py`; the data: `data.py`.
@@ -72,7 +72,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
 
 
 def _silent(ev: Evidence) -> Iterable[Finding]:
-    """A loss whose slope is 0 at every answer."""
+    """Find a loss whose gradient is 0 at every output."""
     silent = ev.wiring.get("answers_silent")
     if silent and ev.silent and not ev.wiring.get("flat"):
         why = said("why_answers_silent", place=silent)
@@ -82,7 +82,7 @@ def _silent(ev: Evidence) -> Iterable[Finding]:
 
 
 def registered(name: str) -> str:
-    """The line that makes a module know a tensor that hangs on it under `name`.
+    """Return the line that registers the attribute `name` of a module.
 
     >>> registered("blocks[0].weight")
     'self.blocks = nn.ModuleList(self.blocks)'
@@ -116,7 +116,7 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
     name = cuts[0]["name"] if cuts else "detach"
     place = cuts[0]["place"] if cuts else "forward"
     spared = set(ev.static.get("unoptimized") or ())
-    meant = set(lost) <= spared  # a part that is not trained is often cut on purpose
+    meant = set(lost) <= spared  # untrained parts are often detached on purpose
     why = said("why_detached", count=len(lost), name=name, place=place)
     numbers = {"parameters": float(len(lost))}
     fix = f"{CUT_FIXES.get(name, 'leave it out')}; or requires_grad_(False) if they are to stay"
@@ -135,7 +135,7 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
     if alike is None or (alike.get("zero") and not ev.trained):
         return
     if ev.record.failure is not None:
-        return  # numbers that are none are alike, too
+        return  # NaNs are equal, too
     if _named_otherwise(ev, alike) or _lost_in_padding(ev):
         return
     module, after = alike.get("module", ""), alike.get("after", "")
@@ -150,7 +150,7 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
 
 
 def _lost_in_padding(ev: Evidence) -> bool:
-    """Whether rows are alike because what fills them up is most of what is read."""
+    """Whether rows get equal outputs because padding dominates."""
     share, apart = (ev.fact(key) or 0.0 for key in ("padding", "padding_apart"))
     return share >= e.PADDING and apart >= e.PADDED
 
@@ -169,13 +169,13 @@ def _one_step(ev: Evidence) -> Iterable[Finding]:
 
 
 def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
-    """Whether dead or saturated units or equal weights, with names of their own, make it so."""
+    """Whether other findings explain equal rows: dead or saturated units, equal weights."""
     first = ev.first
     head = (ev.static.get("head"), ev.static.get("output_units"))
     if first is None or ev.wiring.get("softmax_over_one") or head == (["softmax"], 1):
         return True
     near = {alike.get("module", ""), alike.get("after", "").partition(" ")[0]}
-    for i, reading in enumerate(first.readings):  # dead by a bias, and not by equal inputs
+    for i, reading in enumerate(first.readings):  # dead because of a bias, not of equal inputs
         if (reading.dead or 0) > 0.95 and 3 <= bias_share(ev, ev.layer_before(i)) < math.inf:
             return True
     for i, site in enumerate(ev.record.sites):
@@ -194,7 +194,7 @@ def _rows(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     apart = ev.fact("rows_apart") or 0.0
     softmax = w.get("softmax_over_rows")
-    # numbers drawn row by row change with the order too: nothing is mixed by them
+    # random numbers drawn per row change with the order without mixing rows
     drawn = (ev.fact("eval_spread") or 0.0) >= e.APART
     order = 0.0 if drawn else ev.fact("order_of_rows") or 0.0
     if apart < e.APART and not softmax and order < e.APART:
@@ -279,7 +279,7 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
     change = w.get("reshape")
     elsewhere = ev.fact("answers_elsewhere") or 0.0
     if change and w["rows"] in change["from"] and (ev.fact("rows_apart") or 0) >= e.APART:
-        change = None  # rows that a reshape mixes are named as such
+        change = None  # reported as mixed rows
     if not change and elsewhere <= 0.5:
         return
     if change:
@@ -311,7 +311,7 @@ def _interleaved(ev: Evidence) -> Iterable[Finding]:
 
 
 def order_of(before: list[int], after: list[int]) -> list[int]:
-    """The permutation that gives one shape from another; empty where sizes repeat or differ.
+    """Return the permutation between two shapes; empty if sizes repeat or differ.
 
     >>> order_of([8, 5, 3], [8, 3, 5])
     [0, 2, 1]
@@ -360,7 +360,7 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
 
 
 def _one_sign(ev: Evidence) -> bool:
-    """Whether each rectified unit is on for all rows or for none; what bends is on for some."""
+    """Whether each rectified unit is on for all rows or for none, and so acts linearly."""
     first = ev.first
     if first is None:
         return False
@@ -412,7 +412,7 @@ def _collapsed(ev: Evidence) -> Iterable[Finding]:
 
 
 def _broken_at_once(ev: Evidence) -> bool:
-    """Whether the first pass is not finite: answers that are no numbers tell of nothing else."""
+    """Whether outputs of the first pass are not finite, which makes other tests meaningless."""
     return ev.record.failure is not None and ev.record.failure.step == 0
 
 
@@ -489,7 +489,7 @@ def _shared(ev: Evidence) -> Iterable[Finding]:
 
 
 def _unread(ev: Evidence) -> Iterable[Finding]:
-    """Parts of the inputs that no answer depends on, though the targets do."""
+    """Find parts of the inputs that no output depends on, though the targets do."""
     found = ev.wiring.get("unread")
     if not found or any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows")):
         return
