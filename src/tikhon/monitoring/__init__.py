@@ -1,4 +1,4 @@
-"""The questions of a diagnosis in a live loop, cheaply."""
+"""Diagnosis of a live training loop at low cost."""
 
 from tikhon.monitoring.watch import NonFiniteError, Watch, watch
 

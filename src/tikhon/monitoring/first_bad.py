@@ -1,4 +1,4 @@
-"""Which tensor of a step stopped being finite first."""
+"""Find the first non-finite tensor of a step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def first_bad(
 ) -> tuple[str, str]:
     """Input, weight, activation (forward order), loss, then gradient (backward order).
 
-    `calls` are what the forward pass of the step began with; `old` gives a parameter as it was
-    before the step.
+    `calls` are the modules and arguments that the forward pass of the step began with; `old`
+    returns a parameter as it was before the step.
     """
     if any(not _fine(part) for part in tensors([call[1:] for call in calls[:1]])):
         return "input", "data"

@@ -1,4 +1,4 @@
-"""Networks that should follow the model: target networks, teachers, averages of weights."""
+"""Networks that should follow the model: target networks, teachers, weight averages."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from tikhon.monitoring.laws import ENOUGH, Alarm
 from tikhon.monitoring.reading import fingerprint, lengths, norms, rows
 
 MANY = 4  # followers that are read
-LONG = 100  # steps in which one that never moves has been forgotten
-CLOSE = 0.1  # distance to the model / its own last move: the average of a few steps is farther
-FAR = 0.01  # relative distance that the model has moved away
-# parts of names: of what follows, and of what stays as it is on purpose
+LONG = 100  # steps after which a follower that never moved counts as forgotten
+CLOSE = 0.1  # distance to the model / its last update: an average of few steps is farther
+FAR = 0.01  # relative distance from the model
+# parts of names of networks that are fixed on purpose, and of followers
 FIXED = "teacher ref old prev frozen pretrain initial base anchor start".split()
 MEANT = "target ema momentum average avg slow shadow swa".split()
 
 
 @dataclass
 class Follower:
-    """One network of the model's own shapes, and what the sampled steps showed of it."""
+    """One network with the model's parameter shapes, and its readings in sampled steps."""
 
     name: str
     module: nn.Module
-    leader: nn.Module  # the model, or the part of it that has these shapes
+    leader: nn.Module  # the model, or its part with these shapes
     first: Tensor  # norms of its tensors when it was found
-    copied: bool = False  # its tensors were the model's own then
+    copied: bool = False  # it was equal to the model then
     free: bool = False  # all its tensors require a gradient
     calls: int = 0  # since the last reading began
-    beside: Tensor | None = None  # fingerprint of what it was last called with
-    size: int = 0  # rows of that
+    beside: Tensor | None = None  # fingerprint of its last inputs
+    size: int = 0  # rows of its last inputs
     same: bool = False  # called with the inputs of the model: a reference, or a fixed teacher
-    called: int = 0  # sampled steps in a row that called it with other inputs than the model
-    ever: int = 0  # calls at all
-    close: int = 0  # sampled steps in a row that found it where the model is
+    called: int = 0  # successive sampled steps that called it with other inputs than the model
+    ever: int = 0  # all calls
+    close: int = 0  # successive sampled steps that found it close to the model
     moved: bool = False
     distance: float = 0.0  # to the model, relative to its size
     since: int = 0
 
 
 class Followers:
-    """Finds them, hears when they are called, and reads where they are."""
+    """Finds followers, records their calls, and measures their distance to the model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -60,7 +60,7 @@ class Followers:
         self._numbers: list[Tensor] = []
 
     def find(self, modules: Mapping[str, nn.Module], optimizers: Iterable[Optimizer]) -> None:
-        """Look at what the loop holds, and at the model's own parts."""
+        """Search the variables of the loop and the parts of the model."""
         held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
         inside = [(n, m) for n, m in self._model.named_modules() if n]
         trained = [
@@ -104,17 +104,17 @@ class Followers:
         self._handles.append(handle)
 
     def listen(self) -> None:
-        """A sampled step begins."""
+        """Begin a sampled step."""
         self._listening = True
         for follower in self._known.values():
             follower.calls, follower.beside = 0, None
 
     def numbers(self) -> list[Tensor]:
-        """What `measure` found, five numbers of each."""
+        """Return the results of `measure`, five numbers per follower."""
         return self._numbers
 
     def measure(self) -> None:
-        """Just before the step: what it was called with, how far the model is, and its change."""
+        """Measure inputs, distance to the model and change, just before the step."""
         self._numbers = found = list[Tensor]()
         for f in self._known.values():
             mine, other = list(f.module.parameters()), list(f.leader.parameters())
@@ -128,7 +128,7 @@ class Followers:
             found += [seen[0], seen[1], gap, size, changed]
 
     def take(self, values: Sequence[float], sample: Sample) -> None:
-        """What was read of them in a sampled step."""
+        """Process the readings of a sampled step."""
         self._listening = False
         for f, k in zip(self._known.values(), range(0, len(values), 5)):
             first, second, gap, size, changed = values[k : k + 5]
@@ -144,7 +144,7 @@ class Followers:
             f.close = f.close + 1 if close else 0
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -1,4 +1,4 @@
-"""What the sampled steps of a loop showed, as plain values: how often, since when, where."""
+"""History of the sampled steps of a loop, as plain values: how often, since when, where."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from dataclasses import dataclass, field
 
 from tikhon.diagnosis.thresholds import STUCK
 
-COLLAPSED = 5e-3  # of the largest learning rate: a cosine ends below it for its last 5 %
+COLLAPSED = 5e-3  # of the largest learning rate: a cosine is below it for its last 5 %
 # change of the weights between two steps / their size: averaged weights left in 0.02 and more
 REPLACED = 0.01
-ONCE = 0.1  # the same, of a change that is told though it came once (convention)
+ONCE = 0.1  # the same, for a single change to be reported (convention)
 SUDDEN = 5.0  # the same, in steps of the optimizer: a look ahead of k = 5 goes back 2.5
-RESOLVED = 1e-5  # a relative move that a norm in float32 shows
-DIFFERENT = 1e-4  # relative, of norms on two processes
+RESOLVED = 1e-5  # relative update that a float32 norm resolves
+DIFFERENT = 1e-4  # relative difference of norms between processes
 SCALED = 16.0  # a loss scale, or what clipping takes from a gradient beside it (convention)
-OFTEN = 5  # sampled steps, in a row or not
-LOST = 3  # passes of a step, each cleared before the next: sharpness-aware steps have two
-SUMMED = 4  # backward passes of one step: the halves of a discriminator's loss are two
+OFTEN = 5  # sampled steps, not necessarily successive
+LOST = 3  # passes per step, each cleared before the next: sharpness-aware steps have two
+SUMMED = 4  # backward passes per step: the halves of a discriminator's loss are two
 
 
 @dataclass(frozen=True)
 class TensorReading:
-    """One tensor of the optimizer at a sampled step; norms of the entries that were read."""
+    """One tensor of the optimizer at a sampled step; norms are over the entries read."""
 
     gradient: float | None
     weight: float
     move: float
-    outside: float  # what changed since the step before, not by the optimizer
+    outside: float  # change since the previous step, not by the optimizer
     rate: float
     whole: bool  # all entries were read
     kind: str  # its type, such as bfloat16
-    vector: bool  # a bias or a scale: a loss may well not depend on it
+    vector: bool  # a bias or a scale, which a loss may not depend on
     foreign: bool  # not a parameter of the model
-    stuck: float = 0.0  # share of 16-bit entries with a gradient that stayed as they were
+    stuck: float = 0.0  # share of 16-bit entries with a gradient that did not change
     frozen: bool = False  # it does not require a gradient
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one sampled step saw."""
+    """Readings of one sampled step."""
 
     step: int
     forwards: int
@@ -82,24 +82,24 @@ class Sample:
 
     @property
     def size(self) -> float:
-        """The gradient norm over all tensors."""
+        """Gradient norm over all tensors."""
         return math.hypot(*(t.gradient or 0.0 for t in self.tensors.values()))
 
     @property
     def move(self) -> float:
-        """The norm of the step over all tensors, as far as they were read."""
+        """Norm of the update over all entries read."""
         return math.hypot(*(t.move for t in self.tensors.values()))
 
 
 @dataclass
 class Streak:
-    """How many sampled steps in a row showed something, and since which."""
+    """Number of successive sampled steps that showed a sign, and the first of them."""
 
     count: int = 0
     first: int = 0
 
     def add(self, seen: bool, step: int) -> None:
-        """One more sampled step."""
+        """Add a sampled step."""
         self.first = step if seen and not self.count else self.first
         self.count = self.count + 1 if seen else 0
 
@@ -112,32 +112,32 @@ class StepHistory:
     last: Sample | None = None
     first_step: int = 0
     streaks: dict[str, Streak] = field(default_factory=dict)
-    tallies: dict[str, Streak] = field(default_factory=dict)  # all that showed it, in a row or not
-    still: dict[str, Streak] = field(default_factory=dict)  # by tensor: it has never moved
-    silent: dict[str, Streak] = field(default_factory=dict)  # by tensor: it never had a gradient
+    tallies: dict[str, Streak] = field(default_factory=dict)  # all steps with the sign
+    still: dict[str, Streak] = field(default_factory=dict)  # by tensor: never moved
+    silent: dict[str, Streak] = field(default_factory=dict)  # by tensor: never had a gradient
     left_out: dict[str, Streak] = field(default_factory=dict)
-    thawed: dict[str, Streak] = field(default_factory=dict)  # by tensor: frozen, and it moves
+    thawed: dict[str, Streak] = field(default_factory=dict)  # by tensor: frozen, but moves
     replaced: list[tuple[int, str, float]] = field(default_factory=list)
     set_back: int | None = None  # the first step since which the same weights are written
     largest: list[float] = field(default_factory=list)  # learning rate by group
     low: list[Streak] = field(default_factory=list)
-    rising: list[Streak] = field(default_factory=list)  # by group: above all before
+    rising: list[Streak] = field(default_factory=list)  # by group: above all previous rates
     _moved: set[str] = field(default_factory=set)
     _strangers: Mapping[str, float] = field(default_factory=dict)
     _own: float | None = None
     _weights: tuple[float, ...] = ()
 
     def streak(self, name: str) -> Streak:
-        """A streak by name; a new one is empty."""
+        """Return a streak by name, empty if new."""
         return self.streaks.setdefault(name, Streak())
 
     def often(self, name: str) -> Streak | None:
-        """The tally of a sign that comes now and then, as at turns and ends of epochs; or None."""
+        """Return the tally of a sign that recurs, such as at ends of epochs, or None."""
         tally = self.tallies.get(name, Streak())
         return tally if tally.count >= OFTEN and tally.count >= 0.1 * self.samples else None
 
     def add(self, sample: Sample) -> None:
-        """Condense one more sampled step."""
+        """Add a sampled step."""
         if not self.samples:
             self.first_step = sample.step
         self.samples += 1
@@ -174,7 +174,7 @@ class StepHistory:
                 self.tallies.setdefault(name, Streak()).add(True, step)
 
     def _structure(self, sample: Sample) -> None:
-        """Tensors that only one of model and optimizer has, and do not move."""
+        """Record tensors that only one of model and optimizer has, and that do not move."""
         foreign = sample.held > 0 and sample.shared == 0
         still = sample.own is not None and sample.own == self._own
         silent = not _graded(sample)
@@ -206,11 +206,11 @@ class StepHistory:
             )
         for known in (self.silent, self.still, self.thawed):
             for name in known.keys() - sample.tensors.keys():
-                del known[name]  # frozen meanwhile
+                del known[name]  # has been frozen
         self._overwritten(sample)
 
     def _overwritten(self, sample: Sample) -> None:
-        """Weights that were set between two steps, to something else or back."""
+        """Record weights that were overwritten or reset between two steps."""
         read = [t for t in sample.tensors.values() if t.gradient is not None]
         size = math.hypot(*(t.weight for t in read)) or 1.0
         move = math.hypot(*(t.move for t in read)) / size
@@ -240,25 +240,25 @@ def _graded(sample: Sample) -> bool:
 
 
 def _crushed(sample: Sample) -> bool:
-    """A gradient that was clipped while it was scaled: what is left is that over the scale."""
+    """Whether a gradient was clipped while scaled, and is too small by that scale."""
     if sample.scale is None or sample.shrunk is None or sample.scale < SCALED:
         return False
     return sample.shrunk > SCALED * sample.scale and sample.size * SCALED < 0.5
 
 
 def _lost(sample: Sample) -> bool:
-    """Micro-batches whose gradients were cleared before the next one's."""
+    """Whether gradients of micro-batches were cleared before the next one."""
     several = LOST <= sample.backwards == sample.forwards
     whole = sample.shrunk is not None and sample.shrunk > 0.99
     alone = not sample.joined
-    # an adversary's passes may reach the model first; losses that are shares are to be summed
+    # adversarial passes may clear on purpose; losses divided by the count are to be summed
     shares = abs(sample.share * sample.backwards - 1) < 1e-3 and not sample.last_joined
     meant = sample.attacked or sample.evaluations > 0
     return several and sample.arrived and ((whole and alone) or shares) and not meant
 
 
 def _scaled(sample: Sample) -> bool:
-    """A step along the gradient of a loss that a scaler has multiplied."""
+    """Whether a step used a gradient that is still multiplied by the loss scale."""
     scale, shrunk = sample.scale, sample.shrunk
     if scale is None or shrunk is None or scale < SCALED:
         return False

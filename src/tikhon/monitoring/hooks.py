@@ -1,4 +1,4 @@
-"""Hooks that a copy of a module, or its pickle, does not take along."""
+"""Hooks that are not copied or pickled with a module."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from functools import partial
 
 
 def nothing(*args: object, **kwargs: object) -> None:
-    """What a copied hook does."""
+    """Do nothing: the effect of a copied hook."""
 
 
 class Hook(partial[None]):
-    """A function on a module; copied or pickled with it, it does nothing any more.
+    """A hook on a module whose copies and pickles do nothing.
 
-    `copy.deepcopy(model)` and `torch.save(model)` copy what hangs on the model: a bound method
-    would bring the whole watch along, with graphs and an optimizer that cannot be copied.
+    `copy.deepcopy(model)` and `torch.save(model)` copy hooks: a bound method would take the whole
+    watch along, with graphs and an optimizer that cannot be copied.
     """
 
     def __deepcopy__(self, memo: object) -> Hook:

@@ -1,7 +1,7 @@
-"""Laws of a training step: what a loop breaks, each with its line to change.
+"""Rules of a training step that a loop violates, each with the line to change.
 
-Pure functions of plain values. A law needs `ENOUGH` sampled steps in a row; once the loop has
-ended two are enough, for then nothing more will come.
+Pure functions of plain values. A rule needs `ENOUGH` successive sampled steps, or two once the
+loop has ended.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from dataclasses import asdict, dataclass
 from tikhon.languages import said
 from tikhon.monitoring.history import ONCE, StepHistory, Streak
 
-ENOUGH = 3  # sampled steps in a row
-NOTHING = 1e-5  # of the largest gradient: as much as arithmetic leaves where there is none
+ENOUGH = 3  # successive sampled steps
+NOTHING = 1e-5  # of the largest gradient: rounding errors of a zero gradient
 KEPT = 10  # sampled steps whose graphs are alive
-MANY = 20  # steps, or forward passes, without what must happen in each
+MANY = 20  # steps, or forward passes, without a required event
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """One law that a loop breaks.
+    """One rule that a loop violates.
 
-    `step` is the first step that showed it, `where` the tensors, `meaning` what it does to
-    training, `change` the line to change; `severity` is "warning" or "info".
+    `step` is the first step that showed it, `where` the tensors, `meaning` the effect on training,
+    `change` the line to change; `severity` is "warning" or "info".
     """
 
     code: str
@@ -38,25 +38,25 @@ class Alarm:
         return f"since step {self.step}{tensors}: {self.meaning}; {self.change}"
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop as far as it went: counts of every step, and the history of the sampled ones."""
+    """State of a loop: counts over all steps, and the history of the sampled ones."""
 
     steps: int
     forwards: int  # passes of the model that built a graph
-    backwards: bool  # a gradient of the model is there
-    empty: int  # steps in a row in which no tensor of the optimizer had a gradient
+    backwards: bool  # the model has a gradient
+    empty: int  # successive steps in which no tensor of the optimizer had a gradient
     frozen: frozenset[str]  # tensors that did not require a gradient when the watch began
     ended: bool
     history: StepHistory
-    again: int = 0  # steps without a pass, along the gradient of the step before
+    again: int = 0  # steps without a pass, along the gradient of the previous step
     unstepped: int = 0  # backward passes since steps became rare
     usual: int = 0  # the most forward passes between two steps
-    rounds: bool = False  # what is loaded is the mean of several clients' weights
+    rounds: bool = False  # loaded weights are means over several clients
     learned: bool = False  # a plateau lowered the rate after many epochs had been the best
 
     @property
@@ -65,7 +65,7 @@ class Loop:
         return self.lasts(self.history.streak("summed"))
 
     def lasts(self, streak: Streak, enough: int = ENOUGH) -> bool:
-        """Whether a streak is long enough to speak of."""
+        """Whether a streak is long enough to be reported."""
         shortest = 2 if enough <= ENOUGH else ENOUGH
         return streak.count >= (min(shortest, enough) if self.ended else enough)
 
@@ -74,7 +74,7 @@ Law = Callable[[Loop], Alarm | None]
 
 
 def alarms(loop: Loop) -> list[Alarm]:
-    """What the loop breaks, causes before their consequences; at most one alarm a law."""
+    """Return the violated rules, causes before consequences; at most one alarm per rule."""
     return list(_broken(loop))
 
 
@@ -96,9 +96,9 @@ def _steady(
     now_and_then: bool = False,
     enough: int = ENOUGH,
 ) -> Law:
-    """A law that is broken as long as a sign lasts, or where it comes `now_and_then`.
+    """Return a rule that is violated while a sign lasts, or if it recurs `now_and_then`.
 
-    The meaning may name figures of the `last` sampled step.
+    The meaning may format figures of the `last` sampled step.
     """
 
     def law(loop: Loop) -> Alarm | None:
@@ -195,7 +195,7 @@ apart = _steady(
 
 
 def step_never_called(loop: Loop) -> Alarm | None:
-    """Forward passes and no step of the optimizer."""
+    """Detect forward passes without an optimizer step."""
     if loop.steps or loop.forwards < (1 if loop.ended else 5 * MANY):
         return None
     lacking = "" if loop.backwards else " and no backward pass reached the model"
@@ -210,7 +210,7 @@ def step_never_called(loop: Loop) -> Alarm | None:
 
 
 def steps_ended(loop: Loop) -> Alarm | None:
-    """Steps at first, then forward and backward passes alone."""
+    """Detect optimizer steps that cease while passes go on."""
     if not loop.steps or loop.unstepped < max(3 * MANY, 5 * loop.usual):
         return None
     return Alarm(
@@ -223,7 +223,7 @@ def steps_ended(loop: Loop) -> Alarm | None:
 
 
 def stepped_again(loop: Loop) -> Alarm | None:
-    """Several steps along one gradient."""
+    """Detect several steps along the same gradient."""
     if loop.again < ENOUGH + 2 or loop.again < 0.3 * loop.steps:
         return None
     return Alarm(
@@ -236,7 +236,7 @@ def stepped_again(loop: Loop) -> Alarm | None:
 
 
 def thawed(loop: Loop) -> Alarm | None:
-    """Tensors that were frozen and move on."""
+    """Detect frozen tensors that still move."""
     names = _lasting(loop, loop.history.thawed)
     if not names:
         return None
@@ -251,7 +251,7 @@ def thawed(loop: Loop) -> Alarm | None:
 
 
 def frozen_in_name(loop: Loop) -> Alarm | None:
-    """Modules with an attribute `requires_grad`, which torch does not know."""
+    """Detect modules with an attribute `requires_grad`, which torch ignores."""
     last = loop.history.last
     if last is None or not last.called_frozen:
         return None
@@ -266,7 +266,7 @@ def frozen_in_name(loop: Loop) -> Alarm | None:
 
 
 def graphs_kept(loop: Loop) -> Alarm | None:
-    """Losses or outputs that are kept with all that made them."""
+    """Detect losses or outputs that are kept with their graphs."""
     last = loop.history.last
     if last is None or last.graphs < KEPT:
         return None
@@ -281,7 +281,7 @@ def graphs_kept(loop: Loop) -> Alarm | None:
 
 
 def never_called(loop: Loop) -> Alarm | None:
-    """Nothing happened at all."""
+    """Detect a loop without passes or steps."""
     if not loop.ended or loop.steps or loop.forwards:
         return None
     return Alarm(
@@ -294,7 +294,7 @@ def never_called(loop: Loop) -> Alarm | None:
 
 
 def no_gradient(loop: Loop) -> Alarm | None:
-    """Steps without a gradient, and what the order of the passes says about why."""
+    """Detect steps without a gradient, and infer the reason from the order of the passes."""
     history, last = loop.history, loop.history.last
     if loop.empty >= (2 if loop.ended else MANY):
         said = f"{loop.empty} steps, no parameter of this optimizer had a gradient"
@@ -328,7 +328,7 @@ def no_gradient(loop: Loop) -> Alarm | None:
 
 
 def doubled(loop: Loop) -> Alarm | None:
-    """A tensor that stands twice in the optimizer."""
+    """Detect a tensor that is in the optimizer twice."""
     last = loop.history.last
     if last is None or not last.doubled:
         return None
@@ -342,7 +342,7 @@ def doubled(loop: Loop) -> Alarm | None:
 
 
 def left_out(loop: Loop) -> Alarm | None:
-    """Trainable tensors with a gradient that no optimizer moves."""
+    """Detect trainable tensors with a gradient that are in no optimizer."""
     last = loop.history.last
     if last is None or loop.lasts(loop.history.streak("foreign"), 1):
         return None
@@ -365,7 +365,7 @@ def left_out(loop: Loop) -> Alarm | None:
 
 
 def unreached(loop: Loop) -> Alarm | None:
-    """Tensors of the optimizer that never get a gradient."""
+    """Detect tensors of the optimizer that never get a gradient."""
     history, last = loop.history, loop.history.last
     if last is None or loop.lasts(history.streak("zero")):
         return None
@@ -382,7 +382,7 @@ def unreached(loop: Loop) -> Alarm | None:
     own = {n: t for n, t in silent.items() if not t.foreign}
     if not own:
         return None
-    # a difference of outputs does not depend on the last bias, and such a gradient is zero
+    # the last bias cancels in differences of outputs, with gradient zero
     free = all(t.vector and t.gradient is not None for t in own.values())
     return Alarm(
         "unmoved_parameters",
@@ -396,7 +396,7 @@ def unreached(loop: Loop) -> Alarm | None:
 
 
 def unmoved(loop: Loop) -> Alarm | None:
-    """Tensors of the optimizer whose gradient never moves them."""
+    """Detect tensors of the optimizer that have a gradient but never move."""
     history, last = loop.history, loop.history.last
     names = _lasting(loop, history.still)
     if last is None or not names:
@@ -404,8 +404,8 @@ def unmoved(loop: Loop) -> Alarm | None:
     kind = last.tensors[names[0]].kind if names[0] in last.tensors else ""
     half = kind in ("bfloat16", "float16")
     if not half and loop.lasts(history.streak("faded")):
-        return None  # a gradient that vanishes on its way has a name of its own
-    # a bias before a norm changes nothing: its gradient is what arithmetic leaves of zero
+        return None  # vanishing gradients are reported otherwise
+    # a bias before a norm has no effect: its gradient is zero up to rounding
     largest = max((t.gradient or 0.0 for t in last.tensors.values()), default=0.0)
     read = [last.tensors[n] for n in names if n in last.tensors]
     free = not half and all(t.vector and (t.gradient or 0) < NOTHING * largest for t in read)
@@ -427,7 +427,7 @@ def unmoved(loop: Loop) -> Alarm | None:
 
 
 def overwritten(loop: Loop) -> Alarm | None:
-    """Weights that something else sets between the steps."""
+    """Detect weights that are overwritten between steps."""
     if loop.rounds:
         return None
     back, replaced = loop.history.streak("back"), loop.history.replaced
@@ -458,7 +458,7 @@ def overwritten(loop: Loop) -> Alarm | None:
 
 
 def repeated(loop: Loop) -> Alarm | None:
-    """The same batch in every step."""
+    """Detect the same batch in every step."""
     streak, handed = loop.history.streak("repeated"), loop.history.streak("handed")
     if not loop.lasts(streak, ENOUGH + 2):
         return None
@@ -480,7 +480,7 @@ def repeated(loop: Loop) -> Alarm | None:
 
 
 def collapsed_rate(loop: Loop) -> Alarm | None:
-    """A learning rate that fell to nothing long before the end."""
+    """Detect a learning rate that collapsed long before the end."""
     last = loop.history.last
     for index, low in enumerate(loop.history.low):
         if last is None or not low.count or loop.steps < MANY:
@@ -510,7 +510,7 @@ def collapsed_rate(loop: Loop) -> Alarm | None:
 
 
 def only_rising(loop: Loop) -> Alarm | None:
-    """A warm-up that lasts to the end."""
+    """Detect a warm-up that lasts to the end."""
     history, last = loop.history, loop.history.last
     if last is None or not loop.ended or history.samples < MANY / 2 or loop.steps < 5 * MANY:
         return None
@@ -535,7 +535,7 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-# the first of these explains the others
+# the first violated one explains the others
 ROOTS: tuple[Law, ...] = (
     never_called,
     step_never_called,

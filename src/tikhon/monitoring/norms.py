@@ -1,4 +1,4 @@
-"""Statistics of frozen normalization layers: what a forward pass in train mode moves."""
+"""Running statistics of frozen normalisation layers, which move in train mode."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tikhon.monitoring.history import Sample, Streak
 from tikhon.monitoring.hooks import Hook
 from tikhon.monitoring.laws import ENOUGH, Alarm
 
-DRIFT = 0.3  # of a standard deviation, over the channels of a layer (convention)
-LITTLE = 0.05  # the same, where a batch has FEW values of each channel
-FEW = 16  # mean and deviation of so many values are off by a quarter
+DRIFT = 0.3  # standard deviations, over the channels of a layer (convention)
+LITTLE = 0.05  # the same, if a batch has FEW values per channel
+FEW = 16  # values that give mean and standard deviation to within a quarter
 
 Norm = nn.modules.batchnorm._NormBase
 
 
 class FrozenNorms:
-    """Running statistics of layers that were frozen after they had been trained."""
+    """Running statistics of trained and then frozen layers."""
 
     def __init__(self, model: nn.Module) -> None:
         self._first: dict[str, tuple[Norm, Tensor, Tensor]] = {}
         self._streak, self._where, self._most = Streak(), "", 0.0
-        self._values = math.inf  # of each channel, in the last of the layers
+        self._values = math.inf  # per channel, in the last of the layers
         self._handle: RemovableHandle | None = None
         parents = {
             f"{path}.{name}".strip("."): parent
@@ -47,7 +47,7 @@ class FrozenNorms:
             self._handle = last.register_forward_pre_hook(Hook(self._count))
 
     def close(self) -> None:
-        """Take the hook off."""
+        """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()
 
@@ -56,11 +56,11 @@ class FrozenNorms:
             self._values = args[0].numel() // max(1, layer.num_features)
 
     def numbers(self) -> list[Tensor]:
-        """For each: how far its statistics are from where they were, in standard deviations."""
+        """Return per layer the drift of its statistics in standard deviations."""
         return [_drift(*kept) for kept in self._first.values()]
 
     def take(self, values: Sequence[float], sample: Sample) -> None:
-        """What was read of them."""
+        """Process the readings."""
         drifts = {
             name: value
             for (name, (layer, _, _)), value in zip(self._first.items(), values)
@@ -72,7 +72,7 @@ class FrozenNorms:
         self._streak.add(most > 0, sample.step)
 
     def alarms(self) -> list[Alarm]:
-        """They move: far, or a little."""
+        """Report statistics that move: a warning if far, else info."""
         if self._streak.count < ENOUGH:
             return []
         few = self._values < FEW
@@ -96,7 +96,7 @@ def _frozen(layer: Norm, parent: nn.Module) -> bool:
 
 
 def _trained(layer: Norm) -> bool:
-    """Whether its statistics say anything, and a forward pass may change them."""
+    """Whether running statistics differ from their initial values and are updated."""
     mean, var = layer.running_mean, layer.running_var
     if mean is None or var is None or not layer.track_running_stats or layer.momentum == 0:
         return False

@@ -1,4 +1,4 @@
-"""Alarms of sizes: signals, updates, the loss scale, spikes, and numbers that are not finite."""
+"""Alarms by magnitude: gradients, updates, the loss scale, spikes, non-finite numbers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from tikhon.diagnosis.thresholds import EXPLODED, SLOW_UPDATE, VANISHED
 from tikhon.monitoring.laws import ENOUGH, Alarm
 from tikhon.monitoring.spikes import Spike
 
-MOVED_SCALE = 2.0**10  # a loss scale that moved that far from its start (convention)
-JUMP = 0.2  # update / weight of a step that throws weights far off: BatchNorm bears 0.18
-RAN = 4.0  # weight norm / that of the first reading, together with such a step
-STANDSTILL = 1e-7  # update / weight in a step: ten million steps move a weight by its size
+MOVED_SCALE = 2.0**10  # factor between a loss scale and its start (convention)
+JUMP = 0.2  # update / weight of a step that destroys weights: BatchNorm tolerates 0.18
+RAN = 4.0  # weight norm / that of the first reading, after such a step
+STANDSTILL = 1e-7  # update / weight: a weight moves by its own size in ten million steps
 
 
 class Row(TypedDict):
-    """The sizes of one sampled step: norms over all parameters, the median relative update.
+    """Sizes of one sampled step: norms over all parameters, median relative update.
 
-    `signal_ratio` is the gradient at the first layer over that at the last, `scale` that of a
-    gradient scaler. None stands for what this step did not show.
+    `signal_ratio` is the gradient at the first layer / that at the last, `scale` the loss scale of
+    a gradient scaler. None: not measured in this step.
     """
 
     step: int
@@ -34,7 +34,7 @@ class Row(TypedDict):
 
 
 class NonFinite(TypedDict):
-    """The first number that was not finite."""
+    """The first non-finite number."""
 
     step: int
     what: str
@@ -45,9 +45,9 @@ class NonFinite(TypedDict):
 def of_rows(
     rows: Sequence[Row], failure: NonFinite | None, *, wired: bool, summed: bool = False
 ) -> list[Alarm]:
-    """What the sizes call for; a signal tells nothing about a loop that is wired wrongly.
+    """Return the alarms of sampled steps; judges gradients only if the loop is `wired` right.
 
-    `summed` says that a step sums micro-batches whose losses were not divided.
+    `summed`: a step sums micro-batches whose losses were not divided.
     """
     found = [*_failed(failure), *_loss_scale(rows)]
     away = _ran_away(rows, summed=summed)
@@ -59,7 +59,7 @@ def of_rows(
 
 
 def of_spikes(spikes: Sequence[Spike]) -> list[Alarm]:
-    """One alarm for all spikes, with the first of them."""
+    """Return one alarm for all spikes, describing the first."""
     if not spikes:
         return []
     first = spikes[0]
@@ -91,7 +91,7 @@ def _failed(failure: NonFinite | None) -> list[Alarm]:
 
 
 def _ran_away(rows: Sequence[Row], *, summed: bool) -> Alarm | None:
-    """Weights that single steps threw far off, after which units are dead or the loss is high."""
+    """Detect single steps that enlarged the weights and left dead units or a high loss."""
     moved = [row for row in rows if row["update"] is not None]
     jump = max((update for row in moved if (update := row["update"]) is not None), default=0.0)
     if len(moved) <= ENOUGH or jump < JUMP or moved[-1]["weight"] < RAN * moved[0]["weight"]:
@@ -125,7 +125,7 @@ def _signal(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm]:
     ratios = [ratio for _, ratio in read]
     if len(read) < 2:
         return []
-    growing = ratios[-1] > 2 * ratios[0]  # a head or a branch that began with zeros
+    growing = ratios[-1] > 2 * ratios[0]  # a zero-initialised head or branch
     if max(ratios) < VANISHED and not growing:
         return [
             Alarm(
@@ -148,7 +148,7 @@ def _signal(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm]:
 
 
 def _update(rows: Sequence[Row]) -> list[Alarm]:
-    """Steps that never moved anything: a schedule that ends at zero did before."""
+    """Detect steps that never moved the weights, unlike a schedule that ends at zero."""
     read = [(r["step"], update) for r in rows if (update := r["update"]) is not None]
     largest = max((update for _, update in read), default=0.0)
     if len(read) < ENOUGH or not 0 < largest < SLOW_UPDATE:
@@ -166,7 +166,7 @@ def _update(rows: Sequence[Row]) -> list[Alarm]:
 
 
 def _loss_scale(rows: Sequence[Row]) -> list[Alarm]:
-    """A loss scale far below its start says overflow, far above it underflow."""
+    """Detect a loss scale far below its start (overflow) or far above it (underflow)."""
     read = [(r["step"], scale) for r in rows if (scale := r["scale"]) is not None]
     scales = [scale for _, scale in read]
     if len(read) < 2 or MOVED_SCALE > scales[-1] / scales[0] > 1 / MOVED_SCALE:

@@ -12,18 +12,18 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-ENOUGH = 16  # readings before anything is called a spike
-ALONE = 20.0  # robust z-score of a loss without a gradient norm beside it: noise stays below 8
-TOGETHER = 8.0  # of both
+ENOUGH = 16  # readings before the first spike
+ALONE = 20.0  # robust z-score of a loss without a gradient norm: noise stays below 8
+TOGETHER = 8.0  # robust z-score of both
 JUMP = 5.0  # times the median of the gradient norm
 LASTING = 3
-FIRST = 3  # values that training begins with
-FLOOR = 0.1  # of the first level: what is smaller does no harm
+FIRST = 3  # first values of a run
+FLOOR = 0.1  # of the first level: smaller spikes are harmless
 
 
 @dataclass(frozen=True)
 class Spike:
-    """A loss or gradient norm far above the last ones.
+    """A loss or gradient norm far above the previous ones.
 
     `z` is the distance to the median in robust standard deviations (1.4826 times the median
     absolute deviation) of the loss, or of the logarithm of the norm.
@@ -37,7 +37,7 @@ class Spike:
 
 
 class Level:
-    """The last values of one number, and how far a new one is above them."""
+    """The last values of one quantity, to score new ones against."""
 
     def __init__(self, keep: int = 64) -> None:
         self._values: deque[float] = deque(maxlen=keep)
@@ -46,11 +46,11 @@ class Level:
 
     @property
     def median(self) -> float:
-        """Of the last values."""
+        """Median of the last values."""
         return median(self._values) if self._values else math.nan
 
     def z(self, value: float) -> float:
-        """The robust z-score of a value; 0 while there is too little to compare with."""
+        """Return the robust z-score of a value; 0 with too few previous values."""
         if len(self._values) < ENOUGH or not math.isfinite(value):
             return 0.0
         middle = self.median
@@ -58,7 +58,7 @@ class Level:
         return (value - middle) / max(spread, 1e-3 * abs(middle), 1e-12)
 
     def add(self, value: float) -> None:
-        """One more value."""
+        """Add a value."""
         if math.isfinite(value):
             self._values.append(value)
             self._first += [abs(value)] if len(self._first) < FIRST else []
@@ -66,28 +66,28 @@ class Level:
             self._start = median(abs(v) for v in self._values)
 
     def begun(self, value: float) -> bool:
-        """Whether the value is above all that training began with."""
+        """Whether the value is more than twice the largest of the first values."""
         return value > 2 * max(self._first, default=math.inf)
 
     def small(self, value: float) -> bool:
-        """Whether the value is small beside what training started with."""
+        """Whether the value is small relative to the start of training."""
         return self._start is None or abs(value) < FLOOR * self._start
 
 
 class Spikes:
-    """Judges losses and gradient norms, one step after the other."""
+    """Detects spikes in losses and gradient norms, step by step."""
 
     def __init__(self) -> None:
         self.losses, self._sizes, self._logs = Level(), Level(), Level()
-        self._run = 0  # spikes in a row: a level that stays high is the new level
+        self._run = 0  # successive spikes: a level that stays high is the new level
 
     def judge(
         self, step: int, loss: float | None, gradient: float | None, *, heard: bool = False
     ) -> Spike | None:
-        """The spike at a step, if it is one; a spike does not move the level it is judged by.
+        """Return the spike at a step, if any; spikes do not shift the level.
 
-        A loss that was `heard` now and then is one above those that training began with: one
-        hard row among a few that are solved is none.
+        A `heard` loss, known at sampled steps only, must also exceed the first ones: one hard row
+        among solved ones is no spike.
         """
         z_loss = self.losses.z(loss) if loss is not None else 0.0
         if heard and loss is not None and not self.losses.begun(loss):
@@ -134,7 +134,7 @@ class SpikeGuard:
         self._withheld: list[tuple[Tensor, Tensor | None]] = []
 
     def tell(self, step: int, loss: Tensor) -> None:
-        """The loss of a step."""
+        """Record the loss of a step."""
         self.loss = loss.detach()
         self._told.append((step, self.loss.mean()))
 

@@ -1,4 +1,4 @@
-"""States of the model that are kept while it trains on, and what is loaded from them."""
+"""States of the model that are kept during training and loaded later."""
 
 from __future__ import annotations
 

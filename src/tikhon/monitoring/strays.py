@@ -1,4 +1,4 @@
-"""Trained tensors beside the model: weights of a loss, centres of classes, temperatures."""
+"""Trainable tensors beside the model: loss weights, class centres, temperatures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANY = 8  # tensors that are read
 
 @dataclass
 class Stray:
-    """One tensor, and for how many sampled steps it got a gradient and stayed."""
+    """One tensor, and the sampled steps in which it had a gradient and did not move."""
 
     name: str
     tensor: weakref.ref[Tensor]
@@ -30,7 +30,7 @@ class Stray:
 
 
 class Strays:
-    """Tensors that a loop holds beside its model, that get gradients, and that no step moves."""
+    """Tensors beside the model that get gradients but are never moved."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -43,7 +43,7 @@ class Strays:
         leaves: Mapping[str, Tensor],
         optimizers: Iterable[Optimizer],
     ) -> None:
-        """Look at what the loop holds; what an optimizer has is cared for."""
+        """Search the variables of the loop for tensors that are in no optimizer."""
         held = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
         own = {id(p) for p in self._model.parameters()}
         for name, tensor in _candidates(modules, leaves):
@@ -52,11 +52,11 @@ class Strays:
             elif id(tensor) not in self._known and tensor.grad is not None and readable(tensor):
                 self._known[id(tensor)] = Stray(name, weakref.ref(tensor), Streak())
         for key, stray in list(self._known.items()):
-            if stray.tensor() is None:  # made for one step, such as an input that is attacked
+            if stray.tensor() is None:  # temporary, such as an adversarial input
                 del self._known[key]
 
     def numbers(self) -> list[Tensor]:
-        """For each: norms of its gradient and of itself."""
+        """Return the norms of gradient and value of each tensor."""
         self._read, found = list(self._known.values())[:MANY], []
         for stray in self._read:
             tensor = stray.tensor()
@@ -69,14 +69,14 @@ class Strays:
         return found
 
     def take(self, values: Sequence[float], sample: Sample) -> None:
-        """What was read of them."""
+        """Process the readings."""
         for stray, gradient, norm in zip(self._read, values[::2], values[1::2]):
             unmoved = stray.norm is None or norm == stray.norm
             stray.streak.add(gradient > 0 and unmoved, sample.step)
             stray.norm = norm
 
     def alarms(self) -> list[Alarm]:
-        """Those that get gradients and stay."""
+        """Report tensors that get gradients and do not move."""
         lasting = [s for s in self._known.values() if s.streak.count >= ENOUGH + 2]
         if not lasting:
             return []

@@ -1,4 +1,4 @@
-"""Weights that something else than the optimizer writes: seen in every step, read on few."""
+"""Weights overwritten by something other than the optimizer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ ENOUGH = 3  # times the same values
 
 
 class Touches:
-    """Whether one tensor of the optimizer is written between steps, and with which values.
+    """Detects writes to one tensor of the optimizer between steps, and their values.
 
-    Its `version` as a step left it tells in every step, without a look at the numbers; what
-    stands there after such a write is kept as two numbers on its device, and read with the
-    sampled step.
+    Its `version` counter shows writes in every step without reading values; after a write, a
+    fingerprint of two numbers is kept on its device and read with the next sampled step.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -30,18 +29,18 @@ class Touches:
         self._seen: deque[tuple[int, Tensor]] = deque(maxlen=ENOUGH)
 
     def written(self, step: int) -> None:
-        """Something has written since the last step: keep what stands there now."""
+        """Keep a fingerprint of the values written since the last step."""
         if step and (not self._seen or self._seen[-1][0] != step):
             self._seen.append((step, self._print()))
 
     def prints(self) -> list[Tensor]:
-        """What `set_back` is to be told, two numbers each: the writes, and what stands now."""
+        """Return the arguments of `set_back`: fingerprints of the writes and of the present."""
         if len(self._seen) < ENOUGH:
             return []
         return [*(print_ for _, print_ in self._seen), self._print()]
 
     def set_back(self, prints: Sequence[float]) -> int | None:
-        """The first step since which the same values are written, where steps lie in between."""
+        """Return the first step since which the same values are written, else None."""
         if not prints:
             return None
         *writes, now = zip(prints[::2], prints[1::2])

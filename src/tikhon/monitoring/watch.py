@@ -31,17 +31,17 @@ CHECKED = (
 
 
 class NonFiniteError(ArithmeticError):
-    """A number is not finite any more; the message names the first bad tensor and the step."""
+    """A number is not finite; the message names the first such tensor and the step."""
 
 
 class Watch:
     """Hooks on an optimizer and a model; a context manager. Use `tikhon.watch` to make one.
 
-    Every `every` steps the norms of all gradients, weights and updates (of large tensors, of some
-    rows) are read in one go, and hooks see the forward and backward passes since the step before.
-    On every step one small gradient of the first layer is looked at: whatever goes wrong on the
-    way there or back ends in it. `rows` holds what was read, newest last; `findings` the laws of
-    a step that the loop breaks, and `alarms` their sentences by code.
+    Every `every` steps the norms of all gradients, weights and updates (of some rows of large
+    tensors) are read at once, and hooks record the passes since the previous step. At every step
+    one small gradient of the first layer is checked, as non-finite values propagate to it. `rows`
+    holds the readings, newest last; `findings` the rules that the loop violates, and `alarms`
+    their sentences by code.
     """
 
     model: nn.Module
@@ -90,29 +90,29 @@ class Watch:
 
     @property
     def step(self) -> int:
-        """Steps that the optimizer has made."""
+        """Number of optimizer steps."""
         return self._pulse.step
 
     @property
     def spikes(self) -> deque[Spike]:
-        """The newest spikes of the loss and of the gradient norm."""
+        """Latest spikes of the loss and of the gradient norm."""
         return self._guard.found
 
     def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        self._ended = kind is None  # a loop that broke off proves nothing by what is missing
+        self._ended = kind is None  # nothing can be missing from an interrupted loop
         self.remove()
 
     def end(self) -> str:
-        """The loop is over as it should be: judge what is missing, too, and give the verdict."""
+        """End the watch after a complete loop, report what is missing too, return the verdict."""
         self._ended = self._ended or self._pulse.beating
         self.remove()
         return self.verdict
 
     def remove(self) -> None:
-        """Take all hooks off; what was read stays, and goes to the run folder."""
+        """Remove all hooks; readings are kept and written to the run folder."""
         if not self._pulse.beating:
             return
         self._pulse.close()
@@ -123,14 +123,14 @@ class Watch:
         self._pulse.calls = []  # the last batch
 
     def loss(self, value: Tensor) -> Tensor:
-        """Optional: tell the watch the loss of this step; it is read on sampled steps only."""
-        late = self.step > 0 and not self._pulse.called  # told after the step that it belongs to
+        """Pass the loss of this step to the watch (optional); read on sampled steps only."""
+        late = self.step > 0 and not self._pulse.called  # passed after its step
         self._guard.tell(self.step - late, value)
         return value
 
     @property
     def findings(self) -> tuple[Alarm, ...]:
-        """The laws of a step that the loop breaks, warnings first, and what is good to know."""
+        """Rules that the loop violates, warnings first, then infos."""
         pulse = self._pulse
         loop = Loop(
             steps=pulse.step,
@@ -154,7 +154,7 @@ class Watch:
 
     @property
     def verdict(self) -> str:
-        """One line: the codes of the warnings, or that there are none, and what was looked at."""
+        """One line: the codes of the warnings, or that there are none, and the steps read."""
         found = list(self.alarms)
         if found:
             return (
@@ -176,7 +176,7 @@ class Watch:
 
     @property
     def alarms(self) -> dict[str, str]:
-        """The warnings among the findings: a sentence by code."""
+        """Warnings among the findings: sentences by code."""
         return {a.code: str(a) for a in self.findings if a.severity == "warning"}
 
     def __str__(self) -> str:
@@ -195,7 +195,7 @@ class Watch:
         return "\n".join(lines)
 
     def _read(self) -> None:
-        """Read this step, and warn of what it shows."""
+        """Read this step and issue warnings."""
         told, touches = self._guard.told, self._pulse.touches
         prints = [] if self._history.set_back else touches.prints()
         more = [*told, *prints, *self._company.numbers()]
@@ -218,7 +218,7 @@ class Watch:
         self._warn()
 
     def _warn(self) -> None:
-        """Each code once, at the line of the loop; a failure raises or is asked for."""
+        """Warn once per code, at the line of the loop; failures raise or are recorded."""
         for code, sentence in self.alarms.items():
             if code not in self._warned and self.failure is None:
                 self._warned.add(code)
@@ -227,7 +227,7 @@ class Watch:
     # failure
 
     def check(self, loss: Tensor) -> Tensor:
-        """Stop at once if this loss is not finite, before its backward pass; one read a call."""
+        """Check that a loss is finite before its backward pass; synchronises at every call."""
         if not bool(torch.isfinite(loss.detach()).all()):
             self._guard.loss = loss.detach()
             self._fail()
@@ -248,7 +248,7 @@ class Watch:
             raise NonFiniteError(message)
 
     def to_dict(self) -> dict[str, Any]:
-        """The ring buffer, alarms and failure as plain values."""
+        """Return the ring buffer, alarms and failure as plain values."""
         return finite(
             {
                 "schema_version": 1,
@@ -287,9 +287,9 @@ def watch(
     scaler: object = None,
     on_spike: OnSpike = "warn",
 ) -> Watch:
-    """Watch a live loop: the laws of a step, sizes of updates, the first non-finite number.
+    """Watch a live loop: rules of a step, sizes of updates, the first non-finite number.
 
-    Said once by a warning, at the latest when the `with` ends, and in `str`: gradients that are
+    Warns once, at the latest when the `with` block ends, and in `str`, of: gradients that are
     not cleared, or cleared too early; tensors that never move; an optimizer of another model; a
     step before its backward pass, or none; a loss that is not the model's; the same batch again
     and again; weights set from outside; training in eval mode; a collapsed learning rate;
@@ -307,13 +307,13 @@ def watch(
         output: the run folder; `watch.json` is written there at the end and on failure.
         stop: raise `NonFiniteError` at the first non-finite number; otherwise record it.
         scaler: the `GradScaler` of the loop; its scale is read with the rest.
-        on_spike: what to do where loss and gradient norm jump far above the last ones (robust
-            z-scores). "warn" judges the losses that `loss` was told, and gradients of sampled
-            steps; "skip" leaves such a step out; a function gets the `Spike` and may return
-            "skip". The last two read loss and gradient norm in every step: one synchronisation.
+        on_spike: what to do when loss and gradient norm rise far above the previous ones (robust
+            z-scores). "warn" checks the losses passed to `loss`, and gradients of sampled steps;
+            "skip" skips such a step; a function gets the `Spike` and may return "skip". The last
+            two read loss and gradient norm in every step: one synchronisation.
 
     Raises:
-        InputError: something that is not an optimizer, or numbers out of range.
+        InputError: if `optimizer` is no optimizer, or a number is out of range.
 
     >>> net = nn.Linear(4, 1)
     >>> engine = torch.optim.SGD(net.parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"""What happens between two steps of an optimizer: forward and backward passes, and their order."""
+"""Forward and backward passes between two optimizer steps, and their order."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)  # diff
 
 
 class Window:
-    """The passes since the last step, seen by hooks on a few trainable tensors.
+    """The passes since the last step, recorded by hooks on a few trainable tensors.
 
-    Just before a backward pass adds to the gradient of a probe, the window notes whether the old
-    one was cleared: exact for every optimizer, and accumulated micro-batches are no exception,
-    for the first of them finds a cleared gradient.
+    Just before a backward pass adds to the gradient of a probe, records whether the old one was
+    cleared. Exact for every optimizer, and for accumulated micro-batches, of which the first finds
+    a cleared gradient.
     """
 
     def __init__(self, probes: Sequence[Probe], optimizer: Optimizer) -> None:
@@ -54,7 +54,7 @@ class Window:
             ]
 
     def forward(self, module: nn.Module) -> None:
-        """A forward pass of the model that builds a graph."""
+        """Record a forward pass of the model that builds a graph."""
         self.forwards += 1
         self.unfinished = True
         self._mode = trains(module)
@@ -92,7 +92,7 @@ class Window:
         return [_any(flags) for flags in (stale, arrived, joined, last, mixed)]
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
