@@ -53,7 +53,7 @@ from tikhon.training.losses import in_a_loop
 from tikhon.training.recipe import Recipe
 
 DIAGNOSING = 0.5  # of the budget, at most
-FURTHER = 2  # looks at the treated program
+FURTHER = 2  # further diagnoses of the treated program
 SHORT = (
     "the budget ended in the first, short runs of one seed: give more time, such as ten times it"
 )
@@ -61,10 +61,10 @@ SHORT = (
 
 @dataclass(frozen=True, eq=False)
 class Cure:
-    """What `cure` tried and what proved to help: the treated model, a patch and a recipe.
+    """Result of `cure`: the trials, the treated model, a patch and a recipe.
 
-    `patch` is the change as the PyTorch code that was run, empty where nothing helped; `model` is
-    the treated model before training, `replica` the whole treated program, and `train` runs it.
+    `patch` is the PyTorch code that was run, empty if nothing helped; `model` is the treated model
+    before training, `replica` the whole treated program, and `train` runs it.
     """
 
     diagnosis: Diagnosis
@@ -78,11 +78,11 @@ class Cure:
     yardstick: Yardstick = field(default_factory=Yardstick)
     patch: str = ""
     seconds: float = 0.0
-    remaining: Diagnosis | None = None  # of the treated program, where time was left for it
+    remaining: Diagnosis | None = None  # of the treated program, if time was left
 
     @property
     def confirmed(self) -> bool:
-        """Whether a treatment beat doing nothing with every seed, beyond the spread."""
+        """Whether a treatment beat the untreated program with every seed, beyond the spread."""
         return self.treatment is not None
 
     @property
@@ -93,23 +93,23 @@ class Cure:
 
     @property
     def recipe(self) -> Recipe:
-        """What of the cure a recipe can hold: clipping, dropout, decay and early stopping."""
+        """Part of the cure that a recipe can express: clipping, dropout, decay, early stopping."""
         known = dict((self.treatment or NOTHING).recipe)
         strength = known.pop("decay", None)
         decay = Term(L2(strength), how="decoupled") if strength else ()
         return Recipe(decay, **known)
 
     def replica(self, seed: int = 0) -> Replica:
-        """The treated program before its first step, drawn with a seed."""
+        """Return the treated program before its first step, initialised with a seed."""
         return self.program(seed)
 
     @property
     def model(self) -> nn.Module:
-        """The treated model, before training."""
+        """Treated model, before training."""
         return self.program(0).model
 
     def train(self, steps: int, *, seed: int = 0) -> tuple[nn.Module, Point]:
-        """Run the treated program in full; the trained model and its last scores."""
+        """Run the treated program in full; return the trained model and its last scores."""
         with isolated(nn.Module(), seed):
             replica = self.program(seed)
             end = train(
@@ -124,7 +124,7 @@ class Cure:
         return f"<pre>{html.escape(str(self))}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values without NaN."""
+        """Return plain values without NaN."""
         best = self.best
         return {
             "schema_version": 1,
@@ -141,15 +141,15 @@ class Cure:
         }
 
     def to_json(self) -> str:
-        """`to_dict` as one JSON document."""
+        """Return `to_dict` as a JSON string."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Keep it as a run folder for `tikhon report`; `result.json` is `to_dict`."""
+        """Save as a run folder for `tikhon report`; `result.json` holds `to_dict`."""
         save(self.to_dict(), path, overwrite=overwrite)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
-        """How much lower each treatment's loss is than without it, with the spread over seeds.
+        """Plot the decrease of the loss by each treatment, with the spread over seeds.
 
         Args:
             ax: matplotlib axes to draw on; a new figure if None.
@@ -189,30 +189,29 @@ def cure(
     clip: float | None = None,
     on_progress: Callable[[str, float, float], None] | None = None,
 ) -> Cure:
-    """Find a change that makes the model train, and prove it against doing nothing.
+    """Find a change that makes the model train, and prove it against the untreated program.
 
-    The findings choose treatments; each is tried on copies with the same seeds, batches and draws
-    as the untreated program, in rungs of 20, 75 and `steps` steps; learning rates are always
-    tried too. What a sure cause asks for runs first, and ends the search where it is confirmed.
-    What the findings name first reaches the last rung however it starts, and while nothing is
-    confirmed the rest of the budget goes into longer rungs. The score is the training
-    loss plus the validation loss (the validation loss alone against overfitting). "Confirmed"
-    means: better with every seed, by more than the spread, better than a constant answer, and at
-    least half of the skill that a plain reference has on the same data. Among equals the smallest
-    edit wins.
+    The findings select treatments; each is tried on copies with the seeds, batches and random
+    numbers of the untreated program, in rungs of 20, 75 and `steps` steps. Learning rates are
+    always tried. The treatment of a certain cause runs first, and ends the search if confirmed.
+    Treatments that the findings rank first always reach the last rung, and while nothing is
+    confirmed the rest of the budget goes into longer rungs. The score is the training loss plus
+    the validation loss (the validation loss alone against overfitting). "Confirmed" means: better
+    with every seed, by more than the spread, better than a constant prediction, and with at least
+    half the skill of a reference model on the same data. Among equals the smallest edit wins.
 
     Args:
         model: the module, or a factory of it (then each seed draws new weights).
         data, loss, valid, batch_size, penalty, clip: as for `diagnose`.
         optimizer: an optimizer bound to the model, or a factory called with the parameters.
         diagnosis: of the same program; None diagnoses first, within the budget.
-        budget: a wall-clock time such as "60s" or "2m"; the diagnosis counts.
+        budget: wall-clock time such as "60s" or "2m", including the diagnosis.
         seeds: paired repetitions, >= 2.
         steps: length of the last planned rung, >= 1.
-        on_progress: called with what is tried, the seconds spent and the budget.
+        on_progress: called with the current treatment, the seconds spent and the budget.
 
     Raises:
-        InputError: as `diagnose`, and for a missing optimizer or a budget that is no time.
+        InputError: as for `diagnose`, if the optimizer is missing, or `budget` is not a time.
 
     References:
         Jamieson and Talwalkar, successive halving, 2016, https://arxiv.org/abs/1502.07943
@@ -296,7 +295,7 @@ def cure(
 def _searched(
     trials: Trials, diagnosis: Diagnosis, steps: int
 ) -> tuple[tuple[TreatmentResult, ...], Treatment, Diagnosis | None]:
-    """What was tried, the treatment to keep or `NOTHING`, and the diagnosis of what it treated."""
+    """Return the trials, the treatment to keep or `NOTHING`, and the remaining diagnosis."""
     if "rows_in_both" in diagnosis.labels and trials.mended(APART) is not None:
         trials.base = APART
     treatments, treatment, remaining = (), NOTHING, None
@@ -349,7 +348,7 @@ def _again(
 
 
 def _diagnosed(trials: Trials) -> Diagnosis | None:
-    """The diagnosis of the program as it is treated so far; None where it is refused."""
+    """Diagnose the program as treated so far; return None if it is refused."""
     seed = trials.seeds[0]
     with isolated(shell(trials.model), seed), suppress(InputError):
         replica = trials.untried(NOTHING, seed)
@@ -445,7 +444,7 @@ def _yours(found: Cure) -> list[str]:
 
 
 def _compared(found: Cure) -> list[str]:
-    """What a constant answer and a plain reference reach on the same data."""
+    """Return the scores of a constant and of a reference model on the same data."""
     known = found.yardstick
     lines = (
         [f" a constant predictor has loss {number(known.loss)}"]

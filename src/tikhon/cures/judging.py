@@ -1,4 +1,4 @@
-"""What trials are judged on: the rows and the use that are meant, where these are at fault."""
+"""Data and mode of use that trials are scored on, corrected where these are at fault."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from tikhon.diagnosis.diagnose import Diagnosis
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.samples import Samples, samples
 
-Used = Callable[[nn.Module], nn.Module]  # a trained model as it is asked
+Used = Callable[[nn.Module], nn.Module]  # wraps a trained model for scoring
 
 
 def own_faults(diagnosis: Diagnosis) -> list[Finding]:
-    """The warnings that follow from no other."""
+    """Return the warnings that are no consequence of others."""
     return [f for f in diagnosis.findings if not f.cause and f.severity != "info"]
 
 
 def fault_codes(diagnosis: Diagnosis) -> tuple[str, ...]:
-    """Codes of the warnings that follow from no other, the first in front."""
+    """Return the codes of the warnings that are no consequence of others, in order."""
     return tuple(dict.fromkeys(f.code for f in own_faults(diagnosis)))
 
 
 def judged_on(
     source: Samples, judge: Batch | None, diagnosis: Diagnosis, model: nn.Module
 ) -> tuple[Samples, Batch | None]:
-    """The rows that scores are read on: as they are when nobody knows the target.
+    """Return the rows to score on, as in use, where the target is unknown.
 
-    Targets are in the range that the loss is made for, columns that hold the target are 0, a
-    decoder is told the word before, rows with gaps are left out. Of rows in order some are drawn
-    from all of them, and targets that belong to the row beside are those of their own.
+    Scales targets to the range that the loss expects, zeroes columns that hold the target, gives a
+    decoder the previous token, and drops rows with gaps. Sorted rows are sampled from all rows,
+    and targets shifted by a row are realigned.
     """
     faults = diagnosis.labels
     shift = diagnosis.record.wiring.get("shift_of_rows") if "unrelated_labels" in faults else None
@@ -70,27 +70,27 @@ def judged_on(
 
 
 class Alone(nn.Module):
-    """A model whose rows are asked one by one, as when it is used, and not in their batch."""
+    """A model that evaluates rows one by one, as in use, instead of as a batch."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, *inputs: Any) -> Tensor:
-        """The answers to the rows, each asked alone."""
+        """Return the outputs for the rows, each evaluated alone."""
         rows = range(length((inputs, None)))
         return torch.cat([self.model(*take(inputs, torch.tensor([row]))) for row in rows])
 
 
 class Unforeseen(nn.Module):
-    """A model whose answer at a position comes from a pass that is shown other later positions."""
+    """A model that computes each position in a pass with other later positions."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """The answers at each position, with what follows taken from another row."""
+        """Return the outputs at each position, with later inputs taken from another row."""
         steps = x.shape[1]
         answer, others = self.model(x), x.roll(1, 0)
         axis = next(k for k in range(1, answer.ndim) if answer.shape[k] == steps)
@@ -105,4 +105,4 @@ AS_USED: dict[str, Used] = {
     "rows_mixed": Alone,
     "future_visible": Unforeseen,
 }
-FEW = 64  # rows that are asked one by one
+FEW = 64  # rows that are evaluated one by one

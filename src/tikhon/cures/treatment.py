@@ -23,7 +23,7 @@ AFTER = "# after training"
 
 
 class _NothingToChange(Exception):
-    """A treatment finds nothing in the program that it is for."""
+    """The program has nothing that the treatment applies to."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Treatment:
     own: str = ""  # what to write in one's own code, where the patch works around it
     lacking: bool = False  # only where the optimizer lacks trainable tensors
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    parts: tuple[Treatment, ...] = ()  # of several in one
+    parts: tuple[Treatment, ...] = ()  # of a combined treatment
 
     def __and__(self, other: Treatment) -> Treatment:
-        """Both treatments, this one first; doing nothing adds nothing."""
+        """Combine two treatments, this one first."""
         if not self.size or not other.size:
             return self if self.size else other
         return Treatment(
@@ -67,16 +67,16 @@ class Treatment:
 
     @property
     def names(self) -> set[str]:
-        """The names of its parts."""
+        """Names of its parts."""
         return {part.name for part in self.parts or (self,)}
 
     @property
     def replaces_optimizer(self) -> bool:
-        """Whether the user's optimizer is not used."""
+        """Whether the user's optimizer is replaced."""
         return any("optimizer =" in part.setup for part in self.parts or (self,))
 
     def apply(self, replica: Replica, samples: Samples, judge: Batch | None = None) -> bool:
-        """Treat the replica in place and leave the patch on it; False where it does not apply."""
+        """Treat the replica in place and store the patch on it; return False if not applicable."""
         parts = self.parts or (self,)
         try:
             before = [code for part in parts if (code := part._before(replica, samples, judge))]

@@ -1,4 +1,4 @@
-"""Treatments run against doing nothing, paired, by successive halving."""
+"""Paired trials of treatments against the untreated program, by successive halving."""
 
 from __future__ import annotations
 
@@ -40,39 +40,39 @@ RUNGS = (20, 75, 300)
 LONGER = 3  # times the steps of the last rung, while nothing is confirmed and time is left
 BESIDE = "leaves the fault"  # a verdict
 SLIP = 0.005  # of accuracy or R2 that a treatment may lose (convention)
-RELEVANT = 0.02  # of the untreated score: less is no cure, however sure (convention)
+RELEVANT = 0.02  # of the untreated score: less is no cure, however significant (convention)
 STUCK = 0.5  # of the score of a program that is no better than a constant: not yet worse
-WIDTHS = (10, 4)  # treatments that go on from the first and the second rung, at most
+WIDTHS = (10, 4)  # maximum number of treatments promoted from the first and second rung
 
 
 @dataclass(frozen=True)
 class TreatmentResult:
-    """One treatment that was tried: its scores (lower is better) against doing nothing, paired."""
+    """One treatment's scores (lower is better), paired with those of the untreated program."""
 
     name: str
     size: int
-    steps: int  # of the last rung that it reached
-    scores: tuple[float, ...]  # one a seed
-    effects: tuple[float, ...]  # do-nothing minus this treatment, one a seed
+    steps: int  # of the last rung reached
+    scores: tuple[float, ...]  # one per seed
+    effects: tuple[float, ...]  # untreated minus treated score, one per seed
     verdict: str  # "confirmed" | BESIDE | "not confirmed" | "worse" | "stopped early"
     metric: float | None = None
 
     @property
     def effect(self) -> float:
-        """The mean effect over the seeds."""
+        """Mean effect over the seeds."""
         return mean(self.effects)
 
     @property
     def spread(self) -> float:
-        """The standard deviation of the effect over the seeds."""
+        """Standard deviation of the effect over the seeds."""
         return pstdev(self.effects)
 
 
 def judge_by_what_is_meant(trials: Trials, diagnosis: Diagnosis) -> None:
-    """Let the trials be judged by what is meant, where the loss or the batch is the fault.
+    """Score the trials by a corrected loss or use, where loss or batch is the fault.
 
-    Scores are losses of the program with its loss mended, where that works with this program: a
-    loss may broadcast inside of itself. Rows that are mixed are asked one by one.
+    The corrected loss is used if it works with the program, as a loss may broadcast internally.
+    Models that mix rows are evaluated row by row.
     """
     static = diagnosis.record.static
     for code in trials.faults:
@@ -506,7 +506,7 @@ class Trials:
         return tuple(b - min(s, ceiling) for b, s in zip(base, scores))
 
     def _lowers_skill(self, rung: int, seeds: list[int], metric: float | None) -> bool:
-        """Whether accuracy or R2 falls while the loss does too: answers are surer, and wrong."""
+        """Whether accuracy or R2 falls along with the loss: more confident, but wrong."""
         found = [self.scores[NOTHING.name, s, rung][1] for s in seeds]
         known = [m for m in found if m is not None]
         if metric is None or not known or not self.yardstick.skilled:
@@ -514,7 +514,7 @@ class Trials:
         return metric < mean(known) - SLIP
 
     def _ceiling(self, rung: int, seeds: list[int]) -> float:
-        """What an infinite score counts as: twice the largest finite one of the rung."""
+        """Return the substitute for infinite scores: twice the largest finite one of the rung."""
         found = [v for (_, s, r), (v, _) in self.scores.items() if r == rung and s in seeds]
         known = [v for v in found if math.isfinite(v)]
         return 2 * max(known, default=1.0) + 1e-12
@@ -536,9 +536,10 @@ def train(
     used: Used | None = None,
     deadline: Deadline | None = None,
 ) -> Point:
-    """Train a treated replica; its scores at the end, in the units of the user's loss.
+    """Train a treated replica; return its final scores, in units of the user's loss.
 
-    Raises `OutOfTimeError` past the deadline.
+    Raises:
+        OutOfTimeError: past the deadline.
     """
     deadline = deadline or Deadline()
     stream = (replica.source or source).stream(size, seed)

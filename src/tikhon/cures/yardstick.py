@@ -1,4 +1,4 @@
-"""What a result is worth in itself: beside a constant and a plain reference on the same data."""
+"""Absolute quality of a result, relative to a constant and a reference on the same data."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from tikhon.data.rows import Batch
 from tikhon.diagnosis.reference import amounts, constant_loss, shallow_skill
 from tikhon.diagnosis.replica import Replica, number_of, undisturbed
 
-GAIN = 0.02  # of what lies between a constant and perfection: less is no skill (convention)
-NEAR = 0.3  # deviations from the targets, in which a loss is no longer at its least
-SURE = 20.0  # a score that leaves no doubt
+GAIN = 0.02  # share of the way from a constant to perfection: less is no skill (convention)
+NEAR = 0.3  # standard deviations from the targets, at which a loss exceeds its minimum
+SURE = 20.0  # logit of a confident prediction
 SHARE = 0.5  # of the reference's gain over a constant that a cure must reach (convention)
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The loss and skill of the best constant, and the held-out skill of a ridge regression.
+    """Loss and skill of the best constant, and held-out skill of a ridge regression.
 
-    Skill is accuracy for classes and R2 for numbers; NaN where data or loss allow no answer.
+    Skill is accuracy for classes and R2 for numbers; NaN where data or loss do not allow it.
     """
 
     loss: float = math.nan
     chance: float = math.nan
     reference: float = math.nan
-    skilled: bool = True  # whether accuracy or R2 says anything of the program
+    skilled: bool = True  # whether accuracy or R2 applies to the program
 
     def beaten(self, score: float, skill: float | None) -> bool:
-        """Whether a result is better than a constant, and no mere shadow of the reference."""
+        """Whether a result beats a constant, with a sufficient share of the reference's skill."""
         if math.isfinite(self.loss) and score > self.loss - GAIN * abs(self.loss):
             return False
         if skill is None or not math.isfinite(self.chance):
@@ -48,7 +48,7 @@ class Yardstick:
 
 
 def yardstick(replica: Replica, probe: Batch, judge: Batch | None, *, held_out: bool) -> Yardstick:
-    """Measured on what the scores are measured on: both batches, or the held-out one alone."""
+    """Measure constant and reference on the scored batches: both, or the held-out one alone."""
     parts = [judge] if held_out and judge is not None else [probe, *([judge] if judge else [])]
     losses = []
     for batch in parts:
@@ -56,10 +56,10 @@ def yardstick(replica: Replica, probe: Batch, judge: Batch | None, *, held_out: 
             output, _ = replica.outcome(batch)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return Yardstick()
-        # a constant of probabilities adds up to 1: free numbers get below what any answer can
+        # constants must be probabilities, too: free ones could cost less than any output
         tail = partial(torch.softmax, dim=1) if _shares(output) else None
         if tail is None and bool((output >= 0).all()):
-            tail = torch.abs  # distances and rates: no constant below 0 is an answer
+            tail = torch.abs  # distances and rates are >= 0
         losses.append(constant_loss(output, batch[1], replica.loss, tail))
     skill = shallow_skill(judge if judge is not None else probe)
     constant, reference = skill.get("constant", math.nan), skill.get("shallow", math.nan)
@@ -67,7 +67,7 @@ def yardstick(replica: Replica, probe: Batch, judge: Batch | None, *, held_out: 
 
 
 def _shares(output: Tensor) -> bool:
-    """Whether answers are probabilities of classes."""
+    """Whether outputs are class probabilities."""
     if output.ndim < 2 or bool((output < 0).any()):
         return False
     return bool((output.sum(1) - 1).abs().max() < 1e-4)
@@ -89,7 +89,7 @@ def answers_targets(replica: Replica, probe: Batch) -> bool:
         with torch.no_grad():
             return float(number_of(replica.loss(answer.to(output), target)))
 
-    with suppress(Exception):  # the user's loss, on what it was not written for
+    with suppress(Exception):  # the user's loss, on artificial outputs
         if amounts(target) and target.shape == output.shape:
             off = NEAR * float(target.std())
             return cost(target) < min(cost(target + off), cost(target - off))
