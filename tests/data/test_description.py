@@ -47,7 +47,7 @@ def test_columns_targets_and_what_was_left_out(frame, tmp_path):
     columns = {column["name"]: column for column in found["columns"]}
     assert list(columns) == ["age", "plan", "since", "dose", "vip"]
     assert [columns[name]["missing"] for name in columns] == [25, 0, 0, 0, 0]
-    assert [columns[name]["inputs"] for name in columns] == [2, 2, 5, 3, 1]
+    assert [columns[name]["inputs"] for name in columns] == [2, 2, 5, 2, 1]
     assert columns["age"]["mean"] == pytest.approx(frame.age.mean())
     assert (columns["since"]["first"], columns["since"]["last"]) == ("2020-01-01", "2020-07-18")
     assert columns["plan"]["levels"] == ["a", "b"] and columns["plan"]["of"] == 2

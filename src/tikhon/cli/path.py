@@ -107,7 +107,6 @@ def path(
     from tikhon.cli.progress import StepProgress
     from tikhon.cli.threads import limit_threads
     from tikhon.paths.path import check_linear, path as follow
-    from tikhon.report.kinds.path import selected
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import RunDirectory
 
@@ -157,9 +156,7 @@ def path(
                 return interrupted(terminal, interrupt, config["command"], kept)
         document = _save(folder, result, parts, config, data)
         left_out = ("importances", "errors", "score_errors", "margins")
-        features = {n: {"importance": w, "enters": s} for n, (w, s) in selected(document).items()}
-        shown = document | {"features": features}
-        conclude_saved(terminal, shown, folder_path, kept="model", left_out=left_out)
+        conclude_saved(terminal, document, folder_path, kept="model", left_out=left_out)
     return 0
 
 
@@ -171,6 +168,7 @@ def _save(
     data: str,
 ) -> dict[str, Any]:
     from tikhon.cli.conclusion import asked, predicted
+    from tikhon.report.kinds.path import selected
     from tikhon.runs.files import write_tensors
     from tikhon.runs.run_directory import MODEL, RESULT
 
@@ -178,6 +176,8 @@ def _save(
     state = _state(result, outputs)
     write_tensors(folder.path / MODEL, state)
     document = result.to_dict() | _tests(result, state, parts, name, outputs)
+    entered = selected(document).items()
+    document["features"] = {name: {"importance": w, "enters": s} for name, (w, s) in entered}
     document["next"] = asked(config, predicted(document, folder.path, data))
     folder.write(RESULT, document)
     return document
