@@ -140,26 +140,29 @@ def test_errors_are_one_line_and_exit_code_two(program, capsys, arguments, words
     assert "Traceback" not in err
 
 
-def test_a_run_far_behind_a_shallow_model_is_not_called_well(program, capsys, monkeypatch):
-    layers = "nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))"
-    (program / "train.py").write_text(f"from torch import nn\ndef net():\n    return {layers}\n")
-    asked = ("train.py:net", "--data", "digits", "--steps", 30, "--optimizer", "adam:3e-4")
-    monkeypatch.setattr(sys, "argv", ["tikhon", "diagnose", *map(str, asked)])
-    assert run("diagnose", *asked, "-o", "run") == 0
-    assert "FAR BEHIND" in capsys.readouterr().out.splitlines()[0]
-    page = build(read(program / "run"))
-    assert page.level == "watch" and "shallow" in page.verdict.text("en")
-    assert page.following[0].startswith("tikhon cure train.py:net")
+UNLEARNED = {
+    "NOTHING LEARNED": (
+        "nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 3))",
+        ("--data", "iris", "--steps", 40, "--optimizer", "sgd:0.01"),
+        "Nothing was learned",
+    ),
+    "FAR BEHIND": (
+        "nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))",
+        ("--data", "digits", "--steps", 30, "--optimizer", "adam:3e-4"),
+        "shallow",
+    ),
+}
 
 
-def test_a_page_does_not_call_well_what_learned_nothing(program, capsys, monkeypatch):
-    """The terminal says NOTHING LEARNED; the page said that no problem was found, in green."""
-    layers = "nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 3))"
+@pytest.mark.parametrize("verdict", UNLEARNED)
+def test_what_learned_little_is_not_called_well(verdict, program, capsys, monkeypatch):
+    """The terminal says so; the page said that no problem was found, in green."""
+    layers, options, words = UNLEARNED[verdict]
     (program / "train.py").write_text(f"from torch import nn\ndef net():\n    return {layers}\n")
-    asked = ("train.py:net", "--data", "iris", "--steps", 40, "--optimizer", "sgd:0.01")
+    asked = ("train.py:net", *options)
     monkeypatch.setattr(sys, "argv", ["tikhon", "diagnose", *map(str, asked)])
     assert run("diagnose", *asked, "-o", "run") == 0
-    assert "NOTHING LEARNED" in capsys.readouterr().out.splitlines()[0]
+    assert verdict in capsys.readouterr().out.splitlines()[0]
     page = build(read(program / "run"))
-    assert page.level == "watch" and "Nothing was learned" in page.verdict.text("en")
+    assert page.level == "watch" and words in page.verdict.text("en")
     assert page.following[0].startswith("tikhon cure train.py:net")

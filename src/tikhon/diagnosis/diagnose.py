@@ -89,13 +89,14 @@ class Diagnosis:
 
         The format is versioned: `tikhon.diagnosis.document`.
         """
+        evidence = Evidence(self.record)
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": "diagnosis",
             "ok": self.ok,
             "worst": self.worst(),
-            "nothing_learned": Evidence(self.record).still,
-            "far_behind": Evidence(self.record).far_behind,
+            "nothing_learned": evidence.still,
+            "far_behind": evidence.far_behind,
             "labels": sorted(self.labels),
             "findings": [f.to_dict() for f in self.findings],
             "record": finite(self.record.to_dict()),

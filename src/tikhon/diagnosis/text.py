@@ -27,7 +27,7 @@ def screen(record: Record, findings: tuple[Finding, ...]) -> str:
     """Format verdict, findings with their consequences, and layers in at most 25 lines."""
     lines = [_title(record, findings)]
     roots = [f for f in findings if not _folded(f, findings)]
-    if worst(findings) in ("fine", "info"):
+    if _is_well(findings):
         lines += _reached(record)
     room = SCREEN - len(lines) - _table_size(record) - 1
     detail = 6 if len(roots) * 6 <= room else 2
@@ -50,13 +50,19 @@ def _title(record: Record, findings: tuple[Finding, ...]) -> str:
     count = f"{layers} weight layer{'s' if layers > 1 else ''}, " if layers else ""
     size = f"{record.model}, {count}batch {record.batch_size}"
     left = f"tikhon diagnose: {size}, {how}"
-    level = worst(findings)
-    verdict = VERDICTS[level]
-    if level in ("fine", "info") and Evidence(record).still:
-        verdict = "NOTHING LEARNED, NO CAUSE FOUND"
-    elif level in ("fine", "info") and Evidence(record).far_behind:
-        verdict = "FAR BEHIND A SHALLOW MODEL"
+    verdict = VERDICTS[worst(findings)]
+    if _is_well(findings):
+        evidence = Evidence(record)
+        if evidence.still:
+            verdict = "NOTHING LEARNED, NO CAUSE FOUND"
+        elif evidence.far_behind:
+            verdict = "FAR BEHIND A SHALLOW MODEL"
     return f"{left}  {verdict}"[:WIDTH]
+
+
+def _is_well(findings: tuple[Finding, ...]) -> bool:
+    """Whether nothing found is a warning or worse."""
+    return worst(findings) in ("fine", "info")
 
 
 def _folded(finding: Finding, findings: tuple[Finding, ...]) -> bool:
