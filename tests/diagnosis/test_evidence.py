@@ -17,7 +17,7 @@ from tikhon.diagnosis.checks import data as data_checks, static
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.record import Failure
 from tikhon.diagnosis.static import _shared
-from tikhon.diagnosis.wiring.signal import _deviations
+from tikhon.diagnosis.wiring.dataset import _deviations
 
 
 def network(outputs: int = 2) -> nn.Sequential:

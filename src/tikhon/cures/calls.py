@@ -17,7 +17,7 @@ from torch import Tensor
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import Replica, isolated, undisturbed
-from tikhon.diagnosis.wiring.calls import DROPOUTS, Call, Calls
+from tikhon.diagnosis.wiring.torch_calls import DROPOUTS, Call, Calls
 
 VIEWS = ("view", "reshape")
 SOFTMAXES = ("softmax", "log_softmax")

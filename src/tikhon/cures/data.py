@@ -18,7 +18,7 @@ from tikhon.cures.patch import execute
 from tikhon.data.rows import Batch, length, take, tensors
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples, samples as read
-from tikhon.diagnosis.wiring.signal import copied_columns
+from tikhon.diagnosis.wiring.dataset import copied_columns
 
 DataEdit = Callable[[Replica, Samples], str]
 SKEWED = 0.5  # of the mean: a median below it, of numbers of one sign, asks for logarithms

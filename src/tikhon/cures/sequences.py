@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tikhon.cures.calls import SOFTMAXES, called, once
-from tikhon.diagnosis.wiring.calls import Call
+from tikhon.diagnosis.wiring.torch_calls import Call
 
 
 def causal(calls: list[Call]) -> list[str]:

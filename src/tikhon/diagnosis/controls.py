@@ -19,9 +19,9 @@ from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.thresholds import FEW_PASS, HEAVY, LEARNED, RELATED, SMALL_UPDATE
-from tikhon.diagnosis.wiring.calls import Leaky
+from tikhon.diagnosis.wiring.program import subject_of
 from tikhon.diagnosis.wiring.rows import given_back
-from tikhon.diagnosis.wiring.subject import subject_of
+from tikhon.diagnosis.wiring.torch_calls import Leaky
 from tikhon.errors import InputError
 
 BEHIND = 0.6  # skill relative to a shallow model

@@ -27,8 +27,9 @@ from tikhon.diagnosis.replica import (
 )
 from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
 from tikhon.diagnosis.wiring import AsGiven, wiring_facts
-from tikhon.diagnosis.wiring.lifted import lifted
-from tikhon.diagnosis.wiring.parts import part_facts
+from tikhon.diagnosis.wiring.loss_extraction import lifted
+from tikhon.diagnosis.wiring.loss_parts import part_facts
+from tikhon.diagnosis.wiring.program import subject_of
 from tikhon.diagnosis.wiring.rows import (
     APART,
     blind_facts,
@@ -37,7 +38,6 @@ from tikhon.diagnosis.wiring.rows import (
     row_facts,
 )
 from tikhon.diagnosis.wiring.split import renamed
-from tikhon.diagnosis.wiring.subject import subject_of
 from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
 from tikhon.training.taken import check_taken

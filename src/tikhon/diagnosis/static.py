@@ -33,7 +33,7 @@ from tikhon.diagnosis.reference import (
 )
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.calls import DROPOUTS
+from tikhon.diagnosis.wiring.torch_calls import DROPOUTS
 from tikhon.regularizer.rounding import SHORT
 from tikhon.regularizer.targets import NORMS
 

@@ -20,23 +20,23 @@ from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring import (
-    answers,
     attention,
-    augmented,
+    augmentation,
     candidates,
+    class_weights,
+    dataset,
     graph,
-    loss,
+    loss_signs,
+    loss_tracer,
     padding,
     pairs,
     rows,
     shapes,
-    signal,
     split,
     targets,
-    unread,
-    weights,
+    unused_inputs,
 )
-from tikhon.diagnosis.wiring.subject import subject_of
+from tikhon.diagnosis.wiring.program import subject_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def wiring_facts(
         "random": partial(rows.random_facts, subject),
         "rows": partial(rows.row_facts, subject),
         "blind": partial(rows.blind_facts, subject),
-        "unread": partial(unread.unread_facts, subject, source),
+        "unread": partial(unused_inputs.unread_facts, subject, source),
         "order": partial(rows.order_facts, subject),
         "attention": partial(attention.attention_facts, subject),
         "past": partial(attention.past_facts, subject),
@@ -76,17 +76,17 @@ def wiring_facts(
         "targets": partial(targets.target_facts, subject),
         "background": partial(targets.background_facts, subject, source),
         "candidates": partial(candidates.candidate_facts, subject),
-        "loss": partial(loss.loss_facts, subject),
-        "answers": partial(answers.answer_facts, subject),
-        "weights": partial(weights.weight_facts, subject, source),
+        "loss": partial(loss_tracer.loss_facts, subject),
+        "answers": partial(loss_signs.answer_facts, subject),
+        "weights": partial(class_weights.weight_facts, subject, source),
         "pairs": partial(pairs.pair_facts, subject, source),
         "bypass": partial(rows.bypass_facts, subject),
         "padding": partial(padding.padding_facts, subject),
         "shapes": partial(shapes.shape_facts, subject),
-        "signal": partial(signal.signal_facts, source, valid, whole=replica.whole),
-        "split": partial(split.split_facts, signal.sample(source), valid),
-        "loader": partial(signal.loader_facts, given.source),
-        "augmented": partial(augmented.augmented_facts, given.source),
+        "signal": partial(dataset.signal_facts, source, valid, whole=replica.whole),
+        "split": partial(split.split_facts, dataset.sample(source), valid),
+        "loader": partial(dataset.loader_facts, given.source),
+        "augmented": partial(augmentation.augmented_facts, given.source),
         "norms": partial(norm_facts, replica, source, batch_size),
     }
     facts: dict[str, object] = {"rows": subject.rows, "whole": given.whole}

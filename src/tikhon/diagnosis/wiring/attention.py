@@ -13,10 +13,10 @@ from tikhon.data.rows import tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.replica import undisturbed
-from tikhon.diagnosis.wiring.calls import DROPOUTS
 from tikhon.diagnosis.wiring.padding import lengths
+from tikhon.diagnosis.wiring.program import Subject
 from tikhon.diagnosis.wiring.rows import spread as row_spread
-from tikhon.diagnosis.wiring.subject import Subject
+from tikhon.diagnosis.wiring.torch_calls import DROPOUTS
 
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm"}
 SHAPES = set(

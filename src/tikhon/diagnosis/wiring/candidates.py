@@ -7,8 +7,8 @@ from itertools import combinations
 from torch import Tensor
 
 from tikhon.data.rows import each, tensors
-from tikhon.diagnosis.wiring.calls import Calm
-from tikhon.diagnosis.wiring.subject import Subject, difference
+from tikhon.diagnosis.wiring.program import Subject, difference
+from tikhon.diagnosis.wiring.torch_calls import Calm
 
 SAME = 1e-4  # relative change of outputs due to rounding
 MOVED = 1e-3  # relative change of outputs that is not rounding

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tikhon.diagnosis.functions import BINARY
-from tikhon.diagnosis.wiring.notes import TracedCall
+from tikhon.diagnosis.wiring.provenance import TracedCall
 
 Breach = dict[str, object]
 TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.1}  # of a sum of probabilities

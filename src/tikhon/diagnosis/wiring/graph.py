@@ -13,8 +13,8 @@ from tikhon.copying import leaves
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import gradients, undisturbed
-from tikhon.diagnosis.wiring.calls import Calls, Joined
-from tikhon.diagnosis.wiring.subject import Subject
+from tikhon.diagnosis.wiring.program import Subject
+from tikhon.diagnosis.wiring.torch_calls import Calls, Joined
 from tikhon.errors import InputError
 
 MAKERS = ("kaiming_uniform", "empty", "randn", "rand", "zeros", "ones")

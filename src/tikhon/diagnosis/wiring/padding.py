@@ -8,9 +8,9 @@ from torch import Tensor
 from tikhon.data.rows import each, tensors
 from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import undisturbed
-from tikhon.diagnosis.wiring.calls import Calm
-from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, difference, shortened
+from tikhon.diagnosis.wiring.program import ONE_LENGTH, Subject, difference, shortened
 from tikhon.diagnosis.wiring.targets import Bench
+from tikhon.diagnosis.wiring.torch_calls import Calm
 from tikhon.errors import InputError
 
 ENDING = 0.5  # share of texts with the same last token, for it to be an end token

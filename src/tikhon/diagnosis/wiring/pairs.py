@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tikhon.diagnosis.reference import binary
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.subject import Subject
+from tikhon.diagnosis.wiring.program import Subject
 
 NEAR = 0.1  # output for a row and itself / usual output, of a distance
 SURE = 3.0  # z-score of the difference between the labels' distances

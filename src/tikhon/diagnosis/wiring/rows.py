@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from tikhon.data.rows import Batch, call, each, tensors
 from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import gradients, undisturbed
-from tikhon.diagnosis.wiring.calls import DRAWS, DROPOUTS, Calls, Calm
-from tikhon.diagnosis.wiring.subject import Subject, difference, floats, watched
+from tikhon.diagnosis.wiring.program import Subject, difference, floats, watched
+from tikhon.diagnosis.wiring.torch_calls import DRAWS, DROPOUTS, Calls, Calm
 
 ATTENTION = (
     "scaled_dot_product_attention",

@@ -9,8 +9,8 @@ import torch
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import undisturbed
-from tikhon.diagnosis.wiring.calls import Call, Calls
-from tikhon.diagnosis.wiring.subject import ONE_LENGTH, Subject, shortened
+from tikhon.diagnosis.wiring.program import ONE_LENGTH, Subject, shortened
+from tikhon.diagnosis.wiring.torch_calls import Call, Calls
 
 SHORTER = (11, 7, 5)  # lengths of shortened sequences: primes, rarely heads or channels
 RESHAPES = ("view", "reshape", "view_as", "reshape_as", "unflatten")

@@ -10,8 +10,8 @@ from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import number_of, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.calls import Calls
-from tikhon.diagnosis.wiring.subject import Subject, difference
+from tikhon.diagnosis.wiring.program import Subject, difference
+from tikhon.diagnosis.wiring.torch_calls import Calls
 
 SAME = 1e-5  # relative change of a gradient due to rounding
 INSIDE = 0.2  # share of an ignored class inside of rows, from which it is not padding

@@ -13,8 +13,8 @@ from tikhon.data.rows import each
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.replica import number_of, undisturbed
-from tikhon.diagnosis.wiring.calls import DRAWS, Calls
-from tikhon.diagnosis.wiring.subject import Subject, floats
+from tikhon.diagnosis.wiring.program import Subject, floats
+from tikhon.diagnosis.wiring.torch_calls import DRAWS, Calls
 
 FAR = (1e1, 1e2, 1e3)  # shifts added to an output
 FASTER = 30.0  # decrease of a loss over ten times the distance; a linear loss has 10

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tikhon.diagnosis.functions import ADDING, COMPARED, JUDGES, PRODUCTS, SHARES, TIMES
-from tikhon.diagnosis.wiring.notes import TracedCall
+from tikhon.diagnosis.wiring.provenance import TracedCall
 
 SHAPES = set(
     "T mT t transpose permute view reshape flatten squeeze unsqueeze expand contiguous clone "

@@ -10,9 +10,9 @@ from torch import Tensor
 from tikhon.data.rows import Batch, each, tensors
 from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.calls import Calm
-from tikhon.diagnosis.wiring.signal import relation, sample
-from tikhon.diagnosis.wiring.subject import Subject, difference, floats
+from tikhon.diagnosis.wiring.dataset import relation, sample
+from tikhon.diagnosis.wiring.program import Subject, difference, floats
+from tikhon.diagnosis.wiring.torch_calls import Calm
 
 SAME = 1e-6  # relative change of outputs or loss due to rounding
 EXPLAINED = ("explained_straight", "explained_bent")

@@ -11,7 +11,7 @@ from tikhon.data.rows import each
 from tikhon.diagnosis.reference import MANY_CLASSES, binary
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.subject import Subject
+from tikhon.diagnosis.wiring.program import Subject
 from tikhon.diagnosis.wiring.targets import Bench
 
 SURE = -3.0  # a logit at which focal losses differ from class weights

@@ -12,7 +12,7 @@ from tikhon.diagnosis.functions import JUDGES, Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.thresholds import RELATED, TOLD, TOLD_MORE, UNTOLD
-from tikhon.diagnosis.wiring.signal import relation
+from tikhon.diagnosis.wiring.dataset import relation
 
 SHIFTS = 4  # permutations of the targets
 

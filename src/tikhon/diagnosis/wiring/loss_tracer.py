@@ -30,9 +30,10 @@ from tikhon.diagnosis.modes import (
     inside_torch,
     user_line,
 )
-from tikhon.diagnosis.wiring.calls import DRAWS
+from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.domains import CHECKED, breach
-from tikhon.diagnosis.wiring.followed import (
+from tikhon.diagnosis.wiring.program import Subject
+from tikhon.diagnosis.wiring.propagation import (
     bounded,
     compared_over_rows,
     gathered_over_rows,
@@ -42,9 +43,10 @@ from tikhon.diagnosis.wiring.followed import (
     logs_of_targets,
     mixed_derivatives,
     normed_over_rows,
+    pulled_above,
     unlearned,
 )
-from tikhon.diagnosis.wiring.notes import (
+from tikhon.diagnosis.wiring.provenance import (
     NOTHING,
     Grown,
     Note,
@@ -54,6 +56,7 @@ from tikhon.diagnosis.wiring.notes import (
     together,
     union,
 )
+from tikhon.diagnosis.wiring.torch_calls import DRAWS
 
 # functions with explicit axes
 SHAPING = set(
@@ -336,6 +339,30 @@ class Recorder(Located):
         sure = float(gap.mean()) / max(float(gap.std()) / len(gap) ** 0.5, 1e-12)
         if sure > SURE:
             step.facts.setdefault("nearer", {"place": step.place, "sure": sure})
+
+
+def loss_facts(subject: Subject) -> dict[str, object]:
+    """Find broadcast rows, misused masks, samples without gradient, arguments out of domain."""
+    parts = tensors(subject.batch)
+    with torch.enable_grad(), undisturbed(subject.model, training=True):
+        with Recorder(subject.model, parts, subject.rows) as tape:
+            loss = subject.replica.value(subject.batch)
+        note = tape.note(loss)
+    facts = dict(tape.facts)
+    slipped = [g for g in note.grown if g.slipped]
+    if slipped:
+        first = slipped[0]
+        facts["broadcast"] = {
+            "function": first.function,
+            "shapes": [list(s) for s in first.shapes],
+            "place": first.place,
+        }
+    if pulled_above(tape.answers, loss):
+        facts["draws_above"] = True
+    for summand in note.summands:
+        if not summand.meant:
+            facts.setdefault(summand.kind, {"name": summand.function, "place": summand.place})
+    return facts
 
 
 def discount(factor: object) -> bool:

@@ -12,7 +12,7 @@ from faulty import adam
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.replica import replicate
 from tikhon.diagnosis.samples import samples
-from tikhon.diagnosis.wiring.lifted import lifted
+from tikhon.diagnosis.wiring.loss_extraction import lifted
 
 G = torch.Generator().manual_seed(0)
 WORDS = torch.randint(3, 12, (64, 1), generator=G)
