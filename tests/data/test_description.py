@@ -13,7 +13,7 @@ from tikhon.data import split
 from tikhon.data.description import describe
 from tikhon.data.sources import load
 from tikhon.data.table import TableOptions
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def test_columns_targets_and_what_was_left_out(frame, tmp_path):
     assert columns["age"]["mean"] == pytest.approx(frame.age.mean())
     assert (columns["since"]["first"], columns["since"]["last"]) == ("2020-01-01", "2020-07-18")
     assert columns["plan"]["levels"] == ["a", "b"] and columns["plan"]["of"] == 2
-    assert columns["dose"]["readings"] == [said("reading_limits", marks="<").with_text()]
+    assert columns["dose"]["readings"] == [sentence("reading_limits", marks="<").with_text()]
     [left] = found["left_out"]
-    assert left == {"name": "country", "reason": said("reason_same", value="NL").with_text()}
+    assert left == {"name": "country", "reason": sentence("reason_same", value="NL").with_text()}
     assert found["target"]["classes"] == ["no", "yes"]
     assert np.sum(list(found["target"]["rows"].values()), axis=0).tolist() == [150, 50]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from faulty import classes
 from tikhon.diagnosis import diagnose
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 
 def net():
@@ -73,5 +73,5 @@ def test_what_shortens_the_steps_is_named(options, clip, words):
     found = run(model, classes(), engine, steps=60, clip=clip)
     slow = next(f for f in found.findings if f.code == "slow_convergence")
     assert words in slow.why, slow.why
-    assert slow.effect == said("effect_slow_convergence")
-    assert "; ".join(slow.advice) != said("cures_slow_convergence")
+    assert slow.effect == sentence("effect_slow_convergence")
+    assert "; ".join(slow.advice) != sentence("cures_slow_convergence")

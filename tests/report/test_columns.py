@@ -12,7 +12,7 @@ import pytest
 from sample_runs import save
 from tikhon import report
 from tikhon.data.columns import Column
-from tikhon.languages import said
+from tikhon.languages import sentence
 from tikhon.report.kinds import columns
 from tikhon.report.kinds.columns import PARTS
 from tikhon.report.page import Label, Page, PageTable
@@ -21,16 +21,16 @@ from tikhon.report.saved import read
 TABLE = {
     "columns": [
         {"name": "age", "kind": "number", "missing": 1200, "inputs": 2, "mean": 40.0,
-         "deviation": 2.0, "readings": [said("reading_unit", unit="kg").with_text()]},
+         "deviation": 2.0, "readings": [sentence("reading_unit", unit="kg").with_text()]},
         {"name": "plan", "kind": "category", "missing": 0, "inputs": 9, "readings": [],
          "levels": ["x", "y"], "of": 9},
     ],
-    "left_out": [{"name": "id", "reason": said("reason_code", rows=30).with_text()}],
+    "left_out": [{"name": "id", "reason": sentence("reason_code", rows=30).with_text()}],
     "target": {"classes": ["no", "yes"],
                "rows": {"train": [5, 4], "valid": [2, 1], "test": [1, 1]}},
     "notices": [
-        said("notice_leak", columns="'plan'").with_text(),
-        said("notice_left_out", columns="'id' (an identifier)").with_text(),
+        sentence("notice_leak", columns="'plan'").with_text(),
+        sentence("notice_left_out", columns="'id' (an identifier)").with_text(),
     ],
 }  # fmt: skip
 RELIED = {"rows": 364, "columns": [["age", 0.2, 0.1, 0.3], ["plan", 0.01, -0.01, 0.03]]}

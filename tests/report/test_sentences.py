@@ -14,18 +14,18 @@ import pytest
 import tikhon
 from tikhon.diagnosis.codes import CODES
 from tikhon.diagnosis.findings import Finding
-from tikhon.languages import Sentence, said, strings
+from tikhon.languages import Sentence, sentence, strings
 from tikhon.report.kinds import diagnosis
 from tikhon.report.page import LANGUAGES, Label, label
 
 
 def calls() -> list[tuple[re.Pattern[str], set[str | None]]]:
-    """The keys of every `said(...)`, as patterns, with the names of its values."""
+    """The keys of every `sentence(...)`, as patterns, with the names of its values."""
     found = []
     for path in sorted(Path(tikhon.__file__).parent.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(text)) if "said(" in text else ():
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "said":
+        for node in ast.walk(ast.parse(text)) if "sentence(" in text else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "sentence":
                 key = pattern(node.args[0])
                 if not key.pattern.startswith("["):  # of a family by name
                     found.append((key, {k.arg for k in node.keywords}))
@@ -67,34 +67,34 @@ def test_every_reason_is_in_use():
     assert {key for key in keys if not any(t.fullmatch(key) for t in told)} == set()
 
 
-DEAD = said("why_dead", share=0.97, layer=said("called_layer", name="3"), start=0.02)
+DEAD = sentence("why_dead", share=0.97, layer=sentence("called_layer", name="3"), start=0.02)
 REASONS = [
     (
-        said("why_inits", why=said("why_scale", why=DEAD, size=300.0), count=3, all=5),
+        sentence("why_inits", why=sentence("why_scale", why=DEAD, size=300.0), count=3, all=5),
         "97% of the units of layer 3 are zero for all samples (2% at the start); inputs have "
         "size 300 (about 1 is healthy) (in 3 of 5 initialisations)",
         "第 3 层有 97% 的单元对所有样本都为零（开始时为 2%）；输入的大小为 300（健康值约为 1）"
         "（5 次初始化中有 3 次）",
     ),
     (
-        said("why_passes_weights", layer="encoder.fc", gain=1e-9, weight=0.001, slope=1.0),
+        sentence("why_passes_weights", layer="encoder.fc", gain=1e-9, weight=0.001, slope=1.0),
         "encoder.fc passes 1e-09 of the signal back: its weights (weights 0.001, slope 1)",
         "encoder.fc只把信号的 1e-09 传回：问题在其权重（权重 0.001，斜率 1）",
     ),
     (
-        said("why_born_saturated_bias", layer=said("called_model"), bias=3.0),
+        sentence("why_born_saturated_bias", layer=sentence("called_model"), bias=3.0),
         "the model is saturated before the first step, because of a bias 3.0 times the weighted "
         "input",
         "模型在第一步之前就已饱和，原因是偏置为加权输入的 3.0 倍",
     ),
     (
-        said("why_large", gain=2.0, excess=float("inf")),
+        sentence("why_large", gain=2.0, excess=float("inf")),
         "weights have gain 2.0 (Xavier 1, He 1.4); the initial loss is inf times that of a "
         "constant prediction",
         "权重的增益为 2.0（Xavier 为 1，He 为 1.4）；最初的损失是常数预测的 inf 倍",
     ),
     (
-        said("why_equal", count=1),
+        sentence("why_equal", count=1),
         "all weights of 1 layer are equal: its units get equal gradients forever",
         "1 层的所有权重都相等：其单元将永远得到相等的梯度",
     ),
@@ -117,8 +117,8 @@ def test_a_choice_of_words_follows_the_number(language):
         for _, name, spec, _ in string.Formatter().parse(words):
             if name and "|" in (spec or ""):
                 assert spec and spec.count("|") == 1 and f"{{{name}" in words, key
-    assert "1 unit in" in said("why_narrow", width=1, layer="fc")
-    assert "2 units in" in said("why_narrow", width=2, layer="fc")
+    assert "1 unit in" in sentence("why_narrow", width=1, layer="fc")
+    assert "2 units in" in sentence("why_narrow", width=2, layer="fc")
 
 
 def test_a_finding_without_keys_is_told_as_it_was_written():

@@ -18,7 +18,7 @@ from tikhon.cli.resuming import completed, interrupted
 from tikhon.cli.tables import introduce
 from tikhon.cli.threads import limit_threads
 from tikhon.errors import InputError, unknown
-from tikhon.languages import said
+from tikhon.languages import sentence
 from tikhon.numbers import duration
 from tikhon.options import MODES, STRENGTHS
 
@@ -219,7 +219,7 @@ def _introduce(terminal: Terminal, job: FitJob) -> None:
     parts, train = job.parts, job.parts.train
     introduce(terminal, train)
     classes = len(train.classes)
-    features = said("told_features", count=train.x[0].numel())
+    features = sentence("told_features", count=train.x[0].numel())
     terminal.note(
         f"{train.name}: {len(train.x):,} rows to train on, {len(parts.valid.x):,} to validate, "
         f"{len(parts.test.x):,} to test; {features}, predicting "
@@ -236,7 +236,7 @@ def _introduce(terminal: Terminal, job: FitJob) -> None:
         terminal.note(f"trains {job.length}")
     elif seconds := training_time(job.network, train.x, train.y, job.training):
         epochs = job.training["epochs"]
-        terminal.note(said("told_epochs", count=epochs, time=duration(seconds)))
+        terminal.note(sentence("told_epochs", count=epochs, time=duration(seconds)))
 
 
 def _penalty(entry: Mapping[str, object]) -> str:

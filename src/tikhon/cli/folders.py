@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tikhon.errors import InputError
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 if TYPE_CHECKING:
     from tikhon.data import Dataset, Split
@@ -92,8 +92,8 @@ def about_data(
 
 def _with_options(table: dict[str, Any], options: TableOptions) -> dict[str, Any]:
     """Return the description of a table, with the columns excluded by options."""
-    asked = {name: said("reason_drop") for name in options.drop}
+    asked = {name: sentence("reason_drop") for name in options.drop}
     if options.group is not None:
-        asked[options.group] = said("reason_group")
+        asked[options.group] = sentence("reason_group")
     told = [{"name": name, "reason": why.with_text()} for name, why in asked.items()]
     return table | {"left_out": [*table["left_out"], *told]}

@@ -19,7 +19,7 @@ from tikhon.comparison.statistics import LEVEL, interval, p_value, tied
 from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
-from tikhon.languages import Sentence, Value, said
+from tikhon.languages import Sentence, Value, sentence
 from tikhon.numbers import CERTAIN, number
 from tikhon.runs.interrupt import silent
 
@@ -168,21 +168,21 @@ class Comparison:
         bare = next((row for row in self.rows if row["method"] == "none"), None)
         values: dict[str, Value] = {
             "method": best["method"],
-            "metric": said(f"metric_{self.metric}_word"),
+            "metric": sentence(f"metric_{self.metric}_word"),
             "score": number(abs(best["test"])),
             "splits": self.splits,
         }
         if self.constant is not None and not self.constant.beaten:
-            answer = self.constant.answer or said("the_mean")
+            answer = self.constant.answer or sentence("the_mean")
             constant = number(abs(self.constant.test))
-            return said("compare_nothing", answer=answer, constant=constant, **values)
+            return sentence("compare_nothing", answer=answer, constant=constant, **values)
         values |= {"equal": ", ".join(equal)}
         if bare is None:
-            return said("compare_tied" if equal else "compare_best", **values)
+            return sentence("compare_tied" if equal else "compare_best", **values)
         values |= {"bare": number(abs(bare["test"]))}
         if best is bare or bare["tied"]:
-            return said("compare_none_best" if best is bare else "compare_none_tied", **values)
-        return said("compare_helps_tied" if equal else "compare_helps", **values)
+            return sentence("compare_none_best" if best is bare else "compare_none_tied", **values)
+        return sentence("compare_helps_tied" if equal else "compare_helps", **values)
 
 
 def compare(
@@ -331,7 +331,7 @@ def _notice(trials: int, splits: int, asked: int, seconds: float) -> Sentence | 
         return None
     more = max(trials, _TUNED)
     enough = round(1.2 * seconds * asked * more / (splits * trials))
-    return said(
+    return sentence(
         "compare_short", splits=splits, asked=asked, trials=trials, more=more, seconds=enough
     )
 

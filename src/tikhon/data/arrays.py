@@ -16,7 +16,7 @@ from tikhon.arguments import LARGEST
 from tikhon.data import mnist
 from tikhon.data.dataset import Dataset, Task
 from tikhon.errors import DataError
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 
 def folder(path: Path) -> Dataset:
@@ -240,7 +240,7 @@ def _refuse(
         label = repr(columns[column]) if column < len(columns) else str(column)
         where = f" column {label}"
         bad = bad[:, column]
-    found = said("told_values", count=int(bad.sum()))
+    found = sentence("told_values", count=int(bad.sum()))
     raise DataError(
         f"{name}: {what}{where} has {found} {why}, first in row {row}; {remedy} before training"
     )

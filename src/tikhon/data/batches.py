@@ -24,7 +24,7 @@ from torch.utils.data import (
 from tikhon.data.rows import TARGETS, Batch, each, join, length, split, tensors
 from tikhon.data.sources import load
 from tikhon.errors import DataError
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 _READ = 256  # batch size for reading a whole data set
 
@@ -218,7 +218,7 @@ def _checked(values: Tensor, name: str, *, inputs: bool) -> Tensor:
     if not finite.all():
         where = (~finite).nonzero()[0].tolist()
         column = f", column {where[1]}" if len(where) == 2 else ""
-        found = said("told_values", count=int((~finite).sum()))
+        found = sentence("told_values", count=int((~finite).sum()))
         row = where[0] if where else 0
         raise DataError(
             f"{name} has {found} not finite, first in row {row}{column} "

@@ -15,7 +15,7 @@ from tikhon.data.cells import TRUE, Cells, days_of, level_of, truths
 from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
-from tikhon.languages import Sentence, said
+from tikhon.languages import Sentence, sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +108,9 @@ class Column:
         """All `readings` as one sentence."""
         told = self.readings
         return (
-            reduce(lambda rest, first: said("evidence_and", first=first, rest=rest), told[::-1])
+            reduce(
+                lambda rest, first: sentence("evidence_and", first=first, rest=rest), told[::-1]
+            )
             if told
             else None
         )
@@ -118,36 +120,36 @@ class Column:
         """Describe unusual formats detected in its cells."""
         found = []
         if self.decimal != ".":
-            found.append(said("reading_comma" if self.decimal else "reading_own_mark"))
+            found.append(sentence("reading_comma" if self.decimal else "reading_own_mark"))
         if self.unit:
-            found.append(said("reading_unit", unit=self.unit))
+            found.append(sentence("reading_unit", unit=self.unit))
         if self.multiples:
-            found.append(said("reading_multiples", words=listed(self.multiples)))
+            found.append(sentence("reading_multiples", words=listed(self.multiples)))
         if self.format in _FORMAT_READINGS:
-            found.append(said(_FORMAT_READINGS[self.format]))
+            found.append(sentence(_FORMAT_READINGS[self.format]))
         if self.kind == "date" and self.format in dates.UNITS:
-            found.append(said("reading_epoch", unit=self.format))
+            found.append(sentence("reading_epoch", unit=self.format))
         if self.serial:
-            found.append(said("reading_serial"))
+            found.append(sentence("reading_serial"))
         if self.short:
-            found.append(said("reading_years"))
+            found.append(sentence("reading_years"))
         if bounds := [w for w in self.words if w in numerals.FLAGS]:
             key = "reading_marks" if bounds == ["*"] else "reading_limits"
-            found.append(said(key, marks=" ".join(bounds)))
+            found.append(sentence(key, marks=" ".join(bounds)))
         if words := [w for w in self.words if w not in numerals.FLAGS]:
-            found.append(said("reading_words", words=listed(words)))
+            found.append(sentence("reading_words", words=listed(words)))
         if self.missing:
-            found.append(said("reading_missing", words=listed(self.missing)))
+            found.append(sentence("reading_missing", words=listed(self.missing)))
         if self.kind == "boolean" and self.spellings:
             true, false = (
                 listed([w for w in self.spellings if (w.lower() in TRUE) is truth])
                 for truth in (True, False)
             )
-            found.append(said("reading_truth", true=true, false=false))
+            found.append(sentence("reading_truth", true=true, false=false))
         elif self.spellings:
-            found.append(said("reading_spelling", words=listed(self.spellings)))
+            found.append(sentence("reading_spelling", words=listed(self.spellings)))
         if self.kind == "text":
-            found.append(said(f"reading_text_{self.format}"))
+            found.append(sentence(f"reading_text_{self.format}"))
         return tuple(found)
 
 
@@ -169,7 +171,7 @@ def infer(raw: RawColumn, *, category: bool = False) -> Column:
         return _number(Column(name, "number"), plain)
     present = series.dropna()
     if not len(present):
-        return Column(name, "dropped", reason=said("reason_empty"))
+        return Column(name, "dropped", reason=sentence("reason_empty"))
     if category:
         return _category(name, raw.texts, forced=True)
     if types.is_bool_dtype(present) or all(isinstance(v, bool) for v in present.head(99)):
@@ -189,7 +191,7 @@ def _text(raw: RawColumn) -> Column:
     source, name, texts = raw.source, raw.name, raw.texts
     present = texts.dropna()
     if not len(present):
-        return Column(name, "dropped", reason=said("reason_empty"))
+        return Column(name, "dropped", reason=sentence("reason_empty"))
     if (boolean := _truth_column(raw, present)) is not None:
         return boolean
     if bool(present.str.match(r"^0\d+$").any()):
@@ -346,7 +348,7 @@ def misspelt(
         asked += f", or --categorical {name} to read the column as text"
     count = int(cells.counts[other].sum())
     key = "refused_units" if count == 1 and row == 0 else "refused_texts"  # below the header
-    found = said(key, name=name, kind=kind, count=count, text=text, line=source.line(row))
+    found = sentence(key, name=name, kind=kind, count=count, text=text, line=source.line(row))
     raise DataError(found + ("leave the cells empty, which means no value" if new else asked))
 
 
@@ -469,9 +471,9 @@ def _number(column: Column, values: np.ndarray) -> Column:
         if unit := _since_1970(distinct):
             return Column(column.name, "date", format=unit, clock=True)
     if whole and known > 1 and known >= _DISTINCT * len(present) and _ID_NAME.search(column.name):
-        reason = said("reason_whole")
+        reason = sentence("reason_whole")
         if known < len(values):
-            reason = said("reason_numbers", numbers=known, rows=len(values))
+            reason = sentence("reason_numbers", numbers=known, rows=len(values))
         return Column(column.name, "dropped", reason=reason)
     return column
 
@@ -498,9 +500,9 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
     if not forced and len(levels) > _FEW:
         distinct = len(levels) >= _DISTINCT * len(present)
         if distinct and _look_like_identifiers(name, levels):
-            reason = said("reason_code", rows=len(levels))
+            reason = sentence("reason_code", rows=len(levels))
             if len(levels) < len(texts):
-                reason = said("reason_codes", codes=len(levels), rows=len(texts))
+                reason = sentence("reason_codes", codes=len(levels), rows=len(texts))
             return Column(name, "dropped", reason=reason)
         spaces = sum(level.count(" ") for level in levels) / len(levels)
         if spaces + 1 >= _PROSE or len(levels) > len(present) / 2:
@@ -549,4 +551,4 @@ def finite(source: Source, name: str, values: np.ndarray) -> None:
         row = int(np.argmax(bad))
         key = "refused_infinite" if np.isinf(values[row]) else "refused_large"
         count, line = int(bad.sum()), source.line(row)
-        raise DataError(said(key, name=name, count=count, line=line))
+        raise DataError(sentence(key, name=name, count=count, line=line))

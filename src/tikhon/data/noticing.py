@@ -12,7 +12,7 @@ import numpy as np
 from tikhon.data.columns import Column
 from tikhon.data.encoding import blocks
 from tikhon.data.reading import Source, listed
-from tikhon.languages import Sentence, said
+from tikhon.languages import Sentence, sentence
 
 _RARE_CLASS = 0.1
 _LARGE_CLASS = 0.3  # share of the largest class below which constant predictions score low
@@ -45,12 +45,12 @@ def readings(columns: Sequence[Column]) -> list[Sentence]:
     """Report columns that were parsed in an unusual format."""
     told = [f"{listed([c.name])}: {c.reading}" for c in columns if c.reading]
     more = f"; and {len(told) - 12} more" if len(told) > 12 else ""
-    return [said("notice_read", columns="; ".join(told[:12]) + more)] if told else []
+    return [sentence("notice_read", columns="; ".join(told[:12]) + more)] if told else []
 
 
 def not_used(columns: Sequence[Column]) -> list[Sentence]:
     """Report the unused columns and the reasons."""
-    return [said("notice_left_out", columns=left_out(columns))] if columns else []
+    return [sentence("notice_left_out", columns=left_out(columns))] if columns else []
 
 
 def left_out(columns: Sequence[Column]) -> str:
@@ -64,7 +64,7 @@ def text_na(source: Source, target: str) -> list[Sentence]:
     text = source.frame[target].astype("string").str.strip()
     found = text[text.str.lower().isin(["na", "n/a", "nan", "null", "none"])]
     return [
-        said("notice_text_na", rows=int(count), word=str(word), column=target)
+        sentence("notice_text_na", rows=int(count), word=str(word), column=target)
         for word, count in found.value_counts().items()
     ]
 
@@ -77,7 +77,7 @@ def close(name: str, labels: Sequence[str]) -> list[Sentence]:
     found = [label for label in letters if label.swapcase() in set(labels) - {label}]
     bare = [re.sub(r"[\s.,;:!]+$", "", label).lower() for label in labels]
     found += [label for label, b in zip(labels, bare) if len(label) > 1 and bare.count(b) > 1]
-    return [said("notice_kept_apart", labels=listed(found), name=name)] if found else []
+    return [sentence("notice_kept_apart", labels=listed(found), name=name)] if found else []
 
 
 def imbalance(y: np.ndarray, target: Column, task: str) -> list[Sentence]:
@@ -89,7 +89,7 @@ def imbalance(y: np.ndarray, target: Column, task: str) -> list[Sentence]:
     name, share, most = target.categories[least], float(shares[least]), float(shares.max())
     if share >= _RARE_CLASS / (len(shares) / 2) or most < _LARGE_CLASS:
         return []
-    return [said("notice_imbalance", name=name, share=share, most=most)]
+    return [sentence("notice_imbalance", name=name, share=share, most=most)]
 
 
 def leaks(
@@ -115,7 +115,7 @@ def leaks(
             nearly.append((column.name, share))
     told = [(certain, 1.0)] if certain else []
     return [
-        said(
+        sentence(
             "notice_leak" if share == 1 else "notice_leak_nearly",
             columns=listed(names),
             share=share,
@@ -189,7 +189,7 @@ def together(
         if parts:
             names = listed([found[i][0] for i in parts])
             options = shlex.join(f"--drop={found[i][0]}" for i in parts)
-            return [said(key, columns=names, options=options)]
+            return [sentence(key, columns=names, options=options)]
     return []
 
 
@@ -220,7 +220,9 @@ def alike(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
             key = hashlib.sha256(cells.tobytes()).digest()
             found.setdefault(key, []).append(column.name)
     return [
-        said("notice_alike", columns=listed(names)) for names in found.values() if len(names) > 1
+        sentence("notice_alike", columns=listed(names))
+        for names in found.values()
+        if len(names) > 1
     ][:8]
 
 
@@ -232,7 +234,7 @@ def groups(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
         named = column.kind in ("number", "category") and _WHOSE.search(column.name)
         if named and _OF_GROUPS <= many <= len(cells) / 2:
             name = listed([column.name])
-            return [said("notice_groups", column=name, count=many, rows=len(cells))]
+            return [sentence("notice_groups", column=name, count=many, rows=len(cells))]
     return []
 
 
@@ -245,7 +247,7 @@ def identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]
         and not (column.words or column.unit)
         and _all_different(values[:, place][:, 0])
     ]
-    return [said("notice_identifier", columns=listed(found))] if found else []
+    return [sentence("notice_identifier", columns=listed(found))] if found else []
 
 
 def _all_different(cells: np.ndarray) -> bool:
@@ -283,7 +285,7 @@ def _sentinels(cells: np.ndarray, name: str) -> list[Sentence]:
         width = max(float(np.ptp(rest)), 1e-12)
         if min(abs(mark - rest.min()), abs(mark - rest.max())) > width:
             column = listed([name])
-            found.append(said("notice_sentinel", column=column, mark=float(mark), rows=count))
+            found.append(sentence("notice_sentinel", column=column, mark=float(mark), rows=count))
     return found
 
 
@@ -294,7 +296,9 @@ def garbled(source: Source) -> list[Sentence]:
         for cell in cells.unique() if cells.dtype == object or cells.dtype == "string" else ():
             if isinstance(cell, str) and (meant := _meant(cell)):
                 column = listed([str(name)])
-                return [said("notice_garbled", column=column, cell=cell[:40], meant=meant[:40])]
+                return [
+                    sentence("notice_garbled", column=column, cell=cell[:40], meant=meant[:40])
+                ]
     return []
 
 
@@ -315,7 +319,7 @@ def totals(source: Source) -> list[Sentence]:
         cell = cells[-1]
         if isinstance(cell, str) and _TOTAL.fullmatch(cell) and cell not in cells[:-1]:
             line, column = source.line(len(source.frame) - 1), listed([str(name)])
-            return [said("notice_total", line=line, word=cell.strip(), column=column)]
+            return [sentence("notice_total", line=line, word=cell.strip(), column=column)]
     return []
 
 
@@ -327,7 +331,7 @@ def in_order(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
             continue
         steps = np.diff(days)
         if (steps >= 0).all() or (steps <= 0).all():
-            return [said("notice_in_order", column=listed([column.name]))]
+            return [sentence("notice_in_order", column=listed([column.name]))]
     return []
 
 
@@ -348,7 +352,7 @@ def repeated(train: Set[int], other: Sequence[int], part: str) -> list[Sentence]
     `train` and `other` hold their `digests`.
     """
     count = sum(digest in train for digest in other)
-    return [said(f"notice_repeated_{part}", count=count, rows=len(other))] if count else []
+    return [sentence(f"notice_repeated_{part}", count=count, rows=len(other))] if count else []
 
 
 def digests(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> Iterator[int]:
@@ -363,4 +367,4 @@ def untested(
 ) -> list[Sentence]:
     """Report classes with too few rows for every part; counts of rows by class."""
     few = [name for i, name in enumerate(classes) if train[i] and min(o[i] for o in others) == 0]
-    return [said("notice_untested", names=listed(few))] if few else []
+    return [sentence("notice_untested", names=listed(few))] if few else []

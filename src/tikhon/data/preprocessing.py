@@ -14,7 +14,7 @@ from tikhon.data.dataset import Table
 from tikhon.data.encoding import blocks, encode
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 _LEVELS = 50  # most columns for one category
 _MANY = 20  # categories with more levels, some rare, also get target means
@@ -178,16 +178,16 @@ class Preprocessing:
         known = {name for column in self.columns for name in (column.name, column.name.strip())}
         known |= set(apart)
         extra = [str(name) for name in source.frame.columns if str(name) not in known]
-        found: list[str] = [said("notice_left_out", columns=listed(extra))] if extra else []
+        found: list[str] = [sentence("notice_left_out", columns=listed(extra))] if extra else []
         for column, codes in _coded(values, self.columns):
             if unseen := int((codes == -1).sum()):
-                found.append(said("remark_unseen", name=column.name, count=unseen))
+                found.append(sentence("remark_unseen", name=column.name, count=unseen))
         numeric = _numeric(values, self.columns)
         for (name, cells, first), figures in zip(numeric, self.numbers, strict=True):
             if first and not figures.indicator and (gaps := int(np.isnan(cells).sum())):
-                found.append(said("remark_gaps", name=name, count=gaps))
+                found.append(sentence("remark_gaps", name=name, count=gaps))
             if far := int((np.abs(_scaled(cells, figures)) > _OUTSIDE).sum()):
-                found.append(said("remark_far", name=name, count=far))
+                found.append(sentence("remark_far", name=name, count=far))
         return found
 
     def to_dict(self) -> dict[str, object]:

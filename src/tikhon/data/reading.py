@@ -31,7 +31,7 @@ from tikhon.data.fields import (
     usual_of,
 )
 from tikhon.errors import DataError, InputError
-from tikhon.languages import Sentence, said
+from tikhon.languages import Sentence, sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +154,7 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
             raise DataError(f"no data rows in {path}")
         inside = frame.attrs.pop("inside")
         frame = frame.replace(list(format.missing), None) if format.missing else frame
-        told = () if inside is None else (said("notice_inside", name=inside),)
+        told = () if inside is None else (sentence("notice_inside", name=inside),)
         return Source(frame, path.name, lines, told, origin, format, foreign)
     if kind == "xlsx":
         frame, foreign = typed.workbook(path, content)
@@ -163,8 +163,8 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
     others, above = frame.attrs.pop("others", None), frame.attrs.pop("titles", None)
     if format.missing:
         frame = frame.replace(list(format.missing), None)
-    notices = [said("notice_titles", count=above)] if above else []
-    notices += [said("notice_sheet", others=listed(others))] if others else []
+    notices = [sentence("notice_titles", count=above)] if above else []
+    notices += [sentence("notice_sheet", others=listed(others))] if others else []
     return Source(frame, path.name, (), tuple(notices), origin, format, foreign)
 
 
@@ -267,11 +267,11 @@ def _preamble(
         lines = comments[0].splitlines()
         if any(0 < line.count(mark) == header.count(mark) for line in lines for mark in marks):
             return TextLines(text), separator, ()
-        notices.append(said("notice_comments", count=len(lines)))
+        notices.append(sentence("notice_comments", count=len(lines)))
         text = "\n" * len(lines) + text[comments.end() :]
     text, titles = below_titles(text, separator, usual_of(path))
     if titles:
-        notices.append(said("notice_titles", count=titles))
+        notices.append(sentence("notice_titles", count=titles))
     return TextLines(text), separator, tuple(notices)
 
 
@@ -316,11 +316,11 @@ def _csv(
     notices = [*above, *_headless(header)]
     if empty:
         frame = frame.drop(columns=[header[i] for i in empty])
-        notices.append(said("notice_nameless", count=len(empty)))
+        notices.append(sentence("notice_nameless", count=len(empty)))
     if skipped:
-        notices.append(said("notice_wrong_length", count=len(skipped)))
+        notices.append(sentence("notice_wrong_length", count=len(skipped)))
     if told is None and separator[0] != usual_of(path):
-        notices.append(said("notice_separator", mark=separator[0]))
+        notices.append(sentence("notice_separator", mark=separator[0]))
     return Source(frame, path.name, lines, tuple(notices), origin, format)
 
 
@@ -334,13 +334,13 @@ def _one_more(
     with long_fields():
         rows = [row for row in rows_of(text, separator) if row][1:]
     if not any(row[-1].strip() for row in rows):
-        return [*header, ""], said("notice_row_ends")
+        return [*header, ""], sentence("notice_row_ends")
     first = [row[0] for row in rows]
     counted = first == [str(i) for i in range(1, len(rows) + 1)]
     named = len(set(first)) == len(rows) and not any(re.match(r"[-+.\d\s]|$", t) for t in first)
     if len(rows) < 2 or not (counted or named):
         return None
-    return ["", *header], said("notice_row_names")
+    return ["", *header], sentence("notice_row_names")
 
 
 def _wrong_length(
@@ -420,7 +420,7 @@ def _headless(header: Sequence[str]) -> list[Sentence]:
     years = all(re.fullmatch(r"(19|20)\d\d", name) for name in numbers)
     if len(numbers) < 2 or set(numbers) <= set(counts) or years:
         return []
-    return [said("notice_headless", cells=listed(numbers))]
+    return [sentence("notice_headless", cells=listed(numbers))]
 
 
 def _scan(

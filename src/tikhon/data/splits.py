@@ -14,7 +14,7 @@ from tikhon.data.dataset import Dataset
 from tikhon.data.noticing import by_chance, digests, repeated, untested
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.errors import DataError, InputError
-from tikhon.languages import Sentence, said
+from tikhon.languages import Sentence, sentence
 from tikhon.numbers import checked_seed
 
 Notices = Sequence[Sentence]
@@ -75,7 +75,7 @@ def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
         sizes = torch.bincount(data.y, minlength=len(data.classes))
         least = int(sizes.argmin())
         raise DataError(
-            said(
+            sentence(
                 "refused_class",
                 data=data.name,
                 name=data.classes[least],

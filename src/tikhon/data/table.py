@@ -19,7 +19,7 @@ from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Format, Source, read
 from tikhon.data.target import read_target
 from tikhon.errors import DataError, InputError, unknown
-from tikhon.languages import Sentence, said
+from tikhon.languages import Sentence, sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,8 +190,8 @@ def _sameness(source: Source, name: str, encoded: np.ndarray) -> Sentence:
     cells = cast("pd.Series", source.frame[name]).dropna().astype(str)
     value = cells.iloc[0][:40]
     if len(cells.unique()) > 1 and abs(encoded[0]) >= _WHOLE:
-        return said("reason_digits", value=value)
-    return said("reason_same", value=value)
+        return sentence("reason_digits", value=value)
+    return sentence("reason_same", value=value)
 
 
 def _split_columns(

@@ -16,7 +16,7 @@ from tikhon.data.noticing import close
 from tikhon.data.raw import RawColumn
 from tikhon.data.reading import Source, listed
 from tikhon.errors import DataError
-from tikhon.languages import Sentence, said
+from tikhon.languages import Sentence, sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,10 +55,10 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
     notices = []
     if empty.any():
         count = int(empty.sum())
-        notices = [said("notice_no_target", name=name, count=count)]
+        notices = [sentence("notice_no_target", name=name, count=count)]
         if found and cells.missing:
             words = listed(cells.missing)
-            notices = [said("notice_no_target_read", name=name, count=count, words=words)]
+            notices = [sentence("notice_no_target_read", name=name, count=count, words=words)]
         source = _rows(source, ~empty)
         raw = RawColumn(source, name)
         cells = raw.cells
@@ -68,7 +68,7 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
         return _classes(source, name, cells, task, None, notices)
     column, values = found[0], found[1][~empty]
     if column.reading:
-        notices.append(said("notice_target_read", name=name, reading=column.reading))
+        notices.append(sentence("notice_target_read", name=name, reading=column.reading))
     levels = len(np.unique(values))
     whole = bool(np.all(values == np.floor(values)))
     few = levels == 2 or (whole and levels <= min(_FEW, max(2, len(values) // 5)))
@@ -128,7 +128,7 @@ def _refuse_mixtures(raw: RawColumn) -> None:
         misspelt(raw.source, raw.name, cells, ~is_number, "numbers", target=True)
     is_date = np.array([one is not None for one in raw.moments])
     if is_date.sum() > _FEW and cells.share(is_date) > 0.5:
-        raise DataError(said("refused_dates", name=raw.name, count=int(is_date.sum())))
+        raise DataError(sentence("refused_dates", name=raw.name, count=int(is_date.sum())))
 
 
 def _classes(
@@ -171,7 +171,7 @@ def _classes(
         for key in shown
         if len(spellings[key]) > 1
     ]
-    told = [said("notice_merged", labels=labels, name=name) for labels in merged]
+    told = [sentence("notice_merged", labels=labels, name=name) for labels in merged]
     if values is None:
         told += close(name, [label[key] for key in shown])
         told += _combined(name, [label[key] for key in shown])
@@ -206,7 +206,7 @@ def _blanks(source: Source, name: str) -> list[Sentence]:
     different = raw.drop_duplicates()
     stripped = different.str.strip()
     twice = [str(text) for text in different[stripped.duplicated(keep=False).to_numpy()]]
-    return [said("notice_blanks", labels=listed(sorted(twice)), name=name)] if twice else []
+    return [sentence("notice_blanks", labels=listed(sorted(twice)), name=name)] if twice else []
 
 
 def _combined(name: str, labels: Sequence[str]) -> list[Sentence]:
@@ -216,7 +216,7 @@ def _combined(name: str, labels: Sequence[str]) -> list[Sentence]:
         joined = [label for label in labels if mark in label]
         if len(joined) > 1 and len(parts) < len(labels):
             count = len(labels)
-            return [said("notice_combined", label=joined[0], name=name, count=count)]
+            return [sentence("notice_combined", label=joined[0], name=name, count=count)]
     return []
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tikhon.languages import Sentence, said, strings
+from tikhon.languages import Sentence, sentence, strings
 
 CODES = tuple(
     code
@@ -21,16 +21,16 @@ CODES = tuple(
 def words(family: Literal["effect", "cures"], code: str, why: str) -> Sentence:
     """Return the effect or cures of a reason, else of the reason nested in it, else of the code.
 
-    >>> words("cures", "slow_convergence", said("why_rate_zero", why=said("why_unmoved")))
+    >>> words("cures", "slow_convergence", sentence("why_rate_zero", why=sentence("why_unmoved")))
     'a learning rate above 0'
     """
     reason: object = why
     while isinstance(reason, Sentence):
         key = reason.key.replace("why", family, 1)
         if key in strings("en"):
-            return said(key)
+            return sentence(key)
         reason = reason.values.get("why")
-    return said(f"{family}_{code}")
+    return sentence(f"{family}_{code}")
 
 
 # treatments that do not help

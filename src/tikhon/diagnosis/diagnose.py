@@ -34,7 +34,7 @@ from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.save import save
 from tikhon.diagnosis.text import html_page, screen
 from tikhon.errors import InputError
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 # faults of the program itself, causes before consequences
 WIRING = (
@@ -259,7 +259,7 @@ def _in_other_inits(record: Record, known: set[str]) -> list[Finding]:
     """Return symptoms that occur only in later models of a factory."""
     counts = Counter(code for labels in record.inits for code in labels)
     return [
-        Finding(code, "warning", (), {"inits": count}, said("why_not_first"))
+        Finding(code, "warning", (), {"inits": count}, sentence("why_not_first"))
         for code, count in counts.items()
         if code not in known
     ]
@@ -272,7 +272,7 @@ def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
     if record.inits:
         count = Counter(code for labels in record.inits for code in labels)[finding.code]
         if count:
-            why = said("why_inits", why=why, count=count, all=len(record.inits))
+            why = sentence("why_inits", why=why, count=count, all=len(record.inits))
     return replace(
         finding,
         why=why,

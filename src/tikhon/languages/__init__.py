@@ -73,10 +73,10 @@ class Sentence(str):
         return {"text": str(self), **self.to_dict()}
 
 
-def said(key: str, /, **values: Value) -> Sentence:
+def sentence(key: str, /, **values: Value) -> Sentence:
     """The sentence of a key.
 
-    >>> said("why_penalty", share=0.97)
+    >>> sentence("why_penalty", share=0.97)
     'the penalty accounts for 97% of what moves the weights'
     """
     return Sentence(key, values)

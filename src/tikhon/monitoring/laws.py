@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from tikhon.languages import said
+from tikhon.languages import sentence
 from tikhon.monitoring.history import ONCE, StepHistory, Streak
 
 ENOUGH = 3  # successive sampled steps
@@ -202,7 +202,7 @@ def step_never_called(loop: Loop) -> Alarm | None:
     return Alarm(
         "step_never_called",
         0,
-        said("told_forwards", count=loop.forwards)
+        sentence("told_forwards", count=loop.forwards)
         + f", but this optimizer never made a step{lacking}: the weights stay as they are",
         "call optimizer.step() of the optimizer that is watched, after loss.backward(), "
         "and build it once, before the loop",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, middle, number
-from tikhon.languages import Sentence, said
+from tikhon.languages import Sentence, sentence
 
 
 def names(ev: Evidence, activation: int) -> tuple[str, ...]:
@@ -22,8 +22,8 @@ def names(ev: Evidence, activation: int) -> tuple[str, ...]:
 def called(name: str) -> str:
     """Return a module's name for a sentence; indices of a `Sequential` are called layers."""
     if name.replace(".", "").isdigit():
-        return said("called_layer", name=name)
-    return name or said("called_model")
+        return sentence("called_layer", name=name)
+    return name or sentence("called_model")
 
 
 def gains(ev: Evidence) -> list[tuple[int, float, float, float]]:
@@ -81,7 +81,7 @@ def why_gain(ev: Evidence) -> tuple[tuple[str, ...], Sentence | Literal[""]]:
         at_fault = "weights" if weight < 0.2 or weight > 5 else "activation"
         layer = called(ev.site(position).name)
         values = {"gain": gain, "weight": weight, "slope": slope}
-        return place, said(f"why_passes_{at_fault}", layer=layer, **values)
+        return place, sentence(f"why_passes_{at_fault}", layer=layer, **values)
     weights, slopes, _ = decline(ev)
     gain = math.exp(sum(math.log(max(g, 1e-30)) for _, g, _, _ in rows) / len(rows))
     weight = middle(w for _, _, w, _ in rows) or 0.0
@@ -92,7 +92,7 @@ def why_gain(ev: Evidence) -> tuple[tuple[str, ...], Sentence | Literal[""]]:
     product = weight * slope
     if product <= 0 or abs(math.log(max(gain, 1e-30) / product)) > 0.5:
         at_fault = "paths"
-    why = said(f"why_gain_{at_fault}", label=label, **values)
+    why = sentence(f"why_gain_{at_fault}", label=label, **values)
     first = ev.first
     assert first is not None
     top = first.readings[ev.chain[-1]].signal or 0.0

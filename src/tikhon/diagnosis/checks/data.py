@@ -11,7 +11,7 @@ from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.functions import BINARY
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 
 def _constant(ev: Evidence) -> Iterable[Finding]:
@@ -23,14 +23,14 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
     numbers = {"constant_columns": share, "columns": count}
     if _mostly_still(ev):
         told = max(0.0, ev.fact("explained_straight") or 0.0, ev.fact("explained_bent") or 0.0)
-        why = said("why_most_constant", share=share, count=count, told=told)
+        why = sentence("why_most_constant", share=share, count=count, told=told)
         fix = "print((x != x[0]).sum(0)) before and after each step that cleans or scales x"
         yield Finding("constant_inputs", "warning", ("inputs",), numbers, why, fix=fix)
         return
     still = list(w.get("still_parts") or ())
     if still and share < 1 and ev.harmed:  # masks and positions may be constant
         where = tuple(f"inputs[{k}]" for k in still)
-        why = said("why_input_constant", place=", ".join(where))
+        why = sentence("why_input_constant", place=", ".join(where))
         severity = "warning" if ev.learned < e.LITTLE else "info"
         fix = f"print({where[0]}[:3]) where the batch is made"
         yield Finding("constant_inputs", severity, where, numbers, why, fix=fix)
@@ -38,13 +38,13 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
     if share < 0.9:
         return
     if share == 1:
-        why = said("why_constant", count=count)
+        why = sentence("why_constant", count=count)
         if w.get("all_zero"):
-            why = said("why_zero", count=count)
+            why = sentence("why_zero", count=count)
         fix = "print(x[:2]) where the inputs are read"
         yield Finding("constant_inputs", "critical", ("inputs",), numbers, why, fix=fix)
     else:
-        why = said("why_some_constant", share=share, count=count)
+        why = sentence("why_some_constant", share=share, count=count)
         yield Finding(
             "constant_inputs", "info", ("inputs",), numbers, why, fix="x = x[:, x.std(0) > 0]"
         )
@@ -64,12 +64,12 @@ def _same_answer(ev: Evidence) -> Iterable[Finding]:
     if not w.get("constant_target") or w.get("candidates"):
         return
     value = ev.fact("target_low") or 0.0
-    why = said("why_one_target", value=value)
+    why = sentence("why_one_target", value=value)
     # intended where a loss calls the model, as a generator's does, or never uses the targets
     unused = w.get("targets_used") is False
     goal = (w.get("whole") and ev.record.loss != "own_loss") or w.get("judged") or unused
     if w.get("judged"):
-        why = said("why_judged", why=why)
+        why = sentence("why_judged", why=why)
     numbers = {"target_low": value, "target_high": ev.fact("target_high") or value}
     fix = "print(y.unique()) where the targets are read: a cast or a division may round them"
     where = ("target",)
@@ -81,14 +81,14 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
     z, rows = ev.fact("relation"), ev.fact("related_rows")
     beside, shift = ev.fact("row_beside") or 0.0, w.get("shift_of_rows")
     if shift and beside > e.ROW_BESIDE:
-        why = said("why_row_beside", told=beside)
+        why = sentence("why_row_beside", told=beside)
         fix = "print five rows of x and y side by side; x[:-1], y[1:] or the other way round"
         numbers = {"row_beside": beside}
         yield Finding("unrelated_labels", "critical", ("target",), numbers, why, fix=fix)
         return
     if untold := w.get("untold"):
         gain, told = max(0.0, float(untold["gain"])), float(untold["told"])
-        why = said("why_untold", place=untold["place"], gain=gain, told=told)
+        why = sentence("why_untold", place=untold["place"], gain=gain, told=told)
         fix = "one order for all parts of a row: shuffle=False where outputs are stored"
         where, numbers = (untold["place"],), {"part_gain": gain}
         yield Finding("unrelated_labels", "warning", where, numbers, why, fix=fix)
@@ -110,10 +110,10 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
     if _validated(ev):
         return
     numbers = {"relation": z, "related_rows": rows}
-    why = said("why_unrelated", z=z, limit=e.RELATED)
+    why = sentence("why_unrelated", z=z, limit=e.RELATED)
     if advantage is not None:
         numbers["advantage"] = advantage
-        why = said("why_control", why=why)
+        why = sentence("why_control", why=why)
     severity = "critical" if advantage is not None else "warning"
     fix = "shuffle x and y with the same order: x[order], y[order]; look at ten rows of both"
     yield Finding("unrelated_labels", severity, ("target",), numbers, why, fix=fix)
@@ -141,7 +141,7 @@ def _counted_less(ev: Evidence) -> Iterable[Finding]:
     shares, weights = turned[0]
     rare, common = upside_down(shares, weights) or (0, 0)
     times = weights[common] / weights[rare]
-    why = said(
+    why = sentence(
         "why_weights_upside_down",
         rare=rare,
         share=shares[rare],
@@ -188,7 +188,7 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
         return
     value = ev.fact("majority_value") or 0.0
     numbers = {"majority": share, "accuracy": metric}
-    why = said("why_imbalance", accuracy=metric, value=value, share=share)
+    why = sentence("why_imbalance", accuracy=metric, value=value, share=share)
     if answered is not None:
         numbers["answered"] = answered
     fix = "nn.CrossEntropyLoss(weight=len(y) / (classes * y.bincount().float()))"
@@ -204,11 +204,11 @@ def _copied(ev: Evidence) -> Iterable[Finding]:
     steps = ev.wiring.get("input_steps")
     if columns:
         named = ", ".join(map(str, columns))
-        why = said("why_copied", named=named)
+        why = sentence("why_copied", named=named)
         fix = f"x = np.delete(x, {columns}, axis=1)"
         if steps:
             width = max(1, (ev.wiring.get("columns") or steps) // steps)
-            why = said("why_copied_step", step=columns[0] // width, steps=steps)
+            why = sentence("why_copied_step", step=columns[0] // width, steps=steps)
             fix = "a target after the window: x = series[t - n : t], y = series[t]"
         numbers = {"columns": float(len(columns))}
         yield Finding("target_among_inputs", "warning", ("inputs",), numbers, why, fix=fix)
@@ -217,7 +217,7 @@ def _copied(ev: Evidence) -> Iterable[Finding]:
 def _drifting(ev: Evidence) -> Iterable[Finding]:
     moved = ev.fact("targets_moved")
     if moved is not None and moved > e.TARGETS_MOVED:
-        why = said("why_targets_moved", moved=moved)
+        why = sentence("why_targets_moved", moved=moved)
         fix = "y = y - offset in the data set: a new tensor, not y -= offset of what it keeps"
         severity = "critical" if ev.harmed else "warning"
         numbers = {"targets_moved": moved}
@@ -225,7 +225,7 @@ def _drifting(ev: Evidence) -> Iterable[Finding]:
     drift = ev.fact("drift")
     if drift is None or 1 / e.STRETCH <= drift <= e.STRETCH:
         return
-    why = said("why_drift", times=drift)
+    why = sentence("why_drift", times=drift)
     fix = "x = (x - mean) / std in the data set: a new tensor, not x.sub_(mean).div_(std)"
     severity = "critical" if ev.harmed else "info"
     numbers = {"drift": drift}
@@ -235,13 +235,13 @@ def _drifting(ev: Evidence) -> Iterable[Finding]:
 def _moved_alone(ev: Evidence) -> Iterable[Finding]:
     share, turned = ev.fact("moved_alone"), ev.fact("fits_moved")
     if turned is not None and turned > e.MOVED:
-        why = said("why_fits_moved", turned=turned)
+        why = sentence("why_fits_moved", turned=turned)
         fix = "the same turns, flips and order of axes for both: x.rot90(k), y.rot90(k)"
         numbers = {"fits_moved": turned}
         yield Finding("masks_not_transformed", "critical", ("data",), numbers, why, fix=fix)
     if share is None or share <= 0.5:
         return
-    why = said("why_moved_alone", share=share)
+    why = sentence("why_moved_alone", share=share)
     fix = "draw the angle once: x, y = (rotate(t, angle) for t in (x, y))"
     numbers = {"moved_alone": share}
     yield Finding("masks_not_transformed", "critical", ("data",), numbers, why, fix=fix)
@@ -252,7 +252,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
     shift, scale = ev.fact("valid_shift"), ev.fact("valid_scale")
     if shift is not None and scale is not None:
         if shift > e.SHIFT or not 1 / e.STRETCH <= scale <= e.STRETCH:
-            why = said("why_valid_scale", shift=shift, scale=scale)
+            why = sentence("why_valid_scale", shift=shift, scale=scale)
             numbers = {"valid_shift": shift, "valid_scale": scale}
             fix = "scale both by the training rows: (x - x_train.mean(0)) / x_train.std(0)"
             yield Finding("valid_differs", "warning", ("valid",), numbers, why, fix=fix)
@@ -261,15 +261,15 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
     if (ev.fact("rows_repeated") or 0.0) > e.REPEATED:
         moved = 0.0  # oversampling on purpose
     if new or moved > e.CLASS_SHIFT:
-        why = said("why_valid_classes", moved=moved)
+        why = sentence("why_valid_classes", moved=moved)
         if new:
-            why = said("why_new_classes", count=len(new), first=new[0])
+            why = sentence("why_new_classes", count=len(new), first=new[0])
         numbers = {"new_classes": float(len(new)), "class_shift": moved}
         fix = "shuffle before the split: train_test_split(x, y, stratify=y)"
         yield Finding("valid_differs", "warning", ("valid",), numbers, why, fix=fix)
     both, again = ev.fact("rows_in_both") or 0.0, ev.fact("rows_repeated") or 0.0
     if both - again > e.DOUBLES:
-        why = said("why_both", share=both)
+        why = sentence("why_both", share=both)
         numbers = {"rows_in_both": both}
         fix = "x.drop_duplicates() before the split"
         yield Finding("rows_in_both", "warning", ("valid",), numbers, why, fix=fix)
@@ -283,7 +283,7 @@ def _another_relation(ev: Evidence) -> Iterable[Finding]:
     numbers, why = dict[str, float](), ""
     if right is not None and mapped is not None and mapped - right > e.MAPPED:
         named = "; ".join(f"{a} for {b}" for a, b in (ev.wiring.get("valid_names") or [])[:3])
-        why = said("why_renamed_classes", right=right, mapped=mapped, named=named)
+        why = sentence("why_renamed_classes", right=right, mapped=mapped, named=named)
         numbers = {"valid_right": right, "valid_mapped": mapped}
     elif known is not None and asked is not None and own is not None:
         chance = 2 / (ev.fact("fits_rows") or 1.0) ** 0.5  # four standard errors of a share
@@ -291,9 +291,9 @@ def _another_relation(ev: Evidence) -> Iterable[Finding]:
         faint = known >= e.HARDLY_FITS and asked <= 0 and own > 0.5 * known
         if not (plain or faint) or known - asked < chance:
             return
-        why = said("why_another_relation", known=known, asked=asked)
+        why = sentence("why_another_relation", known=known, asked=asked)
         if own > 0.5 * known:
-            why = said("why_own_relation", why=why, own=own)
+            why = sentence("why_own_relation", why=why, own=own)
         numbers = {"fits_train": known, "fits_valid": asked}
     if numbers:
         yield Finding("valid_differs", "warning", ("valid",), numbers, why, fix=fix)
@@ -303,15 +303,15 @@ def _copies(ev: Evidence) -> Iterable[Finding]:
     """Find repeated rows, and validation rows that are noisy copies of training rows."""
     period, rows = ev.fact("period"), float(ev.record.data.get("rows") or 0)
     if period:
-        why = said("why_period", period=period, rows=rows)
+        why = sentence("why_period", period=period, rows=rows)
         fix = "a new list for each: rows = [] in the loop, not rows.clear() of one that is kept"
         yield Finding("rows_in_both", "warning", ("data",), {"period": period}, why, fix=fix)
     copies, windows = ev.fact("copies") or 0.0, ev.fact("windows_in_both") or 0.0
     if windows > e.COPIES:
-        why = said("why_windows_in_both", share=windows)
+        why = sentence("why_windows_in_both", share=windows)
         fix = "split the series by time, and cut each part into windows"
     elif copies > e.COPIES:
-        why = said("why_copies_in_both", share=copies)
+        why = sentence("why_copies_in_both", share=copies)
         fix = "split first, and augment the training rows alone; split by person or scene"
     else:
         return
@@ -323,7 +323,7 @@ def _interpolated(ev: Evidence) -> Iterable[Finding]:
     share = ev.fact("rims")
     if share is None or share < e.RIMS:
         return
-    why = said("why_rims", share=share)
+    why = sentence("why_rims", share=share)
     fix = "mode='nearest' for masks: F.interpolate(mask, size), Image.NEAREST"
     yield Finding("labels_interpolated", "warning", ("target",), {"rims": share}, why, fix=fix)
 
@@ -332,7 +332,7 @@ def _not_drawn(ev: Evidence) -> Iterable[Finding]:
     drawn, rows = ev.fact("drawable"), ev.fact("rows_there")
     if drawn is None or not rows or rows < 50 or drawn > e.DRAWN * rows:
         return
-    why = said("why_few_drawn", drawn=drawn, rows=rows)
+    why = sentence("why_few_drawn", drawn=drawn, rows=rows)
     fix = "WeightedRandomSampler(class_weight[y], len(y)): one weight per row, not per class"
     numbers = {"drawable": drawn, "related_rows": rows}
     yield Finding("ignored_rows", "critical", ("data",), numbers, why, fix=fix)
@@ -341,13 +341,13 @@ def _not_drawn(ev: Evidence) -> Iterable[Finding]:
 def _sorted(ev: Evidence) -> Iterable[Finding]:
     between = ev.fact("between")
     if between is not None and between > e.BETWEEN:
-        why = said("why_sorted_rows", times=between)
+        why = sentence("why_sorted_rows", times=between)
         fix = "DataLoader(..., shuffle=True)"
         yield Finding("sorted_batches", "warning", ("data",), {"between": between}, why, fix=fix)
     if few := _few_classes(ev):
         within, expected, every = few
         numbers = {"classes_in_batch": within, "classes_in_all": every}
-        why = said("why_sorted", within=within, expected=expected)
+        why = sentence("why_sorted", within=within, expected=expected)
         fix = "DataLoader(..., shuffle=True)"
         yield Finding("sorted_batches", "warning", ("data",), numbers, why, fix=fix)
 

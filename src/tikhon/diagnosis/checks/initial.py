@@ -11,7 +11,7 @@ from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.checks.causes import called, decline, names
 from tikhon.diagnosis.evidence import Evidence, middle, number
 from tikhon.diagnosis.findings import Finding
-from tikhon.languages import Sentence, said
+from tikhon.languages import Sentence, sentence
 
 _Judged = tuple[tuple[str, ...], dict[str, float], Sentence] | None
 
@@ -48,7 +48,7 @@ def _equal_weights(ev: Evidence) -> _Judged:
     # zero-initialised heads and branches are fine: they move in the first step
     if not same or (len(same) < len(ev.chain) and (ev.early_ratio or 0.0) >= e.VANISHED):
         return None
-    why = said("why_equal", count=len(same))
+    why = sentence("why_equal", count=len(same))
     return tuple(ev.site(i).name for i in same), {"constant_layers": len(same)}, why
 
 
@@ -63,7 +63,7 @@ def _singled_out(ev: Evidence) -> _Judged:
     if not odd or len(odd) > len(factors) / 3:
         return None
     worst = factors[odd[0]]
-    why = said("why_odd", odd=worst, usual=usual)
+    why = sentence("why_odd", odd=worst, usual=usual)
     where = tuple(ev.site(i).name for i in odd)
     return where, {"weight_factor": worst, "usual": usual}, why
 
@@ -81,9 +81,9 @@ def _dead_at_birth(ev: Evidence) -> _Judged:
         if saturated and bias < 3 and factor < e.LARGE_WEIGHTS:
             continue  # the inputs are too large, not the weights
         layer, state = called(ev.site(i).name), "saturated" if saturated else "dead"
-        why = said(f"why_born_{state}", layer=layer)
+        why = sentence(f"why_born_{state}", layer=layer)
         if bias >= 3:
-            why = said(f"why_born_{state}_bias", layer=layer, bias=bias)
+            why = sentence(f"why_born_{state}_bias", layer=layer, bias=bias)
         return names(ev, i), {"bias": bias, "weight_factor": factor}, why
     return None
 
@@ -112,7 +112,7 @@ def _too_large(ev: Evidence) -> _Judged:
         return None
     factor = max(forward_factors(ev)[i] for i in large)
     numbers = {"weight_factor": factor, "initial_loss": excess, "signal_ratio": ratio}
-    why = said("why_large", gain=factor, excess=excess)
+    why = sentence("why_large", gain=factor, excess=excess)
     return tuple(ev.site(i).name for i in large), numbers, why
 
 
@@ -125,7 +125,7 @@ def _too_small(ev: Evidence) -> _Judged:
     weights, slopes, numbers = decline(ev)
     if weights <= slopes:
         return None
-    why = said("why_small", gain=numbers["weight_factor"], ideal=numbers["ideal"])
+    why = sentence("why_small", gain=numbers["weight_factor"], ideal=numbers["ideal"])
     where = tuple(ev.site(i).name for i in ev.chain)
     return where, {"signal_ratio": ratio, **numbers}, why
 

@@ -12,7 +12,7 @@ from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.functions import ATTENDING, BINARY, COMPARED
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
 OPERATIONS = {
@@ -46,11 +46,11 @@ def _indifferent(ev: Evidence) -> Iterable[Finding]:
         return  # the output is one log-likelihood per row of its inputs
     related = (ev.fact("relation") or 0.0) >= e.RELATED
     harmed = ev.reach is not None and ev.learned < e.LEARNED
-    why = said("why_no_targets")
+    why = sentence("why_no_targets")
     fix = "compare output and target in the loss; label_smoothing below 1"
     severity = "warning" if harmed else "info"
     if used:
-        why = said("why_whole_batch")
+        why = sentence("why_whole_batch")
         fix = "F.mse_loss(output, target), not of output.mean() and target.mean()"
         severity = "critical" if related else "info"  # may compare distributions on purpose
     relation = ev.fact("relation")
@@ -63,7 +63,7 @@ def _deaf(ev: Evidence) -> Iterable[Finding]:
     if not deaf:
         return
     named = ", ".join(map(str, deaf[:5]))
-    why = said("why_deaf_columns", named=named)
+    why = sentence("why_deaf_columns", named=named)
     fix = "loss(output, target) over all columns; look for an index that is used twice"
     numbers = {"columns": float(len(deaf))}
     where = ("the loss",)
@@ -75,7 +75,7 @@ def _unknown_answers(ev: Evidence) -> Iterable[Finding]:
     share = ev.fact("box_beaten")
     if share is None or share < e.UNKNOWN:
         return
-    why = said("why_box_beaten", share=share)
+    why = sentence("why_box_beaten", share=share)
     fix = "corners from centre and size: torch.cat([c - s / 2, c + s / 2], 1), before an overlap"
     numbers = {"box_beaten": share}
     where = ("the loss",)
@@ -85,13 +85,13 @@ def _unknown_answers(ev: Evidence) -> Iterable[Finding]:
 
 def _upside_down(ev: Evidence) -> Iterable[Finding]:
     if ev.static.get("maximize"):
-        why = said("why_climbs_on_purpose")
+        why = sentence("why_climbs_on_purpose")
         fix = "maximize=False"
         yield Finding("loss_upside_down", "critical", ("optimizer",), {}, why, fix=fix)
         return
     endless = number(ev.static.get("without_end"))
     if endless:
-        why = said("why_no_end", loss=endless)
+        why = sentence("why_no_end", loss=endless)
         fix = "the sign of each part: errors on either side of a target must cost something"
         numbers = {"loss": endless}
         where = ("the loss",)
@@ -106,14 +106,14 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
     alike = ev.fact("alike_label")
     if away is not None and alike is not None:
         if away == 1 - alike:
-            why = said("why_pairs_apart")
+            why = sentence("why_pairs_apart")
             fix = "swap the two parts of the loss, or the labels: y = 1 - y"
             numbers = {"pulls_away": away}
             yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
         return
     if away is None or away < 1 or pull >= e.PULL or _distances(ev):
         return
-    why = said("why_pulls_away")
+    why = sentence("why_pulls_away")
     numbers = {"pulls_away": away}
     fix = "loss = -loss, or 1 - loss where it is a share that is right"
     yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
@@ -125,24 +125,24 @@ def _parts_upside_down(ev: Evidence) -> Iterator[Finding]:
     code, where = "loss_upside_down", ("the loss",)
     entropy, volume = ev.fact("entropy_pulled"), ev.fact("determinant_pulled")
     if entropy is not None and entropy > 0:
-        why = said("why_entropy_down")
+        why = sentence("why_entropy_down")
         place = (w.get("entropy_place") or "the loss",)
         fix = "loss = policy_loss - weight * entropy.mean()"
         yield Finding(code, "warning", place, {}, why, fix=fix)
     if volume is not None and volume > 0:
-        why = said("why_determinant_down")
+        why = sentence("why_determinant_down")
         fix = "log_density = base.log_prob(z) + log_determinant, of z = flow(x)"
         yield Finding(code, "critical", where, {}, why, fix=fix)
     far = w.get("answer_without_end")
     if far:
-        why = said(
+        why = sentence(
             "why_answer_without_end", place=far["place"], all=far["of"], loss=float(far["loss"])
         )
         fix = "the sign of each part, as in 0.5 * (exp(logvar) + mu**2 - 1 - logvar)"
         numbers = {"loss": float(far["loss"])}
         yield Finding(code, "critical", where, numbers, why, fix=fix)
     if w.get("draws_above"):
-        why = said("why_draws_above")
+        why = sentence("why_draws_above")
         fix = "-F.logsigmoid(score_of_data - score_of_draw).mean()"
         yield Finding(code, "critical", where, {}, why, fix=fix)
 
@@ -152,7 +152,7 @@ def _endless(ev: Evidence) -> Iterable[Finding]:
     fall = _ever_faster(ev)
     if fall is None or any(True for _ in _upside_down(ev)):
         return
-    why = said("why_ever_faster", first=fall[0], last=fall[1])
+    why = sentence("why_ever_faster", first=fall[0], last=fall[1])
     fix = "print the parts of the loss one by one and check their signs"
     numbers = {"loss": fall[1]}
     yield Finding("loss_upside_down", "warning", ("the loss",), numbers, why, fix=fix)
@@ -184,7 +184,7 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
         return
     if w.get("swapped"):
         name = w["swapped"]
-        why = said("why_answers_for_targets", name=name)
+        why = sentence("why_answers_for_targets", name=name)
         numbers = {"target_low": low, "target_high": high}
         fix = f"F.{name}(output, target)"
         yield Finding("target_out_of_range", "critical", ("the loss",), numbers, why, fix=fix)
@@ -192,7 +192,7 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
     inside = w.get("binary_range") or [low, high]  # of the columns passed to the loss
     numbers = {"target_low": low, "target_high": high}
     if used & BINARY and (low < 0 or high > 1) and (inside[0] < 0 or inside[1] > 1):
-        why = said("why_bce_range", low=low, high=high)
+        why = sentence("why_bce_range", low=low, high=high)
         scaled = f"target = (target - {low:.4g}) / {high - low:.4g}"
         scaled = f"target = target / {high:.4g}" if low == 0 else scaled
         fix = (
@@ -206,12 +206,12 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
         )
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
     if w.get("zeros_unheard"):
-        why = said("why_zero_costs_nothing")
+        why = sentence("why_zero_costs_nothing")
         fix = "target = 2 * target - 1"
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
     below = ev.fact("below_zero")
     if below is not None and not used & BINARY and (low < 0 or high > 1):
-        why = said("why_yes_and_no", low=low, high=high, below=below)
+        why = sentence("why_yes_and_no", low=low, high=high, below=below)
         fix = (
             "F.cross_entropy of one output a class"
             if w.get("target_whole")
@@ -226,19 +226,19 @@ def _several(ev: Evidence) -> Iterable[Finding]:
     used = set(w.get("loss_functions") or ())
     most = number((w.get("target_sums") or [0, 0])[1]) or 0.0
     if used & ENTROPIES and not used & BINARY and most > 1.01:
-        why = said("why_multilabel", most=most)
+        why = sentence("why_multilabel", most=most)
         numbers = {"ones_in_a_row": most}
         fix = "nn.BCEWithLogitsLoss() on the scores"
         yield Finding("multilabel_softmax", "warning", ("the loss",), numbers, why, fix=fix)
     heads, units = ev.static.get("head") or [], ev.static.get("output_units") or 1
     if used & BINARY and heads[-1:] == ["softmax"] and units > 1 and most > 1.01:
-        why = said("why_several_by_softmax", most=most)
+        why = sentence("why_several_by_softmax", most=most)
         fix = "nn.BCEWithLogitsLoss() on the scores, without the softmax"
         numbers = {"ones_in_a_row": most}
         yield Finding("multilabel_softmax", "critical", ("the loss",), numbers, why, fix=fix)
     cost = ev.fact("right_shares_cost")
     if heads[-1:] == ["sigmoid"] and cost is not None and cost > e.RIGHT_COSTS:
-        why = said("why_shares_by_hand", cost=cost, most=most)
+        why = sentence("why_shares_by_hand", cost=cost, most=most)
         fix = "F.binary_cross_entropy(output, target), without output / output.sum(1)"
         numbers = {"ones_in_a_row": most, "loss": cost}
         yield Finding("multilabel_softmax", "critical", ("the loss",), numbers, why, fix=fix)
@@ -251,34 +251,34 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
     one = w.get("output_shape") in ([], [1])
     if used & COMPARED and one and gain is not None and gain > e.BY_CLASS:
         values = int(w.get("target_values") or 0)
-        why = said("why_as_numbers", count=values, gain=gain)
+        why = sentence("why_as_numbers", count=values, gain=gain)
         fix = f"nn.Linear(..., {values}) as the head, nn.CrossEntropyLoss(), target.long()"
         yield Finding(
             "classes_as_numbers", "warning", ("the loss",), {"class_gain": gain}, why, fix=fix
         )
     turn = ev.fact("turn")
     if turn is not None and turn > e.TURN and one:
-        why = said("why_turn", times=turn)
+        why = sentence("why_turn", times=turn)
         fix = "nn.Linear(..., 2), F.mse_loss(output, torch.cat([y.cos(), y.sin()], 1))"
         numbers = {"turn": turn}
         yield Finding("angle_wraps", "warning", ("target",), numbers, why, fix=fix)
     left_out = w.get("background") or {}
     if (number(left_out.get("share")) or 0.0) >= e.MOST_LEFT_OUT:
-        why = said("why_background", **left_out)
+        why = sentence("why_background", **left_out)
         fix = "keep the background as class 0; ignore_index for what nobody labelled"
         numbers = {"left_out": float(left_out["share"])}
         yield Finding("ignored_rows", "warning", ("target",), numbers, why, fix=fix)
     unheard = ev.fact("unheard") or 0.0
     silent = w.get("silent_classes") or []
     if unheard >= e.UNHEARD and not silent:
-        why = said("why_unheard", share=unheard)
+        why = sentence("why_unheard", share=unheard)
         fix = "loss(output, target) of all rows, not of output[0] or a part of them"
         yield Finding(
             "ignored_rows", "critical", ("the loss",), {"unheard": unheard}, why, fix=fix
         )
     if silent:
         named = ", ".join(map(str, silent[:5]))
-        why = said("why_ignored", named=named)
+        why = sentence("why_ignored", named=named)
         numbers = {"silent_classes": float(len(silent))}
         fix = "another ignore_index (torch's own is -100), weights above 0"
         yield Finding("ignored_rows", "warning", ("the loss",), numbers, why, fix=fix)
@@ -293,7 +293,7 @@ def _operation(ev: Evidence) -> Iterable[Finding]:
         {"smallest": smallest} if smallest is not None else {}
     )
     name = failure.call.strip("_")
-    why = said(
+    why = sentence(
         "why_undefined",
         name=name,
         place=failure.place,
@@ -301,7 +301,7 @@ def _operation(ev: Evidence) -> Iterable[Finding]:
         step=failure.step,
     )
     if failure.call in ATTENDING:
-        why = said("why_nothing_attended", name=name, place=failure.place, step=failure.step)
+        why = sentence("why_nothing_attended", name=name, place=failure.place, step=failure.step)
     fix = OPERATIONS[failure.call]
     yield Finding("undefined_operation", "critical", (failure.place,), numbers, why, fix=fix)
 
@@ -315,15 +315,15 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
             "key_padding_mask=tokens == 0, true where nobody may look (an attn_mask of "
             "scaled_dot_product_attention is true where one may)"
         )
-        why = said("why_masked_words")
+        why = sentence("why_masked_words")
         yield Finding("padding_seen", "critical", (words,), {"padding": share}, why, fix=fix)
         return
     if apart is not None and apart >= e.PADDED and share >= e.PADDING:
-        why = said("why_padding_apart", share=share, apart=apart)
+        why = sentence("why_padding_apart", share=share, apart=apart)
         numbers = {"padding_apart": apart, "padding": share}
         queries = w.get("masked_queries")
         if queries:
-            why = said("why_masked_queries", share=apart)
+            why = sentence("why_masked_queries", share=apart)
             fix = "mask[:, None, :] instead of mask[:, :, None]: the last axis is that of the keys"
             yield Finding("padding_seen", "warning", (queries,), numbers, why, fix=fix)
             return
@@ -337,11 +337,11 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
             "(~mask).sum(1) for a mean; pack_padded_sequence for a recurrent layer",
         )
     if w.get("ends_unasked"):
-        why = said("why_ends_unasked")
+        why = sentence("why_ends_unasked")
         fix = "a token of its own for padding; labels[attention_mask == 0] = -100"
         yield Finding("ignored_rows", "warning", ("target",), {}, why, fix=fix)
     if counted is not None and counted >= e.PADDING:
-        why = said("why_padding_counted", share=counted)
+        why = sentence("why_padding_counted", share=counted)
         numbers = {"padding": counted}
         fix = "nn.CrossEntropyLoss(ignore_index=padding), or a mask on the loss"
         yield Finding("padding_in_loss", "warning", ("the loss",), numbers, why, fix=fix)

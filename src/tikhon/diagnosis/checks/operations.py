@@ -12,7 +12,7 @@ from typing import Any
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, sizes
 from tikhon.diagnosis.findings import Finding
-from tikhon.languages import Sentence, said
+from tikhon.languages import Sentence, sentence
 
 INTO_RANGE = {
     "counts": "the loss that fits the targets, as nn.MSELoss()",
@@ -41,90 +41,90 @@ PLACES = (
     Place(
         "weighed",
         "broadcast_loss",
-        lambda fact: said("why_weighed"),
+        lambda fact: sentence("why_weighed"),
         "(criterion(output, target) * weight).mean() with reduction='none'",
     ),
     Place(
         "no_curvature",
         "no_nonlinearity",
-        lambda fact: said("why_no_curvature"),
+        lambda fact: sentence("why_no_curvature"),
         "nn.Tanh(), nn.SiLU() or torch.sin in place of nn.ReLU()",
     ),
     Place(
         "unlearned_part",
         "loss_not_connected",
-        lambda fact: said("why_unlearned_part", place=fact),
+        lambda fact: sentence("why_unlearned_part", place=fact),
         "the output of the model that is trained as the first argument",
         "warning",
     ),
     Place(
         "logs_of_targets",
         "target_out_of_range",
-        lambda fact: said("why_answers_for_targets", name="log_softmax"),
+        lambda fact: sentence("why_answers_for_targets", name="log_softmax"),
         "-(target * scores.log_softmax(-1)).sum(-1).mean()",
     ),
-    Place("index_mask", "ignored_rows", lambda fact: said("why_index_mask"), "x[mask.bool()]"),
+    Place("index_mask", "ignored_rows", lambda fact: sentence("why_index_mask"), "x[mask.bool()]"),
     Place(
         "finds_itself",
         "target_among_inputs",
-        lambda fact: said("why_finds_itself"),
+        lambda fact: sentence("why_finds_itself"),
         "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a))), a and b two views",
     ),
     Place(
         "nearer",
         "loss_upside_down",
-        lambda fact: said("why_nearer", sure=fact["sure"]),
+        lambda fact: sentence("why_nearer", sure=fact["sure"]),
         "F.triplet_margin_loss(anchor, positive, negative)",
     ),
     Place(
         "pulled_goal",
         "target_not_detached",
-        lambda fact: said("why_pulled_goal"),
+        lambda fact: sentence("why_pulled_goal"),
         "goal = reward + discount * following.detach()",
         "warning",
     ),
     Place(
         "squashed_twice",
         "head_mismatch",
-        lambda fact: said("why_squashed_twice", loss=fact["loss"], by=fact["by"]),
+        lambda fact: sentence("why_squashed_twice", loss=fact["loss"], by=fact["by"]),
         "the scores themselves: the loss squashes them",
         "harmed",
     ),
     Place(
         "index_as_number",
         "classes_as_numbers",
-        lambda fact: said("why_place_for_value"),
+        lambda fact: sentence("why_place_for_value"),
         "x.max(1).values in place of x.argmax(1), .max(1)[0] in place of .max(1)[1]",
     ),
     Place(
         "mixed_derivatives",
         "mixed_derivatives",
-        lambda fact: said("why_mixed_slopes"),
+        lambda fact: sentence("why_mixed_slopes"),
         "torch.autograd.grad(u_x[:, k].sum(), x, create_graph=True)[0][:, k], for each k",
         "warning",
     ),
     Place(
         "gathered_over_rows",
         "rows_mixed",
-        lambda fact: said("why_gathered", place=fact),
+        lambda fact: sentence("why_gathered", place=fact),
         "answers.gather(1, index[:, None])",
     ),
     Place(
         "compared_over_rows",
         "rows_mixed",
-        lambda fact: said("why_cosines_over_rows", place=fact),
+        lambda fact: sentence("why_cosines_over_rows", place=fact),
         "F.cosine_similarity(output, target, dim=1)",
     ),
     Place(
         "normed_over_rows",
         "rows_mixed",
-        lambda fact: said("why_normed_over_rows", place=fact),
+        lambda fact: sentence("why_normed_over_rows", place=fact),
         "F.normalize(z, dim=1), z / z.norm(dim=1, keepdim=True)",
     ),
     Place(
         "over_queries",
         "positions_mixed",
-        lambda fact: said("why_over_queries", place=fact),
+        lambda fact: sentence("why_over_queries", place=fact),
         "softmax(scores, dim=-1): the axis of the keys",
         "harmed",
     ),
@@ -150,15 +150,15 @@ def _broadcast(ev: Evidence) -> Iterable[Finding]:
     numbers = {"pull_on_others": pull} if pull is not None else {}
     if not spread:
         if pull is not None and pull >= e.PULL:
-            why = said("why_contrastive")
+            why = sentence("why_contrastive")
             yield Finding("loss_mixes_rows", "info", ("the loss",), numbers, why)
         return
     a, b = (sizes(s, w["rows"]) for s in spread["shapes"])
     name = spread["function"].strip("_")
     if pull is not None and pull >= e.PULL:
-        why = said("why_broadcast", function=name, a=a, b=b)
+        why = sentence("why_broadcast", function=name, a=a, b=b)
     else:
-        why = said("why_broadcast_rows", function=name, a=a, b=b)
+        why = sentence("why_broadcast_rows", function=name, a=a, b=b)
     fix = "give both the same shape: .squeeze(-1) on neither, or on both"
     if pull is not None and w.get("output_shape") != w.get("target_shape"):
         fix = "loss(output, target.view_as(output))"
@@ -171,7 +171,7 @@ def _unequal(ev: Evidence) -> Iterable[Finding]:
     if not found or ev.wiring.get("broadcast"):
         return
     a, b = (sizes(s, ev.wiring["rows"]) for s in found["shapes"])
-    why = said("why_unequal", a=a, b=b)
+    why = sentence("why_unequal", a=a, b=b)
     fix = "as many outputs as targets; or .sum(1, keepdim=True) if it should be one number"
     where = (found["place"] or "the loss",)
     yield Finding("broadcast_loss", "critical", where, {}, why, fix=fix)
@@ -181,7 +181,7 @@ def _sampled(ev: Evidence) -> Iterable[Finding]:
     draw = ev.wiring.get("sampled")
     if not draw:
         return
-    why = said("why_sampled")
+    why = sentence("why_sampled")
     fix = "rsample() instead of sample()"
     if draw["name"] in ("multinomial", "bernoulli", "poisson"):
         fix = "-log_prob(draw) * gain.detach(), or F.gumbel_softmax(scores) instead of the draw"
@@ -194,7 +194,7 @@ def _asked_back(ev: Evidence) -> Iterable[Finding]:
     widths = [ev.site(i).fan_out for i in ev.chain if ev.site(i).role == "weight"]
     if not found or min(widths, default=0) < found["numbers"]:
         return  # reconstruction through a bottleneck is a proper task
-    why = said("why_asked_back")
+    why = sentence("why_asked_back")
     fix = "compare with the input before the noise was added, or with the noise"
     where = (found["place"],)
     yield Finding("target_among_inputs", "critical", where, {}, why, fix=fix)
@@ -205,7 +205,7 @@ def _bounded_scores(ev: Evidence) -> Iterable[Finding]:
     if not found or ev.wiring.get("normed_over_rows"):
         return
     floor = float(found["floor"])
-    why = said("why_bounded_scores", floor=floor)
+    why = sentence("why_bounded_scores", floor=floor)
     fix = "scores / temperature, of 0.05 to 0.5: not times the temperature"
     numbers = {"floor": floor}
     where = (found["place"] or "the loss",)
@@ -216,7 +216,7 @@ def _ends(ev: Evidence) -> Iterable[Finding]:
     place, mark = ev.wiring.get("looks_ahead"), ev.wiring.get("idle_mark")
     if not place or not mark:
         return
-    why = said("why_ends", mark=mark)
+    why = sentence("why_ends", mark=mark)
     fix = "goal = reward + discount * (1 - done) * following"
     where, numbers = (place,), {"inputs": float(mark)}
     yield Finding("ends_not_masked", "critical", where, numbers, why, fix=fix)
@@ -236,13 +236,13 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
                 continue  # reported for the data
             same = float(breach["low"])
             if kind == "pairs":
-                why = said("why_pairs_alike", name=name, same=same)
+                why = sentence("why_pairs_alike", name=name, same=same)
                 fix = "labels 1 of pairs that are alike and -1 of others, with enough of both"
                 numbers = {"target_low": same, "target_high": same}
                 code = "constant_targets"
                 yield Finding(code, "critical", where, numbers, why, fix=fix)
                 continue
-            why = said("why_one_partner")
+            why = sentence("why_one_partner")
             fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a)))"
             numbers = {"target_low": same, "target_high": same}
             yield Finding("constant_targets", "critical", where, numbers, why, fix=fix)
@@ -251,7 +251,7 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
             yield from _inside(ev, breach)
             continue
         if breach["code"] == "missing_log":
-            why = said("why_no_log", name=name)
+            why = sentence("why_no_log", name=name)
             fix = "F.log_softmax(output, dim=1) before it; or nn.CrossEntropyLoss() of the scores"
             if name == "ctc_loss":
                 fix = "output.log_softmax(-1) before it"
@@ -260,7 +260,7 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
             continue
         low, high = breach["low"], breach["high"]
         fix = INTO_RANGE[kind]
-        why = said(f"why_range_{kind}", name=name, low=low, high=high)
+        why = sentence(f"why_range_{kind}", name=name, low=low, high=high)
         numbers = {"target_low": low, "target_high": high}
         yield Finding("target_out_of_range", "critical", where, numbers, why, fix=fix)
 
@@ -269,17 +269,17 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
     """Find faults inside of the network: softmax over one entry, log of a free parameter."""
     name, where = breach["function"], (breach["place"] or "forward",)
     if breach["code"] == "undefined_operation":
-        why = said("why_free_log", name=name)
+        why = sentence("why_free_log", name=name)
         fix = "s.exp() where the weight stands, and s where its logarithm stands"
         yield Finding("undefined_operation", "warning", where, {}, why, fix=fix)
     elif breach.get("kind") == "probabilities":
         if not {"softmax"} & set(ev.static.get("head") or ()):
             yield from _probabilities(ev, where)
     elif not ev.wiring.get("softmax_over_one") and "softmax" not in (ev.static.get("head") or ()):
-        why = said("why_softmax_of_one")
+        why = sentence("why_softmax_of_one")
         fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
         if breach.get("kind"):
-            why = said("why_softmax_of_position")
+            why = sentence("why_softmax_of_position")
             fix = "scores.softmax(1), the axis of the positions, for scores of (n, positions, 1)"
         severity = "critical" if ev.harmed else "warning"
         yield Finding("head_mismatch", severity, where, {}, why, fix=fix)
@@ -288,7 +288,7 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
 def _probabilities(ev: Evidence, where: tuple[str, ...]) -> Iterable[Finding]:
     if ev.wiring.get("squashed_twice"):
         return
-    why = said("why_given_probabilities")
+    why = sentence("why_given_probabilities")
     fix = "F.cross_entropy(scores, target); or F.nll_loss of their log_softmax"
     severity = "critical" if ev.harmed else "warning"
     yield Finding("head_mismatch", severity, where, {}, why, fix=fix)

@@ -11,16 +11,16 @@ from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.checks.causes import called, head_floor, head_site
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 
 def _data(ev: Evidence) -> Iterable[Finding]:
     bad = ev.record.data.get("nonfinite") or []
     if bad:
-        why = said("why_nonfinite", what=" and the ".join(sorted(set(bad))))
+        why = sentence("why_nonfinite", what=" and the ".join(sorted(set(bad))))
         severity = "critical"
         if ev.record.data.get("left_out") and ev.record.failure is None:
-            why = said("why_left_out", why=why)
+            why = sentence("why_left_out", why=why)
             severity = "info"
         yield Finding("non_finite_data", severity, (), {"tensors": len(bad)}, why)
 
@@ -35,13 +35,13 @@ def scales(ev: Evidence) -> Iterable[Finding]:
     if rms is not None and not ev.record.data.get("normalised_inside"):
         if ev.gained("scaled") > e.FREED:
             numbers = {"rms": rms, **ev.shown("scaled")}
-            why = said("why_scaled", size=rms, **ev.shown("scaled"))
+            why = sentence("why_scaled", size=rms, **ev.shown("scaled"))
             yield Finding("unscaled_inputs", "warning", ("inputs",), numbers, why)
         elif (rms > 10 or 0 < rms < 0.01) and not learned:
-            why = said("why_inputs", size=rms)
+            why = sentence("why_inputs", size=rms)
             yield Finding("unscaled_inputs", "warning", ("inputs",), {"rms": rms}, why)
         elif (apart := number(inputs.get("std"))) and _far_off(ev) and not learned:
-            why = said("why_offset", mean=inputs.get("mean", 0.0), apart=apart)
+            why = sentence("why_offset", mean=inputs.get("mean", 0.0), apart=apart)
             numbers = {"offset": rms / apart}
             fix = (
                 "x = (x - x.mean(0)) / x.std(0), with the mean and deviation of these very numbers"
@@ -49,7 +49,7 @@ def scales(ev: Evidence) -> Iterable[Finding]:
             yield Finding("unscaled_inputs", "warning", ("inputs",), numbers, why, fix=fix)
     squeezed, far = ev.fact("squeezed"), ev.wiring.get("far_rows")
     if squeezed and squeezed > e.SQUEEZED and not learned:
-        why = said("why_far_rows", rows=far or 0, share=squeezed)
+        why = sentence("why_far_rows", rows=far or 0, share=squeezed)
         fix = "x = x.clamp(x.quantile(0.01, 0), x.quantile(0.99, 0)), and then scale it"
         yield Finding(
             "unscaled_inputs", "warning", ("inputs",), {"squeezed": squeezed}, why, fix=fix
@@ -57,7 +57,7 @@ def scales(ev: Evidence) -> Iterable[Finding]:
     drowned = ev.wiring.get("drowned") or {}
     times = number(drowned.get("times")) or 0.0
     if times > e.DROWNED:
-        why = said("why_drowned", **drowned)
+        why = sentence("why_drowned", **drowned)
         fix = "y[:, k] = (y[:, k] - mean) / std before the loss; undo it in the prediction"
         numbers = {"column_pull": times}
         yield Finding("unscaled_targets", "warning", ("target",), numbers, why, fix=fix)
@@ -65,7 +65,7 @@ def scales(ev: Evidence) -> Iterable[Finding]:
     size, spread = number(target.get("rms")), number(target.get("std"))
     explained = ev.trained and ev.learned >= e.LEARNED
     if size is not None and spread is not None and size > 10 and not explained:
-        why = said("why_targets", mean=target.get("mean", 0.0), spread=spread)
+        why = sentence("why_targets", mean=target.get("mean", 0.0), spread=spread)
         yield Finding("unscaled_targets", "warning", ("target",), {"rms": size}, why)
 
 
@@ -79,7 +79,7 @@ def _far_off(ev: Evidence) -> bool:
 def _rectified_scores(ev: Evidence) -> Iterable[Finding]:
     zero = ev.fact("own_score_zero")
     if zero is not None and zero >= e.UNLIFTED and ev.learned < e.LEARNED:
-        why = said("why_rectified_scores", share=zero)
+        why = sentence("why_rectified_scores", share=zero)
         fix = "remove the relu: the softmax takes its input"
         numbers = {"own_score_zero": zero}
         where = (head_site(ev),)
@@ -99,7 +99,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
     place = ev.wiring.get("softmax_over_one")
     single = bool(place) or (head == ["softmax"] and ev.static.get("output_units") == 1)
     if single:
-        why = said("why_one_softmax")
+        why = sentence("why_one_softmax")
         where = (place or head_site(ev),)
         numbers = {"floor": floor}
         fix = "one output per class; or nn.BCEWithLogitsLoss() with a single output"
@@ -107,20 +107,20 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         return
     unit = ev.fact("unit_scores")
     if unit is not None and unit >= e.FLOOR:
-        why = said("why_one_score", share=unit)
+        why = sentence("why_one_score", share=unit)
         fix = "scores times 10 or more: self.scale = nn.Parameter(torch.tensor(10.0))"
         yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": unit}, why, fix=fix)
         return
     if ev.gained("bared") > e.STEADIER:
         where, numbers = tuple(ev.norms_at_end), ev.shown("bared")
-        why = said("why_bared", layer=called(where[0]), **numbers)
+        why = sentence("why_bared", layer=called(where[0]), **numbers)
         fix = f"remove {where[0]}: the last layer comes last"
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
         return
     shares = ev.static.get("unbounded_shares")
     if shares:
         lowest, right = float(shares["lowest"]), float(shares["right"])
-        why = said("why_shares", right=right, lowest=lowest)
+        why = sentence("why_shares", right=right, lowest=lowest)
         fix = "loss(torch.sigmoid(output), target)"
         yield Finding("head_mismatch", "critical", ("the loss",), {"loss": lowest}, why, fix=fix)
         return
@@ -131,11 +131,11 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         return  # the head is made for scaled inputs
     name = " and ".join(head)
     if twice:
-        why = said("why_sigmoid_twice")
+        why = sentence("why_sigmoid_twice")
     elif ev.static.get("own_softmax"):
-        why = said("why_two_softmax", name=name)
+        why = sentence("why_two_softmax", name=name)
     else:
-        why = said("why_head", name=name, floor=floor)
+        why = sentence("why_head", name=name, floor=floor)
     fix = f"remove the {name}: the loss takes its input"
     where = (head_site(ev),)
     yield Finding("head_mismatch", "critical", where, {"floor": floor}, why, fix=fix)
@@ -143,13 +143,13 @@ def _head(ev: Evidence) -> Iterable[Finding]:
 
 def _reduction(ev: Evidence) -> Iterable[Finding]:
     if ev.static.get("grows_with_batch"):
-        why = said("why_sum")
+        why = sentence("why_sum")
         evidence = {"batch_size": float(ev.record.batch_size)}
         yield Finding("loss_is_a_sum", "warning", (), evidence, why)
         return
     share = number(ev.static.get("grows_in_part")) or 0.0
     if share > e.PART_SUM:
-        why = said("why_part_sum", share=share)
+        why = sentence("why_part_sum", share=share)
         evidence = {"batch_size": float(ev.record.batch_size), "summed": share}
         fix = "a mean over the rows, or a number for each row, in every part of the loss"
         yield Finding("loss_is_a_sum", "warning", ("the loss",), evidence, why, fix=fix)
@@ -158,7 +158,7 @@ def _reduction(ev: Evidence) -> Iterable[Finding]:
 def _dropout(ev: Evidence) -> Iterable[Finding]:
     for name, rate in (ev.static.get("dropout") or {}).items():
         if rate > 0.9:
-            why = said("why_drops", layer=called(name), rate=rate)
+            why = sentence("why_drops", layer=called(name), rate=rate)
             yield Finding("excessive_dropout", "warning", (name,), {"rate": rate}, why)
     last = ev.static.get("dropout_at_end") or []
     rates = {n: r for n, r in (ev.static.get("dropout") or {}).items() if 0 < r <= 0.9}
@@ -166,12 +166,12 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
     bar = e.STEADIER if most >= e.FEW_PASS else e.FREED
     if rates and ev.gained("undropped") > bar and not last:
         free, learned = ev.control("undropped") or 0.0, max(ev.learned, 0.0)
-        why = said("why_undropped", free=free, learned=learned, count=len(rates), rate=most)
+        why = sentence("why_undropped", free=free, learned=learned, count=len(rates), rate=most)
         numbers = {"rate": most, "learned": learned, "undropped": free}
         fix = "rates of 0.1 to 0.2 after convolutions, 0.5 only before the last layer"
         yield Finding("excessive_dropout", "warning", tuple(rates), numbers, why, fix=fix)
     if last:
-        why = said("why_last_dropout")
+        why = sentence("why_last_dropout")
         where = tuple(line for line in last if line)
         fix = "dropout before the last layer: nn.Dropout(p), nn.Linear(..., outputs)"
         severity = "warning" if ev.harmed else "info"
@@ -180,14 +180,14 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
         )
     for name in ev.static.get("dropout_before_norm") or []:
         layer = called(name)
-        why = said("why_dropout_norm", layer=layer)
+        why = sentence("why_dropout_norm", layer=layer)
         yield Finding("dropout_before_norm", "info", (name,), {}, why)
 
 
 def _batch_of_one(ev: Evidence) -> Iterable[Finding]:
     layers = tuple(ev.static.get("batch_of_one") or ())
     if layers:
-        why = said("why_batch_of_one")
+        why = sentence("why_batch_of_one")
         yield Finding("batchnorm_batch_of_one", "critical", layers, {"batch_size": 1.0}, why)
 
 
@@ -201,20 +201,22 @@ FREED = {
 def _parameters(ev: Evidence) -> Iterable[Finding]:
     static = ev.static
     if ev.record.trainable == 0:
-        why = said("why_untrainable") if ev.record.parameters else said("why_no_parameters")
+        why = (
+            sentence("why_untrainable") if ev.record.parameters else sentence("why_no_parameters")
+        )
         yield Finding("nothing_to_train", "critical", (), {}, why)
         return
     if static.get("foreign_optimizer"):
-        why = said("why_other_optimizer")
+        why = sentence("why_other_optimizer")
         numbers = {"parameters": float(ev.record.trainable)}
         fix = "build the optimizer after the last line that makes, loads or wraps the model"
         yield Finding("missing_from_optimizer", "critical", ("optimizer",), numbers, why, fix=fix)
     yield from _of_the_loss(ev)
     cut = set(ev.wiring.get("detached") or ())
     rows = (
-        ("frozen", "frozen_parameters", "info", said("why_frozen")),
-        ("unused", "unused_parameters", "warning", said("why_unused")),
-        ("unoptimized", "missing_from_optimizer", "warning", said("why_unoptimized")),
+        ("frozen", "frozen_parameters", "info", sentence("why_frozen")),
+        ("unused", "unused_parameters", "warning", sentence("why_unused")),
+        ("unoptimized", "missing_from_optimizer", "warning", sentence("why_unoptimized")),
     )
     for key, code, severity, why in rows:
         listed = tuple(n for n in static.get(key) or () if key != "unused" or n not in cut)
@@ -223,7 +225,7 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
             free = ev.control("unfrozen") or 0.0
             severity = "critical"
             numbers |= {"learned": max(ev.learned, 0.0), "unfrozen": free}
-            why = said("why_unfrozen", why=why, free=free, learned=max(ev.learned, 0.0))
+            why = sentence("why_unfrozen", why=why, free=free, learned=max(ev.learned, 0.0))
         elif key == "unoptimized" and (
             set(listed) <= cut or (ev.trained and ev.learned >= e.LEARNED)
         ):
@@ -231,7 +233,7 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
         if listed:
             yield Finding(code, severity, listed, numbers, why, fix=FREED[code])
     if static.get("changes_in_forward"):
-        why = said("why_changes")
+        why = sentence("why_changes")
         yield Finding("changes_in_forward", "warning", (), {}, why)
 
 
@@ -240,9 +242,9 @@ def _of_the_loss(ev: Evidence) -> Iterable[Finding]:
     judge, small = ev.wiring.get("judge"), ev.fact("weights_of_loss") or 0.0
     if not judge and not small:
         return
-    why = said("why_loss_weights", count=int(small))
+    why = sentence("why_loss_weights", count=int(small))
     if judge:
-        why = said("why_loss_layer", kind=judge)
+        why = sentence("why_loss_layer", kind=judge)
     fix = "torch.optim.Adam([*model.parameters(), *criterion.parameters()], ...)"
     numbers = {"parameters": small or 1.0}
     code = "missing_from_optimizer"
@@ -253,14 +255,14 @@ def _modes(ev: Evidence) -> Iterable[Finding]:
     if ev.modes_apart is not None:
         train, evaluated = ev.modes_apart
         numbers = {"train_mode_loss": train, "eval_mode_loss": evaluated}
-        why = said("why_modes", train=train, eval=evaluated)
+        why = sentence("why_modes", train=train, eval=evaluated)
         yield Finding("train_eval_mismatch", "warning", (), numbers, why)
 
 
 def _nothing_past(ev: Evidence) -> Iterable[Finding]:
     if ev.gained("skipped") > e.STEADIER:
         layers, numbers = tuple(ev.wiring.get("nothing_past") or ()), ev.shown("skipped")
-        why = said("why_skipped", count=len(layers), **numbers)
+        why = sentence("why_skipped", count=len(layers), **numbers)
         fix = "x = x + attention(x)"
         yield Finding("residual_missing", "critical", layers, numbers, why, fix=fix)
 
@@ -272,7 +274,7 @@ def _attention(ev: Evidence) -> Iterable[Finding]:
     for site, reading in zip(ev.record.sites, first.readings):
         if reading.entropy is not None and reading.entropy < 0.1:
             layer = called(site.name)
-            why = said("why_attention", layer=layer, entropy=reading.entropy)
+            why = sentence("why_attention", layer=layer, entropy=reading.entropy)
             numbers = {"entropy": reading.entropy}
             yield Finding("collapsed_attention", "warning", (site.name,), numbers, why)
 

@@ -23,7 +23,7 @@ from tikhon.diagnosis.checks.initial import poor_init
 from tikhon.diagnosis.evidence import Evidence, back_share, middle, number, upward
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.record import Point
-from tikhon.languages import Sentence, said
+from tikhon.languages import Sentence, sentence
 
 
 def exploding_gradient(ev: Evidence) -> Finding | None:
@@ -35,7 +35,7 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
     if failure is not None and failure.what != "input":
         numbers["step"] = failure.step
         where = (failure.where,) if failure.where != "loss" else ()
-        why = said("why_first_bad", what=failure.what, where=failure.where, step=failure.step)
+        why = sentence("why_first_bad", what=failure.what, where=failure.where, step=failure.step)
     ratio = ev.first_ratio
     if ratio is not None and ratio > e.EXPLODED and ev.learned < e.LEARNED:
         numbers["signal_ratio"] = ratio
@@ -48,12 +48,12 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
         if grown and ev.learned < e.LEARNED:
             numbers["time_ratio_log10"] = max(first, later)
             where = (ev.site(position).name,)
-            why = said("why_time_grows", factor=f"10^{max(first, later):.0f}", gain=factor)
+            why = sentence("why_time_grows", factor=f"10^{max(first, later):.0f}", gain=factor)
     sizes = [g for g in ev.record.gradients if number(g) is not None]
     spike = max(sizes, default=0.0) / sizes[0] if sizes and sizes[0] else 0.0  # type: ignore[operator,type-var]
     if ev.trained and spike > e.SPIKE and ev.learned < 0.5:
         numbers["gradient_spike"] = spike
-        why = why or said("why_jump", factor=spike)
+        why = why or sentence("why_jump", factor=spike)
     if not numbers:
         return None
     return Finding("exploding_gradient", "critical", where, numbers, why and _with_cause(ev, why))
@@ -65,13 +65,13 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
         return None
     if ev.silent:
         where = _silencer(ev)
-        why = said("why_no_gradient")
+        why = sentence("why_no_gradient")
         return Finding("vanishing_gradient", "critical", where, {"signal_ratio": 0.0}, why)
     for position, first, later in ev.time_ratios():
         if max(first, later) <= e.TIME_VANISHED and ev.learned < 0.5:
             factor = ev.record.probes[0].readings[position].weight_factor or 0.0
             left = "zero" if first < -300 else f"10^{first:.0f}"
-            why = said("why_time_falls", left=left, gain=factor)
+            why = sentence("why_time_falls", left=left, gain=factor)
             numbers = {"time_ratio_log10": first, "recurrent_gain": factor}
             place = (ev.site(position).name,)
             return Finding("vanishing_gradient", "critical", place, numbers, why)
@@ -116,9 +116,9 @@ def dying_relu(ev: Evidence) -> Finding | None:
     culprit = next((i for i in sick if (probe.readings[i].dead or 0) > 0.95), sick[0])
     where = names(ev, culprit)
     numbers = {"dead": share, "dead_at_start": start}
-    why = said("why_dead", share=share, layer=called(where[-1]), start=start)
+    why = sentence("why_dead", share=share, layer=called(where[-1]), start=start)
     if start >= e.DEAD:
-        why = said("why_dead_start", share=share, layer=called(where[-1]))
+        why = sentence("why_dead_start", share=share, layer=called(where[-1]))
     # units that died during the run may be a consequence of another fault
     severity = "critical"
     if ev.control("leaky") is not None:
@@ -133,7 +133,7 @@ def _rectified_head(ev: Evidence) -> Finding | None:
     if not any(name.startswith("relu") for name in head) or floor < 0.25:
         return None
     where = (head_site(ev),)
-    why = said("why_rectified", floor=floor)
+    why = sentence("why_rectified", floor=floor)
     return Finding("dying_relu", "warning", where, {"floor": floor}, why)
 
 
@@ -162,7 +162,7 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     where = names(ev, position)
     numbers = {"saturated": max(start, late), "at_start": start}
     share, severity = max(start, late), "critical"
-    why = said("why_saturated", share=share, layer=called(where[-1]))
+    why = sentence("why_saturated", share=share, layer=called(where[-1]))
     if not born and ev.control("leaky") is not None:
         numbers |= ev.shown("leaky")
         severity = "critical" if ev.gained("leaky") > e.STEADIER else "info"
@@ -185,7 +185,7 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     if steadier is not None and steadier - max(ev.usually, 0.0) > e.STEADIER:
         return _heavy(ev, {"climb": end / bar} if climbs else {})
     if climbs:
-        why = said("why_climbs", end=end, start=curve[0])
+        why = sentence("why_climbs", end=end, start=curve[0])
         return Finding(
             "oscillating_loss", "critical", (), {"climb": end / bar}, _with_cause(ev, why)
         )
@@ -196,13 +196,13 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     late = curve[len(curve) // 3 :]
     swing, back = upward(late), back_share(late)
     numbers = {"swing": swing, "upward_share": back}
-    why = said("why_swing", swing=swing, back=back)
+    why = sentence("why_swing", swing=swing, back=back)
     if ev.record.batch_size <= 4:
-        why = said("why_small_batch", why=why, count=ev.record.batch_size)
+        why = sentence("why_small_batch", why=why, count=ev.record.batch_size)
     # without a reference, the loss may fluctuate around its minimum
     known = ev.reach is not None or ev.trivial is not None
     if ev.wiring.get("decides"):
-        why = said("why_decides", why=why)
+        why = sentence("why_decides", why=why)
         known = False
     # and if smaller steps learn no more, step size is not the cause
     if ev.control("calmer") is not None:
@@ -219,7 +219,7 @@ def _too_fast(ev: Evidence) -> bool:
 
 def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
     learned, steadier = max(ev.usually, 0.0), ev.control("steadier") or 0.0
-    why = said(
+    why = sentence(
         "why_steadier",
         steadier=steadier,
         learned=learned,
@@ -240,9 +240,9 @@ def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
 
 def _long_steps(ev: Evidence) -> Finding:
     numbers = ev.shown("calmer")
-    why = said("why_calmer", **numbers)
+    why = sentence("why_calmer", **numbers)
     if ev.blind:
-        why = said("why_all_alike", why=why)
+        why = sentence("why_all_alike", why=why)
     return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
 
 
@@ -251,7 +251,7 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     double = ev.static.get("own_softmax") and head_floor(ev) >= e.FLOOR
     if double and ev.static.get("head") and not ev.silent:
         floor = head_floor(ev)
-        why = said("why_squashed", floor=floor)
+        why = sentence("why_squashed", floor=floor)
         return Finding("slow_convergence", "warning", (head_site(ev),), {"floor": floor}, why)
     if not ev.trained or ev.record.failure is not None or ev.learned >= e.LEARNED:
         return None
@@ -260,7 +260,7 @@ def slow_convergence(ev: Evidence) -> Finding | None:
         return masked
     if ev.gained("unhooked") > e.STEADIER:
         hooked, numbers = tuple(ev.static.get("hooked") or ()), ev.shown("unhooked")
-        why = said("why_unhooked", free=numbers["unhooked"], learned=numbers["learned"])
+        why = sentence("why_unhooked", free=numbers["unhooked"], learned=numbers["learned"])
         fix = "leave out parameter.register_hook(...), or let more through"
         return Finding("slow_convergence", "warning", hooked, numbers, why, fix=fix)
     if ev.gained("faster") > e.FREED:
@@ -274,16 +274,16 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     ):
         return None
     numbers = {"update_ratio": update, "learned": max(ev.learned, 0.0)}
-    why = _with_cause(ev, said("why_small_steps", update=update))
+    why = _with_cause(ev, sentence("why_small_steps", update=update))
     if update == 0:
-        why = said("why_unmoved")
+        why = sentence("why_unmoved")
     return Finding("slow_convergence", "warning", (), numbers, _shortened(ev, why))
 
 
 def _short_steps(ev: Evidence) -> Finding:
     """Report that a control run learned more with ten times the learning rate."""
     numbers = ev.shown("faster")
-    why = said("why_faster", **numbers)
+    why = sentence("why_faster", **numbers)
     numbers["update_ratio"] = ev.updates or 0.0
     return Finding("slow_convergence", "warning", (), numbers, _shortened(ev, why))
 
@@ -294,7 +294,7 @@ def _mostly_masked(ev: Evidence) -> Finding | None:
     share, engine = number(found.get("share")) or 0.0, ev.record.optimizer
     if share < e.MASKED or engine.get("name") != "SGD":
         return None
-    why = said("why_masked_mean", share=share, times=1 / (1 - share))
+    why = sentence("why_masked_mean", share=share, times=1 / (1 - share))
     where, numbers = (found.get("place") or "the loss",), {"masked": share}
     fix = "(error * mask).sum() / mask.sum()"
     return Finding("slow_convergence", "warning", where, numbers, why, fix=fix)
@@ -304,13 +304,13 @@ def _shortened(ev: Evidence, why: Sentence) -> Sentence:
     """Add the reason for small steps in the optimizer: rate 0, clipping or a large eps."""
     engine = ev.record.optimizer
     if not number(engine.get("lr")):
-        return said("why_rate_zero", why=why)
+        return sentence("why_rate_zero", why=why)
     clip, sizes = number(engine.get("clip")), [g for g in ev.record.gradients if number(g)]
     if clip is not None and sizes and clip < 0.1 * median(sizes):  # type: ignore[type-var]
         cut = median(sizes) / clip  # type: ignore[type-var,operator]
-        return said("why_clipped", why=why, clip=clip, times=cut)
+        return sentence("why_clipped", why=why, clip=clip, times=cut)
     if (number(engine.get("eps")) or 0.0) > e.LARGE_EPS:
-        return said("why_eps", why=why, eps=engine["eps"])
+        return sentence("why_eps", why=why, eps=engine["eps"])
     return why
 
 
@@ -346,7 +346,7 @@ def overfitting(ev: Evidence) -> Finding | None:
     if (end.eval_loss or 0.0) > (lowest.eval_loss or math.inf):
         return None  # both rise: unstable, not overfitting
     numbers = {"gap": gap, "rise": rise, "best_step": float(lowest.step)}
-    why = said(
+    why = sentence(
         "why_overfits",
         rise=rise,
         step=lowest.step,
@@ -375,17 +375,17 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     if ev.gained("undecayed") > e.FREED:
         decay = number(ev.record.optimizer.get("weight_decay")) or 0.0
         numbers = ev.shown("undecayed")
-        why = said("why_decayed", decay=decay, **numbers)
+        why = sentence("why_decayed", decay=decay, **numbers)
         numbers["weight_decay"] = decay
         return Finding("underfitting", "critical", (), numbers, why, fix="weight_decay=1e-2")
     if share >= (e.DOMINANT if ev.falling else e.RESTRAINING):
         numbers["penalty_share"] = share
-        why = said("why_penalty", share=share)
+        why = sentence("why_penalty", share=share)
         return Finding("underfitting", "critical", (), numbers, why)
     if dropped:
         rate = ev.static["dropout"][dropped[0]]
         numbers["dropout"] = rate
-        why = said("why_dropped", share=1 - rate, layer=called(dropped[0]))
+        why = sentence("why_dropped", share=1 - rate, layer=called(dropped[0]))
         return Finding("underfitting", "critical", dropped, numbers, why)
     narrow = _narrow(ev)
     if ev.learned >= 0.6 or found & explained or (ev.falling and not narrow):
@@ -393,7 +393,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     if narrow:
         width = min(ev.site(i).fan_out for i in ev.chain if ev.site(i).name in narrow)
         numbers["width"] = float(width)
-        why = said("why_narrow", width=width, layer=called(narrow[0]))
+        why = sentence("why_narrow", width=width, layer=called(narrow[0]))
         return Finding("underfitting", "warning", narrow, numbers, why)
     return None if ev.learning else _unexplained(ev, numbers)
 
@@ -405,17 +405,17 @@ def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
     if ev.own_loss is not None and ev.reach is not None:
         gain, constant = ev.own_loss
         reached = (number(end.eval_loss) if end is not None else None) or 0.0
-        why = said(
+        why = sentence(
             "why_own_yardstick", loss=reached, constant=trivial or 0.0, gain=gain / abs(constant)
         )
         return Finding("underfitting", "warning", (), numbers, why)
     if ev.own_loss is None and ev.reach is not None and metric is not None:
         shallow = number(ev.record.reference.get("shallow")) or 0.0
-        why = said("why_behind", metric=metric, shallow=shallow)
+        why = sentence("why_behind", metric=metric, shallow=shallow)
         return Finding("underfitting", "warning", (), numbers, why)
     loss = (number(end.eval_loss) if end is not None else None) or 0.0
     best = trivial if trivial is not None else (number(ev.start.loss) if ev.start else None) or 0.0
-    why = said("why_no_yardstick", loss=loss, best=best)
+    why = sentence("why_no_yardstick", loss=loss, best=best)
     return Finding("underfitting", "info", (), numbers, why)
 
 
@@ -440,7 +440,7 @@ def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
     if found or not ev.trained or ev.record.failure is not None or ev.learned >= 0.6:
         return None
     numbers = {"learned": max(ev.learned, 0.0), "update_ratio": ev.updates or 0.0}
-    why = said("why_falling", steps=ev.record.steps)
+    why = sentence("why_falling", steps=ev.record.steps)
     behind = ev.learned <= 0 and (ev.updates or 0.0) < e.SMALL_UPDATE  # no better than a constant
     return Finding("slow_convergence", "warning" if behind else "info", (), numbers, why)
 
@@ -450,7 +450,7 @@ def _with_cause(ev: Evidence, why: Sentence) -> Sentence:
     size = (ev.record.data.get("inputs") or {}).get("rms")
     if not size or 0.01 <= size <= 10 or ev.record.data.get("normalised_inside"):
         return why
-    return said("why_scale", why=why, size=size)
+    return sentence("why_scale", why=why, size=size)
 
 
 SYMPTOMS = (

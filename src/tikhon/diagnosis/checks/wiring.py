@@ -17,7 +17,7 @@ from tikhon.diagnosis.checks.initial import bias_share, poor_init
 from tikhon.diagnosis.checks.static import scales
 from tikhon.diagnosis.evidence import Evidence, middle, number, sizes
 from tikhon.diagnosis.findings import Finding
-from tikhon.languages import said
+from tikhon.languages import sentence
 
 CUT_FIXES = {
     "detach": "leave out .detach()",
@@ -42,30 +42,30 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         name = cuts[0]["name"] if cuts else ""
         place = cuts[0]["place"] if cuts else ""
         where = (place,) if place else ()
-        why = said("why_unconnected")
+        why = sentence("why_unconnected")
         if cuts:
-            why = said("why_cuts_all", name=name, place=place)
+            why = sentence("why_cuts_all", name=name, place=place)
         numbers = {"parameters": float(ev.record.trainable)}
         fix = CUT_FIXES.get(name, "compute the loss from the model's output with torch")
         yield Finding("loss_not_connected", "critical", where, numbers, why, fix=fix)
     flat = w.get("flat")
     if flat and ev.silent:
         name, place = flat["name"], flat["place"]
-        why = said("why_flat", name=name, place=place)
+        why = sentence("why_flat", name=name, place=place)
         numbers = {"parameters": float(ev.record.trainable)}
         fix = f"use {flat['name']} only in metrics, not in the loss"
         yield Finding("loss_not_connected", "critical", (place,), numbers, why, fix=fix)
     loose = list(w.get("unregistered") or [])
     if loose:
         count = len(loose)
-        why = said("why_unregistered", count=count)
+        why = sentence("why_unregistered", count=count)
         numbers = {"parameters": float(count)}
         fix = registered(loose[0])
         yield Finding("unregistered_parameters", "critical", tuple(loose), numbers, why, fix=fix)
     if w.get("made_in_forward"):
         made = float(w["made_in_forward"])
         where = (w["made_place"],) if w.get("made_place") else ()
-        why = said("why_made", count=made)
+        why = sentence("why_made", count=made)
         numbers = {"made": made}
         fix = "make the layer once in __init__: self.layer = ..., and call self.layer(x)"
         yield Finding("layers_made_in_forward", "critical", where, numbers, why, fix=fix)
@@ -75,7 +75,7 @@ def _silent(ev: Evidence) -> Iterable[Finding]:
     """Find a loss whose gradient is 0 at every output."""
     silent = ev.wiring.get("answers_silent")
     if silent and ev.silent and not ev.wiring.get("flat"):
-        why = said("why_answers_silent", place=silent)
+        why = sentence("why_answers_silent", place=silent)
         fix = "print the factor: a mean over one number or over the wrong axis makes it 0"
         numbers = {"parameters": float(ev.record.trainable)}
         yield Finding("loss_not_connected", "critical", (silent,), numbers, why, fix=fix)
@@ -117,7 +117,7 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
     place = cuts[0]["place"] if cuts else "forward"
     spared = set(ev.static.get("unoptimized") or ())
     meant = set(lost) <= spared  # untrained parts are often detached on purpose
-    why = said("why_detached", count=len(lost), name=name, place=place)
+    why = sentence("why_detached", count=len(lost), name=name, place=place)
     numbers = {"parameters": float(len(lost))}
     fix = f"{CUT_FIXES.get(name, 'leave it out')}; or requires_grad_(False) if they are to stay"
     yield Finding("detached", "info" if meant else "critical", lost, numbers, why, fix=fix)
@@ -126,7 +126,7 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
 def _blind(ev: Evidence) -> Iterable[Finding]:
     single = tuple(ev.wiring.get("norms_of_one") or ())
     if single:
-        why = said("why_norm_of_one", place=called(single[0]))
+        why = sentence("why_norm_of_one", place=called(single[0]))
         fix = "a norm over more values: fewer groups, or the feature axis"
         yield Finding("inputs_ignored", "critical", single, {"norm_values": 1.0}, why, fix=fix)
         return
@@ -140,11 +140,11 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
         return
     module, after = alike.get("module", ""), alike.get("after", "")
     where = (module,) if module else tuple(v for v in (after, alike.get("before")) if v)
-    why = said("why_alike", layer=called(module), kind=alike.get("kind", ""))
+    why = sentence("why_alike", layer=called(module), kind=alike.get("kind", ""))
     if not module:
-        why = said("why_alike_after", place=after)
+        why = sentence("why_alike_after", place=after)
     if not module and not after:
-        why = said("why_lost_inputs")
+        why = sentence("why_lost_inputs")
     fix = "print(h[:3]) before and after it; look for a mask, a cast or a norm of one value"
     yield Finding("inputs_ignored", "critical", where, {}, why, fix=fix)
 
@@ -160,7 +160,7 @@ def _one_step(ev: Evidence) -> Iterable[Finding]:
     mixed = any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows"))
     if step is None or length is None or mixed:
         return
-    why = said("why_only_step", length=length, step=step)
+    why = sentence("why_only_step", length=length, step=step)
     fix = "out[:, -1] of a recurrent layer that runs forwards; a mean over the steps"
     numbers = {"only_step": float(step), "input_length": float(length)}
     yield Finding(
@@ -200,7 +200,7 @@ def _rows(ev: Evidence) -> Iterable[Finding]:
     if apart < e.APART and not softmax and order < e.APART:
         return
     if apart < e.APART and not softmax:
-        why = said("why_places", share=order)
+        why = sentence("why_places", share=order)
         fix = "use the time axis instead of the rows: x.shape[1], positions of (1, time, size)"
         yield Finding("rows_mixed", "critical", (), {"order_of_rows": order}, why, fix=fix)
         return
@@ -210,29 +210,29 @@ def _rows(ev: Evidence) -> Iterable[Finding]:
     where = (module,) if module else ()
     if softmax:
         where = (softmax,)
-        why = said("why_softmax_rows", place=softmax)
+        why = sentence("why_softmax_rows", place=softmax)
         fix = "softmax(x, dim=1), or dim=-1: the axis of the classes"
     elif _in_time(kind) and place.get("batch_first") != "True":
-        why = said("why_rows_as_time", layer=called(module), kind=kind)
+        why = sentence("why_rows_as_time", layer=called(module), kind=kind)
         fix = f"nn.{kind}(..., batch_first=True)"
     elif "BatchNorm" in kind:
-        why = said("why_batch_statistics", layer=called(module), kind=kind)
+        why = sentence("why_batch_statistics", layer=called(module), kind=kind)
         fix = "track_running_stats=True; F.batch_norm(..., training=self.training)"
     elif module:
-        why = said("why_layer_mixes", layer=called(module), kind=kind)
+        why = sentence("why_layer_mixes", layer=called(module), kind=kind)
         fix = "keep axis 0, the rows, out of sums, views and norms"
     else:
         behind = place.get("after") or "the inputs"
-        why = said("why_rows_behind", place=behind)
+        why = sentence("why_rows_behind", place=behind)
         where = tuple(v for v in (place.get("after"), place.get("before")) if v)
         fix = "x.transpose(0, 1) or x[-1] where .view(n, ...) moves the axis of the rows"
         view = w.get("reshape") or {}
         if w["rows"] in view.get("from", ()):
             where = (view["place"],)
-            why = said("why_rows_reshaped", place=view["place"])
+            why = sentence("why_rows_reshaped", place=view["place"])
             fix = "the rows first: x.transpose(0, 1).reshape(n, -1)"
     if apart >= e.APART:
-        why = said("why_neighbours", why=why, share=apart)
+        why = sentence("why_neighbours", why=why, share=apart)
     yield Finding("rows_mixed", "critical", where, numbers, why, fix=fix)
 
 
@@ -244,7 +244,7 @@ def _future(ev: Evidence) -> Iterable[Finding]:
     apart = ev.fact("future_apart") or 0.0
     if apart < e.APART:
         return
-    why = said("why_future", share=apart)
+    why = sentence("why_future", share=apart)
     both = any(s.kind.startswith(("LSTM", "GRU", "RNN")) for s in ev.record.sites)
     fix = (
         "bidirectional=False"
@@ -258,7 +258,7 @@ def _told(ev: Evidence) -> Iterable[Finding]:
     apart = ev.fact("target_given")
     if apart is None:
         return
-    why = said("why_told_answer", apart=apart)
+    why = sentence("why_told_answer", apart=apart)
     fix = "the target one position later: model(source, target[:, :-1]), target[:, 1:]"
     numbers = {"target_given": apart}
     yield Finding("target_among_inputs", "critical", ("inputs",), numbers, why, fix=fix)
@@ -268,7 +268,7 @@ def _shifted_twice(ev: Evidence) -> Iterable[Finding]:
     ahead = ev.fact("ahead")
     if ahead is None or ahead < 2:
         return
-    why = said("why_shifted_twice", ahead=ahead)
+    why = sentence("why_shifted_twice", ahead=ahead)
     fix = "labels = tokens for a loss that moves them itself; else logits[:, :-1], tokens[:, 1:]"
     where, numbers = ("the loss",), {"ahead": ahead}
     yield Finding("shifted_twice", "critical", where, numbers, why, fix=fix)
@@ -286,7 +286,7 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
         before, after = (sizes(change[k], w["rows"]) for k in ("from", "to"))
         axes = order_of(change["from"], change["to"])
         where = (change["place"],)
-        why = said("why_reshape", before=before, after=after)
+        why = sentence("why_reshape", before=before, after=after)
         fix = (
             f".permute({', '.join(map(str, axes))}) in place of the view"
             if axes
@@ -294,7 +294,7 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
         )
     else:
         where = ("the loss",)
-        why = said("why_mixed_axes")
+        why = sentence("why_mixed_axes")
         fix = "output.transpose(1, 2) of (n, time, classes); loss on output.flatten(0, 1)"
     yield Finding("positions_mixed", "critical", where, {}, why, fix=fix)
 
@@ -302,7 +302,7 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
 def _interleaved(ev: Evidence) -> Iterable[Finding]:
     given, read = ev.wiring.get("lines") or (0.0, 0.0)
     if read < e.SMOOTHER * given:
-        why = said("why_interleaved", given=given, read=read)
+        why = sentence("why_interleaved", given=given, read=read)
         fix = (
             ".permute(0, 3, 1, 2) of pictures as (n, height, width, channels), in place of reshape"
         )
@@ -337,20 +337,20 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
         return  # yes and no bend at their edge alone, which a straight function finds
     numbers = {"bend": bend, "layers": float(len(layers))}
     names: tuple[str, ...] = tuple(ev.site(i).name for i in layers)
-    why = said("why_straight", count=len(layers))
+    why = sentence("why_straight", count=len(layers))
     fix = f"nn.ReLU() between {' and '.join(names[:2])}"
     if bends:
         kinds = " and ".join(dict.fromkeys(s.kind for s in bends))
-        why = said("why_straight_through", count=len(layers), kinds=kinds)
+        why = sentence("why_straight_through", count=len(layers), kinds=kinds)
         fix = "use what the activation returns, x = F.relu(x), and a slope below 1"
     elif len(layers) < 2:
-        why = said("why_straight_alone", name=called(names[0]))
+        why = sentence("why_straight_alone", name=called(names[0]))
         fix = (
             f"a hidden layer in front of {names[0] or 'the model'}: nn.Linear(..., 64), nn.ReLU()"
         )
     if gain > e.BENDS:
         numbers |= {"explained_bent": bent or 0.0, "explained_straight": straight or 0.0}
-        why = said("why_bends", why=why, bent=bent or 0.0, straight=max(straight or 0.0, 0.0))
+        why = sentence("why_bends", why=why, bent=bent or 0.0, straight=max(straight or 0.0, 0.0))
     severity = "warning" if harmed or gain > e.BENDS else "info"
     if _one_sign(ev) and (poor_init(ev) is not None or any(True for _ in scales(ev))):
         severity = "info"  # what makes every unit see one sign has a name of its own
@@ -380,9 +380,9 @@ def _order(ev: Evidence) -> Iterable[Finding]:
     gain = ev.fact("order_gain") or 0.0
     harmed = ev.harmed or ev.generalised < e.LEARNED
     matters = nexts or (gain > e.BENDS and harmed and not _lost_in_padding(ev))
-    why = said("why_no_order")
+    why = sentence("why_no_order")
     if gain > e.BENDS:
-        why = said("why_order_gain", why=why, gain=gain)
+        why = sentence("why_order_gain", why=why, gain=gain)
     numbers = {"order_apart": apart}
     fix = "x = x + self.positions(torch.arange(x.shape[1], device=x.device))"
     yield Finding("no_positions", "critical" if matters else "info", (), numbers, why, fix=fix)
@@ -394,7 +394,7 @@ def _undivided(ev: Evidence) -> Iterable[Finding]:
         return
     size, now, then = scores["size"], scores["now"], scores["then"]
     place = scores["place"] or "the attention"
-    why = said("why_undivided", place=place, size=size, now=now, then=then)
+    why = sentence("why_undivided", place=place, size=size, now=now, then=then)
     numbers = {"entropy": now, "entropy_divided": then, "size": float(size)}
     fix = f"scores / math.sqrt({size}) before the softmax"
     yield Finding("collapsed_attention", "warning", (place,), numbers, why, fix=fix)
@@ -406,7 +406,7 @@ def _collapsed(ev: Evidence) -> Iterable[Finding]:
     left, steps = (number(later[k]) or 0.0 for k in ("given_back", "given_steps"))
     if not ev.given_nothing or left >= e.GIVEN_BACK:
         return
-    why = said("why_given_back", steps=round(steps), left=left)
+    why = sentence("why_given_back", steps=round(steps), left=left)
     fix = "F.mse_loss(output, x, reduction='sum') / len(x) + weight * divergence, weight from 0"
     yield Finding("posterior_collapse", "critical", (), {"given_back": left}, why, fix=fix)
 
@@ -420,7 +420,7 @@ def _random(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     spread, carried = ev.fact("eval_spread") or 0.0, ev.fact("carried")
     if carried is not None:
-        why = said("why_carried", carried=carried)
+        why = sentence("why_carried", carried=carried)
         fix = "self.hidden = None at the start of forward; states handed in and back otherwise"
         harmed = ev.harmed or ev.generalised < e.LEARNED
         severity = "warning" if harmed and not ev.wiring.get("in_order") else "info"
@@ -428,7 +428,7 @@ def _random(ev: Evidence) -> Iterable[Finding]:
     if spread < e.APART:
         return
     places = tuple(w.get("eval_places") or ())
-    why = said("why_random", spread=spread)
+    why = sentence("why_random", spread=spread)
     fix = "draw random numbers under `if self.training:`"
     if w.get("eval_dropout"):
         fix = "F.dropout(x, p, training=self.training), or nn.Dropout(p) made in __init__"
@@ -445,7 +445,7 @@ def _few_rows(ev: Evidence) -> Iterable[Finding]:
         return
     least = min(few.values())
     harmed = ev.harmed or ev.generalised < e.LEARNED
-    why = said("why_few_values", count=least)
+    why = sentence("why_few_values", count=least)
     yield Finding(
         "batchnorm_few_rows",
         "warning" if harmed else "info",
@@ -466,7 +466,7 @@ def _short_floats(ev: Evidence) -> Iterable[Finding]:
     if not sick or ev.learned >= e.LEARNED:
         return
     worst = max(stuck[i] for i in sick)
-    why = said("why_stuck", share=worst)
+    why = sentence("why_stuck", share=worst)
     names = tuple(ev.site(i).name for i in sick)
     numbers = {"stuck": worst}
     fix = "model.float(), and torch.autocast(..., torch.bfloat16) around the forward pass"
@@ -476,7 +476,7 @@ def _short_floats(ev: Evidence) -> Iterable[Finding]:
 def _shared(ev: Evidence) -> Iterable[Finding]:
     shared = tuple(ev.static.get("shared") or ())
     if shared:
-        why = said("why_shared", count=len(shared))
+        why = sentence("why_shared", count=len(shared))
         harmed = ev.trained and ev.learned < e.LEARNED
         yield Finding(
             "shared_layers",
@@ -498,15 +498,15 @@ def _unread(ev: Evidence) -> Iterable[Finding]:
     related = "place" in found or gain > e.BENDS
     if "place" in found:
         place, count = found["place"], found["inputs"]
-        why = said("why_unread_input", place=place, count=count)
+        why = sentence("why_unread_input", place=place, count=count)
         where, numbers = (f"input {place}",), {"inputs": float(count)}
         fix = "use every argument of forward: look for a name used twice, or a factor of 0"
     else:
         share, entries = float(found["share"]), int(found["entries"])
         first = ", ".join(map(str, found["first"]))
-        why = said("why_unread_entries", share=share, first=first)
+        why = sentence("why_unread_entries", share=share, first=first)
         if related:
-            why = said("why_unread_worth", why=why, gain=gain)
+            why = sentence("why_unread_worth", why=why, gain=gain)
         where, numbers = ("inputs",), {"unread": share, "columns": float(entries)}
         fix = "look for x[:, :k], x[:, 0] or a reshape that leaves some of the inputs out"
     yield Finding(
@@ -524,7 +524,7 @@ def _lost_eps(ev: Evidence) -> Iterable[Finding]:
     if not lost or (ev.record.failure is None and not ev.harmed):
         return
     eps = float(ev.record.optimizer.get("eps") or 0.0)
-    why = said("why_eps_lost", eps=eps)
+    why = sentence("why_eps_lost", eps=eps)
     fix = "model.float() and torch.autocast around the forward pass; or eps=1e-4"
     numbers = {"parameters": float(len(lost))}
     yield Finding("undefined_operation", "critical", lost, numbers, why, fix=fix)
