@@ -393,3 +393,28 @@ def test_a_subclass_of_a_recurrent_module_is_left_alone():
     model = nn.ModuleList([Stacked(3, 3, 2, dropout=0.5), nn.GRU(3, 3, 2, dropout=1)])
     edit = layers.replace_dropout(model)
     assert edit.paths == ["1.between_layers"] and type(model[0]) is Stacked
+
+
+def test_a_replaced_dropout_that_worked_in_place_still_does():
+    class Aliased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5, inplace=True)
+
+        def forward(self, x):
+            x = x * 1.0
+            self.drop(x)  # the result is not assigned
+            return x
+
+    model = Aliased()
+    layers.replace_dropout(model)
+    assert (model(torch.ones(400)) == 0).any()
+
+
+def test_a_schedule_written_for_the_replaced_layer_still_sets_the_rate():
+    timm = type("DropPath", (nn.Module,), {})()
+    timm.drop_prob, timm.scale_by_keep = 0.1, True
+    model = nn.Sequential(nn.Dropout(0.5), timm)
+    layers.replace_dropout(model)
+    model[0].p, model[1].drop_prob = 0.2, 0.3
+    assert [layer.rate.item() for layer in model] == pytest.approx([0.2, 0.3])

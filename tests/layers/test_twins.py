@@ -103,6 +103,37 @@ def test_a_checkpoint_of_torchs_layer_and_ours_is_the_same(name):
     assert ours[1].rate == torch.tensor(0.3)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    ("args", "options"), [((0.4, True), {}), ((), {"p": 0.4, "inplace": True}), ((), {"p": 0.4})]
+)
+def test_the_arguments_of_torchs_layer_do_what_they_do_there(name, args, options):
+    shape = SHAPES[name][-1]
+    outputs, inputs, slopes = [], [], []
+    for layer in (getattr(nn, name)(*args, **options), getattr(layers, name)(*args, **options)):
+        assert layer.p == pytest.approx(0.4)
+        leaf = torch.ones(shape, requires_grad=True)
+        x = leaf * 2
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            y = layer(x)
+            assert torch.equal(layer.eval()(leaf.detach()), leaf)
+        y.sum().backward()
+        outputs, inputs, slopes = [*outputs, y], [*inputs, x.detach()], [*slopes, leaf.grad]
+    for theirs, ours in (outputs, inputs, slopes):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_loop_that_sets_p_sets_the_rate(name):
+    layer = getattr(layers, name)(0.1)
+    layer.p = 0.7
+    assert layer.rate == torch.tensor(0.7) and layer.p == pytest.approx(0.7)
+    with pytest.raises(ValueError, match=r"1\.5"):
+        layer.p = 1.5
+
+
 @pytest.fixture(scope="module")
 def keras():
     os.environ["KERAS_BACKEND"] = "torch"

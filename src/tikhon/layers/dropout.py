@@ -12,10 +12,10 @@ from tikhon.arguments import checked
 from tikhon.errors import described
 from tikhon.layers import functional
 from tikhon.layers.masks import check_dims, check_rank
-from tikhon.layers.noise import NoiseLayer
+from tikhon.layers.noise import NoiseLayer, TorchDropout
 
 
-class Dropout(NoiseLayer):
+class Dropout(TorchDropout):
     """Zero every entry with probability `rate`, scale the rest by 1 / (1 - rate).
 
     Shapes: any. `rate` is in [0, 1]. The mask is constant along the `tied` dimensions. On the CPU
@@ -31,8 +31,15 @@ class Dropout(NoiseLayer):
 
     tied: tuple[int, ...]
 
-    def __init__(self, rate: float = 0.5, *, tied: Sequence[int] = ()) -> None:
-        super().__init__(rate)
+    def __init__(
+        self,
+        rate: float = 0.5,
+        inplace: bool = False,
+        *,
+        p: float | None = None,
+        tied: Sequence[int] = (),
+    ) -> None:
+        super().__init__(rate, inplace, p=p)
         several = hasattr(tied, "__len__") and getattr(tied, "ndim", 1)
         if isinstance(tied, str | bytes) or not several:
             raise TypeError(f"{self.label}: tied takes dimensions, received {described(tied)}")
@@ -48,7 +55,7 @@ class Dropout(NoiseLayer):
         return super().forward(x)
 
 
-class AlphaDropout(NoiseLayer):
+class AlphaDropout(TorchDropout):
     """Dropout for SELU networks: dropped entries take SELU's floor, mean and variance are kept.
 
     Shapes: any. `rate` is in [0, 1]. Raises ValueError for a rate out of range.
@@ -59,9 +66,10 @@ class AlphaDropout(NoiseLayer):
     """
 
     _function = functional.alpha_dropout
+    writes_input = False
 
 
-class FeatureAlphaDropout(NoiseLayer):
+class FeatureAlphaDropout(TorchDropout):
     """Alpha dropout of whole channels.
 
     Shapes: (N, C, ...). `rate` is in [0, 1]. Raises ValueError for a rate out of range or an input
@@ -72,6 +80,7 @@ class FeatureAlphaDropout(NoiseLayer):
     """
 
     _function = functional.feature_alpha_dropout
+    writes_input = False
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""

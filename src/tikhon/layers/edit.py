@@ -220,7 +220,7 @@ def _counterpart(module: Any) -> tuple[Callable[..., NoiseLayer], float, dict] |
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return next(
             (
-                (own, float(module.p), {})
+                (own, float(module.p), {"inplace": module.inplace})
                 for theirs, own in TORCH.items()
                 if isinstance(module, theirs) and type(module).forward is theirs.forward
             ),

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tikhon.arguments import flag
 from tikhon.layers.masks import check_rate
 from tikhon.layers.paths import path_in_running_model
 
@@ -69,6 +70,15 @@ class NoiseLayer(nn.Module):
         """Set the rate in the buffer, in place."""
         self.rate.fill_(self.check(rate))
 
+    @property
+    def p(self) -> float:
+        """The rate under the name of torch's layers; to set it is `set_rate`."""
+        return self.rate.mean().item()
+
+    @p.setter
+    def p(self, rate: float | Tensor) -> None:
+        self.set_rate(rate)
+
     def extra_repr(self) -> str:
         """Return the rate as a constructor argument."""
         return f"rate={self.rate.mean().item():.4g}"
@@ -94,3 +104,30 @@ class NoiseLayer(nn.Module):
             if rate is not None:  # a checkpoint without rates keeps the current one
                 self.rate.copy_(rate)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
+
+
+class TorchDropout(NoiseLayer):
+    """A layer that takes what torch's layer of the same name takes.
+
+    `p` is another name of the rate. `inplace` writes the result into the input in training mode;
+    unlike torch's it saves no memory.
+    """
+
+    writes_input: ClassVar[bool] = True  # whether torch's layer regards `inplace`
+    inplace: bool
+
+    def __init__(
+        self, rate: float = 0.5, inplace: bool = False, *, p: float | None = None
+    ) -> None:
+        super().__init__(rate if p is None else p)
+        self.inplace = flag(self.label, "inplace", inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The noisy `x` in training mode, `x` otherwise."""
+        noisy = super().forward(x)
+        in_place = self.inplace and self.writes_input and self.training
+        return x.copy_(noisy) if in_place else noisy
+
+    def extra_repr(self) -> str:
+        """Return the constructor arguments."""
+        return super().extra_repr() + (", inplace=True" if self.inplace else "")

@@ -14,10 +14,10 @@ from tikhon.arguments import checked, flag, in_words, is_count
 from tikhon.errors import described
 from tikhon.layers import functional
 from tikhon.layers.masks import check_dims, check_rank
-from tikhon.layers.noise import NoiseLayer
+from tikhon.layers.noise import NoiseLayer, TorchDropout
 
 
-class _SpatialDropout(NoiseLayer):
+class _SpatialDropout(TorchDropout):
     """Accept every shape that torch's class of the same name does, interpreted alike."""
 
     spatial: ClassVar[int]
@@ -180,6 +180,15 @@ class DropPath(NoiseLayer):
         _check_mode(mode, self.label)
         self.mode = mode
         self.rowwise: bool = mode == "row"
+
+    @property
+    def drop_prob(self) -> float:
+        """The rate under timm's name; to set it is `set_rate`."""
+        return self.p
+
+    @drop_prob.setter
+    def drop_prob(self, rate: float | Tensor) -> None:
+        self.set_rate(rate)
 
 
 class ShakeDrop(NoiseLayer):
