@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tikhon as tk
-from tikhon.sparsity.allocation import Sizes, stay
+from tikhon.sparsity.allocation import Sizes, units_to_keep
 
 STEPS = 60
 
@@ -229,7 +229,7 @@ def test_the_largest_stay(share):
     generator = torch.Generator().manual_seed(0)
     sizes = [torch.rand(200, generator=generator) ** k for k in (1, 3, 6)]
     layers = [Sizes.of(one) for one in sizes]
-    counts = stay(layers, share, per="model")
+    counts = units_to_keep(layers, share, per="model")
     assert sum(counts) == 600 - round(600 * share)
     kept = [layer.largest(count) for layer, count in zip(layers, counts)]
     for one, flags, count in zip(sizes, kept, counts):

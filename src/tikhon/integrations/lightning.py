@@ -17,7 +17,7 @@ from tikhon.monitoring.watch import Watch as Watching, watch
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import How, Terms
 from tikhon.sparsity import Sparsifier, Thinning
-from tikhon.sparsity.thinning import Asked
+from tikhon.sparsity.thinning import ThinningLike
 
 try:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -143,7 +143,7 @@ class Sparsify(_Handle):
         trainer = Trainer(max_epochs=20, callbacks=[Sparsify("90%", within="net")])
     """
 
-    asked: Asked
+    asked: ThinningLike
     _: KW_ONLY
     within: str = ""
     example: object = None

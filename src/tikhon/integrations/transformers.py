@@ -20,7 +20,7 @@ from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import How, Terms
 from tikhon.runs import checkpoint
 from tikhon.sparsity import Sparsifier, Thinning
-from tikhon.sparsity.thinning import Asked
+from tikhon.sparsity.thinning import ThinningLike
 from tikhon.wrappers import unwrap
 
 try:
@@ -146,7 +146,7 @@ class Sparsify(_Handle):
         trainer = Trainer(model, args, train_dataset=data, callbacks=[Sparsify("90%")])
     """
 
-    asked: Asked
+    asked: ThinningLike
     _: KW_ONLY
     within: str = ""
     example: object = None

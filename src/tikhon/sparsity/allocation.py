@@ -12,7 +12,9 @@ from torch import Tensor
 
 Per = Literal["model", "layer"]
 Counts = list[int]  # units kept in each layer
-Price = Callable[[Counts], float]  # of a model with these counts; increasing in each of them
+CostFunction = Callable[
+    [Counts], float
+]  # of a model with these counts; increasing in each of them
 
 _SHIFT = 16  # ignored bits of a float32: sizes within 0.8 % count as equal
 _CLASSES = 1 << (31 - _SHIFT)
@@ -69,7 +71,7 @@ class Sizes:
         return keep
 
 
-class Order:
+class GlobalRanking:
     """The classes of all layers, by descending score.
 
     With `costs` (of a unit in each layer) scores are divided by them.
@@ -82,7 +84,7 @@ class Order:
         scores = torch.cat(
             [torch.cat([top, x.scores.cpu() / c]) for top, x, c in zip(first, layers, costs)]
         )
-        counts = torch.cat([_one_apart(x.counts.cpu()) for x in layers])
+        counts = torch.cat([_split_first_unit(x.counts.cpu()) for x in layers])
         owners = torch.cat([torch.full((len(x.counts) + 1,), i) for i, x in enumerate(layers)])
         order = scores.argsort(descending=True, stable=True)
         self._counts, self._owners = counts[order], owners[order]
@@ -98,7 +100,9 @@ class Order:
         return found.index_add_(0, self._owners[: place + 1], taken).tolist()
 
 
-def stay(layers: Sequence[Sizes], share: float, *, per: Per, price: Price = sum) -> Counts:
+def units_to_keep(
+    layers: Sequence[Sizes], share: float, *, per: Per, cost_function: CostFunction = sum
+) -> Counts:
     """Return how many units of each layer to keep when removing `share` of price or units.
 
     Exact: over the model the price kept is at most `1 - share` of the total, within one unit. Each
@@ -111,19 +115,28 @@ def stay(layers: Sequence[Sizes], share: float, *, per: Per, price: Price = sum)
     units = [len(x.sizes) for x in layers]
     if per == "layer":
         return [max(1, n - round(share * n)) for n in units]
-    if price is sum:
-        return Order(layers).keep(sum(units) - round(share * sum(units)))
-    whole = price(units)
-    costs = [whole - price([k - (i == j) for j, k in enumerate(units)]) for i in range(len(units))]
-    order = Order(layers, [max(c, 1e-9 * whole) for c in costs])
+    if cost_function is sum:
+        return GlobalRanking(layers).keep(sum(units) - round(share * sum(units)))
+    whole = cost_function(units)
+    costs = [
+        whole - cost_function([k - (i == j) for j, k in enumerate(units)])
+        for i in range(len(units))
+    ]
+    order = GlobalRanking(layers, [max(c, 1e-9 * whole) for c in costs])
     budget = (1 - share) * whole
     totals = range(len(layers), sum(units) + 1)
-    fitting = bisect.bisect_right(totals, budget, key=lambda n: price(order.keep(n)))
+    fitting = bisect.bisect_right(totals, budget, key=lambda n: cost_function(order.keep(n)))
     return order.keep(totals[max(0, fitting - 1)])
 
 
-def in_multiples(
-    counts: Counts, units: Counts, multiple: int, *, per: Per, final: bool, price: Price = sum
+def round_to_multiples(
+    counts: Counts,
+    units: Counts,
+    multiple: int,
+    *,
+    per: Per,
+    final: bool,
+    cost_function: CostFunction = sum,
 ) -> Counts:
     """Round counts to multiples, in layers with enough units.
 
@@ -142,15 +155,15 @@ def in_multiples(
     down = [max(multiple, k - k % multiple) if b else k for k, b in zip(counts, large)]
     if per == "layer":
         return [a if k - b > a - k else b for k, a, b in zip(counts, up, down)]
-    aim, found = price(counts), down
+    aim, found = cost_function(counts), down
     for i in sorted(range(len(counts)), key=lambda i: down[i] - counts[i]):
         trial = [*found[:i], up[i], *found[i + 1 :]]
-        if abs(price(trial) - aim) < abs(price(found) - aim):
+        if abs(cost_function(trial) - aim) < abs(cost_function(found) - aim):
             found = trial
     return found
 
 
-def _one_apart(counts: Tensor) -> Tensor:
+def _split_first_unit(counts: Tensor) -> Tensor:
     """Return class counts, with the first unit split off."""
     rest = counts.clone()
     rest[0] -= 1

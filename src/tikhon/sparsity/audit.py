@@ -82,8 +82,8 @@ class Sparsity:
         )
         shown.barh(range(len(names)), left, color=plotting.BLUE)
         for place, x in enumerate(self.layers):
-            told = f"{x.units - x.zeros:,} of {x.units:,}"
-            shown.text(99, place, told, ha="right", va="center", fontsize="small")
+            label = f"{x.units - x.zeros:,} of {x.units:,}"
+            shown.text(99, place, label, ha="right", va="center", fontsize="small")
         shown.set(xlim=(0, 100))
         shown.set_title(f"{self.share:.1%} of the {self.of} are zero")
         return display

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from tikhon.compaction.analysis import Analysis, Interpreter
-from tikhon.compaction.blocks import opened
 from tikhon.compaction.convolution import is_depthwise
 from tikhon.compaction.modules import InputsFirst
 from tikhon.compaction.rules import RULES
 from tikhon.compaction.tracing import trace
-from tikhon.sparsity.allocation import Counts, Price
+from tikhon.compaction.transformer_layers import with_traceable_layers
+from tikhon.sparsity.allocation import CostFunction, Counts
 from tikhon.sparsity.units import Layer
 
 _LINEAR = (nn.Linear, InputsFirst)
@@ -60,7 +60,7 @@ class Graph:
         try:
             model.eval()
             with torch.no_grad():
-                interpreter = Interpreter(trace(opened(model), inputs), RULES)
+                interpreter = Interpreter(trace(with_traceable_layers(model), inputs), RULES)
                 _run(interpreter, inputs)
         finally:
             for module, training in modes:
@@ -78,15 +78,15 @@ class Graph:
                 found[int(owners.min())].append(_block(name, module, owners))
         return list(found.values())
 
-    def may_go(self, order: Sequence[int]) -> bool:
+    def is_removable(self, order: Sequence[int]) -> bool:
         """Return whether the units may be removed: not held by an output or unsupported operation.
 
         Embeddings, recurrent layers and attention outputs hold their units.
         """
-        return self._held.isdisjoint(order)
+        return self._pinned_units.isdisjoint(order)
 
     @cached_property
-    def _held(self) -> set[int]:
+    def _pinned_units(self) -> set[int]:
         registry = self.analysis.registry
         held = {int(self.roots[unit]) for unit in registry.pinned}
         held |= {int(self.roots[unit]) for unit in registry.needed if unit >= 0}
@@ -143,17 +143,17 @@ class Graph:
 
     def readers(self, inputs: Tensor) -> Iterator[Block]:
         """Yield linear and convolutional layers that read any of these units."""
-        for node, owners in self._read():
+        for node, owners in self._weighted_calls():
             module = self._called(node)
             grouped = getattr(module, "groups", 1) != 1
             linear, name = isinstance(module, _LINEAR), str(node.target)
-            if grouped or (_is_turned(module) and not linear) or name in self.analysis.tied:
+            if grouped or (_is_transposed(module) and not linear) or name in self.analysis.tied:
                 continue
             if torch.isin(owners, inputs).any():
-                dim = int(not _is_turned(module))
+                dim = int(not _is_transposed(module))
                 yield Block(name, module.weight, None, owners, dim)  # type: ignore[arg-type, union-attr]
 
-    def _read(self) -> Iterator[tuple[fx.Node, Tensor]]:
+    def _weighted_calls(self) -> Iterator[tuple[fx.Node, Tensor]]:
         """Yield calls of linear and convolutional layers, with the unit of each input position."""
         for node in self.analysis.units:
             module = self._called(node)
@@ -167,7 +167,7 @@ class Graph:
 
     # -- what it costs ------------------------------------------------------------------------
 
-    def price(self, layers: Sequence[Layer]) -> Price:
+    def cost_function(self, layers: Sequence[Layer]) -> CostFunction:
         """Return the multiplications of linear and convolutional layers as a function of counts.
 
         Raises ValueError for a layer whose units cost none.
@@ -183,11 +183,11 @@ class Graph:
             for unit in block.owners.tolist()
         }
         terms = [
-            self._term(node, owners, makers, {} if single else owner)
-            for node, owners in self._read()
+            self._cost_term(node, owners, makers, {} if single else owner)
+            for node, owners in self._weighted_calls()
         ]
 
-        def price(counts: Counts) -> float:
+        def cost_function(counts: Counts) -> float:
             shares = [k / x.units for k, x in zip(counts, layers)]
             return sum(
                 whole
@@ -198,20 +198,22 @@ class Graph:
 
         units = [x.units for x in layers]
         for i, layer in enumerate(layers):
-            if not price([n - (i == j) for j, n in enumerate(units)]) < price(units):
+            if not cost_function([n - (i == j) for j, n in enumerate(units)]) < cost_function(
+                units
+            ):
                 raise ValueError(
                     f"sparsify: cost='flops' counts linear and convolutional layers, and no unit "
                     f"of {layer.name} costs any; name a pattern without it"
                 )
-        return price
+        return cost_function
 
-    def _term(
+    def _cost_term(
         self, node: fx.Node, owners: Tensor, makers: dict[str, int], owner: dict[int, int]
     ) -> tuple[float, int | None, dict[int | None, float]]:
         """Return multiplications of a call, the layer of its outputs, and shares of its inputs."""
         module: Any = self._called(node)
         shape = self.analysis.shapes[node]
-        outputs = module.weight.shape[int(_is_turned(module))]
+        outputs = module.weight.shape[int(_is_transposed(module))]
         whole = math.prod(shape) / shape[0] * module.weight.numel() / outputs
         made = makers.get(f"{node.target}.weight")
         if getattr(module, "groups", 1) == len(owners) > 1:  # depthwise
@@ -253,10 +255,10 @@ def _run(interpreter: Interpreter, inputs: tuple[object, ...]) -> None:
 
 def _block(name: str, module: Any, owners: Tensor) -> Block:
     single = getattr(module, "groups", 1) > 1 and is_depthwise(module)
-    dim = int(_is_turned(module) and not single)
+    dim = int(_is_transposed(module) and not single)
     return Block(name, module.weight, getattr(module, "bias", None), owners, dim)
 
 
-def _is_turned(module: object) -> bool:
+def _is_transposed(module: object) -> bool:
     """Return whether the weight stores inputs first."""
     return getattr(module, "transposed", False)

@@ -12,46 +12,49 @@ from tikhon.compaction.attention import attention, product
 from tikhon.compaction.rules import RULES
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.targets import ORDINARY, Pattern, entries_of, select
-from tikhon.sparsity.allocation import Price
+from tikhon.sparsity.allocation import CostFunction
 from tikhon.sparsity.graph import Block, Graph
 from tikhon.sparsity.thinning import Thinning
-from tikhon.sparsity.units import Layer, Part, some
+from tikhon.sparsity.units import Layer, Part, first_names
 
 _HEADS = {target for target, rule in RULES.items() if rule in (attention, product)}
 
 
-def find(model: nn.Module, asked: Thinning, example: object) -> tuple[list[Layer], Price]:
+def find_layers(
+    model: nn.Module, request: Thinning, example: object
+) -> tuple[list[Layer], CostFunction]:
     """Return layers with removable units, and the price as a function of the units kept.
 
     Raises ValueError with the reason if there are none.
     """
-    traced = asked.of in ("channels", "features") or asked.cost is not None
+    traced = request.of in ("channels", "features") or request.cost is not None
     if traced and example is None:
-        what = "cost='flops'" if asked.cost else f"of={asked.of!r}"
+        what = "cost='flops'" if request.cost else f"of={request.of!r}"
         raise ValueError(
             f"sparsify: {what} traces the model once: give example, one batch of inputs"
         )
     graph = Graph.of(model, example) if traced or example is not None else None
-    layers = _KINDS[asked.of](model, asked.pattern, graph)
+    layers = _FINDERS[request.of](model, request.pattern, graph)
     if not layers:
-        raise ValueError(f"sparsify: {_NONE[asked.of]}")
-    if asked.cost is None:
+        raise ValueError(f"sparsify: {_NOTHING_FOUND[request.of]}")
+    if request.cost is None:
         return layers, sum
-    if asked.of in ("features", "ranks"):
+    if request.of in ("features", "ranks"):
         raise ValueError(
-            f"sparsify: cost='flops' counts weights, channels and heads, received of={asked.of!r}"
+            "sparsify: cost='flops' counts weights, channels and heads, received "
+            f"of={request.of!r}"
         )
     assert graph is not None
-    return layers, graph.price(layers)
+    return layers, graph.cost_function(layers)
 
 
-_HELD = (
+_WHY_PINNED = (
     "what it makes is an output of the model, is shared with an embedding, a recurrent layer or a "
     "layer that is not named, or is held by an operation without a rule; tikhon.compact names them"
 )
-_NONE = {
+_NOTHING_FOUND = {
     "weights": "no weight may go",
-    "channels": f"no layer may lose channels: {_HELD}",
+    "channels": f"no layer may lose channels: {_WHY_PINNED}",
     "heads": (
         "no heads may go: the model has no nn.MultiheadAttention that matches, and attention of "
         "your own is found in the traced model alone (give example, one batch of inputs), where "
@@ -78,8 +81,9 @@ def weights(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Lay
     if computed and pattern == "*":
         first = next(iter(computed))
         warn(
-            f"sparsify leaves out {some(computed)}: {first} is {computed[first]}, and zeros in it "
-            "are none of the weight; remove what computes the weight, or name a pattern"
+            f"sparsify leaves out {first_names(computed)}: {first} is {computed[first]}, and "
+            "zeros in it are none of the weight; remove what computes the weight, or name a "
+            "pattern"
         )
     return [
         Layer(target.name, target.params[0].numel(), (Part(target.name, target.params[0]),))
@@ -98,15 +102,17 @@ def channels(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[La
     heads = graph.units_of(_HEADS)
     found = [layer for order, layer in _coupled(model, pattern, graph) if not heads & set(order)]
     there = {part.name for layer in found for part in layer.parts}
-    lost = sorted(_names(model, pattern) - there) if pattern != "*" else []
-    if lost and found:
-        warn(f"sparsify leaves out {some(lost)}, which the pattern names: {_HELD}")
+    unmatched = sorted(_matching_names(model, pattern) - there) if pattern != "*" else []
+    if unmatched and found:
+        warn(
+            f"sparsify leaves out {first_names(unmatched)}, which the pattern names: {_WHY_PINNED}"
+        )
     return found
 
 
 def heads(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
     """Return the heads of `nn.MultiheadAttention`, and of attention found by tracing."""
-    found = _of_modules(model, pattern)
+    found = _multihead_layers(model, pattern)
     if graph is not None:
         units = graph.units_of(_HEADS)
         found += [layer for order, layer in _coupled(model, pattern, graph) if units & set(order)]
@@ -116,7 +122,7 @@ def heads(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer
 def features(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer]:
     """Return the model's inputs: their columns in all layers that read them."""
     assert graph is not None
-    wanted = _names(model, pattern)
+    wanted = _matching_names(model, pattern)
     found = []
     for name, inputs in graph.inputs():
         order = inputs.tolist()
@@ -146,8 +152,8 @@ def ranks(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer
     return found
 
 
-_Kind = Callable[[nn.Module, Pattern, "Graph | None"], list[Layer]]
-_KINDS: dict[str, _Kind] = {
+_Finder = Callable[[nn.Module, Pattern, "Graph | None"], list[Layer]]
+_FINDERS: dict[str, _Finder] = {
     "weights": weights,
     "channels": channels,
     "heads": heads,
@@ -156,22 +162,22 @@ _KINDS: dict[str, _Kind] = {
 }
 
 
-def _names(model: nn.Module, pattern: Pattern) -> set[str]:
+def _matching_names(model: nn.Module, pattern: Pattern) -> set[str]:
     return {name for target in select(model, pattern) for name in target.names}
 
 
 def _coupled(model: nn.Module, pattern: Pattern, graph: Graph) -> list[tuple[list[int], Layer]]:
     """Return a layer for each set of coupled, removable producers, with its units in the graph."""
-    wanted = _names(model, pattern)
+    wanted = _matching_names(model, pattern)
     found = []
     for members in graph.coupled():
         order = members[0].owners.unique().tolist()
         same = all(set(block.owners.tolist()) == set(order) for block in members)
         chosen = all(f"{block.name}.weight" in wanted for block in members)
-        if not (same and chosen and graph.may_go(order)):
+        if not (same and chosen and graph.is_removable(order)):
             continue
-        beside = [x for x in graph.channelwise if set(x[0].owners.tolist()) == set(order)]
-        blocks = [*((block, False) for block in members), *beside]
+        norms = [x for x in graph.channelwise if set(x[0].owners.tolist()) == set(order)]
+        blocks = [*((block, False) for block in members), *norms]
         blocks += ((block, False) for block in graph.parameters(order))
         if any(_positions(block.owners, order) is None for block, _ in blocks):
             continue  # mixed unit sizes
@@ -199,9 +205,9 @@ def _positions(owners: Tensor, order: Sequence[int]) -> Tensor | None:
     return torch.stack(places)
 
 
-def _of_modules(model: nn.Module, pattern: Pattern) -> list[Layer]:
+def _multihead_layers(model: nn.Module, pattern: Pattern) -> list[Layer]:
     """Return heads of `nn.MultiheadAttention`: rows of projections, columns of the output."""
-    wanted = _names(model, pattern)
+    wanted = _matching_names(model, pattern)
     found = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.MultiheadAttention) or module.in_proj_weight is None:

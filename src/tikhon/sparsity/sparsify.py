@@ -17,11 +17,11 @@ from tikhon.regularizer.metric import group_of, rule_of
 from tikhon.regularizer.optimizers import copies_in, several, stepping
 from tikhon.regularizer.regularizer import Optimizers
 from tikhon.regularizer.targets import Pattern, entries_of, is_lazy
-from tikhon.sparsity.allocation import Per, Price, Sizes, in_multiples, stay
+from tikhon.sparsity.allocation import CostFunction, Per, Sizes, round_to_multiples, units_to_keep
 from tikhon.sparsity.audit import RETURNED, LayerShare, Sparsity
-from tikhon.sparsity.kinds import find
+from tikhon.sparsity.kinds import find_layers
 from tikhon.sparsity.thinning import Cost, Of, Thinning
-from tikhon.sparsity.units import Layer, some
+from tikhon.sparsity.units import Layer, first_names
 from tikhon.wrappers import unwrap
 
 SCHEMA_VERSION = 2
@@ -137,26 +137,26 @@ class Sparsifier:
         self.optimizers = list({id(one): one for one in map(stepping, given)}.values())
         if not self.optimizers:
             raise ValueError("sparsify needs an optimizer, received an empty list")
-        _refuse_without_numbers(self.model)
+        _check_materialized(self.model)
         self.step = 0
-        told = "the optimizer steps of the whole run, 1 or more"
-        self.steps: int = checked("sparsify", "steps", steps, told, is_count, whole=True)
-        found, self._price = find(self.model, thinning, example)
-        self.layers = self._trained(found)
+        allowed = "the optimizer steps of the whole run, 1 or more"
+        self.steps: int = checked("sparsify", "steps", steps, allowed, is_count, whole=True)
+        found, self._cost_function = find_layers(self.model, thinning, example)
+        self.layers = self._trained_layers(found)
         self.end = max(1, round((1 - thinning.repair) * self.steps))
         self.begin = min(round(thinning.warmup * self.steps), self.end - 1)
         self.every = max(1, (self.end - self.begin) // DECISIONS)
-        self._keep = [
+        self._next_alive = [
             torch.ones(x.units, dtype=torch.bool, device=_device(x)) for x in self.layers
         ]
-        self._gone = [keep.clone() for keep in self._keep]  # False for removed units
+        self._alive = [keep.clone() for keep in self._next_alive]  # False for removed units
         self._list_parts()
-        self._held: list[Tensor] | None = None  # 0 for removed entries, else 1
-        self._pressed: list[Tensor] | None = None  # 1 for fading entries, else 0
+        self._zero_masks: list[Tensor] | None = None  # 0 for removed entries, else 1
+        self._fade_masks: list[Tensor] | None = None  # 1 for fading entries, else 0
         found_copies = [(one, copies_in(one)) for one in self.optimizers]
         self._copies = [(one, copies) for one, copies in found_copies if copies]
         self._hooks: list[StepHooks] = []
-        self._say_what_cannot_go()
+        self._check_reachable()
         self._attach()
 
     @property
@@ -173,12 +173,12 @@ class Sparsifier:
 
     def audit(self) -> Sparsity:
         """Return the current zeros by layer, compared with what was requested."""
-        self._follow()
+        self._track_parameters()
         rows = tuple(LayerShare(x.name, x.units, x.zeros()) for x in self.layers)
         saved = None
         if self.thinning.cost is not None:
-            whole = self._price([x.units for x in rows])
-            saved = 1 - self._price([x.units - x.zeros for x in rows]) / whole
+            whole = self._cost_function([x.units for x in rows])
+            saved = 1 - self._cost_function([x.units - x.zeros for x in rows]) / whole
         return Sparsity(
             self.thinning.of,
             self.thinning.share,
@@ -189,7 +189,9 @@ class Sparsifier:
             rows,
             self.thinning.cost,
             saved,
-            sum(int((x.used() & ~keep).sum()) for x, keep in zip(self.layers, self._gone)),
+            sum(
+                int((x.nonzero_units() & ~keep).sum()) for x, keep in zip(self.layers, self._alive)
+            ),
         )
 
     @torch.no_grad()
@@ -198,27 +200,27 @@ class Sparsifier:
 
         Raises ValueError for a copy of another model.
         """
-        self._follow()
-        theirs = _named(unwrap(copy))
-        for layer, keep in zip(self.layers, self._gone):
+        self._track_parameters()
+        others = _parameters_by_name(unwrap(copy))
+        for layer, keep in zip(self.layers, self._alive):
             for part in layer.parts:
-                if part.name not in theirs:
+                if part.name not in others:
                     raise ValueError(
                         f"the copy has no parameter {part.name!r}; is it of this model?"
                     )
-                own = theirs[part.name]
-                own.mul_(part.spread(keep, outside=1.0).to(own))
+                own = others[part.name]
+                own.mul_(part.expand_mask(keep, outside=1.0).to(own))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step and the removed units by layer."""
-        self._follow()
+        self._track_parameters()
         return {
             "schema_version": SCHEMA_VERSION,
             "step": self.step,
             "steps": self.steps,
             "asked": self.thinning.plain(),
-            "keep": {x.name: k.clone() for x, k in zip(self.layers, self._keep)},
-            "gone": {x.name: k.clone() for x, k in zip(self.layers, self._gone)},
+            "keep": {x.name: k.clone() for x, k in zip(self.layers, self._next_alive)},
+            "gone": {x.name: k.clone() for x, k in zip(self.layers, self._alive)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -230,21 +232,23 @@ class Sparsifier:
                 f"{SCHEMA_VERSION}, received {held}"
             )
         ours = {**asdict(self.thinning), "steps": self.steps}
-        theirs = {**asdict(Thinning.read(state["asked"])), "steps": state["steps"]}
+        others = {**asdict(Thinning.read(state["asked"])), "steps": state["steps"]}
         for name, value in ours.items():
-            if value != theirs[name]:
+            if value != others[name]:
                 raise ValueError(
-                    f"the state is of a run with {name}={theirs[name]!r}, this one has "
+                    f"the state is of a run with {name}={others[name]!r}, this one has "
                     f"{value!r}; give the same arguments, or start the run again"
                 )
-        self._follow()
+        self._track_parameters()
         sizes = {x.name: x.units for x in self.layers}
         if {name: len(flags) for name, flags in state["keep"].items()} != sizes:
             raise ValueError("the state is of another model: its layers differ")
         self.step = state["step"]
-        self._keep = [state["keep"][x.name].to(k) for x, k in zip(self.layers, self._keep)]
-        self._gone = [state["gone"][x.name].to(k) for x, k in zip(self.layers, self._gone)]
-        self._spread()
+        self._next_alive = [
+            state["keep"][x.name].to(k) for x, k in zip(self.layers, self._next_alive)
+        ]
+        self._alive = [state["gone"][x.name].to(k) for x, k in zip(self.layers, self._alive)]
+        self._build_masks()
 
     def remove(self) -> None:
         """Detach; zeros are kept, but the optimizer may change them from now on."""
@@ -272,11 +276,11 @@ class Sparsifier:
         self.remove()
 
     def __repr__(self) -> str:
-        asked = f"{self.thinning.share:.0%} of {self.thinning.cost or self.thinning.of}"
-        return f"Sparsifier({asked}, {self.phase}, step {self.step} of {self.steps})"
+        requested = f"{self.thinning.share:.0%} of {self.thinning.cost or self.thinning.of}"
+        return f"Sparsifier({requested}, {self.phase}, step {self.step} of {self.steps})"
 
     def __getstate__(self) -> dict[str, Any]:
-        self._follow()
+        self._track_parameters()
         kept = {name: value for name, value in vars(self).items() if name != "_places"}
         return {**kept, "_hooks": bool(self._hooks)}
 
@@ -315,16 +319,16 @@ class Sparsifier:
             and all(own.get(a) is p for (own, a), p in zip(self._places, self._params))
         )
 
-    def _follow(self) -> None:
+    def _track_parameters(self) -> None:
         """Track parameters that were replaced in the model.
 
         Layers whose parameters are missing or have another shape are dropped.
         """
-        now, lost = _named(self.model), []
+        now, dropped = _parameters_by_name(self.model), []
         if all(now.get(part.name) is part.parameter for part in self._parts):
             return
-        layers, keep, gone = self.layers, self._keep, self._gone
-        self.layers, self._keep, self._gone = [], [], []
+        layers, keep, gone = self.layers, self._next_alive, self._alive
+        self.layers, self._next_alive, self._alive = [], [], []
         for number, layer in enumerate(layers):
             found = [now.get(part.name) for part in layer.parts]
             parts = [
@@ -333,25 +337,25 @@ class Sparsifier:
                 if param is not None and param.shape == part.parameter.shape
             ]
             if len(parts) < len(found):
-                lost.append((number, layer))
+                dropped.append((number, layer))
                 continue
             device = parts[0].parameter.device
             self.layers.append(replace(layer, parts=tuple(parts)))
-            self._keep.append(keep[number].to(device))
-            self._gone.append(gone[number].to(device))
+            self._next_alive.append(keep[number].to(device))
+            self._alive.append(gone[number].to(device))
         if self.thinning.cost is not None:
-            for number, layer in lost:  # its cost is unchanged
-                self._price = _with_another(self._price, number, layer.units)
+            for number, layer in dropped:  # its cost is unchanged
+                self._cost_function = _with_whole_layer(self._cost_function, number, layer.units)
         self._list_parts()
-        self._spread()
-        if lost:
+        self._build_masks()
+        if dropped:
             warn(
-                f"sparsify leaves out {some(layer.name for _, layer in lost)} from here on: the "
-                f"weights are gone or have another shape; remove() this handle and attach a new "
-                f"one to thin what is there now"
+                f"sparsify leaves out {first_names(layer.name for _, layer in dropped)} from here "
+                "on: the weights are gone or have another shape; remove() this handle and attach "
+                "a new one to thin what is there now"
             )
 
-    def _trained(self, found: list[Layer]) -> list[Layer]:
+    def _trained_layers(self, found: list[Layer]) -> list[Layer]:
         """Return the layers that are trained, as others could not recover."""
         held = {
             id(param)
@@ -367,36 +371,37 @@ class Sparsifier:
                 out[_NOT_TRAINED[not unheld]].append(layer)
         left = [x for x in found if not any(x in layers for layers in out.values())]
         for reason, layers in out.items():
-            names = some(x.name for x in layers)
+            names = first_names(x.name for x in layers)
             if layers and not left:
                 raise ValueError(f"sparsify: no chosen weight is trained ({names}): {reason}")
             if layers:
                 warn(f"sparsify leaves out {names}, which nothing would repair: {reason}")
         return left
 
-    def _say_what_cannot_go(self) -> None:
+    def _check_reachable(self) -> None:
         """Raise if no unit can be removed, and warn if fewer can than requested."""
         units = [x.units for x in self.layers]
         alike = [Sizes.of(torch.ones(x.units, device=_device(x))) for x in self.layers]
-        left = self._counts(alike, self.end)
-        asked = self.thinning
-        goal = f"{asked.share:.1%} of the {asked.cost or asked.of}"
-        keeps = f"each layer keeps {asked.multiple} at least"
+        left = self._kept_counts(alike, self.end)
+        requested = self.thinning
+        goal = f"{requested.share:.1%} of the {requested.cost or requested.of}"
+        keeps = f"each layer keeps {requested.multiple} at least"
         if left == units:
             raise ValueError(
-                f"sparsify: nothing would go: {goal}, in layers of {some(units)} {asked.of}, is "
-                f"less than one, and {keeps}; ask for more, or count over per='model'"
+                f"sparsify: nothing would go: {goal}, in layers of {first_names(units)} "
+                f"{requested.of}, is less than one, and {keeps}; ask for more, or "
+                "count over per='model'"
             )
-        reached = 1 - self._price(left) / self._price(units)
-        rounding = asked.multiple * len(units) / 2 / sum(units)
-        if reached < asked.share - rounding:
+        reached = 1 - self._cost_function(left) / self._cost_function(units)
+        rounding = requested.multiple * len(units) / 2 / sum(units)
+        if reached < requested.share - rounding:
             warn(f"sparsify: {goal} cannot go, about {reached:.1%} can: {keeps}")
 
     def _attach(self) -> None:
         for optimizer in self.optimizers:
             for other in owners_of_hooks(optimizer):
                 if isinstance(other, Sparsifier) and any(
-                    a.crosses(b) for a in self._parts for b in other._parts
+                    a.overlaps(b) for a in self._parts for b in other._parts
                 ):
                     raise RuntimeError(
                         "these weights have a sparsify handle already; remove() it first, or give "
@@ -405,14 +410,16 @@ class Sparsifier:
                     )
         for optimizer in self.optimizers:
             counts = optimizer is self.optimizers[-1]
-            after = self._after_step if counts else self._hold
-            self._hooks.append(StepHooks(optimizer, self._before, after, _nothing, owner=self))
+            after = self._after_step if counts else self._apply_zero_masks
+            self._hooks.append(
+                StepHooks(optimizer, self._before_step, after, _do_nothing, owner=self)
+            )
 
     # -- one step -----------------------------------------------------------------------------
 
-    def _before(self, *step: object) -> None:
+    def _before_step(self, *step: object) -> None:
         if not self._is_current():
-            self._follow()
+            self._track_parameters()
             self._trained_with = self._optimized()
 
     def _after_step(self) -> None:
@@ -422,37 +429,37 @@ class Sparsifier:
         place = (self.step - self.begin) % self.every
         first = self.step == self.begin + 1
         if self.step == self.end or (self.step < self.end and (first or place == 0)):
-            self._decide(first)
-        self._hold()
+            self._update_masks(first)
+        self._apply_zero_masks()
         stride = max(1, self.every // FADES)
-        if self._pressed is not None and place % stride == 0:
+        if self._fade_masks is not None and place % stride == 0:
             times = (self.every - 1 - place) // stride + 1  # until the next decision
             part = 1 / (times + 1)  # of the remainder, for linear fading
             with torch.no_grad():
-                _many._foreach_addcmul_(self._params, self._params, self._pressed, value=-part)
+                _many._foreach_addcmul_(self._params, self._params, self._fade_masks, value=-part)
 
     @torch.no_grad()
-    def _hold(self) -> None:
+    def _apply_zero_masks(self) -> None:
         """Keep removed entries at zero, also in an optimizer's own copies of the weights."""
-        if self._held is None:
+        if self._zero_masks is None:
             return
-        _many._foreach_mul_(self._params, self._held)
+        _many._foreach_mul_(self._params, self._zero_masks)
         for optimizer, copies in self._copies:
-            for param, held in zip(self._params, self._held):
+            for param, held in zip(self._params, self._zero_masks):
                 state = optimizer.state.get(param, {})
                 for key in [key for key in copies.keys if key in state]:
                     state[key].mul_(held)
 
-    def _decide(self, first: bool) -> None:
+    def _update_masks(self, first: bool) -> None:
         """Decide which units are removed now, and which fade until the next decision."""
         sizes = [Sizes.of(layer.sizes(self._metric)) for layer in self.layers]
         if not first or self.step == self.end:
-            self._gone = self._staying(sizes, self.step)
+            self._alive = self._kept_masks(sizes, self.step)
         if self.step < self.end:
-            self._keep = self._staying(sizes, min(self.step + self.every, self.end))
+            self._next_alive = self._kept_masks(sizes, min(self.step + self.every, self.end))
         else:
-            self._keep = self._gone
-        self._spread()
+            self._next_alive = self._alive
+        self._build_masks()
 
     def _metric(self, param: nn.Parameter) -> Tensor | None:
         """Return an adaptive optimizer's denominators, large where the loss is steep."""
@@ -464,38 +471,44 @@ class Sparsifier:
             return rule.gain(optimizer, group, state).stiffness()
         return None
 
-    def _staying(self, sizes: Sequence[Sizes], step: int) -> list[Tensor]:
+    def _kept_masks(self, sizes: Sequence[Sizes], step: int) -> list[Tensor]:
         exact = step >= self.end
-        counts = self._counts(sizes, step)
+        counts = self._kept_counts(sizes, step)
         return [one.largest(count, exact=exact) for one, count in zip(sizes, counts)]
 
-    def _counts(self, sizes: Sequence[Sizes], step: int) -> list[int]:
+    def _kept_counts(self, sizes: Sequence[Sizes], step: int) -> list[int]:
         """Return how many units of each layer to keep at a step."""
-        asked = self.thinning
+        requested = self.thinning
         progress = (step - self.begin) / max(1, self.end - self.begin)
-        share = asked.share * (1 - (1 - min(progress, 1.0)) ** 3)
-        counts = stay(sizes, share, per=asked.counted, price=self._price)
-        if asked.multiple == 1:
+        share = requested.share * (1 - (1 - min(progress, 1.0)) ** 3)
+        counts = units_to_keep(
+            sizes, share, per=requested.resolved_per, cost_function=self._cost_function
+        )
+        if requested.multiple == 1:
             return counts
-        return in_multiples(
+        return round_to_multiples(
             counts,
             [layer.units for layer in self.layers],
-            asked.multiple,
-            per=asked.counted,
+            requested.multiple,
+            per=requested.resolved_per,
             final=step >= self.end,
-            price=self._price,
+            cost_function=self._cost_function,
         )
 
-    def _spread(self) -> None:
+    def _build_masks(self) -> None:
         """Expand masks of units to factors on the parameters' entries."""
         owners = [i for i, layer in enumerate(self.layers) for _ in layer.parts]
-        spread = list(zip(self._parts, owners))
+        pairs = list(zip(self._parts, owners))
         gone, fading = self.step > self.begin, self.begin < self.step < self.end
-        self._held = [p.spread(self._gone[i], outside=1.0) for p, i in spread] if gone else None
-        self._pressed = [p.spread(~self._keep[i]) for p, i in spread] if fading else None
+        self._zero_masks = (
+            [p.expand_mask(self._alive[i], outside=1.0) for p, i in pairs] if gone else None
+        )
+        self._fade_masks = (
+            [p.expand_mask(~self._next_alive[i]) for p, i in pairs] if fading else None
+        )
 
 
-def _refuse_without_numbers(model: nn.Module) -> None:
+def _check_materialized(model: nn.Module) -> None:
     """Raise ValueError for parameters without shape or values, which cannot be ranked."""
     for entry in entries_of(model):
         if is_lazy(entry.param):
@@ -510,17 +523,17 @@ def _refuse_without_numbers(model: nn.Module) -> None:
             )
 
 
-def _named(model: nn.Module) -> dict[str, nn.Parameter]:
+def _parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return every parameter under each of its names."""
     return {name: entry.param for entry in entries_of(model) for name in entry.names}
 
 
-def _with_another(price: Price, number: int, units: int) -> Price:
+def _with_whole_layer(cost_function: CostFunction, number: int, units: int) -> CostFunction:
     """Return the price function with one layer kept whole."""
-    return lambda counts: price([*counts[:number], units, *counts[number:]])
+    return lambda counts: cost_function([*counts[:number], units, *counts[number:]])
 
 
-def _nothing(*step: object) -> None:
+def _do_nothing(*step: object) -> None:
     """Do nothing after a step that raised."""
 
 

@@ -47,18 +47,18 @@ class Thinning:
             if not fine:
                 received = described(getattr(self, name))
                 raise ValueError(f"sparsify: {name} must be {rule}, received {received}")
-        self._settle("share", "in (0, 1): what goes", lambda share: 0 < share < 1)
-        self._settle("multiple", "1 or more", is_count, whole=True)
-        self._settle("warmup", "in [0, 1)", lambda part: 0 <= part < 1)
+        self._validate_number("share", "in (0, 1): what goes", lambda share: 0 < share < 1)
+        self._validate_number("multiple", "1 or more", is_count, whole=True)
+        self._validate_number("warmup", "in [0, 1)", lambda part: 0 <= part < 1)
         most = 1 - self.warmup
         allowed = "in [0, 1), and less than 1 - warmup"
-        self._settle("repair", allowed, lambda part: 0 <= part < most)
+        self._validate_number("repair", allowed, lambda part: 0 <= part < most)
         if self.cost is not None and self.per == "layer":
             raise ValueError(
                 "sparsify: a share of the flops is one of the whole model: leave out per='layer'"
             )
 
-    def _settle(
+    def _validate_number(
         self, name: str, allowed: str, fine: Callable[[Any], bool], *, whole: bool = False
     ) -> None:
         try:
@@ -68,7 +68,7 @@ class Thinning:
         object.__setattr__(self, name, number)
 
     @property
-    def counted(self) -> Per:
+    def resolved_per(self) -> Per:
         """Return "model" or "layer": `per`, or the default for the kind of unit."""
         over = self.cost is not None or self.of in ("weights", "ranks")
         return self.per or ("model" if over else "layer")
@@ -82,7 +82,7 @@ class Thinning:
         }
 
     @classmethod
-    def read(cls, given: Asked) -> Thinning:
+    def read(cls, given: ThinningLike) -> Thinning:
         """Read a share, a text such as "90%" or "50%,of=channels", or a table of arguments."""
         if isinstance(given, Thinning):
             return given
@@ -111,7 +111,7 @@ class Thinning:
         return cls.read(found)
 
 
-Asked = Thinning | float | str | Mapping[str, Any]  # what `Thinning.read` takes
+ThinningLike = Thinning | float | str | Mapping[str, Any]  # what `Thinning.read` takes
 
 
 def _number(text: str) -> object:

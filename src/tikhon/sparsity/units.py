@@ -25,7 +25,7 @@ class Part:
     index: Tensor | None = None  # (units, positions a unit)
     scale: bool = False  # the weight of a norm, which then sets the size of units
 
-    def crosses(self, other: Part) -> bool:
+    def overlaps(self, other: Part) -> bool:
         """Return whether both zero one parameter along the same dimension, or by entries."""
         single = self.index is None or other.index is None
         return self.parameter is other.parameter and (single or self.dim == other.dim)
@@ -40,7 +40,7 @@ class Part:
         rows = w.movedim(self.dim, 0).reshape(w.shape[self.dim], -1)
         return torch.linalg.vector_norm(rows, dim=1)[self.index].norm(dim=1)
 
-    def used(self) -> Tensor:
+    def nonzero_units(self) -> Tensor:
         """Return a mask of units with a non-zero entry, (units,)."""
         there = self.parameter.detach() != 0
         if self.index is None:
@@ -48,7 +48,7 @@ class Part:
         rows = there.movedim(self.dim, 0).reshape(there.shape[self.dim], -1)
         return rows.any(1)[self.index].any(1)
 
-    def spread(self, flags: Tensor, *, outside: float = 0.0) -> Tensor:
+    def expand_mask(self, flags: Tensor, *, outside: float = 0.0) -> Tensor:
         """Return 1 for entries of flagged units, 0 for those of others, and `outside` elsewhere.
 
         Broadcasts to the parameter.
@@ -85,16 +85,16 @@ class Layer:
         return torch.stack(sizes).prod(0) if self.product else torch.stack(sizes).norm(dim=0)
 
     @torch.no_grad()
-    def used(self) -> Tensor:
+    def nonzero_units(self) -> Tensor:
         """Return a mask of units with a non-zero entry, (units,)."""
-        return torch.stack([part.used() for part in self.parts]).any(0)
+        return torch.stack([part.nonzero_units() for part in self.parts]).any(0)
 
     def zeros(self) -> int:
         """Number of units that are exactly zero."""
-        return self.units - int(self.used().sum())
+        return self.units - int(self.nonzero_units().sum())
 
 
-def some(names: Iterable[object]) -> str:
+def first_names(names: Iterable[object]) -> str:
     """Return the first five names, for a message."""
-    told = list(map(str, names))
-    return ", ".join(told[:5]) + ", ..." * (len(told) > 5)
+    label = list(map(str, names))
+    return ", ".join(label[:5]) + ", ..." * (len(label) > 5)
