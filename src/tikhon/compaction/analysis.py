@@ -18,13 +18,13 @@ from .units import (
     NO_UNIT,
     Registry,
     Units,
-    along,
     axes_of_variation,
     axis_masks,
-    core,
-    hull,
-    kept,
+    bounding_box,
+    entry_mask,
+    fresh_ids,
     opaque,
+    without_repeats,
 )
 
 Reader = Callable[[Tensor], Tensor]  # flags of the units that stay -> ids that must stay too
@@ -38,7 +38,7 @@ class Operation:
     name: str  # of the module, or of the node
     args: tuple[Any, ...]  # real values
     kwargs: dict[str, Any]
-    seen: tuple[Units, ...]  # the units of args (None where an argument is not a tensor)
+    inputs: tuple[Units, ...]  # the units of args (None where an argument is not a tensor)
     out: Any  # the real result
 
     def evaluate(self, module: nn.Module | None, first: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Analysis:
     units: dict[fx.Node, Any] = field(default_factory=dict)
     shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
     readers: list[Reader] = field(default_factory=list)
-    fillers: list[Reader] = field(default_factory=list)  # what stays for the sake of shapes
+    shape_constraints: list[Reader] = field(default_factory=list)  # what stays for shapes alone
     origin: list[tuple[int, int, str]] = field(default_factory=list)  # units first..last, module
     tied: set[str] = field(default_factory=set)
     refused: dict[fx.Node, str] = field(default_factory=dict)  # and why
@@ -78,7 +78,7 @@ class Analysis:
     def produce(self, name: str, axis: int, shape: torch.Size) -> Tensor:
         """Ids of an output whose units are new: one for each position of axis."""
         first = len(self.registry.parent)
-        ids = along(axis, shape, self.registry)
+        ids = fresh_ids(axis, shape, self.registry)
         self.origin.append((first, len(self.registry.parent), name))
         return ids
 
@@ -89,54 +89,56 @@ class Analysis:
     def refuse(self, call: Operation, why: str) -> object:
         """Keep everything that the operation touches."""
         self.refused[call.node] = why
-        for seen in _flat(call.seen):
-            self.registry.pin(seen.ids, f"{call.name}: {why}")
-            self.registry.needed.update(seen.ids[~seen.const].unique().tolist())
-        return _like(call.out, lambda t: opaque(t.shape, self.registry, call.name))
+        for source in _all_units(call.inputs):
+            self.registry.pin(source.ids, f"{call.name}: {why}")
+            self.registry.needed.update(source.ids[~source.const].unique().tolist())
+        return _map_tensors(call.out, lambda t: opaque(t.shape, self.registry, call.name))
 
     def solve(self, *, pins: bool = True) -> Tensor:
         """Flags of the units that must stay; without `pins`, what the weights alone would keep."""
         roots = self.registry.roots()
         keep = torch.zeros(len(roots), dtype=torch.bool)
-        fixed = [u for u, why in self.registry.pinned.items() if pins or why in _ENDS]
+        fixed = [u for u, why in self.registry.pinned.items() if pins or why in _ENDPOINTS]
         fixed += [u for u in self.registry.needed if u != NO_UNIT]
         keep[fixed] = True
-        keep = _spread(keep, roots)
-        values = [core(units.ids)[0] for units in _flat(tuple(self.units.values()))]
+        keep = _spread_over_merged(keep, roots)
+        values = [
+            without_repeats(units.ids)[0] for units in _all_units(tuple(self.units.values()))
+        ]
         boxes = [ids for ids in values if axes_of_variation(ids) > 1]
         while True:
             before = int(keep.sum())
             for reader in reversed(self.readers):
-                keep = _with(keep, reader(keep), roots)
+                keep = _with_ids(keep, reader(keep), roots)
             for ids in boxes:
-                keep[ids[hull(kept(keep, ids)) & (ids != NO_UNIT)]] = True
-            keep = _spread(keep, roots)
+                keep[ids[bounding_box(entry_mask(keep, ids)) & (ids != NO_UNIT)]] = True
+            keep = _spread_over_merged(keep, roots)
             if int(keep.sum()) == before:  # nobody reads more: only now even the groups out
-                keep = self._filled(keep, values, roots)
+                keep = self._with_shape_constraints(keep, values, roots)
                 if int(keep.sum()) == before:
                     return keep
 
-    def _filled(self, keep: Tensor, values: list[Tensor], roots: Tensor) -> Tensor:
+    def _with_shape_constraints(self, keep: Tensor, values: list[Tensor], roots: Tensor) -> Tensor:
         """With what must stay for the sake of shapes alone."""
         for ids in values:  # a layer of no units at all is more trouble than one unit
-            if ids.numel() and not kept(keep, ids).any():
+            if ids.numel() and not entry_mask(keep, ids).any():
                 keep[ids.flatten()[0]] = True
-        keep = _spread(keep, roots)
-        for filler in self.fillers:
-            keep = _with(keep, filler(keep), roots)
+        keep = _spread_over_merged(keep, roots)
+        for constraint in self.shape_constraints:
+            keep = _with_ids(keep, constraint(keep), roots)
         return keep
 
     def new_shape(self, node: fx.Node, keep: Tensor) -> list[int]:
         """Shape of the node's tensor after the cut."""
-        return [int(m.sum()) for m in axis_masks(kept(keep, self.units[node].ids))]
+        return [int(m.sum()) for m in axis_masks(entry_mask(keep, self.units[node].ids))]
 
 
-_ENDS = ("input", "output")
+_ENDPOINTS = ("input", "output")
 _TIED = "its weights are used in more than one place"
 
 
 class Interpreter(fx.Interpreter):
-    """Runs the model on the example and the rules beside it."""
+    """Runs the model on the example and the rules along with it."""
 
     def __init__(self, graph: fx.GraphModule, rules: dict[Any, Callable]):
         super().__init__(graph)
@@ -145,7 +147,9 @@ class Interpreter(fx.Interpreter):
         calls = Counter(n.target for n in graph.graph.nodes if n.op == "call_module")
         owners = Counter(id(p) for m in graph.modules() for p in own_parameters(m))
         read = {
-            str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and not _is_asked(n)
+            str(n.target)
+            for n in graph.graph.nodes
+            if n.op == "get_attr" and not _is_metadata_only(n)
         }
         self.analysis.tied = {
             name
@@ -153,13 +157,16 @@ class Interpreter(fx.Interpreter):
             if list(module.parameters(recurse=isinstance(module, SelectLinear)))
             and (
                 calls[name] > 1
-                or (calls[name] and any(f"{name}.{part}" in read for part in _used(module)))
+                or (
+                    calls[name]
+                    and any(f"{name}.{part}" in read for part in _own_parameter_names(module))
+                )
                 or any(owners[id(p)] > 1 for p in own_parameters(module))
             )
         }
 
     def run_node(self, n: fx.Node) -> object:
-        """The real value; the units are filed beside it."""
+        """The real value; records its units."""
         out = super().run_node(n)
         if isinstance(out, Tensor):
             self.analysis.shapes[n] = out.shape
@@ -170,19 +177,19 @@ class Interpreter(fx.Interpreter):
         analysis = self.analysis
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         known = analysis.units
-        seen = map_arg((n.args, n.kwargs), lambda a: known[a])
+        source = map_arg((n.args, n.kwargs), lambda a: known[a])
         name = n.name if n.op == "call_function" else str(n.target)
-        call = Operation(n, name, args, kwargs, tuple(_flat(seen)), out)
+        call = Operation(n, name, args, kwargs, tuple(_all_units(source)), out)
         if n.op == "placeholder":
             return _input(out, analysis)
         if n.op == "get_attr":
-            if _is_asked(n):
+            if _is_metadata_only(n):
                 return None
             if str(n.target).rpartition(".")[0] in analysis.tied:
                 return analysis.refuse(call, _TIED)
             return _parameter(out, str(n.target), analysis)
         if n.op == "output":
-            for units in call.seen:
+            for units in call.inputs:
                 analysis.registry.pin(units.ids, "output")
             return None
         if not _has_tensor(out):
@@ -199,15 +206,15 @@ class Interpreter(fx.Interpreter):
         return rule(call, module, analysis)
 
 
-def _used(module: nn.Module) -> set[str]:
+def _own_parameter_names(module: nn.Module) -> set[str]:
     """The names of a layer's own parameters, without those that it holds for others."""
-    return module._parameters.keys() - getattr(module, "beside", ())
+    return module._parameters.keys() - getattr(module, "extra_members", ())
 
 
-def _is_asked(node: fx.Node) -> bool:
+def _is_metadata_only(node: fx.Node) -> bool:
     """Whether a forward asks a tensor for its type or device alone."""
-    asked = [user.target is getattr and user.args[1] in ("dtype", "device") for user in node.users]
-    return bool(asked) and all(asked)
+    calls = [user.target is getattr and user.args[1] in ("dtype", "device") for user in node.users]
+    return bool(calls) and all(calls)
 
 
 def _lookup(rules: dict[object, Callable], target: object) -> Callable | None:
@@ -225,7 +232,7 @@ def _input(out: object, analysis: Analysis) -> object:
     axis = 1 if out.ndim > 1 else 0
     if out.ndim == 0:
         return opaque(out.shape, analysis.registry, "input")
-    ids = along(axis, out.shape, analysis.registry)
+    ids = fresh_ids(axis, out.shape, analysis.registry)
     analysis.registry.pin(ids, "input")
     return Units(ids, torch.zeros_like(ids, dtype=torch.bool), torch.zeros(ids.shape).double())
 
@@ -249,21 +256,21 @@ def _name(target: object) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
-def _flat(seen: object) -> list[Units]:
-    if isinstance(seen, Units):
-        return [seen]
-    if isinstance(seen, dict):
-        seen = tuple(seen.values())
-    if isinstance(seen, (tuple, list)):
-        return [units for part in seen for units in _flat(part)]
+def _all_units(source: object) -> list[Units]:
+    if isinstance(source, Units):
+        return [source]
+    if isinstance(source, dict):
+        source = tuple(source.values())
+    if isinstance(source, (tuple, list)):
+        return [units for part in source for units in _all_units(part)]
     return []
 
 
-def _like(out: object, make: Callable[[Tensor], Units]) -> object:
+def _map_tensors(out: object, make: Callable[[Tensor], Units]) -> object:
     if isinstance(out, Tensor):
         return make(out)
     if isinstance(out, (tuple, list)):
-        return tuple(_like(part, make) for part in out)
+        return tuple(_map_tensors(part, make) for part in out)
     return None
 
 
@@ -273,12 +280,12 @@ def _has_tensor(out: object) -> bool:
     return isinstance(out, Tensor)
 
 
-def _with(keep: Tensor, found: Tensor, roots: Tensor) -> Tensor:
+def _with_ids(keep: Tensor, found: Tensor, roots: Tensor) -> Tensor:
     keep[found[found != NO_UNIT]] = True
-    return _spread(keep, roots)
+    return _spread_over_merged(keep, roots)
 
 
-def _spread(keep: Tensor, roots: Tensor) -> Tensor:
+def _spread_over_merged(keep: Tensor, roots: Tensor) -> Tensor:
     """A merged unit stays if any part of it stays."""
     whole = torch.zeros_like(keep)
     whole[roots[keep]] = True

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from .analysis import Analysis, Operation
-from .units import Units, kept, varies
+from .units import Units, entry_mask, varies
 
 
 def attention(call: Operation, module: None, analysis: Analysis) -> object:
     """softmax(q k') v of (batch, heads, length, size): a head is a unit."""
-    parts = call.seen[:3]
+    parts = call.inputs[:3]
     if call.out.ndim != 4 or len(call.args) < 3 or len({p.ids.shape[1] for p in parts}) > 1:
         return analysis.refuse(call, "not (batch, heads, length, size) with as many heads each")
-    if any(mask.ids.ndim > 2 and mask.ids.shape[-3] > 1 for mask in call.seen[3:]):
+    if any(mask.ids.ndim > 2 and mask.ids.shape[-3] > 1 for mask in call.inputs[3:]):
         return analysis.refuse(call, "a mask for each head")
     _keep_masks(call, analysis)
     for units in parts:
@@ -26,23 +26,23 @@ def attention(call: Operation, module: None, analysis: Analysis) -> object:
         analysis.registry.merge(heads, heads[:1])
         analysis.registry.merge(heads[0], parts[2].ids[0, :, 0, 0])
     v = parts[2]
-    steady = (v.const & (v.value == v.value[:1, :, :1])).all(2, keepdim=True).all(0, keepdim=True)
+    fixed = (v.const & (v.value == v.value[:1, :, :1])).all(2, keepdim=True).all(0, keepdim=True)
     shape = call.out.shape
     ids = v.ids[:1, :, :1].expand(shape)
-    return Units(ids, steady.expand(shape), v.value[:1, :, :1].expand(shape)).with_value(
-        steady.expand(shape), v.value[:1, :, :1].expand(shape)
+    return Units(ids, fixed.expand(shape), v.value[:1, :, :1].expand(shape)).with_value(
+        fixed.expand(shape), v.value[:1, :, :1].expand(shape)
     )
 
 
 def _keep_masks(call: Operation, analysis: Analysis) -> None:
     """What follows query, key and value has positions, not units: all of it stays."""
-    for mask in call.seen[3:]:
+    for mask in call.inputs[3:]:
         analysis.registry.needed.update(mask.ids.unique().tolist())
 
 
 def product(call: Operation, module: None, analysis: Analysis) -> object:
     """q k' or a v of (..., rows, columns): all of a matrix is one unit, which a head is then."""
-    a, *others = call.seen
+    a, *others = call.inputs
     b = others[0] if others else a
     matrices = len(call.args) == 2 and all(isinstance(x, Tensor) for x in call.args)
     if not matrices or min(a.ids.ndim, b.ids.ndim) < 3 or a.ids.shape[:-2] != b.ids.shape[:-2]:
@@ -66,29 +66,29 @@ def product(call: Operation, module: None, analysis: Analysis) -> object:
 
 def softmax(call: Operation, module: nn.Module | None, analysis: Analysis) -> object:
     """Along an axis of one unit; the last axis then sums to one."""
-    (seen,) = call.seen
+    (source,) = call.inputs
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
     dim = getattr(module, "dim", dim)
-    if dim is None or varies(seen.ids, dim):
+    if dim is None or varies(source.ids, dim):
         return analysis.refuse(call, "it normalises over units")
     if dim in (-1, call.out.ndim - 1):
         analysis.averaging.add(call.node)
-    const = seen.const.all(dim, keepdim=True).expand(seen.ids.shape)
-    return seen.with_value(const, call.evaluate(module, seen.value))
+    const = source.const.all(dim, keepdim=True).expand(source.ids.shape)
+    return source.with_value(const, call.evaluate(module, source.value))
 
 
-def masked(call: Operation, module: None, analysis: Analysis) -> object:
+def masked_fill(call: Operation, module: None, analysis: Analysis) -> object:
     """masked_fill with a mask that is a constant and the same for all units."""
-    seen = call.seen[0]
-    if len(call.seen) != 2 or not beside(call.seen[1], seen):
+    source = call.inputs[0]
+    if len(call.inputs) != 2 or not is_broadcast_constant(call.inputs[1], source):
         return analysis.refuse(call, "its mask is computed or differs between units")
-    analysis.registry.needed.update(call.seen[1].ids.unique().tolist())
-    mask, value = call.seen[1].value.bool(), call.args[2]
-    const, filled = seen.const | mask, torch.where(mask, float(value), seen.value)
-    return Units(seen.ids, const, filled)
+    analysis.registry.needed.update(call.inputs[1].ids.unique().tolist())
+    mask, value = call.inputs[1].value.bool(), call.args[2]
+    const, filled = source.const | mask, torch.where(mask, float(value), source.value)
+    return Units(source.ids, const, filled)
 
 
-def beside(other: Units, units: Units) -> bool:
+def is_broadcast_constant(other: Units, units: Units) -> bool:
     """Whether `other` is a constant that is broadcast along every axis on which units differ."""
     if not bool(other.const.all()) or other.ids.ndim > units.ids.ndim:
         return False
@@ -103,19 +103,19 @@ def multihead(call: Operation, module: nn.MultiheadAttention, analysis: Analysis
     if reason:
         return analysis.refuse(call, reason)
     _keep_masks(call, analysis)
-    parts = Heads.of(module, call.seen[2])
+    parts = Heads.of(module, call.inputs[2])
     heads = analysis.produce(f"{call.name} heads", 0, torch.Size([module.num_heads]))
     ids = analysis.produce(call.name, -1, call.out[0].shape)
     rows = ids.reshape(-1, ids.shape[-1])[0]
     analysis.heads[call.name] = heads
 
     def wanted(keep: Tensor) -> Tensor:
-        columns = (parts.out[kept(keep, rows)] != 0).any(0) & ~parts.const
+        columns = (parts.out[entry_mask(keep, rows)] != 0).any(0) & ~parts.const
         return heads[columns.view(len(heads), -1).any(1)]
 
     analysis.readers.append(wanted)
-    for weight, seen in zip(parts.inputs, call.seen, strict=False):
-        analysis.reads(seen.columns(-1), _head_reader(weight, seen, heads))
+    for weight, source in zip(parts.inputs, call.inputs, strict=False):
+        analysis.reads(source.columns(-1), _head_reader(weight, source, heads))
     const = ~((parts.out != 0) & ~parts.const).any(1)
     value = parts.out.double() @ parts.value + parts.bias
     return (Units(ids, const.expand(ids.shape), value.expand(ids.shape)), None)
@@ -137,10 +137,10 @@ def _unsupported(call: Operation, module: nn.MultiheadAttention) -> str:
     return next((reason for reason, holds in cases.items() if holds), "")
 
 
-def _head_reader(weight: Tensor, seen: Units, heads: Tensor) -> Callable[[Tensor], Tensor]:
-    fixed, _ = seen.uniform(-1)
+def _head_reader(weight: Tensor, source: Units, heads: Tensor) -> Callable[[Tensor], Tensor]:
+    fixed, _ = source.uniform(-1)
     live = (weight != 0).view(len(heads), -1, weight.shape[1]).any(1)
-    return lambda keep: live[kept(keep, heads)].any(0) & ~fixed
+    return lambda keep: live[entry_mask(keep, heads)].any(0) & ~fixed
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ class Heads:
     value: Tensor
 
     @classmethod
-    def of(cls, module: nn.MultiheadAttention, seen: Units) -> Heads:
-        """The parts of a module whose value argument is `seen`."""
+    def of(cls, module: nn.MultiheadAttention, source: Units) -> Heads:
+        """The parts of a module whose value argument is `source`."""
         weight, size = module.in_proj_weight.detach(), module.embed_dim
         bias = torch.zeros(3 * size) if module.in_proj_bias is None else module.in_proj_bias
-        fixed, value = seen.uniform(-1)
+        fixed, value = source.uniform(-1)
         wv, bv = weight[2 * size :], bias[2 * size :].detach().double()
         const = ~((wv != 0) & ~fixed).any(1)
         value = wv.double() @ torch.where(fixed, value, 0.0) + bv

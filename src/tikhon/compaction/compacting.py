@@ -20,10 +20,10 @@ from tikhon.regularizer.audit import warn
 from tikhon.wrappers import require_module
 
 from .analysis import Analysis, Interpreter
-from .blocks import opened
 from .rewrite import cut
 from .rules import RULES
 from .tracing import trace
+from .transformer_layers import with_traceable_layers
 
 TOLERANCE = 1e-5
 
@@ -98,7 +98,7 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
             f"example_input must be a tensor, or a tuple of the arguments of the model, received "
             f"{described(example_input)}"
         )
-    original = _permanent(copied(model, model)).eval()
+    original = _with_plain_weights(copied(model, model)).eval()
     work = copy.deepcopy(original)
     with torch.no_grad():
         expected = original(*inputs)
@@ -112,7 +112,7 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
                 f"{type(model).__name__} gives {why} on the example, so a smaller model cannot be "
                 f"compared with it; {what}"
             )
-        graph = trace(opened(work), inputs)
+        graph = trace(with_traceable_layers(work), inputs)
         if lost := graph.meta.get("lost"):
             warn(
                 f"the small {type(model).__name__} has no {lost}: the model changes tensors in "
@@ -122,12 +122,15 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
         interpreter.run(*inputs)
         analysis = interpreter.analysis
         keep = analysis.solve()
-        units, stuck = _counts(analysis, keep), _stuck(analysis, keep)
+        units, stuck = _unit_counts(analysis, keep), _blocked_units(analysis, keep)
         small = cut(analysis, keep).eval()
         try:
             difference = max(
                 _difference(expected, small(*inputs)),
-                *(_difference(original(*other), small(*other)) for other in _others(inputs)),
+                *(
+                    _difference(original(*other), small(*other))
+                    for other in _other_batches(inputs)
+                ),
             )
         except RuntimeError as error:
             raise RuntimeError(
@@ -149,7 +152,7 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
     return small.train(model.training)
 
 
-def _permanent(model: nn.Module) -> nn.Module:
+def _with_plain_weights(model: nn.Module) -> nn.Module:
     """Weights that a hook computes before each pass (pruned, weight_norm) become parameters."""
     for module in model.modules():
         for hook in list(module._forward_pre_hooks.values()):
@@ -160,7 +163,7 @@ def _permanent(model: nn.Module) -> nn.Module:
     return model
 
 
-def _others(inputs: tuple[object, ...]) -> list[tuple[object, ...]]:
+def _other_batches(inputs: tuple[object, ...]) -> list[tuple[object, ...]]:
     """A second batch that has nothing in common with the example: equality is no accident."""
     generator = torch.Generator().manual_seed(0)
 
@@ -196,13 +199,13 @@ def _flops(model: nn.Module, inputs: tuple[object, ...]) -> int:
     return counter.get_total_flops()
 
 
-def _counts(analysis: Analysis, keep: Tensor) -> dict[str, tuple[int, int]]:
+def _unit_counts(analysis: Analysis, keep: Tensor) -> dict[str, tuple[int, int]]:
     return {
         name: (last - first, int(keep[first:last].sum())) for first, last, name in analysis.origin
     }
 
 
-def _stuck(analysis: Analysis, keep: Tensor) -> dict[str, str]:
+def _blocked_units(analysis: Analysis, keep: Tensor) -> dict[str, str]:
     """Units that the weights alone would let go, with the operation that holds them."""
     free = analysis.solve(pins=False)
     roots = analysis.registry.roots()

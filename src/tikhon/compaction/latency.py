@@ -50,11 +50,11 @@ def speedup(
     try:
         with torch.no_grad():
             a, b = (_RUNNERS[way](module.eval(), inputs) for module in (model, small))
-            counts = _repeats(a, seconds), _repeats(b, seconds)
+            counts = _calls_within(a, seconds), _calls_within(b, seconds)
             ratios = []
             for _ in range(rounds):
-                a1, b1 = _cost(a, counts[0]), _cost(b, counts[1])
-                b2, a2 = _cost(b, counts[1]), _cost(a, counts[0])
+                a1, b1 = _seconds_per_call(a, counts[0]), _seconds_per_call(b, counts[1])
+                b2, a2 = _seconds_per_call(b, counts[1]), _seconds_per_call(a, counts[0])
                 ratios.append((a1 + a2) / (b1 + b2))
     finally:
         for module, training in modes:
@@ -99,8 +99,8 @@ def _in_onnx(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:
         onnx_of(model, inputs), options, providers=["CPUExecutionProvider"]
     )
     names = [one.name for one in session.get_inputs()]
-    given = {name: x.numpy() for name, x in zip(names, inputs)}
-    return lambda: session.run(None, given)
+    feeds = {name: x.numpy() for name, x in zip(names, inputs)}
+    return lambda: session.run(None, feeds)
 
 
 _RUNNERS: dict[str, Callable[[nn.Module, tuple[object, ...]], Callable[[], object]]] = {
@@ -110,7 +110,7 @@ _RUNNERS: dict[str, Callable[[nn.Module, tuple[object, ...]], Callable[[], objec
 }
 
 
-def _repeats(run: Callable[[], object], seconds: float) -> int:
+def _calls_within(run: Callable[[], object], seconds: float) -> int:
     run()
     start, count = time.process_time(), 0
     while time.process_time() - start < seconds:
@@ -119,7 +119,7 @@ def _repeats(run: Callable[[], object], seconds: float) -> int:
     return count
 
 
-def _cost(run: Callable[[], object], repeats: int) -> float:
+def _seconds_per_call(run: Callable[[], object], repeats: int) -> float:
     start = time.process_time()
     for _ in range(repeats):
         run()

@@ -44,28 +44,28 @@ class Cell:
             _CANDIDATE[module.mode],
         )
 
-    def silent(self, seen: Units, *, apart: bool) -> Tensor:
+    def zero_entries(self, source: Units, *, separate_candidate: bool) -> Tensor:
         """Entries that stay at zero from the zero start on: nothing enters their candidate.
 
-        With `apart` (GRU) the inputs and the state enter the candidate separately.
+        With `separate_candidate` (GRU) the inputs and the state enter the candidate separately.
         """
-        fixed, value = seen.uniform(-1)
+        fixed, value = source.uniform(-1)
         weight, state = self.inputs[self.candidate], self.state[self.candidate]
         ours, theirs = (bias[self.candidate].double() for bias in self.biases)
         driven = ours + weight.double() @ torch.where(fixed, value, 0.0)
-        rest = (driven.abs() + theirs.abs()) if apart else (driven + theirs).abs()
-        silent = ~((weight != 0) & ~fixed).any(1) & (rest == 0)
-        while bool((linked := silent & (state[:, ~silent] != 0).any(1)).any()):
-            silent = silent & ~linked
-        return silent
+        rest = (driven.abs() + theirs.abs()) if separate_candidate else (driven + theirs).abs()
+        zero = ~((weight != 0) & ~fixed).any(1) & (rest == 0)
+        while bool((linked := zero & (state[:, ~zero] != 0).any(1)).any()):
+            zero = zero & ~linked
+        return zero
 
-    def declare(self, seen: Units, silent: Tensor, analysis: Analysis) -> None:
+    def declare_readers(self, source: Units, zero: Tensor, analysis: Analysis) -> None:
         """Who reads what: the state entries that stay read inputs and one another."""
-        fixed, _ = seen.uniform(-1)
-        linked = (self.state != 0).any(0) & ~silent
+        fixed, _ = source.uniform(-1)
+        linked = (self.state != 0).any(0) & ~zero
         read = (self.inputs != 0).any(0) & ~fixed
         rows = self.rows
-        analysis.reads(seen.columns(-1), lambda keep: read[keep[rows]].any(0))
+        analysis.reads(source.columns(-1), lambda keep: read[keep[rows]].any(0))
         analysis.reads(rows[None], lambda keep: linked[keep[rows]].any(0))
         analysis.readers.append(lambda keep: rows[:1] if not keep[rows].any() else rows[:0])
 
@@ -82,7 +82,7 @@ def recurrent(call: Operation, module: nn.RNNBase, analysis: Analysis) -> object
     reason = _unsupported(call, module)
     if reason:
         return analysis.refuse(call, reason)
-    seen, cells, states = call.seen[0], [], []
+    source, cells, zero_states = call.inputs[0], [], []
     shape, size = call.out[0].shape, module.hidden_size
     directions = 2 if module.bidirectional else 1
     name = call.name
@@ -91,24 +91,24 @@ def recurrent(call: Operation, module: nn.RNNBase, analysis: Analysis) -> object
         label = name if last else f"{name} layer {layer}"
         ids = analysis.produce(label, -1, torch.Size([*shape[:-1], directions * size]))
         rows = ids.reshape(-1, ids.shape[-1])[0]
-        quiet = []
+        zero = []
         for (_, suffix), part in zip(
             [pair for pair in suffixes(module) if pair[0] == layer],
             rows.split(size),
             strict=True,
         ):
             cell = Cell.of(module, suffix, part)
-            quiet.append(cell.silent(seen, apart=module.mode == "GRU"))
-            cell.declare(seen, quiet[-1], analysis)
+            zero.append(cell.zero_entries(source, separate_candidate=module.mode == "GRU"))
+            cell.declare_readers(source, zero[-1], analysis)
             cells.append(part)
-            states.append(quiet[-1])
-        const = torch.cat(quiet).expand(ids.shape)
-        seen = Units(ids, const, torch.zeros(ids.shape).double())
+            zero_states.append(zero[-1])
+        const = torch.cat(zero).expand(ids.shape)
+        source = Units(ids, const, torch.zeros(ids.shape).double())
     analysis.cells[name] = cells
-    return seen, _final(call, cells, states)
+    return source, _final(call, cells, zero_states)
 
 
-def _final(call: Operation, cells: list[Tensor], states: list[Tensor]) -> object:
+def _final(call: Operation, cells: list[Tensor], zero_states: list[Tensor]) -> object:
     """Units of the last states (layers x directions, batch, hidden), if anybody uses them."""
     if not any(
         user.target is not operator.getitem or (user.args[1] == 1 and user.users)
@@ -118,7 +118,7 @@ def _final(call: Operation, cells: list[Tensor], states: list[Tensor]) -> object
     first = call.out[1][0] if isinstance(call.out[1], tuple) else call.out[1]
     shape = (len(cells), *(1,) * (first.ndim - 2), -1)
     ids = torch.stack(cells).view(shape).expand(first.shape)
-    const = torch.stack(states).view(shape).expand(first.shape)
+    const = torch.stack(zero_states).view(shape).expand(first.shape)
     units = Units(ids, const, torch.zeros(first.shape).double())
     return (units, units) if isinstance(call.out[1], tuple) else units
 
@@ -135,7 +135,7 @@ def _unsupported(call: Operation, module: nn.RNNBase) -> str:
 
 def cut_recurrent(
     module: nn.RNNBase,
-    seen: Units,
+    source: Units,
     cells: list[Tensor],
     columns: Tensor,
     keep: Tensor,
@@ -146,7 +146,7 @@ def cut_recurrent(
     if bool(columns.all()) and all(bool(keep[rows].all()) for rows in cells):
         return module
     directions = 2 if module.bidirectional else 1
-    fixed, value = seen.uniform(-1)
+    fixed, value = source.uniform(-1)
     fixed, stays, parts = fixed & ~columns, columns, []
     for (_, suffix), rows in zip(suffixes(module), cells, strict=True):
         if len(parts) and len(parts) % directions == 0:
@@ -156,16 +156,16 @@ def cut_recurrent(
         parts.append(_cell(module, Cell.of(module, suffix, rows), (stays, fixed, value), keep))
     if len(parts) == 1:
         return parts[0]
-    time = -2 if module.batch_first or seen.ids.ndim == 2 else -3
+    time = -2 if module.batch_first or source.ids.ndim == 2 else -3
     return RecurrentStack(
         parts, directions=directions, time=time, states=states, dropout=module.dropout
     )
 
 
 def _cell(
-    module: nn.RNNBase, cell: Cell, seen: tuple[Tensor, Tensor, Tensor], keep: Tensor
+    module: nn.RNNBase, cell: Cell, source: tuple[Tensor, Tensor, Tensor], keep: Tensor
 ) -> nn.RNNBase:
-    (columns, fixed, value), rows = seen, keep[cell.rows]
+    (columns, fixed, value), rows = source, keep[cell.rows]
     ours = cell.biases[0].double() + cell.inputs.double() @ torch.where(fixed, value, 0.0)
     bias = module.bias or bool((ours != 0).any())
     kind: Callable[..., nn.RNNBase] = {"LSTM": nn.LSTM, "GRU": nn.GRU}.get(module.mode, nn.RNN)

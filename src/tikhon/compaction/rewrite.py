@@ -25,8 +25,8 @@ from .modules import (
 )
 from .normalisation import BatchNorm, InstanceNorm
 from .recurrent import cut_recurrent
-from .rules import numbered, selected
-from .units import Units, axis_masks, kept, varies
+from .rules import per_dimension, select_columns
+from .units import Units, axis_masks, entry_mask, varies
 
 
 def cut(analysis: Analysis, keep: Tensor) -> fx.GraphModule:
@@ -47,15 +47,15 @@ def cut(analysis: Analysis, keep: Tensor) -> fx.GraphModule:
     for target in sorted(replaced, key=lambda name: name.count(".")):  # parents first
         parent, _, name = target.rpartition(".")
         holder = graph.get_submodule(parent)
-        _keep_beside(getattr(holder, name), replaced[target])
+        _keep_extra_members(getattr(holder, name), replaced[target])
         setattr(holder, name, replaced[target])
     graph.recompile()
     return graph
 
 
-def _keep_beside(old: object, new: object) -> None:
-    """Keep what a layer of the model's own holds beside its weights, for other calls."""
-    for name in getattr(old, "beside", ()) if old is not new else ():
+def _keep_extra_members(old: object, new: object) -> None:
+    """Keep what a layer of the model's own holds besides its weights, for other calls."""
+    for name in getattr(old, "extra_members", ()) if old is not new else ():
         for store in ("_parameters", "_buffers", "_modules"):
             if name in getattr(old, store):
                 getattr(new, store)[name] = getattr(old, store)[name]
@@ -66,8 +66,8 @@ def _inputs(node: fx.Node, analysis: Analysis, position: int = 0) -> Units:
     return analysis.units[argument]  # type: ignore[index]
 
 
-def _along(units: Units, axis: int, keep: Tensor) -> Tensor:
-    return axis_masks(kept(keep, units.ids))[axis]
+def _axis_mask(units: Units, axis: int, keep: Tensor) -> Tensor:
+    return axis_masks(entry_mask(keep, units.ids))[axis]
 
 
 def _cut_linear(
@@ -80,10 +80,10 @@ def _cut_select(
     module: SelectLinear, node: fx.Node, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
     whole, out = _inputs(node, analysis), analysis.units[node]
-    seen = selected(module, whole)
-    inner = _cut_columns(module.linear, seen, out, analysis, keep)
-    place = _along(whole, -1, keep).cumsum(0) - 1  # of a column in the cut input
-    columns = place[module.columns[_along(seen, -1, keep)]]
+    source = select_columns(module, whole)
+    inner = _cut_columns(module.linear, source, out, analysis, keep)
+    place = _axis_mask(whole, -1, keep).cumsum(0) - 1  # of a column in the cut input
+    columns = place[module.columns[_axis_mask(source, -1, keep)]]
     if isinstance(inner, SelectLinear):
         return SelectLinear(inner.linear, columns[inner.columns])
     assert isinstance(inner, nn.Linear)
@@ -91,15 +91,15 @@ def _cut_select(
 
 
 def _cut_columns(
-    module: nn.Linear | InputsFirst, seen: Units, out: Units, analysis: Analysis, keep: Tensor
+    module: nn.Linear | InputsFirst, source: Units, out: Units, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
-    rows, columns = _along(out, -1, keep), _along(seen, -1, keep)
-    fixed, value = seen.uniform(-1)
+    rows, columns = _axis_mask(out, -1, keep), _axis_mask(source, -1, keep)
+    fixed, value = source.uniform(-1)
     weight = matrix(module)
-    bias = _folded(module, weight.double(), fixed & ~columns, value)
+    bias = _folded_bias(module, weight.double(), fixed & ~columns, value)
     read = (weight[rows] != 0).any(0) & columns
     from_input = torch.tensor(
-        [analysis.registry.pinned.get(int(u)) == "input" for u in seen.columns(-1)[0]]
+        [analysis.registry.pinned.get(int(u)) == "input" for u in source.columns(-1)[0]]
     )
     ignored = columns & from_input & ~read
     if bool(ignored.any()) and bool(read.any()):
@@ -108,15 +108,15 @@ def _cut_columns(
     return _linear(weight[rows][:, columns], bias, rows)
 
 
-def _folded(
+def _folded_bias(
     module: nn.Linear | InputsFirst | Convolution, whole: Tensor, fixed: Tensor, value: Tensor
 ) -> Tensor | None:
     """The bias with the constants of the absent columns in it, float64."""
     bias = None if module.bias is None else module.bias.detach().double()
-    moved = whole @ torch.where(fixed, value, 0.0)
+    folded = whole @ torch.where(fixed, value, 0.0)
     if bias is None:
-        return moved if bool((moved != 0).any()) else None
-    return bias + moved
+        return folded if bool((folded != 0).any()) else None
+    return bias + folded
 
 
 def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> nn.Linear:
@@ -130,15 +130,15 @@ def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> 
 def _cut_convolution(
     module: Convolution, node: fx.Node, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
-    seen, out = _inputs(node, analysis), analysis.units[node]
-    rows, columns = _along(out, 1, keep), _along(seen, 1, keep)
+    source, out = _inputs(node, analysis), analysis.units[node]
+    rows, columns = _axis_mask(out, 1, keep), _axis_mask(source, 1, keep)
     weight, bias, groups = module.weight.detach(), None, int(rows.sum())
     if is_depthwise(module):
         weight, bias = weight[rows], module.bias
     else:
-        fixed, value = foldable(module, seen)
+        fixed, value = foldable(module, source)
         blocks = grouped(module, weight)
-        bias = _folded(module, summed(blocks), fixed & ~columns, value)
+        bias = _folded_bias(module, summed(blocks), fixed & ~columns, value)
         parts = [
             block[out_of][:, in_of]
             for block, out_of, in_of in zip(
@@ -174,7 +174,7 @@ def _cut_convolution(
 def _cut_prelu(module: nn.PReLU, node: fx.Node, analysis: Analysis, keep: Tensor) -> nn.Module:
     if module.num_parameters == 1:
         return module
-    rows = _along(analysis.units[node], 1, keep)
+    rows = _axis_mask(analysis.units[node], 1, keep)
     new = nn.PReLU(int(rows.sum())).to(module.weight)
     new.weight = nn.Parameter(module.weight.detach()[rows].clone())
     return new
@@ -183,7 +183,7 @@ def _cut_prelu(module: nn.PReLU, node: fx.Node, analysis: Analysis, keep: Tensor
 def _cut_channel_norm(
     module: BatchNorm | InstanceNorm, node: fx.Node, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
-    rows = _along(analysis.units[node], 1, keep)
+    rows = _axis_mask(analysis.units[node], 1, keep)
     if bool(rows.all()):
         return module
     new = type(module)(
@@ -203,12 +203,12 @@ def _cut_channel_norm(
 def _cut_layer_norm(
     module: nn.LayerNorm | nn.RMSNorm, node: fx.Node, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
-    seen = _inputs(node, analysis)
-    rows = _along(seen, -1, keep)
+    source = _inputs(node, analysis)
+    rows = _axis_mask(source, -1, keep)
     if bool(rows.all()):
         return module
     weight, bias = _affine(module, rows)
-    constants = seen.uniform(-1)[1][~rows]
+    constants = source.uniform(-1)[1][~rows]
     if isinstance(module, nn.RMSNorm):
         return PartialRMSNorm(weight, constants, eps=_eps(module))
     return PartialLayerNorm(weight, bias, constants, eps=module.eps)
@@ -217,8 +217,8 @@ def _cut_layer_norm(
 def _cut_group_norm(
     module: nn.GroupNorm, node: fx.Node, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
-    seen = _inputs(node, analysis)
-    rows = _along(seen, 1, keep)
+    source = _inputs(node, analysis)
+    rows = _axis_mask(source, 1, keep)
     if bool(rows.all()):
         return module
     weight, bias = _affine(module, rows)
@@ -231,7 +231,7 @@ def _cut_group_norm(
         new.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
         return new
     whole = rows.view(module.num_groups, -1).any(1).repeat_interleave(stays.shape[1])
-    constants = seen.uniform(1)[1][whole]
+    constants = source.uniform(1)[1][whole]
     return PartialGroupNorm(
         weight, bias, constants, missing=~stays.flatten(), groups=groups, eps=module.eps
     )
@@ -253,7 +253,7 @@ def _affine(
 def _cut_embedding(
     module: nn.Embedding, node: fx.Node, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
-    columns = _along(analysis.units[node], -1, keep)
+    columns = _axis_mask(analysis.units[node], -1, keep)
     return nn.Embedding.from_pretrained(
         module.weight.detach()[:, columns].clone(),
         freeze=not module.weight.requires_grad,
@@ -264,10 +264,10 @@ def _cut_embedding(
 def _cut_multihead(
     module: nn.MultiheadAttention, node: fx.Node, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
-    heads = kept(keep, analysis.heads[str(node.target)])
-    rows = _along(analysis.units[node][0], -1, keep)
+    heads = entry_mask(keep, analysis.heads[str(node.target)])
+    rows = _axis_mask(analysis.units[node][0], -1, keep)
     inputs = [_inputs(node, analysis, position) for position in range(3)]
-    columns = [_along(units, -1, keep) for units in inputs]
+    columns = [_axis_mask(units, -1, keep) for units in inputs]
     if all(bool(mask.all()) for mask in (heads, rows, *columns)):
         return module
     parts = Heads.of(module, inputs[2])
@@ -275,8 +275,8 @@ def _cut_multihead(
     projections = []
     for weight, bias, units, mask in zip(parts.inputs, parts.biases, inputs, columns, strict=True):
         fixed, value = units.uniform(-1)
-        moved = bias.double() + weight.double() @ torch.where(fixed & ~mask, value, 0.0)
-        projections.append(_linear(weight[entries][:, mask], moved, entries))
+        folded = bias.double() + weight.double() @ torch.where(fixed & ~mask, value, 0.0)
+        projections.append(_linear(weight[entries][:, mask], folded, entries))
     bias = parts.bias + parts.out.double() @ torch.where(~entries, parts.value, 0.0)
     out = _linear(parts.out[rows][:, entries], bias, rows)
     query, key, value = projections
@@ -294,15 +294,15 @@ def _cut_multihead(
 def _cut_recurrent(
     module: nn.RNNBase, node: fx.Node, analysis: Analysis, keep: Tensor
 ) -> nn.Module:
-    seen = _inputs(node, analysis)
+    source = _inputs(node, analysis)
     cells = analysis.cells[str(node.target)]
     states = analysis.units[node][1] is not None
-    return cut_recurrent(module, seen, cells, _along(seen, -1, keep), keep, states=states)
+    return cut_recurrent(module, source, cells, _axis_mask(source, -1, keep), keep, states=states)
 
 
 def _cut_tensor(tensor: Tensor, node: fx.Node, analysis: Analysis, keep: Tensor) -> Tensor:
     new = tensor.detach()
-    for axis, mask in enumerate(axis_masks(kept(keep, analysis.units[node].ids))):
+    for axis, mask in enumerate(axis_masks(entry_mask(keep, analysis.units[node].ids))):
         new = new.movedim(axis, 0)[mask].movedim(0, axis)
     new = new.clone(memory_format=torch.contiguous_format)
     return nn.Parameter(new) if isinstance(tensor, nn.Parameter) else new
@@ -340,7 +340,7 @@ def _reshape_arguments(node: fx.Node, analysis: Analysis, keep: Tensor) -> None:
         axis: Any = node.kwargs.get("dim", given[2] if len(given) > 2 else 0)
         first = analysis.units[node][0]
         if isinstance(given[1], int) or varies(first.ids, axis):
-            node.args = (given[0], int(_along(first, axis, keep).sum()), *given[2:])
+            node.args = (given[0], int(_axis_mask(first, axis, keep).sum()), *given[2:])
 
 
 def _new_size(given: Argument, size: int, old: int, ids: Tensor, axis: int) -> Argument:
@@ -362,9 +362,9 @@ _CUTS: dict[type, Callable[..., nn.Module]] = {
     nn.LayerNorm: _cut_layer_norm,
     nn.RMSNorm: _cut_layer_norm,
     nn.GroupNorm: _cut_group_norm,
-    **dict.fromkeys(numbered("Conv", "ConvTranspose"), _cut_convolution),
+    **dict.fromkeys(per_dimension("Conv", "ConvTranspose"), _cut_convolution),
     BatchNorm: _cut_channel_norm,
-    **dict.fromkeys(numbered("InstanceNorm"), _cut_channel_norm),
+    **dict.fromkeys(per_dimension("InstanceNorm"), _cut_channel_norm),
     nn.PReLU: _cut_prelu,
     nn.Embedding: _cut_embedding,
     nn.MultiheadAttention: _cut_multihead,

@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .analysis import Analysis, Operation
-from .attention import attention, beside, masked, multihead, product, softmax
+from .attention import attention, is_broadcast_constant, masked_fill, multihead, product, softmax
 from .convolution import channelwise, convolution
 from .modules import AnyBatchNorm, InputsFirst, SelectLinear, matrix
 from .normalisation import batch_norm, group_norm, instance_norm, layer_norm
 from .recurrent import recurrent
-from .units import NO_UNIT, Units, axes_of_variation, core, kept, opaque, varies
+from .units import NO_UNIT, Units, axes_of_variation, entry_mask, opaque, varies, without_repeats
 
 
 def linear(call: Operation, module: nn.Linear | InputsFirst, analysis: Analysis) -> Units:
     """y = W x + b over the last axis."""
-    (seen,) = call.seen
-    columns = seen.columns(-1)
-    fixed, value = seen.uniform(-1)
+    (source,) = call.inputs
+    columns = source.columns(-1)
+    fixed, value = source.uniform(-1)
     ids = analysis.produce(call.name, -1, call.out.shape)
     rows = ids.reshape(-1, ids.shape[-1])[0]
     live, weight = matrix(module) != 0, matrix(module).double()
-    analysis.reads(columns, lambda keep: live[kept(keep, rows)].any(0) & ~fixed)
+    analysis.reads(columns, lambda keep: live[entry_mask(keep, rows)].any(0) & ~fixed)
     bias = 0.0 if module.bias is None else module.bias.detach().double()
     const = ~(live & ~fixed).any(1)
     folded = weight @ torch.where(fixed, value, 0.0) + bias
@@ -37,12 +37,14 @@ def linear(call: Operation, module: nn.Linear | InputsFirst, analysis: Analysis)
 
 def select_linear(call: Operation, module: SelectLinear, analysis: Analysis) -> Units:
     """A linear layer of some columns of its input."""
-    return linear(replace(call, seen=(selected(module, call.seen[0]),)), module.linear, analysis)
+    return linear(
+        replace(call, inputs=(select_columns(module, call.inputs[0]),)), module.linear, analysis
+    )
 
 
-def selected(module: SelectLinear, seen: Units) -> Units:
+def select_columns(module: SelectLinear, source: Units) -> Units:
     """What the inner layer sees."""
-    return seen.map(lambda t: t.index_select(-1, module.columns.to(t.device)))
+    return source.map(lambda t: t.index_select(-1, module.columns.to(t.device)))
 
 
 def embedding(call: Operation, module: nn.Embedding, analysis: Analysis) -> Units:
@@ -55,12 +57,12 @@ def embedding(call: Operation, module: nn.Embedding, analysis: Analysis) -> Unit
 
 def elementwise(call: Operation, module: nn.Module | None, analysis: Analysis) -> Units:
     """A function of each entry."""
-    seen = call.seen[0]
+    source = call.inputs[0]
     if call.node.args[0] in analysis.averaging and (
         module is None or isinstance(module, nn.Dropout)
     ):
         analysis.averaging.add(call.node)  # dropout is the identity here
-    return seen.with_value(seen.const, call.evaluate(module, seen.value))
+    return source.with_value(source.const, call.evaluate(module, source.value))
 
 
 def arithmetic(call: Operation, module: None, analysis: Analysis) -> object:
@@ -70,15 +72,19 @@ def arithmetic(call: Operation, module: None, analysis: Analysis) -> object:
     name = (target if isinstance(target, str) else target.__name__).rstrip("_").lstrip("i")
     if len(tensors) < 2:
         if not isinstance(call.args[0], Tensor) or tensors[0].shape != call.out.shape:
-            args = [call.seen[0].value if isinstance(a, Tensor) else a for a in call.args]
+            args = [call.inputs[0].value if isinstance(a, Tensor) else a for a in call.args]
             value = getattr(operator, {"div": "truediv"}.get(name, name))(*args)
-            return call.seen[0].with_value(call.seen[0].const, value)
+            return call.inputs[0].with_value(call.inputs[0].const, value)
         return elementwise(call, module, analysis)
     if call.kwargs:
         return analysis.refuse(call, "keyword arguments")
-    given = [_in_blocks(one, call.seen[1 - i], analysis) for i, one in enumerate(call.seen)]
+    given = [
+        _merge_rotated_heads(one, call.inputs[1 - i], analysis)
+        for i, one in enumerate(call.inputs)
+    ]
     for one, other in (given, given[::-1]):
-        if beside(other, one):  # a mask or a scale that all units share: it stays, whole
+        # a mask or a scale that all units share stays whole
+        if is_broadcast_constant(other, one):
             analysis.registry.needed.update(other.ids.unique().tolist())
             given = [
                 g if g is not other else replace(g, ids=torch.full_like(g.ids, NO_UNIT))
@@ -96,7 +102,7 @@ def arithmetic(call: Operation, module: None, analysis: Analysis) -> object:
     )
 
 
-def _in_blocks(units: Units, other: Units, analysis: Analysis) -> Units:
+def _merge_rotated_heads(units: Units, other: Units, analysis: Analysis) -> Units:
     """Units that meet a constant on the last axis and differ on more: a head under rotations.
 
     The constant serves all heads and stays whole, so that a head is one unit.
@@ -113,7 +119,7 @@ def _in_blocks(units: Units, other: Units, analysis: Analysis) -> Units:
 
 def constant(call: Operation, module: None, analysis: Analysis) -> object:
     """A tensor that the forward makes by itself, or a comparison of such ones."""
-    if not all(bool(units.const.all()) for units in call.seen):
+    if not all(bool(units.const.all()) for units in call.inputs):
         return analysis.refuse(call, "it looks at the data")
     units = opaque(call.out.shape, analysis.registry, call.name)
     analysis.registry.needed.update(units.ids.unique().tolist())
@@ -128,15 +134,15 @@ def attribute(call: Operation, module: None, analysis: Analysis) -> object:
         return parts[("values", "indices").index(name)]
     if name not in ("T", "mT"):
         return analysis.refuse(call, f"no rule for .{name}")
-    return call.seen[0].map(lambda t: getattr(t, name))
+    return call.inputs[0].map(lambda t: getattr(t, name))
 
 
 def glu(call: Operation, module: nn.Module | None, analysis: Analysis) -> Units:
     """One half times the sigmoid of the other: position by position they are one unit."""
-    (seen,) = call.seen
+    (source,) = call.inputs
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else -1)
     dim = getattr(module, "dim", dim)
-    one, gate = (seen.map(lambda t, half=half: t.chunk(2, dim)[half]) for half in (0, 1))
+    one, gate = (source.map(lambda t, half=half: t.chunk(2, dim)[half]) for half in (0, 1))
     analysis.registry.merge(one.ids, gate.ids)
     const = (one.const & gate.const) | (one.const & (one.value == 0))
     value = one.value * torch.sigmoid(gate.value)
@@ -149,7 +155,7 @@ def layout(
     """Entries move and nothing else happens."""
     first = call.args[0]
     many = isinstance(first, (tuple, list))
-    parts = list(call.seen) if many else [call.seen[0]]
+    parts = list(call.inputs) if many else [call.inputs[0]]
 
     def move(pick: Callable[[Units], Tensor]) -> Any:
         moved = [pick(units).contiguous() for units in parts]  # a repeated one has no `view`
@@ -166,54 +172,54 @@ def layout(
     return tuple(Units(*parts) for parts in zip(*moved, strict=True))
 
 
-def pieces(call: Operation, module: None, analysis: Analysis) -> object:
+def splitting(call: Operation, module: None, analysis: Analysis) -> object:
     """chunk, split, unbind: a position stays in all pieces if it stays in one."""
     sizes = {part.shape for part in call.out}
     if len(sizes) != 1:
         return analysis.refuse(call, "pieces of different sizes")
     parts = cast("tuple[Units, ...]", layout(call, module, analysis))
-    ids = torch.stack(core(*(part.ids for part in parts)))
+    ids = torch.stack(without_repeats(*(part.ids for part in parts)))
     analysis.readers.append(
-        lambda keep: ids[:, kept(keep, ids).any(0)].unique() if len(keep) else ids[:0]
+        lambda keep: ids[:, entry_mask(keep, ids).any(0)].unique() if len(keep) else ids[:0]
     )
     return parts
 
 
-def item(call: Operation, module: None, analysis: Analysis) -> object:
+def indexing(call: Operation, module: None, analysis: Analysis) -> object:
     """x[...]: an axis that is indexed stays whole."""
     if not isinstance(call.args[0], Tensor):
         return analysis.units[call.node.args[0]][call.args[1]]  # type: ignore[index]
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
-    seen = call.seen[0]
+    source = call.inputs[0]
     if not all(isinstance(i, int | slice) or i is Ellipsis or i is None for i in index):
         return analysis.refuse(call, "an index of tensors")
     out = layout(call, module, analysis)
     axis = 0
     for position, i in enumerate(index):
         if i is Ellipsis:
-            axis = seen.ids.ndim - sum(j is not None for j in index[position + 1 :])
+            axis = source.ids.ndim - sum(j is not None for j in index[position + 1 :])
         elif i is not None:
-            if i != slice(None) and varies(seen.ids, axis):
-                columns = seen.columns(axis)
-                if isinstance(i, slice) and axes_of_variation(seen.ids) > 1:  # halves of a head
-                    analysis.registry.merge(seen.ids, seen.ids.narrow(axis, 0, 1))
+            if i != slice(None) and varies(source.ids, axis):
+                columns = source.columns(axis)
+                if isinstance(i, slice) and axes_of_variation(source.ids) > 1:  # halves of a head
+                    analysis.registry.merge(source.ids, source.ids.narrow(axis, 0, 1))
                 elif isinstance(i, slice):
-                    analysis.registry.pin(seen.ids, f"{call.name}: a slice of its units")
-                analysis.readers.append(_whole(columns))
+                    analysis.registry.pin(source.ids, f"{call.name}: a slice of its units")
+                analysis.readers.append(_keep_whole(columns))
             axis += 1
     return out
 
 
-def _whole(columns: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda keep: columns[kept(keep, columns).any(1)].unique()
+def _keep_whole(columns: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda keep: columns[entry_mask(keep, columns).any(1)].unique()
 
 
 def reduce(call: Operation, module: None, analysis: Analysis) -> object:
     """mean, sum, amax, max: constant where everything reduced is constant."""
-    seen = call.seen[0]
-    if len(call.seen) > 1:
+    source = call.inputs[0]
+    if len(call.inputs) > 1:
         return analysis.refuse(call, "it compares two tensors")
-    value = call.evaluate(module, seen.value)
+    value = call.evaluate(module, source.value)
     places = None
     if isinstance(value, tuple):  # the values, and where they are
         value, places = value[0], opaque(value[1].shape, analysis.registry, call.name)
@@ -221,8 +227,8 @@ def reduce(call: Operation, module: None, analysis: Analysis) -> object:
         return analysis.refuse(call, "it reduces over everything")
     dims = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
     dims = [dims] if isinstance(dims, int) else list(dims or [])
-    low, const = seen.ids.amin(dims, keepdim=True), seen.const
-    if bool((seen.ids != low).any()):
+    low, const = source.ids.amin(dims, keepdim=True), source.const
+    if bool((source.ids != low).any()):
         return analysis.refuse(call, "it reduces over units")
     for dim in dims:
         const = const.all(dim, keepdim=True)
@@ -231,21 +237,21 @@ def reduce(call: Operation, module: None, analysis: Analysis) -> object:
     return found if places is None else (found, places)
 
 
-def padded(call: Operation, module: nn.Module | None, analysis: Analysis) -> object:
+def padding(call: Operation, module: nn.Module | None, analysis: Analysis) -> object:
     """More positions along axes of no units: constants, or copies of what is there."""
-    seen = call.seen[0]
-    ids, shape = seen.ids, call.out.shape
+    source = call.inputs[0]
+    ids, shape = source.ids, call.out.shape
     for axis in (a for a, size in enumerate(shape) if size != ids.shape[a]):
         if varies(ids, axis):
             return analysis.refuse(call, "it pads an axis of units")
         ids = ids.narrow(axis, 0, 1)
-    varying = (~seen.const).double()
+    varying = (~source.const).double()
     const = call.evaluate(module, varying) == call.evaluate(module, torch.zeros_like(varying))
-    value = call.evaluate(module, seen.value)
+    value = call.evaluate(module, source.value)
     return Units(ids.expand(shape), const, value).with_value(const, value)
 
 
-def numbered(*kinds: str) -> list[type[nn.Module]]:
+def per_dimension(*kinds: str) -> list[type[nn.Module]]:
     """The modules of these kinds for one, two and three dimensions."""
     return [getattr(nn, f"{kind}{n}d") for kind in kinds for n in (1, 2, 3)]
 
@@ -258,7 +264,7 @@ def _operators(*names: str) -> list[object]:
     return [getattr(operator, name) for name in names]
 
 
-def _spelled(*names: str) -> list[object]:
+def _ops(*names: str) -> list[object]:
     """What a graph may call these operations: torch's functions, and methods of a tensor."""
     functions = [getattr(home, name, None) for name in names for home in (torch, F)]
     methods = [name for name in names if hasattr(Tensor, name)]
@@ -270,10 +276,10 @@ _ELEMENTWISE = [
     *_modules("Sigmoid", "LogSigmoid", "Hardtanh", "Hardswish", "Hardsigmoid", "Softplus"),
     *_modules("Softsign", "Tanhshrink", "Hardshrink", "Softshrink", "PReLU", "Identity"),
     *_modules("Dropout", "AlphaDropout", "FeatureAlphaDropout"),
-    *numbered("Dropout"),
-    *_spelled("relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "tanh"),
-    *_spelled("sigmoid", "softplus", "hardtanh", "hardswish", "relu_"),
-    *_spelled("abs", "square", "neg", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf", "clamp"),
+    *per_dimension("Dropout"),
+    *_ops("relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "tanh"),
+    *_ops("sigmoid", "softplus", "hardtanh", "hardswish", "relu_"),
+    *_ops("abs", "square", "neg", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf", "clamp"),
     *_operators("neg"),
     F.dropout,
     "float",
@@ -281,28 +287,28 @@ _ELEMENTWISE = [
     "type_as",
 ]
 _CHANNELWISE = [
-    *numbered("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool"),
+    *per_dimension("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool"),
     nn.Upsample,
-    *_spelled("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "interpolate"),
-    *_spelled("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
+    *_ops("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "interpolate"),
+    *_ops("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
 ]
 _ARITHMETIC = [
-    *_spelled("add", "sub", "mul", "div", "pow", "add_", "mul_"),
+    *_ops("add", "sub", "mul", "div", "pow", "add_", "mul_"),
     *_operators("add", "sub", "mul", "truediv", "pow", "iadd", "imul"),
 ]
 _CONSTANT = [
-    *_spelled("ones", "zeros", "full", "arange", "eye", "tril", "triu", "logical_not", "bool"),
+    *_ops("ones", "zeros", "full", "arange", "eye", "tril", "triu", "logical_not", "bool"),
     *_operators("invert", "eq", "ne", "lt", "le", "gt", "ge"),
 ]
 _PADDING = [
     F.pad,
-    *numbered("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"),
+    *per_dimension("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"),
 ]
 _LAYOUT = [
     *_modules("Flatten", "PixelShuffle", "PixelUnshuffle"),
-    *_spelled("flatten", "reshape", "permute", "transpose", "movedim", "squeeze", "unsqueeze"),
-    *_spelled("cat", "concat", "stack", "flip", "pixel_shuffle", "pixel_unshuffle"),
-    *_spelled("view", "expand", "contiguous", "clone", "detach"),
+    *_ops("flatten", "reshape", "permute", "transpose", "movedim", "squeeze", "unsqueeze"),
+    *_ops("cat", "concat", "stack", "flip", "pixel_shuffle", "pixel_unshuffle"),
+    *_ops("view", "expand", "contiguous", "clone", "detach"),
     "unflatten",
 ]
 
@@ -322,20 +328,20 @@ RULES: dict[object, Callable[..., object]] = {
     nn.Softmax: softmax,
     nn.GLU: glu,
     F.glu: glu,
-    operator.getitem: item,
+    operator.getitem: indexing,
     getattr: attribute,
-    **dict.fromkeys(numbered("Conv", "ConvTranspose"), convolution),
-    **dict.fromkeys([*numbered("BatchNorm"), AnyBatchNorm], batch_norm),
-    **dict.fromkeys(numbered("InstanceNorm"), instance_norm),
-    **dict.fromkeys(_spelled("softmax"), softmax),
-    **dict.fromkeys(_spelled("masked_fill"), masked),
-    **dict.fromkeys(_spelled("mean", "sum", "amax", "amin", "max", "min"), reduce),
-    **dict.fromkeys(_spelled("chunk", "split", "unbind"), pieces),
-    **dict.fromkeys([*_spelled("matmul", "bmm"), operator.matmul], product),
+    **dict.fromkeys(per_dimension("Conv", "ConvTranspose"), convolution),
+    **dict.fromkeys([*per_dimension("BatchNorm"), AnyBatchNorm], batch_norm),
+    **dict.fromkeys(per_dimension("InstanceNorm"), instance_norm),
+    **dict.fromkeys(_ops("softmax"), softmax),
+    **dict.fromkeys(_ops("masked_fill"), masked_fill),
+    **dict.fromkeys(_ops("mean", "sum", "amax", "amin", "max", "min"), reduce),
+    **dict.fromkeys(_ops("chunk", "split", "unbind"), splitting),
+    **dict.fromkeys([*_ops("matmul", "bmm"), operator.matmul], product),
     **dict.fromkeys(_ELEMENTWISE, elementwise),
     **dict.fromkeys(_CHANNELWISE, channelwise),
     **dict.fromkeys(_ARITHMETIC, arithmetic),
     **dict.fromkeys(_LAYOUT, layout),
-    **dict.fromkeys(_PADDING, padded),
+    **dict.fromkeys(_PADDING, padding),
     **dict.fromkeys(_CONSTANT, constant),
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from .exported import exported
+from .export import export_graph
+from .layer_calls import layer_calls_as_modules
 from .modules import SelectLinear
-from .raised import raised
 
 
 class Tracer(fx.Tracer):
@@ -34,14 +34,14 @@ def trace(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
         found = fx.GraphModule(model, graph)
     except Exception as error:
         try:
-            found = exported(model, inputs)
+            found = export_graph(model, inputs)
         except Exception as second:
             kind, by_fx, by_export = type(model).__name__, *map(_first_sentence, (error, second))
             raise ValueError(
                 f"{kind} cannot be traced by torch.fx ({by_fx}) nor by torch.export "
                 f"({by_export}); compact a part of it whose forward has no branch on tensor values"
             ) from second
-    return raised(found, model)
+    return layer_calls_as_modules(found, model)
 
 
 def _first_sentence(error: Exception) -> str:

@@ -70,7 +70,7 @@ class Registry:
 
     def merge(self, a: Tensor, b: Tensor) -> None:
         """Entry by entry, the units of a and of b become one."""
-        left_ids, right_ids = core(*torch.broadcast_tensors(a, b))
+        left_ids, right_ids = without_repeats(*torch.broadcast_tensors(a, b))
         both = (left_ids != NO_UNIT) & (right_ids != NO_UNIT)
         pairs = left_ids[both] * len(self.parent) + right_ids[both]
         for pair in pairs.unique().tolist():
@@ -80,7 +80,7 @@ class Registry:
 
     def pin(self, ids: Tensor, why: str) -> None:
         """The units of ids stay, whatever their weights."""
-        for unit in core(ids)[0].unique().tolist():
+        for unit in without_repeats(ids)[0].unique().tolist():
             if unit != NO_UNIT:
                 self.pinned.setdefault(unit, why)
 
@@ -99,14 +99,14 @@ def opaque(shape: torch.Size, registry: Registry, why: str) -> Units:
     )
 
 
-def along(axis: int, shape: torch.Size, registry: Registry) -> Tensor:
+def fresh_ids(axis: int, shape: torch.Size, registry: Registry) -> Tensor:
     """Ids of a tensor of this shape with a fresh unit for each position of `axis`."""
     view = [1] * len(shape)
     view[axis] = shape[axis]
     return registry.fresh(shape[axis]).view(view).expand(shape)
 
 
-def core(*tensors: Tensor) -> tuple[Tensor, ...]:
+def without_repeats(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Tensors of one shape without the axes along which all of them repeat (a stride of 0)."""
     for axis, size in enumerate(tensors[0].shape):
         if size > 1 and not any(t.stride(axis) for t in tensors):
@@ -116,7 +116,7 @@ def core(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _folded(ids: Tensor) -> Tensor:
     """The same ids, repeated (by a stride of 0) along every axis on which they do not vary."""
-    (part,) = core(ids)
+    (part,) = without_repeats(ids)
     for axis, size in enumerate(part.shape):
         if size > 1 and not varies(part, axis):
             part = part.narrow(axis, 0, 1)
@@ -125,31 +125,31 @@ def _folded(ids: Tensor) -> Tensor:
 
 def _columns(tensor: Tensor, axis: int) -> Tensor:
     """One row per position of the other axes, of those that repeat one: (positions, size)."""
-    (part,) = core(tensor)
+    (part,) = without_repeats(tensor)
     size = tensor.shape[axis]
     sizes = list(part.shape)
     sizes[axis] = size
     return part.expand(sizes).movedim(axis, -1).reshape(-1, size)
 
 
-def kept(keep: Tensor, ids: Tensor) -> Tensor:
+def entry_mask(keep: Tensor, ids: Tensor) -> Tensor:
     """Mask of the entries that stay; keep has one flag a unit."""
     if not len(keep):
         return torch.ones_like(ids, dtype=torch.bool)
-    (part,) = core(ids)
+    (part,) = without_repeats(ids)
     return (keep[part.clamp(min=0)] | (part == NO_UNIT)).expand(ids.shape)
 
 
 def axis_masks(mask: Tensor) -> list[Tensor]:
     """For every axis, the positions where anything stays."""
-    (part,) = core(mask)
+    (part,) = without_repeats(mask)
     flat = [part.movedim(axis, 0).reshape(size, -1) for axis, size in enumerate(part.shape)]
     return [rows.any(1).expand(size) for rows, size in zip(flat, mask.shape)]
 
 
 def varies(ids: Tensor, axis: int) -> bool:
     """Whether positions along axis are of different units."""
-    (part,) = core(ids)
+    (part,) = without_repeats(ids)
     return part.shape[axis] > 1 and bool((part != part.narrow(axis, 0, 1)).any())
 
 
@@ -158,7 +158,7 @@ def axes_of_variation(ids: Tensor) -> int:
     return sum(varies(ids, axis) for axis in range(ids.ndim))
 
 
-def hull(mask: Tensor) -> Tensor:
+def bounding_box(mask: Tensor) -> Tensor:
     """The smallest box of whole slices that holds the mask: what a dense tensor can be cut to."""
     box = torch.ones_like(mask)
     for axis, positions in enumerate(axis_masks(mask)):

@@ -13,13 +13,13 @@ from torch.fx.graph import CodeGen
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .raised import LAYERS
+from .layer_calls import LAYERS
 from .rules import RULES
 
 Call = tuple[Any, list[Any]]  # a function, or the name of a method, with its arguments
 
 
-def exported(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
+def export_graph(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
     """The operations of one forward pass as calls of torch's functions and methods of tensors.
 
     Branches are those that the inputs take. Sizes stay free where the model allows it and the
@@ -38,15 +38,15 @@ def exported(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
     graph = module.graph
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            _respell(node)
-    _take_tensors(graph, inputs)
+            _to_named_function(node)
+    _flatten_signature(graph, inputs)
     graph.eliminate_dead_code()
     found = fx.GraphModule(module, graph)
     found.meta["lost"] = "dropout" if mutable and drops else ""
     return found
 
 
-def _take_tensors(graph: fx.Graph, inputs: tuple[object, ...]) -> None:
+def _flatten_signature(graph: fx.Graph, inputs: tuple[object, ...]) -> None:
     """Have plain arguments and results where they are tensors or a tuple of these."""
     end = graph.output_node()
     results: Any = end.args[0]
@@ -66,14 +66,14 @@ def _is_mutable(node: fx.Node) -> bool:
     return mutable and str(op) != "aten.detach_.default"
 
 
-def _respell(node: fx.Node) -> None:
+def _to_named_function(node: fx.Node) -> None:
     """Write an operator of ATen as a function or method that has a rule, where there is one."""
     name = str(getattr(node.target, "overloadpacket").__name__)  # noqa: B009
     args: list[Any] = list(node.args)
     target: Any = node.target
     functions = [getattr(home, name, None) for home in (F, torch)]
-    if name in _SPELLED:
-        target, args = _SPELLED[name](args)
+    if name in _REWRITES:
+        target, args = _REWRITES[name](args)
     elif name in _OPERATORS and not node.kwargs:
         target = getattr(operator, _OPERATORS[name])
     elif layer := next((f for f in functions if f in LAYERS), None):
@@ -119,7 +119,7 @@ _OPERATORS = {name: name for name in ("add", "sub", "mul", "neg", "pow")} | {
     **{name: name for name in ("eq", "ne", "lt", "le", "gt", "ge")},
     "div": "truediv",
 }
-_SPELLED: dict[str, Callable[[list[Any]], Call]] = {
+_REWRITES: dict[str, Callable[[list[Any]], Call]] = {
     "batch_norm": _batch_norm,
     "embedding": _embedding,
     "slice": _slice,

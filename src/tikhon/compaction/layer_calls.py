@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from .modules import AnyBatchNorm, InputsFirst
 
-Given = dict[str, Any]  # the arguments of a call by name: tensors of the model, numbers
+Arguments = dict[str, Any]  # the arguments of a call by name: tensors of the model, numbers
 _CONVOLVED = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (*_CONVOLVED[:5], "output_padding", "groups", "dilation")
 
 
-def raised(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+def layer_calls_as_modules(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """The graph with `F.linear(x, self.weight)` and the like as modules, where the weight is.
 
     A layer that has a `forward` of its own is one call of a module like any other then, and
@@ -29,23 +29,23 @@ def raised(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """
     nodes = graph.graph.nodes
     for node in list(nodes):
-        _write_out(node)
+        _expand_addcmul(node)
     called = {str(n.target) for n in nodes if n.op == "call_module"}
     users = Counter(str(n.target) for n in nodes if n.op == "get_attr" for _ in n.users)
     for node in list(nodes):
-        found = _arguments(node, graph, users)
+        found = _layer_arguments(node, graph, users)
         if found is None:
             continue
-        source, given = found
-        module = LAYERS[node.target][1](given)
+        source, args = found
+        module = LAYERS[node.target][1](args)
         path, _, attribute = source.rpartition(".")
         name = path
         if attribute == "weight" and path and path not in called:
-            _take_the_place(module, graph.get_submodule(path), model.get_submodule(path))
+            _adopt_members(module, graph.get_submodule(path), model.get_submodule(path))
         else:
             name = f"{path}_{node.name}".lstrip("_").replace(".", "_")
             name += "_" * hasattr(graph, name)
-            _let_go(node, graph, model)
+            _remove_moved_parameters(node, graph, model)
         called.add(name)
         graph.set_submodule(name, module.train(model.training))
         with graph.graph.inserting_before(node):
@@ -59,9 +59,9 @@ def raised(graph: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     return graph
 
 
-def _arguments(
+def _layer_arguments(
     node: fx.Node, graph: fx.GraphModule, users: Counter[str]
-) -> tuple[str, Given] | None:
+) -> tuple[str, Arguments] | None:
     """The name of the weight and all arguments; None where one is computed or used elsewhere."""
     if node.op != "call_function" or node.target not in LAYERS or not node.args:
         return None
@@ -69,7 +69,7 @@ def _arguments(
     bound = {**dict(zip(names, node.args)), **node.kwargs}
     if not bound.keys() <= set(names):  # it does more than the layer
         return None
-    source, given = "", Given()
+    source, args = "", Arguments()
     for name, value in bound.items():
         if name != "input" and isinstance(value, fx.Node):
             target = str(value.target)
@@ -77,17 +77,17 @@ def _arguments(
                 return None
             source = target if name == "weight" else source
             value = attrgetter(target)(graph)
-        given[name] = value
-    learned = [given.get("weight"), given.get("bias")]
-    active = given.get("training", node.target is F.dropout)
-    if active or given.get("max_norm") is not None:
+        args[name] = value
+    learned = [args.get("weight"), args.get("bias")]
+    active = args.get("training", node.target is F.dropout)
+    if active or args.get("max_norm") is not None:
         return None
     if not all(isinstance(one, nn.Parameter | None) for one in learned):
         return None
-    return None if not source and node.target in _WEIGHTED else (source, given)
+    return None if not source and node.target in _WEIGHTED else (source, args)
 
 
-def _write_out(node: fx.Node) -> None:
+def _expand_addcmul(node: fx.Node) -> None:
     """A sum with a product, written as these two."""
     name = getattr(node.target, "__name__", str(node.target))
     if name.partition(".")[0] == "addcmul" and len(node.args) == 3 and not node.kwargs:
@@ -104,7 +104,7 @@ def _input(node: fx.Node) -> Argument:
     return node.args[LAYERS[node.target][0].index("input")]
 
 
-def _let_go(node: fx.Node, graph: fx.GraphModule, model: nn.Module) -> None:
+def _remove_moved_parameters(node: fx.Node, graph: fx.GraphModule, model: nn.Module) -> None:
     """Take from where the graph holds them the parameters that a module holds now."""
     for part in (one for one in node.all_input_nodes if one is not _input(node)):
         path, _, attribute = str(part.target).rpartition(".")
@@ -113,93 +113,97 @@ def _let_go(node: fx.Node, graph: fx.GraphModule, model: nn.Module) -> None:
             delattr(holder, attribute)
 
 
-def _take_the_place(new: nn.Module, old: nn.Module, original: nn.Module) -> None:
+def _adopt_members(new: nn.Module, old: nn.Module, original: nn.Module) -> None:
     """Hold what else the old module holds, and remember which of it."""
-    beside: list[str] = []
+    extra_members: list[str] = []
     for store in ("_parameters", "_buffers", "_modules"):
         for name, value in getattr(old, store).items():
             if not hasattr(new, name):
                 getattr(new, store)[name] = value
-                beside.append(name)
+                extra_members.append(name)
     counted = original._buffers.get("num_batches_tracked")
     if counted is not None and isinstance(new, AnyBatchNorm):
         new.num_batches_tracked = counted
-    new.beside = beside  # type: ignore[assignment]
+    new.extra_members = extra_members  # type: ignore[assignment]
 
 
-def _with(module: nn.Module, given: Given) -> nn.Module:
+def _with_tensors(module: nn.Module, args: Arguments) -> nn.Module:
     """The module with the model's own tensors."""
     for name in ("weight", "bias", "running_mean", "running_var"):
-        if isinstance(given.get(name), Tensor) or (name in given and hasattr(module, name)):
-            setattr(module, name, given[name])
+        if isinstance(args.get(name), Tensor) or (name in args and hasattr(module, name)):
+            setattr(module, name, args[name])
     return module
 
 
-def _linear(given: Given) -> nn.Module:
-    rows, columns = given["weight"].shape
-    bias = given.get("bias") is not None
-    return _with(nn.Linear(columns, rows, bias=bias, device="meta"), given)
+def _linear(args: Arguments) -> nn.Module:
+    rows, columns = args["weight"].shape
+    bias = args.get("bias") is not None
+    return _with_tensors(nn.Linear(columns, rows, bias=bias, device="meta"), args)
 
 
-def _inputs_first(given: Given) -> nn.Module:
-    return InputsFirst(given["weight"], given["bias"])
+def _inputs_first(args: Arguments) -> nn.Module:
+    return InputsFirst(args["weight"], args["bias"])
 
 
-def _convolution(kind: Callable[..., nn.Module], *, turned: bool) -> Callable[[Given], nn.Module]:
-    def make(given: Given) -> nn.Module:
-        weight, groups = given["weight"], given.get("groups", 1)
+def _convolution(
+    kind: Callable[..., nn.Module], *, transposed: bool
+) -> Callable[[Arguments], nn.Module]:
+    def make(args: Arguments) -> nn.Module:
+        weight, groups = args["weight"], args.get("groups", 1)
         first, second = weight.shape[0], weight.shape[1] * groups
         options = {
-            name: given[name]
+            name: args[name]
             for name in ("stride", "padding", "output_padding", "dilation", "groups")
-            if name in given
+            if name in args
         }
-        sizes = (first, second) if turned else (second, first)
-        bias = given.get("bias") is not None
-        return _with(kind(*sizes, weight.shape[2:], bias=bias, device="meta", **options), given)
+        sizes = (first, second) if transposed else (second, first)
+        bias = args.get("bias") is not None
+        return _with_tensors(
+            kind(*sizes, weight.shape[2:], bias=bias, device="meta", **options), args
+        )
 
     return make
 
 
-def _layer_norm(given: Given) -> nn.Module:
-    affine = given.get("weight") is not None
-    bias = given.get("bias") is not None
-    eps = given.get("eps", 1e-5)
-    shape = given["normalized_shape"]
-    return _with(
-        nn.LayerNorm(shape, eps, elementwise_affine=affine, bias=bias, device="meta"), given
+def _layer_norm(args: Arguments) -> nn.Module:
+    affine = args.get("weight") is not None
+    bias = args.get("bias") is not None
+    eps = args.get("eps", 1e-5)
+    shape = args["normalized_shape"]
+    return _with_tensors(
+        nn.LayerNorm(shape, eps, elementwise_affine=affine, bias=bias, device="meta"), args
     )
 
 
-def _rms_norm(given: Given) -> nn.Module:
-    affine = given.get("weight") is not None
-    shape, eps = given["normalized_shape"], given.get("eps")
-    return _with(nn.RMSNorm(shape, eps, elementwise_affine=affine, device="meta"), given)
+def _rms_norm(args: Arguments) -> nn.Module:
+    affine = args.get("weight") is not None
+    shape, eps = args["normalized_shape"], args.get("eps")
+    return _with_tensors(nn.RMSNorm(shape, eps, elementwise_affine=affine, device="meta"), args)
 
 
-def _batch_norm(given: Given) -> nn.Module:
-    mean, affine = given["running_mean"], given.get("weight") is not None
-    eps, momentum = given.get("eps", 1e-5), given.get("momentum", 0.1)
-    return _with(AnyBatchNorm(len(mean), eps, momentum, affine=affine), given)
+def _batch_norm(args: Arguments) -> nn.Module:
+    mean, affine = args["running_mean"], args.get("weight") is not None
+    eps, momentum = args.get("eps", 1e-5), args.get("momentum", 0.1)
+    return _with_tensors(AnyBatchNorm(len(mean), eps, momentum, affine=affine), args)
 
 
-def _group_norm(given: Given) -> nn.Module:
-    weight = given["weight"]
-    norm = nn.GroupNorm(given["num_groups"], len(weight), given.get("eps", 1e-5), device="meta")
-    return _with(norm, given)
+def _group_norm(args: Arguments) -> nn.Module:
+    weight = args["weight"]
+    norm = nn.GroupNorm(args["num_groups"], len(weight), args.get("eps", 1e-5), device="meta")
+    return _with_tensors(norm, args)
 
 
-def _embedding(given: Given) -> nn.Module:
-    rows, columns = given["weight"].shape
-    padding = given.get("padding_idx")
-    return _with(nn.Embedding(rows, columns, padding, device="meta"), given)
+def _embedding(args: Arguments) -> nn.Module:
+    rows, columns = args["weight"].shape
+    padding = args.get("padding_idx")
+    return _with_tensors(nn.Embedding(rows, columns, padding, device="meta"), args)
 
 
-def _dropout(given: Given) -> nn.Module:
-    return nn.Dropout(given.get("p", 0.5))
+def _dropout(args: Arguments) -> nn.Module:
+    return nn.Dropout(args.get("p", 0.5))
 
 
-LAYERS: dict[Any, tuple[tuple[str, ...], Callable[[Given], nn.Module]]] = {
+LAYERS: dict[Any, tuple[tuple[str, ...], Callable[[Arguments], nn.Module]]] = {
     F.linear: (("input", "weight", "bias"), _linear),
     F.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
     torch.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
@@ -212,12 +216,12 @@ LAYERS: dict[Any, tuple[tuple[str, ...], Callable[[Given], nn.Module]]] = {
     torch.addmm: (("bias", "input", "weight"), _inputs_first),
     F.embedding: (("input", "weight", "padding_idx", "max_norm"), _embedding),
     F.dropout: (("input", "p", "training", "inplace"), _dropout),
-    F.conv1d: (_CONVOLVED, _convolution(nn.Conv1d, turned=False)),
-    F.conv2d: (_CONVOLVED, _convolution(nn.Conv2d, turned=False)),
-    F.conv3d: (_CONVOLVED, _convolution(nn.Conv3d, turned=False)),
-    F.conv_transpose1d: (_TRANSPOSED, _convolution(nn.ConvTranspose1d, turned=True)),
-    F.conv_transpose2d: (_TRANSPOSED, _convolution(nn.ConvTranspose2d, turned=True)),
-    F.conv_transpose3d: (_TRANSPOSED, _convolution(nn.ConvTranspose3d, turned=True)),
+    F.conv1d: (_CONVOLVED, _convolution(nn.Conv1d, transposed=False)),
+    F.conv2d: (_CONVOLVED, _convolution(nn.Conv2d, transposed=False)),
+    F.conv3d: (_CONVOLVED, _convolution(nn.Conv3d, transposed=False)),
+    F.conv_transpose1d: (_TRANSPOSED, _convolution(nn.ConvTranspose1d, transposed=True)),
+    F.conv_transpose2d: (_TRANSPOSED, _convolution(nn.ConvTranspose2d, transposed=True)),
+    F.conv_transpose3d: (_TRANSPOSED, _convolution(nn.ConvTranspose3d, transposed=True)),
 }
 _WEIGHTED = {F.group_norm, torch.addmm} | {
     target for target, (names, _) in LAYERS.items() if names[1] == "weight"

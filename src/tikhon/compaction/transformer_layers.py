@@ -36,11 +36,11 @@ class _Layer(_Block):
         self.norm_first = layer.norm_first
         self.activation = layer.activation
 
-    def _fed(self, x: Tensor) -> Tensor:
+    def _feed_forward(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
-def _attended(
+def _attend(
     attention: nn.MultiheadAttention,
     x: Tensor,
     memory: Tensor,
@@ -73,18 +73,18 @@ class EncoderLayer(_Layer):
     ) -> Tensor:
         """(batch, length, embedding) -> the same, or (length, batch, embedding)."""
 
-        def itself(x: Tensor) -> Tensor:
-            kept = (src_mask, src_key_padding_mask, is_causal)
-            return self.dropout1(_attended(self.self_attn, x, x, *kept))
+        def self_attention(x: Tensor) -> Tensor:
+            masks = (src_mask, src_key_padding_mask, is_causal)
+            return self.dropout1(_attend(self.self_attn, x, x, *masks))
 
-        def fed(x: Tensor) -> Tensor:
-            return self.dropout2(self._fed(x))
+        def feed_forward(x: Tensor) -> Tensor:
+            return self.dropout2(self._feed_forward(x))
 
         if self.norm_first:
-            x = src + itself(self.norm1(src))
-            return x + fed(self.norm2(x))
-        x = self.norm1(src + itself(src))
-        return self.norm2(x + fed(x))
+            x = src + self_attention(self.norm1(src))
+            return x + feed_forward(self.norm2(x))
+        x = self.norm1(src + self_attention(src))
+        return self.norm2(x + feed_forward(x))
 
 
 class DecoderLayer(_Layer):
@@ -107,24 +107,24 @@ class DecoderLayer(_Layer):
     ) -> Tensor:
         """Targets and what they attend to -> the targets' shape."""
 
-        def itself(x: Tensor) -> Tensor:
-            kept = (tgt_mask, tgt_key_padding_mask, tgt_is_causal)
-            return self.dropout1(_attended(self.self_attn, x, x, *kept))
+        def self_attention(x: Tensor) -> Tensor:
+            masks = (tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+            return self.dropout1(_attend(self.self_attn, x, x, *masks))
 
-        def across(x: Tensor) -> Tensor:
-            kept = (memory_mask, memory_key_padding_mask, memory_is_causal)
-            return self.dropout2(_attended(self.multihead_attn, x, memory, *kept))
+        def cross_attention(x: Tensor) -> Tensor:
+            masks = (memory_mask, memory_key_padding_mask, memory_is_causal)
+            return self.dropout2(_attend(self.multihead_attn, x, memory, *masks))
 
-        def fed(x: Tensor) -> Tensor:
-            return self.dropout3(self._fed(x))
+        def feed_forward(x: Tensor) -> Tensor:
+            return self.dropout3(self._feed_forward(x))
 
         if self.norm_first:
-            x = tgt + itself(self.norm1(tgt))
-            x = x + across(self.norm2(x))
-            return x + fed(self.norm3(x))
-        x = self.norm1(tgt + itself(tgt))
-        x = self.norm2(x + across(x))
-        return self.norm3(x + fed(x))
+            x = tgt + self_attention(self.norm1(tgt))
+            x = x + cross_attention(self.norm2(x))
+            return x + feed_forward(self.norm3(x))
+        x = self.norm1(tgt + self_attention(tgt))
+        x = self.norm2(x + cross_attention(x))
+        return self.norm3(x + feed_forward(x))
 
 
 class Encoder(_Block):
@@ -218,19 +218,19 @@ _KINDS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 }
 
 
-def opened(model: nn.Module) -> nn.Module:
+def with_traceable_layers(model: nn.Module) -> nn.Module:
     """The model with torch's own transformer layers, known by their exact types, replaced.
 
     All other modules that hold none are the model's own, under the same names; those that hold
     one are shallow copies, so the model itself stays as it is.
     """
-    return _opened(model, {})
+    return _replace_layers(model, {})
 
 
-def _opened(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+def _replace_layers(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     if module in done:
         return done[module]
-    children = {n: c and _opened(c, done) for n, c in module._modules.items()}
+    children = {n: c and _replace_layers(c, done) for n, c in module._modules.items()}
     kind = _KINDS.get(type(module))
     found = module
     if kind is not None or any(c is not module._modules[n] for n, c in children.items()):
