@@ -25,6 +25,7 @@ from unittest import mock
 HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "images"
 PAGES = [
+    HERE.parent / "README.md",
     HERE / "quickstart.md",
     HERE / "sparsity.md",
     *(p for p in sorted((HERE / "tutorials").glob("*.md")) if ".zh-CN" not in p.name),
