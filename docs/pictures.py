@@ -21,7 +21,7 @@ from tikhon import report  # noqa: E402
 from tikhon.report import charts  # noqa: E402
 from tikhon.report.html import render  # noqa: E402
 from tikhon.report.kinds import demo  # noqa: E402
-from tikhon.report.page import Chart, Name, Page, Section, number, say  # noqa: E402
+from tikhon.report.page import Chart, Name, Page, Section, label, number  # noqa: E402
 from tikhon.report.saved import SavedRun, read  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
@@ -36,7 +36,7 @@ WIDE = "document.querySelector('.chart svg').clientWidth > 420"
 def curves(run: SavedRun) -> Page:
     """The same network without regularization and with the chosen method, side by side."""
     methods = run.result["arms"]
-    bare, best = demo.baseline(methods), demo.winner(methods)
+    bare, best = demo.baseline(methods), demo.best_method(methods)
     assert bare is not None and best is not None
     blocks = []
     for method in (bare, best):
@@ -45,12 +45,12 @@ def curves(run: SavedRun) -> Page:
             [r[key] for r in records] for key in ("epoch", "train/accuracy", "valid/accuracy")
         )
         figure = charts.learning_curves(
-            epochs, train, valid, say("metric_accuracy"), higher=True, range=[0.4, 1.02]
+            epochs, train, valid, label("metric_accuracy"), higher=True, range=[0.4, 1.02]
         )
-        name = demo.label(method)
+        name = demo.method_label(method)
         words = name.text("en") if not isinstance(name, Name) else name.text
-        title = f"{words}: test accuracy {number(demo.test(method))}"
-        blocks.append(Chart(Name(title), figure, say("alt_arms")))
+        title = f"{words}: test accuracy {number(demo.test_accuracy(method))}"
+        blocks.append(Chart(Name(title), figure, label("alt_arms")))
     return Page(
         Name("curves"), "plain", Name("curves"), sections=(Section(Name("c"), tuple(blocks)),)
     )

@@ -104,7 +104,7 @@ def test_the_terminal_and_the_page_say_the_same(folder, capsys, data):
     assert main(["fit", data, "--epochs", "3", "-q", "-o", "run"]) == 0
     out = capsys.readouterr().out
     page = report.build(read(folder / "run"))
-    for words in (page.verdict, *page.more):
+    for words in page.sentences:
         assert words.text("en") in out
     tables = [block for block in page.sections[0].blocks if isinstance(block, PageTable)]
     cells = [cell for table in tables for row in table.rows for cell in row]
@@ -112,7 +112,7 @@ def test_the_terminal_and_the_page_say_the_same(folder, capsys, data):
     for cell in cells:
         assert (cell.text("en") if isinstance(cell, Label) else str(cell)) in out
     assert "Always" in out and "Linear model, validation" in out
-    assert all(command in out for command in page.following) and page.following
+    assert all(command in out for command in page.next_commands) and page.next_commands
 
 
 def test_without_epochs_it_trains_until_it_no_longer_improves(folder, capsys):

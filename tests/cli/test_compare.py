@@ -105,7 +105,7 @@ def test_a_page_that_a_kill_left_out_is_written(tmp_path, whole, command):
     def killed_at_the_page():
         from tikhon.report import document
 
-        document.written = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+        document.write_page = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 
     child = command.start([*SHORT, "run"], tmp_path, before=killed_at_the_page)
     assert child.wait().code == -9

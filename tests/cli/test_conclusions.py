@@ -62,7 +62,7 @@ def test_a_leak_is_the_first_sentence_and_leaving_it_out_the_next_command(verb, 
     assert ran(*shlex.split(first)[1:], "-o", "without") == 0  # it runs, and is quiet about it
     capsys.readouterr()
     page = build(read("without"))
-    assert "paid" not in " ".join(map(english, (page.verdict, *page.more)))
+    assert "paid" not in " ".join(map(english, page.sentences))
 
 
 @pytest.mark.parametrize("verb", ["tune", "path"])
@@ -84,5 +84,5 @@ def test_a_path_that_keeps_nothing_says_so(capsys):
 def test_a_path_ending_at_few_features_does_not_say_that_all_are_needed(capsys):
     frame = pd.DataFrame({"a": A, "b": B, "y": (5 * A).round(3) + rng.normal(size=ROWS)})
     page, _, _ = told(frame, "path", capsys, "--strengths", "4,1", "--select", "best")
-    [edge] = [s for s in map(english, page.more) if "weakest strength" in s]
+    [edge] = [s for s in map(english, page.remarks) if "weakest strength" in s]
     assert "leaving features out" not in edge and "1 of 2 features" in english(page.verdict)

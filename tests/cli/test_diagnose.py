@@ -165,4 +165,4 @@ def test_what_learned_little_is_not_called_well(verdict, program, capsys, monkey
     assert verdict in capsys.readouterr().out.splitlines()[0]
     page = build(read(program / "run"))
     assert page.level == "watch" and words in page.verdict.text("en")
-    assert page.following[0].startswith("tikhon cure train.py:net")
+    assert page.next_commands[0].startswith("tikhon cure train.py:net")

@@ -53,7 +53,7 @@ def shown(page: Page) -> list[str]:
     tables = [b for s in page.sections for b in s.blocks if isinstance(b, PageTable)]
     cells = chain.from_iterable((*t.head, *chain.from_iterable(t.rows)) for t in tables)
     facts = chain.from_iterable((f.value, f.note or "") for f in page.facts)
-    return [english(cell) for cell in (page.verdict, *page.more, *facts, *cells)]
+    return [english(cell) for cell in (*page.sentences, *facts, *cells)]
 
 
 def numbers(value: object) -> Iterator[float]:

@@ -76,19 +76,19 @@ def test_of_thousands_of_columns_and_classes_a_page_has_the_first(tmp_path, monk
 def test_a_suspected_leak_comes_before_praise(tmp_path):
     found = page(tmp_path / "run", RELIED)
     assert "'plan' alone predicts the target" in shown(found.verdict) and found.level == "watch"
-    assert found.more[0].key == "verdict_one_epoch"
+    assert found.remarks[0].key == "verdict_one_epoch"
 
 
 def test_only_a_certain_rise_is_relied_on(tmp_path):
     told = page(tmp_path / "a", RELIED)
-    assert [shown(s) for s in told.more[1:]] == [
+    assert [shown(s) for s in told.remarks[1:]] == [
         "Relies most on (increase in loss when shuffled): age (+0.200)."
     ]
     [chart] = next(s for s in told.sections if s.title.key == "relies").blocks
     assert [trace["marker"]["color"] for trace in chart.figure["data"]] == ["series-1", "muted"]
     none = {"rows": 9, "columns": [["age", 0.2, -0.1, 0.5]]}
-    assert "no single column" in shown(page(tmp_path / "b", none).more[-1])
-    assert [shown(s) for s in page(tmp_path / "c", {}).more] == [shown(told.more[0])]
+    assert "no single column" in shown(page(tmp_path / "b", none).remarks[-1])
+    assert [shown(s) for s in page(tmp_path / "c", {}).remarks] == [shown(told.remarks[0])]
 
 
 def test_a_model_that_is_no_better_than_one_answer_relies_on_nothing(tmp_path):
@@ -96,7 +96,7 @@ def test_a_model_that_is_no_better_than_one_answer_relies_on_nothing(tmp_path):
         {"code": "no_better_mean", "rows": "9", "part": "test", "score": "1", "baseline": "1"}
     ]
     told = page(tmp_path / "run", RELIED, statements=worse)
-    assert not any("elies" in shown(s) for s in (told.verdict, *told.more))
+    assert not any("elies" in shown(s) for s in (told.verdict, *told.remarks))
     assert all(s.title.key != "relies" for s in told.sections)
 
 
@@ -118,13 +118,15 @@ EVERY_WAY = [
 def test_how_a_column_was_read_is_told_in_both_languages(given):
     column = Column(**{"name": "a", "kind": "number", **given})
     saved = json.loads(json.dumps([told.with_text() for told in column.readings]))
-    cells = [columns.told(entry) for entry in saved]
+    cells = [columns.saved_text(entry) for entry in saved]
     assert [shown(cell) for cell in cells] == [str(told) for told in column.readings] != []
     assert all(re.search("[\u4e00-\u9fff]", shown(cell, "zh")) for cell in cells)
     assert column.reading == ", ".join(column.readings)
 
 
 def test_runs_from_before_sentences_had_keys_are_told_as_they_are():
-    assert shown(columns.told("an identifier"), "zh") == "an identifier"
+    assert shown(columns.saved_text("an identifier"), "zh") == "an identifier"
     older = [{"kind": "leak", "text": "'a' alone"}, {"kind": "read", "text": "read as 'b'"}]
-    assert [shown(cell) for [cell] in columns.noticed({"notices": older}).rows] == ["'a' alone"]
+    assert [shown(cell) for [cell] in columns.notice_table({"notices": older}).rows] == [
+        "'a' alone"
+    ]

@@ -19,7 +19,7 @@ from tikhon import report
 from tikhon.errors import DataError, InputError, StorageError
 from tikhon.languages import strings
 from tikhon.report import charts
-from tikhon.report.html import jsonable, render, script_json
+from tikhon.report.html import render, script_json, to_json
 from tikhon.report.kinds import answers, compare, diagnosis, parts, several
 from tikhon.report.page import (
     LANGUAGES,
@@ -30,7 +30,7 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
-    say,
+    label,
 )
 from tikhon.report.saved import read
 
@@ -90,7 +90,7 @@ def test_figures_are_valid_plotly(kind, request):
     assert len(figures) >= 3
     for figure in figures:
         for language in LANGUAGES:
-            go.Figure(one_language(jsonable(figure), language))
+            go.Figure(one_language(to_json(figure), language))
 
 
 def one_language(value, language, key=""):
@@ -112,7 +112,7 @@ def test_palette_names_exist(fitted, demoed, tuned, pathed, diagnosed):
     for run in (fitted, demoed, tuned, pathed, diagnosed):
         page = report.build(read(run))
         text = json.dumps(
-            [jsonable(b.figure) for s in page.sections for b in s.blocks if isinstance(b, Chart)]
+            [to_json(b.figure) for s in page.sections for b in s.blocks if isinstance(b, Chart)]
         )
         scale = re.findall(r'\[[0-9.]+, "([a-z]+)"\]', text)
         for name in {*re.findall(r'"[a-z]*color": "([^"]+)"', text), *scale}:
@@ -156,19 +156,19 @@ def test_hostile_text_is_escaped_everywhere():
     evil = "</script><img src=x onerror=alert(1)>\"'&\u2028"
     chart = Chart(
         Name(evil),
-        charts.over_time([1], {evil: [1.0]}, say("zeros")),
-        say("alt_over_time", what=evil, last=evil),
+        charts.lines_over_epochs([1], {evil: [1.0]}, label("zeros")),
+        label("alt_over_time", what=evil, last=evil),
     )
     table = PageTable(
-        say("alt_over_time", what=evil, last=evil),
-        (Name(evil), say("value")),
+        label("alt_over_time", what=evil, last=evil),
+        (Name(evil), label("value")),
         ((Name(evil), "1"), (Name(evil), Name(evil))),
         0,
     )
     page = Page(
         title=Name(evil), level="good",
-        verdict=say("fit_plain", metric=evil, train=evil, valid=evil),
-        facts=(Fact(say("zeros"), evil),), about=((say("about_data"), evil),),
+        verdict=label("fit_plain", metric=evil, train=evil, valid=evil),
+        facts=(Fact(label("zeros"), evil),), about=((label("about_data"), evil),),
         sections=(Section(Name(evil), (chart, table)),),
     )  # fmt: skip
     seen = Outside(render(page))
@@ -181,7 +181,7 @@ def test_hostile_text_is_escaped_everywhere():
 
 
 def test_numbers_that_are_not_finite_become_null():
-    assert jsonable({"y": [1.0, float("nan"), float("inf")]}) == {"y": [1.0, None, None]}
+    assert to_json({"y": [1.0, float("nan"), float("inf")]}) == {"y": [1.0, None, None]}
     with pytest.raises(ValueError):
         script_json([float("nan")])
 
@@ -189,7 +189,7 @@ def test_numbers_that_are_not_finite_become_null():
 def test_long_and_broken_names_stay_on_one_line():
     page = Page(Name("a\nb"), "good", Name("x" * 10_000))
     assert "x" * 100 not in render(page)
-    assert len(charts.literal("y" * 10_000)) == 48
+    assert len(charts.escape_name("y" * 10_000)) == 48
 
 
 def test_unfinished_run(tmp_path, fitted):
@@ -260,8 +260,8 @@ def test_what_cannot_be_reported(tmp_path, fitted):
 
 def test_labels_need_every_language():
     with pytest.raises(KeyError):
-        say("no such text")
-    assert Label("score_on", {"part": say("part_test"), "metric": "R²"}).text("zh") == "测试R²"
+        label("no such text")
+    assert Label("score_on", {"part": label("part_test"), "metric": "R²"}).text("zh") == "测试R²"
 
 
 def test_public_names():
@@ -369,7 +369,9 @@ def test_search_where_only_the_default_was_left(tuned, tmp_path):
 
 def test_the_features_in_use_are_the_named_lines_of_a_path():
     rows = [[0.0, 0.1, 0.0], [0.9, 0.2, 0.1]]
-    figure = charts.trails([2.0, 1.0], rows, ["large", "used", "small"], say("importance"), 1, [1])
+    figure = charts.importance_lines(
+        [2.0, 1.0], rows, ["large", "used", "small"], label("importance"), 1, [1]
+    )
     shown = [trace["name"]["text"] if isinstance(trace["name"], dict) else str(trace["name"])
              for trace in figure["data"] if trace["showlegend"]]  # fmt: skip
     assert len(shown) == 1 and "used" in shown[0]
@@ -425,13 +427,13 @@ def test_runs_on_the_same_rows_are_compared_row_by_row(seed, rows, own, apart):
     texts = ["".join("01"[int(one)] for one in answers) for answers in (first, second)]
     better, worse = int((first & ~second).sum()), int((~first & second).sum())
     exact = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
-    told = several.paired_apart(*texts)
-    assert told == several.paired_apart(*texts[::-1])
+    told = several.differ_by_row(*texts)
+    assert told == several.differ_by_row(*texts[::-1])
     assert told == (exact < 0.05) or 0.005 < exact < 0.2  # McNemar's exact test
     errors = np.random.default_rng(seed).exponential(size=(2, rows)) ** 2
     errors[1] = errors[0] + (errors[1] - 1.5) * apart
     t = stats.ttest_rel(*errors)
-    assert several.paired_apart(*errors.tolist()) == (abs(t.statistic) > 1.96)
+    assert several.differ_by_row(*errors.tolist()) == (abs(t.statistic) > 1.96)
 
 
 def test_a_pair_of_runs_on_the_same_rows_is_told_apart_where_two_samples_would_not(tmp_path):
@@ -492,7 +494,7 @@ def test_the_page_of_a_fit_says_what_the_run_said(tmp_path):
         found = judge(Scores(metrics, {"train": 300, "valid": 200}, errors))
         kept = {"metrics": metrics, "statements": [s.to_dict() for s in found]}
         page = report.build(read(save(tmp_path / "run", {"kind": "fit"}, [metrics], kept)))
-        assert [w.text("en") for w in (page.verdict, *page.more)] == [str(s) for s in found]
+        assert [w.text("en") for w in page.sentences] == [str(s) for s in found]
         assert "过拟合" in page.verdict.text("zh")
 
 
@@ -518,11 +520,11 @@ def test_verdict_of_a_diagnosis(diagnosed, cured, tmp_path):
 
 
 def test_what_was_measured_is_named_in_words():
-    cell = diagnosis.measured({"signal_ratio": 3e-11, "layers": 9})
+    cell = diagnosis.evidence_cell({"signal_ratio": 3e-11, "layers": 9})
     assert cell.text("en") == "signal, first layer over last 3e-11, layers 9"
     assert cell.text("zh") == "首层与末层的信号之比 3e-11，层数 9"
-    assert diagnosis.measured({}).text == "–"
-    assert diagnosis.measured({"of_a_check": 1.0}).text("en") == "of a check 1.000"
+    assert diagnosis.evidence_cell({}).text == "–"
+    assert diagnosis.evidence_cell({"of_a_check": 1.0}).text("en") == "of a check 1.000"
 
 
 def test_every_finding_is_told_in_both_languages(diagnosed, tmp_path):
@@ -535,7 +537,7 @@ def test_every_finding_is_told_in_both_languages(diagnosed, tmp_path):
     result = json.loads((diagnosed / "result.json").read_text())
     [table] = [
         b for s in report.build(read(diagnosed)).sections for b in s.blocks
-        if isinstance(b, PageTable) and b.caption == say("findings_caption")
+        if isinstance(b, PageTable) and b.caption == label("findings_caption")
     ]  # fmt: skip
     first = result["findings"][0]
     assert table.rows[0][3].text("zh").startswith(strings("zh")[f"effect_{first['code']}"])
@@ -552,7 +554,7 @@ def test_every_treatment_is_named_in_both_languages():
     names = {t.name for found in treatments.FOR.values() for t in found}
     names |= {t.name for t in (*treatments.RATES, *treatments.ADAMS)}
     for name in names:
-        cell = diagnosis.named(f"{name} + lr x10")
+        cell = diagnosis.treatment_label(f"{name} + lr x10")
         assert cell.text("en") == f"{name} + lr x10"
         own = re.search("[a-z]{3}", re.sub(CODE, "", cell.text("zh")).removesuffix("学习率 ×10"))
         assert own is None, cell.text("zh")
@@ -614,7 +616,7 @@ def test_a_recipe_reads_as_the_command_line_takes_it():
     }
     shown = compare.settings({"lr": 0.003, "recipe": recipe})
     assert shown == ["lr 0.003", "l2:auto,how=decoupled", "fc1=l1:0.0003162", "dropout 0.375"]
-    told = parts.listed(recipe)
+    told = parts.format_settings(recipe)
     assert isinstance(told, Label)
     assert told.text("en") == "penalties l2:auto,how=decoupled; fc1=l1:0.0003162, dropout 0.375"
     assert told.text("zh") == "惩罚项 l2:auto,how=decoupled; fc1=l1:0.0003162，丢弃率 0.375"
@@ -668,11 +670,11 @@ def test_answers_on_test_rows_are_drawn():
 
 def test_a_comparison_has_no_column_that_no_row_fills():
     from tikhon.report.kinds import compare, parts
-    from tikhon.report.page import say
+    from tikhon.report.page import label
 
     row = {"method": "none", "test": 0.7, "tied": True, "gap": 0.1, "zeros": 0.0, "size": 1.0}
     row |= {"low": None, "high": None, "seed_std": None, "seconds": 1.0}
-    metric = parts.ScoreKind("accuracy", say("metric_accuracy"), True)
+    metric = parts.ScoreKind("accuracy", label("metric_accuracy"), True)
     keys = [head.key for head in compare.table([row, row], metric).head]
     assert keys == ["method", "verdict", "test", "train_test_gap", "zeros", "time"]
     fuller = row | {"low": 0.6, "high": 0.8, "seed_std": 0.01, "size": 0.5}

@@ -16,7 +16,7 @@ from tikhon.diagnosis.codes import CODES
 from tikhon.diagnosis.findings import Finding
 from tikhon.languages import Sentence, sentence, strings
 from tikhon.report.kinds import diagnosis
-from tikhon.report.page import LANGUAGES, Label, label
+from tikhon.report.page import LANGUAGES, Label, saved_label
 
 
 def calls() -> list[tuple[re.Pattern[str], set[str | None]]]:
@@ -105,7 +105,7 @@ REASONS = [
 def test_a_reason_is_told_in_both_languages_from_the_saved_finding(reason, english, chinese):
     saved = json.loads(json.dumps(Finding("poor_init", "critical", why=reason).to_dict()))
     assert saved["why"] == reason == english
-    told = label(saved["sentences"]["why"])
+    told = saved_label(saved["sentences"]["why"])
     assert (told.text("en"), told.text("zh")) == (english, chinese)
     again = pickle.loads(pickle.dumps(reason))
     assert isinstance(again, Sentence) and again == reason and again.to_dict() == reason.to_dict()

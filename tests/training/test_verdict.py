@@ -11,7 +11,7 @@ from torch import nn
 
 import tikhon as tk
 from tikhon.languages import strings
-from tikhon.report.kinds.scores import yardsticks as yardsticks_of
+from tikhon.report.kinds.scores import baseline_rows as yardsticks_of
 from tikhon.report.saved import SavedRun
 from tikhon.training import fit
 from tikhon.training.fit import Run

@@ -180,10 +180,10 @@ def _result(
 
 def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
     from tikhon.cli.conclusion import following, show
-    from tikhon.report.document import written
+    from tikhon.report.document import write_page
     from tikhon.runs.run_directory import RunDirectory
 
-    file, page = written(path)
+    file, page = write_page(path)
     RunDirectory(path).finish()
     show(terminal, page)
     spread = any(row["seed_std"] is not None for row in result["methods"])

@@ -35,7 +35,7 @@ def conclude_fit(
     terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any], classes: Sequence[str]
 ) -> None:
     """Write the result and page of a fit, and print them."""
-    from tikhon.report.document import written
+    from tikhon.report.document import write_page
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
     from tikhon.training.result import result_of
 
@@ -43,7 +43,7 @@ def conclude_fit(
     result = result_of(run, classes) | dict(more)
     result["next"] = asked(folder.read(CONFIG), result["next"])
     folder.write(RESULT, result)
-    file, page = written(path)
+    file, page = write_page(path)
     folder.finish()
     show(terminal, page)
     ended = _ENDED[run.ended].format_map(result).replace("all 1 epochs", "1 epoch")
@@ -61,11 +61,11 @@ def conclude_saved(
     left_out: Sequence[str],
 ) -> None:
     """Write and print the page of a run with a saved result; `kept` names what was kept."""
-    from tikhon.report.document import written
+    from tikhon.report.document import write_page
     from tikhon.runs.interrupt import REQUESTED
     from tikhon.runs.run_directory import RunDirectory
 
-    file, page = written(path)
+    file, page = write_page(path)
     if result.get("stopped") != REQUESTED:
         RunDirectory(path).finish()
     show(terminal, page)
@@ -113,7 +113,7 @@ def show(terminal: Terminal, page: Page) -> None:
     """Print the tables and sentences of a run's page."""
     for table in _tables(page.sections[0]):
         terminal.table([text(head) for head in table.head], cells(table))
-    for sentence in (page.verdict, *page.more):
+    for sentence in page.sentences:
         terminal.tell(text(sentence))
 
 

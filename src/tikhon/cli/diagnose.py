@@ -114,11 +114,11 @@ def conclude(terminal: Terminal, run: RunOptions, found: Diagnosis | Cure) -> No
     document = found.to_dict()
     if run.output is not None:
         from tikhon.cli.conclusion import following
-        from tikhon.report.document import written
+        from tikhon.report.document import write_page
 
         found.save(run.output, overwrite=run.overwrite)
-        file, page = written(run.output)
-        following(terminal, file, page.following)
+        file, page = write_page(run.output)
+        following(terminal, file, page.next_commands)
     terminal.document(document)
 
 

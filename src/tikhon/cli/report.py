@@ -44,14 +44,14 @@ def report(
     """
     from tikhon.cli.conclusion import text
     from tikhon.errors import InputError
-    from tikhon.report.document import written
+    from tikhon.report.document import write_page
 
     for run in runs:
         if not (run / "config.json").is_file():
             raise InputError(f"{run} is not the folder of a run: it has no config.json")
-    path, page = written(*runs, output=output, language=language)
+    path, page = write_page(*runs, output=output, language=language)
     terminal = shown.terminal()
-    said = [text(sentence) for sentence in (page.verdict, *page.more)]
+    said = [text(sentence) for sentence in page.sentences]
     for sentence in said:
         terminal.note(sentence)
     terminal.say(str(path))

@@ -17,7 +17,7 @@ def completed(terminal: Terminal, path: Path) -> bool:
 
     Returns False if more is missing, or nothing.
     """
-    from tikhon.report.document import written
+    from tikhon.report.document import write_page
     from tikhon.runs.interrupt import REQUESTED
     from tikhon.runs.run_directory import REPORT, RESULT, RunDirectory
 
@@ -29,7 +29,7 @@ def completed(terminal: Terminal, path: Path) -> bool:
         if result.get("stopped") == REQUESTED:
             return False
         folder.lock()
-        page, _ = written(path)
+        page, _ = write_page(path)
         folder.finish()
     terminal.say(f"the work had ended; what was missing is written now\nreport: {page}")
     terminal.document({"output": str(path), **result})

@@ -23,7 +23,7 @@ def strings(language: str) -> dict[str, str]:
     return json.loads((files(__name__) / f"{language}.json").read_text(encoding="utf-8"))
 
 
-class _Filling(string.Formatter):
+class _SentenceFormatter(string.Formatter):
     """Format specifications for numbers alone; `{count:row|rows}` is a choice between words."""
 
     def format_field(self, value: object, format_spec: str) -> str:
@@ -33,13 +33,13 @@ class _Filling(string.Formatter):
         return value if isinstance(value, str) else format(value, format_spec)
 
 
-def filled(language: str, key: str, values: Mapping[str, object]) -> str:
+def fill(language: str, key: str, values: Mapping[str, object]) -> str:
     """The sentence of a key in one language, with its values.
 
     >>> filled("en", "why_equal", {"count": 2})
     'all weights of 2 layers are equal: their units get equal gradients forever'
     """
-    return _Filling().vformat(strings(language)[key], (), values)
+    return _SentenceFormatter().vformat(strings(language)[key], (), values)
 
 
 class Sentence(str):
@@ -56,7 +56,7 @@ class Sentence(str):
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        made = super().__new__(cls, filled("en", key, kept))
+        made = super().__new__(cls, fill("en", key, kept))
         made.key, made.values = key, kept
         return made
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tikhon.errors import DataError, InputError
 from tikhon.report import build
 from tikhon.report.html import render
-from tikhon.report.page import Name, Page, say
+from tikhon.report.page import Name, Page, label
 from tikhon.report.saved import SavedRun, read
 
 POINTS = 1000  # epochs shown at most
@@ -80,7 +80,9 @@ class Watched:
 
 def waiting(path: Path) -> Page:
     """Return the page of a run that has not begun."""
-    return Page(Name(path.name), "plain", say("waiting"), (say("waiting_for", path=str(path)),))
+    return Page(
+        Name(path.name), "plain", label("waiting"), (label("waiting_for", path=str(path)),)
+    )
 
 
 def thinned(run: SavedRun, points: int = POINTS) -> SavedRun:

@@ -13,7 +13,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from tikhon.report.page import Label, Name, say
+from tikhon.report.page import Label, Name, label
 
 PALETTE = ("series-1", "series-2", "series-3", "series-4", "series-5", "series-6")
 Figure = dict[str, Any]
@@ -27,7 +27,7 @@ def short(text: str, width: int) -> str:
     return flat if len(flat) <= width else f"{flat[: width - 1]}…"
 
 
-def literal(text: str, width: int = 48) -> str:
+def escape_name(text: str, width: int = 48) -> str:
     """Shorten a name from the data and escape its markup for plotly.
 
     >>> literal("<b>age</b>")
@@ -38,7 +38,7 @@ def literal(text: str, width: int = 48) -> str:
 
 def title(text: Label | Name | str) -> Label | str:
     """Return chart text: labels unchanged, names escaped."""
-    return text if isinstance(text, Label) else literal(str(text))
+    return text if isinstance(text, Label) else escape_name(str(text))
 
 
 def axis(text: Label | Name | str = "", **more: object) -> dict[str, object]:
@@ -46,7 +46,7 @@ def axis(text: Label | Name | str = "", **more: object) -> dict[str, object]:
     return {"title": {"text": title(text)}, **more}
 
 
-def flat(values: Iterable[object]) -> dict[str, object]:
+def flat_range(values: Iterable[object]) -> dict[str, object]:
     """Return a narrow range for an axis whose values are all equal; plotly would start at 0.
 
     >>> flat([0.99, None, 0.99]), flat([0.9, 1.0])
@@ -109,7 +109,7 @@ def ring(x: object, y: object, name: Label, colour: str = "chosen") -> Figure:
     return {"mode": "markers", "x": [x], "y": [y], "name": name, "marker": marker}
 
 
-def note(x: float, y: float, text: Label, colour: str, size: int, **more: object) -> Figure:
+def annotation(x: float, y: float, text: Label, colour: str, size: int, **more: object) -> Figure:
     """Return a text at a position on the x axis and a relative height, 0 to 1."""
     font = {"color": colour, "size": size}
     return {"x": x, "y": y, "yref": "paper", "showarrow": False, "font": font, "text": text} | more
@@ -130,12 +130,12 @@ def learning_curves(
     edge = [None if None in (t, v) else better(t, v) for t, v in zip(train, valid)]  # type: ignore
     shade = {"hoverinfo": "skip", "fill": "tonexty", "fillcolor": "gap"}
     data = [
-        line(epochs, valid, say("valid"), "valid", 2.5),
-        line(epochs, edge, say("gap"), "gap", 0) | shade,
-        line(epochs, train, say("train"), "train"),
+        line(epochs, valid, label("valid"), "valid", 2.5),
+        line(epochs, edge, label("gap"), "gap", 0) | shade,
+        line(epochs, train, label("train"), "train"),
     ]
-    scale = {**flat([*train, *valid]), **range_}
-    layout: Figure = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **scale)}
+    scale = {**flat_range([*train, *valid]), **range_}
+    layout: Figure = {"xaxis": axis(label("epoch")), "yaxis": axis(y, **scale)}
     if best is not None:
         late = len(epochs) > 1 and best > (finite(epochs)[0] + finite(epochs)[-1]) / 2
         layout["shapes"] = [vertical(best)]
@@ -143,9 +143,9 @@ def learning_curves(
             "yanchor": "bottom" if higher else "top",
             "xanchor": "right" if late else "left",
         }
-        text = say("best_epoch_short", epoch=best)
+        text = label("best_epoch_short", epoch=best)
         layout["annotations"] = [
-            note(best, 0.03 if higher else 0.97, text, "muted", 11, **anchors)
+            annotation(best, 0.03 if higher else 0.97, text, "muted", 11, **anchors)
         ]
     return {"data": data, "layout": layout}
 
@@ -163,26 +163,26 @@ def vertical(x: float) -> dict[str, object]:
     }
 
 
-def over_time(
+def lines_over_epochs(
     epochs: Numbers, series: Mapping[str, Numbers], y: Label, *, log: bool = False, **more: object
 ) -> Figure:
     """Return one line over epochs for each name."""
     data = [
-        line(epochs, values, literal(name), PALETTE[i % len(PALETTE)])
+        line(epochs, values, escape_name(name), PALETTE[i % len(PALETTE)])
         for i, (name, values) in enumerate(series.items())
     ]
     known = [v for values in series.values() for v in values]
-    scale = logarithmic(known) if log else flat(known)
-    layout = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **{**scale, **more})}
+    scale = logarithmic(known) if log else flat_range(known)
+    layout = {"xaxis": axis(label("epoch")), "yaxis": axis(y, **{**scale, **more})}
     return {"data": data, "layout": {**layout, "showlegend": len(data) > 1}}
 
 
-def lines(
+def lines_over_names(
     x: Sequence[str], series: Mapping[str, Numbers], x_title: Label, y_title: Label
 ) -> Figure:
     """Return one line over named positions for each name."""
     data = [
-        line(x, values, literal(name, 24), PALETTE[i % len(PALETTE)], dash=_dash(i))
+        line(x, values, escape_name(name, 24), PALETTE[i % len(PALETTE)], dash=_dash(i))
         | {"mode": "lines+markers"}
         for i, (name, values) in enumerate(series.items())
     ]
@@ -226,22 +226,24 @@ def score_against_strength(response: Response, **range_: object) -> Figure:
     scores = line(x, [v for _, v, _ in points], response.y, response.colour)
     data = [scores | {"mode": "lines+markers", "marker": {"size": 6}}]
     chosen = [
-        (s, v) for s, v, _ in points if response.chosen is not None and close(s, response.chosen)
+        (s, v)
+        for s, v, _ in points
+        if response.chosen is not None and is_close(s, response.chosen)
     ]
     if chosen:
-        data.append(ring(*chosen[0], say("chosen")))
+        data.append(ring(*chosen[0], label("chosen")))
     layout: Figure = {
         "xaxis": axis(response.x, **(logarithmic(x) if log else {})),
         "yaxis": axis(response.y, **range_),
     }
     if response.baseline is not None and x:
         level = [response.baseline] * 2
-        data.append(line((x[0], x[-1]), level, say("unregularized"), "muted", 1.5, dash="dash"))
+        data.append(line((x[0], x[-1]), level, label("unregularized"), "muted", 1.5, dash="dash"))
     if any(finite([z for _, _, z in points])) and any(z for _, _, z in points):
-        zeros = line(x, [z for _, _, z in points], say("zeros"), "zeros", 1.5, dash="dot")
+        zeros = line(x, [z for _, _, z in points], label("zeros"), "zeros", 1.5, dash="dot")
         data.append(zeros | {"yaxis": "y2"})
         layout["yaxis2"] = axis(
-            say("zeros"),
+            label("zeros"),
             overlaying="y",
             side="right",
             range=[-0.02, 1.02],
@@ -252,7 +254,7 @@ def score_against_strength(response: Response, **range_: object) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def close(a: float, b: float) -> bool:
+def is_close(a: float, b: float) -> bool:
     """Return whether two strengths are equal up to JSON rounding."""
     return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
 
@@ -273,16 +275,18 @@ def histogram(edges: Sequence[float], counts: Sequence[int], zeros: float | None
     rest = [c - exact if i == home else c for i, c in enumerate(counts)]
     width = edges[1] - edges[0] if len(edges) > 1 else 1
     bars = {"type": "bar", "x": centres, "width": width}
-    data = [{**bars, "y": rest, "name": say("nonzero_weights"), "marker": {"color": "series-1"}}]
-    layout: Figure = {"xaxis": axis(say("weight")), "yaxis": axis(say("count")), "bargap": 0}
+    data = [{**bars, "y": rest, "name": label("nonzero_weights"), "marker": {"color": "series-1"}}]
+    layout: Figure = {"xaxis": axis(label("weight")), "yaxis": axis(label("count")), "bargap": 0}
     if exact and home is not None:
         only = [exact if i == home else None for i in range(len(counts))]
-        data.append({**bars, "y": only, "name": say("exact_zeros"), "marker": {"color": "zeros"}})
+        data.append(
+            {**bars, "y": only, "name": label("exact_zeros"), "marker": {"color": "zeros"}}
+        )
         top = 1.3 * max(max(rest), 1)
-        layout |= {"barmode": "stack", "yaxis": axis(say("count"), range=[0, top])}
-        text, place = say("zeros_of", zeros=exact, all=sum(counts)), centres[home] + width
+        layout |= {"barmode": "stack", "yaxis": axis(label("count"), range=[0, top])}
+        text, place = label("zeros_of", zeros=exact, all=sum(counts)), centres[home] + width
         anchors = {"xanchor": "left", "yanchor": "top"}
-        layout["annotations"] = [note(place, 0.97, text, "zeros", 12, **anchors)]
+        layout["annotations"] = [annotation(place, 0.97, text, "zeros", 12, **anchors)]
     return {"data": data, "layout": layout}
 
 
@@ -321,7 +325,7 @@ def intervals(
     return {"data": data, "layout": {**layout, "showlegend": False, "hovermode": "closest"}}
 
 
-def over(x: Numbers, y: Numbers, x_title: Label, y_title: Label) -> Figure:
+def steps_over_strength(x: Numbers, y: Numbers, x_title: Label, y_title: Label) -> Figure:
     """Plot a step function over a log axis from strong to weak."""
     data = [line(x, y, y_title, "series-2", shape="hv")]
     across = axis(x_title, **logarithmic(x), autorange="reversed")
@@ -329,7 +333,7 @@ def over(x: Numbers, y: Numbers, x_title: Label, y_title: Label) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def trails(
+def importance_lines(
     x: Numbers,
     rows: Sequence[Numbers],
     names: Sequence[str],
@@ -347,14 +351,14 @@ def trails(
             continue
         colour = PALETTE[rank % len(PALETTE)] if rank < named else "rule"
         width = 2 if rank < named else 1
-        trail = line(x, [row[j] for row in rows], literal(names[j], 24), colour, width)
+        trail = line(x, [row[j] for row in rows], escape_name(names[j], 24), colour, width)
         trail["line"]["dash"] = _dash(rank)
         data.append(trail | {"showlegend": rank < named})
-    across = axis(say("strength"), **logarithmic(x), autorange="reversed")
+    across = axis(label("strength"), **logarithmic(x), autorange="reversed")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}
 
 
-def banded(
+def score_with_band(
     x: Numbers,
     y: Numbers,
     errors: Numbers,
@@ -367,13 +371,13 @@ def banded(
     xs, ys = [x[i] for i in whole], [float(y[i] or 0) for i in whole]
     spread = [float(errors[i] or 0) for i in whole]
     above, below = ([v + sign * e for v, e in zip(ys, spread)] for sign in (1, -1))
-    upper, lower = (line(xs, v, say("one_error"), "band", 0) for v in (above, below))
+    upper, lower = (line(xs, v, label("one_error"), "band", 0) for v in (above, below))
     data = [
         upper | {"hoverinfo": "skip", "showlegend": False},
         lower | {"hoverinfo": "skip", "fill": "tonexty", "fillcolor": "band"},
         line(xs, ys, y_title, "series-1", 2.5),
     ]
     colours = {"chosen": "chosen", "best_score": "muted"}
-    data += [ring(x[i], y[i], say(key), colours[key]) for key, i in marks.items()]
+    data += [ring(x[i], y[i], label(key), colours[key]) for key, i in marks.items()]
     across = axis(x_title, **logarithmic(x), autorange="reversed")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}

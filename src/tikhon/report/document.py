@@ -46,10 +46,10 @@ def write(
     Traceback (most recent call last):
     tikhon.errors.InputError: no run directory at runs/none; give the folder that `--output` named
     """
-    return written(*run_dirs, output=output, language=language)[0]
+    return write_page(*run_dirs, output=output, language=language)[0]
 
 
-def written(
+def write_page(
     *run_dirs: str | Path, output: str | Path | None = None, language: str | None = None
 ) -> tuple[Path, Page]:
     """Return what `write` returns, and the page it wrote."""
@@ -60,7 +60,7 @@ def written(
     page = build(*runs)
     html = render(page, language)
     if output is None:
-        output = runs[0].path / "report.html" if len(runs) == 1 else _beside(runs[0].path)
+        output = runs[0].path / "report.html" if len(runs) == 1 else _comparison_path(runs[0].path)
     target = Path(output)
     write_bytes(target, html.encode())
     if len(runs) == 1 and target.parent == runs[0].path:
@@ -75,9 +75,9 @@ def build(*runs: SavedRun) -> Page:
     for run in runs:
         if run.kind not in KINDS:
             raise InputError(f"{run.path}: {unknown('kind of run', run.kind, KINDS)}")
-    pages = [columns.warned(KINDS[run.kind](run), run) for run in runs]
+    pages = [columns.put_leak_first(KINDS[run.kind](run), run) for run in runs]
     return pages[0] if len(pages) == 1 else several.page(runs, pages)
 
 
-def _beside(path: Path) -> Path:
+def _comparison_path(path: Path) -> Path:
     return path.resolve().parent / "comparison.html"

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import tikhon
-from tikhon.report.charts import literal, short
+from tikhon.report.charts import escape_name, short
 from tikhon.report.page import (
     LANGUAGES,
     Block,
@@ -27,7 +27,7 @@ from tikhon.report.page import (
     Page,
     Section,
     check_language,
-    say,
+    label,
 )
 
 SCRIPTS = ("plotly-cartesian.min.js", "page.js")
@@ -42,7 +42,7 @@ def render(page: Page, language: str | None = None, *, served: Sequence[str] = (
     """
     follows, language = language is None, check_language(language or "en")
     scripts = [] if served else [asset(name) for name in SCRIPTS]
-    sections = tuple(replace(s, blocks=tuple(arranged(s))) for s in page.sections)
+    sections = tuple(replace(s, blocks=tuple(arrange_blocks(s))) for s in page.sections)
     page = replace(page, sections=sections)
     charts = [block for s in sections for block in s.blocks if isinstance(block, Chart)]
     return (
@@ -57,10 +57,10 @@ def render(page: Page, language: str | None = None, *, served: Sequence[str] = (
             style="" if served else Markup(asset("page.css")),
             served=served,
             scripts=[Markup(script) for script in scripts],
-            charts=Markup(script_json({c: resolved(chart) for c, chart in enumerate(charts)})),
+            charts=Markup(script_json({c: chart_json(chart) for c, chart in enumerate(charts)})),
             titles={name: plain(page.title, name) for name in LANGUAGES},
             numbers={id(chart): i for i, chart in enumerate(charts)},
-            say=say,
+            label=label,
             version=tikhon.__version__,
         )
     )
@@ -83,9 +83,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"both": both, "plain": plain, "anchor": anchor, "shape": shape}
+    filters = (in_every_language, plain, anchor, cell_class, keep_options_whole)
+    made.filters |= {function.__name__: function for function in filters}
     made.filters |= {"short": lambda text: short(text, 400), "address": id}
-    made.filters |= {"unbroken": unbroken}
     return made
 
 
@@ -104,7 +104,7 @@ def digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def both(text: Label | Name | str) -> Markup:
+def in_every_language(text: Label | Name | str) -> Markup:
     """Render a text in every language (CSS shows one), and a name once, isolated."""
     if isinstance(text, Name):
         return Markup("<bdi>{}</bdi>").format(short(str(text), text.width))
@@ -112,17 +112,17 @@ def both(text: Label | Name | str) -> Markup:
         return Markup.escape(text)
     texts = {name: text.text(name) for name in LANGUAGES}
     if len(set(texts.values())) == 1:
-        return unbroken(texts["en"])
+        return keep_options_whole(texts["en"])
     spans = (
         Markup('<span class="{}" lang="{}">{}</span>').format(
-            name, LANGUAGES[name], unbroken(words)
+            name, LANGUAGES[name], keep_options_whole(words)
         )
         for name, words in texts.items()
     )
     return Markup("").join(spans)
 
 
-def unbroken(words: str) -> Markup:
+def keep_options_whole(words: str) -> Markup:
     """Keep options (`--budget`) on one line."""
     parts = re.split(r"(?<![\w-])(--[a-z][\w-]*)", words)
     return Markup("").join(
@@ -136,7 +136,7 @@ def plain(text: Label | Name | str, language: str) -> str:
     return text.text(language) if isinstance(text, Label) else str(text)
 
 
-def shape(cell: object) -> str:
+def cell_class(cell: object) -> str:
     """Return the CSS class of a table cell: name, label, mark or number."""
     return "number" if isinstance(cell, str) else type(cell).__name__.lower()
 
@@ -147,47 +147,47 @@ def anchor(section: Section) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in words).split())[:40]
 
 
-def arranged(section: Section) -> list[Block]:
+def arrange_blocks(section: Section) -> list[Block]:
     """Arrange blocks in rows of two; a chart alone in its row gets the full width."""
     blocks, row = list(section.blocks), 0
     for i, block in enumerate(blocks):
-        if not _narrow(block):
+        if not _is_half_width(block):
             row = 0
             continue
-        if row % 2 == 0 and not any(map(_narrow, blocks[i + 1 : i + 2])):
+        if row % 2 == 0 and not any(map(_is_half_width, blocks[i + 1 : i + 2])):
             blocks[i] = replace(block, wide=True)
         row += 1
     return blocks
 
 
-def _narrow(block: Block) -> TypeGuard[Chart]:
+def _is_half_width(block: Block) -> TypeGuard[Chart]:
     return isinstance(block, Chart) and not block.wide
 
 
-def resolved(chart: Chart) -> dict[str, object]:
+def chart_json(chart: Chart) -> dict[str, object]:
     """Convert a figure to JSON data with labels in every language."""
-    return {"title": jsonable(chart.title), **jsonable(chart.figure)}
+    return {"title": to_json(chart.title), **to_json(chart.figure)}
 
 
-def jsonable(value: object) -> Any:
+def to_json(value: object) -> Any:
     """Convert to plain JSON: labels to a text for each language, non-finite numbers to null."""
     if isinstance(value, Label):
-        return {name: marked_up(value, name) for name in LANGUAGES}
+        return {name: escape_label(value, name) for name in LANGUAGES}
     if isinstance(value, Name):
-        return literal(str(value))
+        return escape_name(str(value))
     if isinstance(value, dict):
-        return {key: jsonable(entry) for key, entry in value.items()}
+        return {key: to_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [jsonable(entry) for entry in value]
+        return [to_json(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def marked_up(label: Label, language: str) -> str:
+def escape_label(label: Label, language: str) -> str:
     """Format a label for plotly, escaping markup in its values."""
     values = {
-        name: value if isinstance(value, Label) else literal(str(value))
+        name: value if isinstance(value, Label) else escape_name(str(value))
         for name, value in label.values.items()
     }
     return Label(label.key, values).text(language)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tikhon.report.charts import PALETTE, Figure, Numbers, axis, line, literal, logarithmic
-from tikhon.report.page import Label, say
+from tikhon.report.charts import PALETTE, Figure, Numbers, axis, escape_name, line, logarithmic
+from tikhon.report.page import Label, label
 
 
-def by_layer(
+def lines_over_layers(
     layers: Sequence[str],
     series: Mapping[Label, Numbers] | Sequence[tuple[Label, Numbers]],
     y: Label,
@@ -28,7 +28,7 @@ def by_layer(
         for i, (name, values) in enumerate(pairs)
     ]
     heights = [v for trace in data for v in trace["y"]]
-    layout: Figure = {"xaxis": names(layers), "yaxis": axis(y, **logarithmic(heights))}
+    layout: Figure = {"xaxis": layer_axis(layers), "yaxis": axis(y, **logarithmic(heights))}
     if band is not None:
         layout["shapes"] = [
             {
@@ -46,15 +46,17 @@ def by_layer(
     return {"data": data, "layout": layout}
 
 
-def names(layers: Sequence[str]) -> dict[str, object]:
+def layer_axis(layers: Sequence[str]) -> dict[str, object]:
     """Return the layer axis, with at most about twelve labels."""
     every = -(-len(layers) // 12)
     shown = range(0, len(layers), max(every, 1))
-    ticks = [literal(layers[i], 22) for i in shown]
-    return axis(say("layer"), tickvals=list(shown), ticktext=ticks, tickangle=-35)
+    ticks = [escape_name(layers[i], 22) for i in shown]
+    return axis(label("layer"), tickvals=list(shown), ticktext=ticks, tickangle=-35)
 
 
-def shares(layers: Sequence[str], series: Sequence[tuple[Label, Numbers]], y: Label) -> Figure:
+def unit_shares(
+    layers: Sequence[str], series: Sequence[tuple[Label, Numbers]], y: Label
+) -> Figure:
     """Plot bars over the layers: shares of units."""
     colours = ("muted", "series-3")
     data = [
@@ -68,10 +70,13 @@ def shares(layers: Sequence[str], series: Sequence[tuple[Label, Numbers]], y: La
         for i, (name, values) in enumerate(series)
     ]
     upright = axis(y, range=[0, 1], tickformat=".0%")
-    return {"data": data, "layout": {"xaxis": names(layers), "yaxis": upright, "barmode": "group"}}
+    return {
+        "data": data,
+        "layout": {"xaxis": layer_axis(layers), "yaxis": upright, "barmode": "group"},
+    }
 
 
-def heat(
+def update_heatmap(
     layers: Sequence[str], steps: Sequence[int], rows: Sequence[Numbers], ends: tuple[float, float]
 ) -> Figure:
     """Plot a heat map over layers and steps, for powers of ten between two ends."""
@@ -85,11 +90,11 @@ def heat(
             "zmin": ends[0],
             "zmax": ends[1],
             "colorscale": scale,
-            "name": say("update_log"),
+            "name": label("update_log"),
             "colorbar": {"thickness": 10, "title": {"text": "log₁₀"}, "outlinewidth": 0},
             "hovertemplate": "%{y} · %{x}: 10^%{z:.1f}<extra></extra>",
         }
     ]
-    upright = {**names(layers), "autorange": "reversed", "showgrid": False, "tickangle": 0}
-    layout = {"xaxis": axis(say("step"), type="category"), "yaxis": upright}
+    upright = {**layer_axis(layers), "autorange": "reversed", "showgrid": False, "tickangle": 0}
+    layout = {"xaxis": axis(label("step"), type="category"), "yaxis": upright}
     return {"data": data, "layout": {**layout, "hovermode": "closest"}}

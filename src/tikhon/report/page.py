@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeVar, cast
 
 from tikhon.errors import InputError, unknown
-from tikhon.languages import filled, strings
+from tikhon.languages import fill, strings
 from tikhon.numbers import number as number
 from tikhon.runs.documents import SavedSentence
 
@@ -38,34 +38,40 @@ class Label:
             name: value.text(language) if isinstance(value, Label) else value
             for name, value in self.values.items()
         }
-        return filled(language, self.key, values)
+        return fill(language, self.key, values)
 
 
-def say(key: str, **values: object) -> Label:
+def label(key: str, **values: object) -> Label:
     """Return the `Label` of a key; raise `KeyError` if a language lacks it."""
     for language in LANGUAGES:
         strings(language)[key]
     return Label(key, values)
 
 
-def label(saved: SavedSentence) -> Label:
+def saved_label(saved: SavedSentence) -> Label:
     """Return the `Label` of a stored sentence."""
     values = saved["values"].items()
-    return say(saved["key"], **{k: label(v) if isinstance(v, dict) else v for k, v in values})
+    return label(
+        saved["key"], **{k: saved_label(v) if isinstance(v, dict) else v for k, v in values}
+    )
 
 
-def told(saved: object) -> Label | Name:
+def saved_text(saved: object) -> Label | Name:
     """Return a stored sentence; older runs store only its text."""
     if not isinstance(saved, Mapping):
         return Name(str(saved), 400)
-    return label(cast("SavedSentence", saved)) if "key" in saved else Name(str(saved["text"]), 400)
+    return (
+        saved_label(cast("SavedSentence", saved))
+        if "key" in saved
+        else Name(str(saved["text"]), 400)
+    )
 
 
 def joined(parts: Sequence[Part]) -> Part | Label | None:
     """Join texts in order; None for an empty sequence."""
     found: Part | Label | None = None
     for part in reversed(parts):
-        found = part if found is None else say("evidence_and", first=part, rest=found)
+        found = part if found is None else label("evidence_and", first=part, rest=found)
     return found
 
 
@@ -164,19 +170,24 @@ class Fact:
 class Page:
     """A whole report: the verdict, then the sections that support it.
 
-    `more` are sentences after the verdict, `following` the commands to run next. The terminal
+    `remarks` are sentences after the verdict, `next_commands` what to run next. The terminal
     prints these and the tables of the first section from the same value.
     """
 
     title: Label | Name
     level: Level
     verdict: Label | Name
-    more: tuple[Label | Name, ...] = ()
-    following: tuple[str, ...] = ()
+    remarks: tuple[Label | Name, ...] = ()
+    next_commands: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
     about: tuple[tuple[Label, Label | str], ...] = ()  # details: data, model, seed, versions
     sections: tuple[Section, ...] = ()
     running: bool = False  # shows the time since the run last wrote
+
+    @property
+    def sentences(self) -> tuple[Label | Name, ...]:
+        """The verdict and the remarks."""
+        return (self.verdict, *self.remarks)
 
 
 def strength(value: object) -> str:

@@ -33,6 +33,11 @@ class SavedRun:
         """The name of the folder."""
         return self.path.resolve().name
 
+    @property
+    def next_commands(self) -> tuple[str, ...]:
+        """The commands that the run suggested to run next."""
+        return tuple(map(str, self.result.get("next") or ()))
+
     def series(self, key: str) -> list[Number]:
         """Return one value of each epoch's record, `None` where missing."""
         return [record.get(key) for record in self.history]

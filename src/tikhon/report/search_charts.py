@@ -11,15 +11,15 @@ from tikhon.report.charts import (
     Figure,
     Numbers,
     axis,
+    escape_name,
     finite,
     line,
-    literal,
     logarithmic,
     ring,
     spans_decades,
     title,
 )
-from tikhon.report.page import Label, Name, say
+from tikhon.report.page import Label, Name, label
 
 
 def scatter(
@@ -50,9 +50,9 @@ def scatter(
         shown = [i for i, f in enumerate(faint) if f == hollow]
         marker = {"size": 7, "color": colour, "symbol": "circle-open" if hollow else "circle"}
         points = {"x": [x[i] for i in shown], "y": [y[i] for i in shown]}
-        data.append({"mode": "markers", **points, "name": say(name), "marker": marker})
+        data.append({"mode": "markers", **points, "name": label(name), "marker": marker})
     if chosen is not None:
-        data.append(ring(x[chosen], y[chosen], say("chosen")))
+        data.append(ring(x[chosen], y[chosen], label("chosen")))
     layout = {
         "xaxis": axis(x_title, **across),
         "yaxis": axis(y_title, **(logarithmic(y) if spans_decades(y, 10) else {})),
@@ -60,7 +60,7 @@ def scatter(
     return {"data": data, "layout": {**layout, "hovermode": "closest"}}
 
 
-def fates(
+def curves_by_outcome(
     curves: Sequence[tuple[Sequence[float], Numbers, Label]], y: Label, colours: Mapping[str, str]
 ) -> Figure:
     """Plot many curves grouped by outcome (label and colour)."""
@@ -75,7 +75,7 @@ def fates(
     data = [traces[key] for key in colours if key in traces]
     heights = [v for trace in data for v in trace["y"]]
     log = logarithmic(heights) if spans_decades(heights) else {}
-    layout = {"xaxis": axis(say("epoch")), "yaxis": axis(y, **log), "hovermode": False}
+    layout = {"xaxis": axis(label("epoch")), "yaxis": axis(y, **log), "hovermode": False}
     return {"data": data, "layout": layout}
 
 
@@ -95,15 +95,15 @@ def parallel(coordinates: Sequence[Coordinate], shares: Sequence[float], chosen:
     data, floor = [], -0.01
     for key, ceiling, colour in bands:
         members = [i for i, s in enumerate(shares) if floor < s <= ceiling and i != chosen]
-        data.append(_lines(coordinates, members, say(key), colour, 1.2))
+        data.append(_lines(coordinates, members, label(key), colour, 1.2))
         floor = ceiling
-    data = [*reversed(data), _lines(coordinates, [chosen], say("chosen"), "chosen", 3.5)]
+    data = [*reversed(data), _lines(coordinates, [chosen], label("chosen"), "chosen", 3.5)]
     ticks = {
         "tickvals": list(range(len(coordinates))),
         "ticktext": [title(c.name) for c in coordinates],
     }
     notes = [
-        {"x": i, "y": y, "text": literal(text, 11), "showarrow": False, "yshift": shift}
+        {"x": i, "y": y, "text": escape_name(text, 11), "showarrow": False, "yshift": shift}
         | {"font": {"color": "muted", "size": 11}}
         for i, c in enumerate(coordinates)
         for y, text, shift in ((0, c.low, -11), (1, c.high, 11))
@@ -131,7 +131,7 @@ def _lines(
     return line(x, y, name, colour, width) | {"hoverinfo": "skip"}
 
 
-def places(values: Sequence[object], log: bool) -> list[float | None]:
+def relative_positions(values: Sequence[object], log: bool) -> list[float | None]:
     """Return relative positions of values along their axis, 0 to 1."""
     known, numbers = [v for v in values if v is not None], finite(values)
     if len(numbers) < len(known):  # words are evenly spaced in alphabetical order

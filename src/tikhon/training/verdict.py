@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tikhon.languages import filled
+from tikhon.languages import fill
 from tikhon.numbers import CERTAIN, number
 from tikhon.sparsity import Sparsity
 
@@ -53,7 +53,7 @@ class Statement:
         return LEVELS.get(self.code, "good")
 
     def __str__(self) -> str:
-        return filled("en", f"verdict_{self.code}", self.values)
+        return fill("en", f"verdict_{self.code}", self.values)
 
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-serialisable dict."""

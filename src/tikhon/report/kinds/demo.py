@@ -16,9 +16,9 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
+    label,
     number,
     percent,
-    say,
     strength,
 )
 from tikhon.report.saved import SavedRun
@@ -31,29 +31,29 @@ COLOURS = {"none": "muted", "l1": "series-1", "l2": "series-2", "dropout": "seri
 def page(run: SavedRun) -> Page:
     """Build the page: verdict table, test scores with intervals, curves, responses, zeros."""
     methods: list[Method] = list(run.result.get("arms") or [])
-    best = winner(methods)
+    best = best_method(methods)
     return Page(
-        title=say("title_demo"),
+        title=label("title_demo"),
         level="good" if methods and best is not baseline(methods) else "watch",
         verdict=verdict(methods, best),
-        more=wrong_labels(run.result.get("setting") or {}),
-        following=tuple(map(str, run.result.get("next") or ())),
+        remarks=wrong_labels(run.result.get("setting") or {}),
+        next_commands=run.next_commands,
         facts=facts(methods, best),
         about=about(run),
-        sections=parts.sections(
-            Section(say("verdict"), (table(methods, best), *scores(methods))),
+        sections=parts.without_missing(
+            Section(label("verdict"), (table(methods, best), *scores(methods))),
             curves(methods),
             responses(methods),
             penalties(methods),
-            parts.reproduce(run),
+            parts.command_section(run),
         ),
     )
 
 
 def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
     """Return the setting of the demo, then the general details."""
-    setting = parts.listed(run.result.get("setting") or {})
-    return (*(((say("about_setting"), setting),) if setting else ()), *parts.about(run))
+    setting = parts.format_settings(run.result.get("setting") or {})
+    return (*(((label("about_setting"), setting),) if setting else ()), *parts.about_run(run))
 
 
 def wrong_labels(setting: Mapping[str, Any]) -> tuple[Label, ...]:
@@ -61,13 +61,17 @@ def wrong_labels(setting: Mapping[str, Any]) -> tuple[Label, ...]:
     share, rows = setting.get("wrong_labels"), setting.get("train_rows")
     if not share or not rows:
         return ()
-    return (say("demo_wrong", share=percent(share), wrong=round(share * rows), rows=f"{rows:,}"),)
+    return (
+        label("demo_wrong", share=percent(share), wrong=round(share * rows), rows=f"{rows:,}"),
+    )
 
 
-def label(method: Method) -> Label | Name:
+def method_label(method: Method) -> Label | Name:
     """Return a method's name, translated if it is built in."""
     known = {"none", "l1", "l2", "dropout"}
-    return say(f"arm_{method['name']}") if method["name"] in known else Name(str(method["label"]))
+    return (
+        label(f"arm_{method['name']}") if method["name"] in known else Name(str(method["label"]))
+    )
 
 
 def colour(method: Method) -> str:
@@ -75,13 +79,13 @@ def colour(method: Method) -> str:
     return COLOURS.get(method["name"], "series-4")
 
 
-def test(method: Method, key: str = "mean") -> float | None:
+def test_accuracy(method: Method, key: str = "mean") -> float | None:
     """Return the test accuracy of a method: its mean or an end of its interval."""
     value = (method.get("test_accuracy") or {}).get(key)
     return value if charts.finite([value]) else None
 
 
-def winner(methods: list[Method]) -> Method | None:
+def best_method(methods: list[Method]) -> Method | None:
     """Return the method with the best validation accuracy, ties broken by validation loss."""
 
     def standing(method: Method) -> tuple[float, float]:
@@ -97,7 +101,7 @@ def baseline(methods: list[Method]) -> Method | None:
     return next((method for method in methods if method["name"] == "none"), None)
 
 
-def shown(name: Label | Name) -> Label | str:
+def method_text(name: Label | Name) -> Label | str:
     """Return a method's name for use inside another text."""
     return name if isinstance(name, Label) else str(name)
 
@@ -106,15 +110,15 @@ def verdict(methods: list[Method], best: Method | None) -> Label:
     """Return the result of the demo in one sentence."""
     bare = baseline(methods)
     if best is None or bare is None:
-        return say("unfinished", epochs=0)
+        return label("unfinished", epochs=0)
     values = {
         "train": number(bare.get("train_accuracy")),
         "valid": number(bare.get("valid_accuracy")),
-        "before": number(test(bare)),
-        "after": number(test(best)),
-        "method": shown(label(best)),
+        "before": number(test_accuracy(bare)),
+        "after": number(test_accuracy(best)),
+        "method": method_text(method_label(best)),
     }
-    return say("demo_unchanged" if best is bare else "demo_cured", **values)
+    return label("demo_unchanged" if best is bare else "demo_cured", **values)
 
 
 def facts(methods: list[Method], best: Method | None) -> tuple[Fact, ...]:
@@ -124,46 +128,49 @@ def facts(methods: list[Method], best: Method | None) -> tuple[Fact, ...]:
         return ()
     sparsest = max(methods, key=lambda method: method.get("zeros") or 0.0)
     found = [
-        Fact(say("test_without"), number(test(bare)), interval(bare), "bad"),
+        Fact(label("test_without"), number(test_accuracy(bare)), interval(bare), "bad"),
         Fact(
-            say("test_with", method=shown(label(best))), number(test(best)), interval(best), "good"
+            label("test_with", method=method_text(method_label(best))),
+            number(test_accuracy(best)),
+            interval(best),
+            "good",
         ),
     ]
     if sparsest.get("zeros"):
-        note = say("with_method", method=shown(label(sparsest)))
-        found.append(Fact(say("zeros"), percent(sparsest["zeros"]), note))
+        note = label("with_method", method=method_text(method_label(sparsest)))
+        found.append(Fact(label("zeros"), percent(sparsest["zeros"]), note))
     return tuple(found)
 
 
 def interval(method: Method) -> Label | None:
     """Format the interval of a method's test accuracy."""
-    low, high = test(method, "low"), test(method, "high")
+    low, high = test_accuracy(method, "low"), test_accuracy(method, "high")
     seeds = len((method.get("test_accuracy") or {}).get("seeds") or [])
     if low is None or high is None:
         return None
-    return say("interval_over", low=number(low), high=number(high), seeds=seeds)
+    return label("interval_over", low=number(low), high=number(high), seeds=seeds)
 
 
 def table(methods: list[Method], best: Method | None) -> PageTable:
     """Tabulate scores and zeros, one row for each method."""
     rows: list[tuple[Cell, ...]] = [
         (
-            label(method),
+            method_label(method),
             strength(method.get("chosen_strength")),
             number(method.get("train_accuracy")),
             number(method.get("valid_accuracy")),
             number(method.get("gap")),
             percent(method.get("zeros")),
-            number(test(method)),
-            f"{number(test(method, 'low'))} – {number(test(method, 'high'))}",
+            number(test_accuracy(method)),
+            f"{number(test_accuracy(method, 'low'))} – {number(test_accuracy(method, 'high'))}",
             parts.gap_mark(method.get("gap")),
         )
         for method in methods
     ]
     keys = ("method", "chosen_strength", "train", "valid", "gap", "zeros", "test", "interval")
-    head = (*(say(key) for key in keys), say("verdict"))
+    head = (*(label(key) for key in keys), label("verdict"))
     chosen = next((i for i, method in enumerate(methods) if method is best), None)
-    return PageTable(say("arms_caption"), head, tuple(rows), chosen)
+    return PageTable(label("arms_caption"), head, tuple(rows), chosen)
 
 
 def scores(methods: list[Method]) -> tuple[Chart, ...]:
@@ -171,14 +178,16 @@ def scores(methods: list[Method]) -> tuple[Chart, ...]:
     if not methods:
         return ()
     figure = charts.intervals(
-        [label(method) for method in methods],
-        [test(method) for method in methods],
-        [test(method, "low") for method in methods],
-        [test(method, "high") for method in methods],
-        say("test_accuracy"),
+        [method_label(method) for method in methods],
+        [test_accuracy(method) for method in methods],
+        [test_accuracy(method, "low") for method in methods],
+        [test_accuracy(method, "high") for method in methods],
+        label("test_accuracy"),
         [colour(method) for method in methods],
     )
-    return (Chart(say("test_accuracy"), figure, say("alt_arms"), say("arms_note"), wide=True),)
+    return (
+        Chart(label("test_accuracy"), figure, label("alt_arms"), label("arms_note"), wide=True),
+    )
 
 
 def curves(methods: list[Method]) -> Section | None:
@@ -200,20 +209,20 @@ def curves(methods: list[Method]) -> Section | None:
             epochs,
             train,
             valid,
-            say("metric_accuracy"),
+            label("metric_accuracy"),
             higher=True,
             range=[max(0, low - 0.02), 1.02],
         )
-        alt = say(
+        alt = label(
             "alt_curves",
-            metric=say("metric_accuracy"),
+            metric=label("metric_accuracy"),
             train=number(train[-1]),
             valid=number(valid[-1]),
         )
-        blocks.append(Chart(label(method), figure, alt))
+        blocks.append(Chart(method_label(method), figure, alt))
     if not blocks:
         return None
-    return Section(say("learning_curves"), tuple(blocks), say("demo_curves_lead"))
+    return Section(label("learning_curves"), tuple(blocks), label("demo_curves_lead"))
 
 
 def history(method: Method) -> list[Epoch]:
@@ -238,16 +247,16 @@ def responses(methods: list[Method]) -> Section | None:
             scores=[p.get("valid_accuracy") for p in grid],
             chosen=method.get("chosen_strength"),
             zeros=[p.get("zeros") for p in grid],
-            x=say("dropout_rate" if method["name"] == "dropout" else "strength"),
-            y=say("valid_accuracy"),
+            x=label("dropout_rate" if method["name"] == "dropout" else "strength"),
+            y=label("valid_accuracy"),
             baseline=bare.get("valid_accuracy") if bare else None,
             colour=colour(method),
         )
-        alt = say("alt_response", chosen=strength(method.get("chosen_strength")))
+        alt = label("alt_response", chosen=strength(method.get("chosen_strength")))
         blocks.append(
-            Chart(label(method), charts.score_against_strength(response, range=reach), alt)
+            Chart(method_label(method), charts.score_against_strength(response, range=reach), alt)
         )
-    return Section(say("responses"), tuple(blocks), say("responses_lead"))
+    return Section(label("responses"), tuple(blocks), label("responses_lead"))
 
 
 def penalties(methods: list[Method]) -> Section | None:
@@ -264,9 +273,11 @@ def penalties(methods: list[Method]) -> Section | None:
                 epochs = [r.get("epoch") for r in records]
     if not series:
         return None
-    figure = charts.over_time(epochs, series, say("zeros"), range=[-0.02, 1.02], tickformat=".0%")
+    figure = charts.lines_over_epochs(
+        epochs, series, label("zeros"), range=[-0.02, 1.02], tickformat=".0%"
+    )
     last = ", ".join(f"{name} {percent(values[-1])}" for name, values in series.items())
     chart = Chart(
-        say("zeros"), figure, say("alt_over_time", what=say("zeros"), last=last), wide=True
+        label("zeros"), figure, label("alt_over_time", what=label("zeros"), last=last), wide=True
     )
-    return Section(say("penalties_over_time"), (chart,), say("demo_zeros_lead"))
+    return Section(label("penalties_over_time"), (chart,), label("demo_zeros_lead"))

@@ -30,7 +30,7 @@ from tikhon.report.page import (
     label,
     number,
     percent,
-    say,
+    saved_label,
     seconds,
 )
 from tikhon.report.saved import SavedRun
@@ -44,8 +44,8 @@ from tikhon.runs.documents import (
 )
 
 HEALTHY_SIGNAL = 1e-3  # lowest healthy backward signal in the first layer, relative to the last
-BEHIND = ("nothing_learned", "far_behind")  # verdicts of a run without findings
-YARDSTICKS = ("constant", "shallow")  # baselines scored on the same rows
+UNTRAINED = ("nothing_learned", "far_behind")  # verdicts of a run without findings
+BASELINES = ("constant", "shallow")  # baselines scored on the same rows
 PROSE = 400  # characters of a sentence in a table
 SEVERITY: dict[str, Level] = {"critical": "bad", "warning": "watch", "info": "plain"}
 VERDICTS: dict[str, Level] = {"confirmed": "good", "worse": "bad"}
@@ -57,44 +57,46 @@ def page(run: SavedRun) -> Page:
     found: list[SavedFinding] = list(result.get("findings") or [])
     record: SavedRecord = result.get("record") or {}
     levels: list[Level] = [SEVERITY.get(f["severity"], "plain") for f in found]
-    still: list[Level] = ["watch"] if any(map(result.get, BEHIND)) else []
+    still: list[Level] = ["watch"] if any(map(result.get, UNTRAINED)) else []
     return Page(
-        title=say("title_diagnosis", model=record.get("model", run.name)),
+        title=label("title_diagnosis", model=record.get("model", run.name)),
         level="good" if result.get("ok") and not still else parts.worst([*levels, *still]),
         verdict=verdict(found, result),
-        more=consequence(found),
-        following=following(run, "cure") if still or not result.get("ok") else (),
+        remarks=finding_sentences(found),
+        next_commands=next_command(run, "cure") if still or not result.get("ok") else (),
         facts=facts(record),
-        about=(*parts.about(run), *about(record)),
-        sections=parts.sections(findings(found), *evidence(record), parts.reproduce(run)),
+        about=(*parts.about_run(run), *about(record)),
+        sections=parts.without_missing(
+            findings(found), *evidence_charts(record), parts.command_section(run)
+        ),
     )
 
 
 def code_name(code: str) -> Label | str:
     """Return a finding's code in words, if the page has them."""
-    return say(f"finding_{code}") if f"finding_{code}" in strings("en") else code
+    return label(f"finding_{code}") if f"finding_{code}" in strings("en") else code
 
 
 def verdict(found: list[SavedFinding], result: Mapping[str, object]) -> Label:
     """Name the cause first; its consequences are not counted."""
     serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
     if not serious:
-        return say(next(filter(result.get, BEHIND), "healthy"))
+        return label(next(filter(result.get, UNTRAINED), "healthy"))
     first = serious[0]
-    values = {"finding": code_name(first["code"]), "where": place(first.get("where") or [])}
+    values = {"finding": code_name(first["code"]), "where": place_label(first.get("where") or [])}
     values["more"] = str(len(serious) - 1)
-    return say("sick_more" if len(serious) > 1 else "sick", **values)
+    return label("sick_more" if len(serious) > 1 else "sick", **values)
 
 
-def consequence(found: list[SavedFinding]) -> tuple[Label | Name, ...]:
+def finding_sentences(found: list[SavedFinding]) -> tuple[Label | Name, ...]:
     """Return the consequence of the first serious finding, and its remedy."""
     serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
     if not serious:
         return ()
     first = serious[0]
     return (
-        say("finding_leads_to", reason=_reason(first)),
-        say("finding_cure", advice=_advice(first)),
+        label("finding_leads_to", reason=_reason(first)),
+        label("finding_cure", advice=_advice(first)),
     )
 
 
@@ -103,7 +105,7 @@ _OF_ONE_RUN = (
 ).split()
 
 
-def following(run: SavedRun, verb: str) -> tuple[str, ...]:
+def next_command(run: SavedRun, verb: str) -> tuple[str, ...]:
     """Return the command of another verb for the same program."""
     command = [str(part) for part in run.config.get("command") or ()]
     if command[:1] != ["tikhon"] or "--optimizer" not in " ".join(command):
@@ -111,29 +113,29 @@ def following(run: SavedRun, verb: str) -> tuple[str, ...]:
     return (shlex.join(["tikhon", verb, *without(command[2:], *_OF_ONE_RUN)]),)
 
 
-def place(where: list[str]) -> Label | str:
+def place_label(where: list[str]) -> Label | str:
     """Format module names, long lists by first and last; other places in words."""
     if len(where) > 3:
-        return say("place", first=where[0], last=where[-1], count=len(where))
+        return label("place", first=where[0], last=where[-1], count=len(where))
     if where == ["the loss"]:
-        return say("place_loss")
+        return label("place_loss")
     return ", ".join(where) or "–"
 
 
 def facts(record: SavedRecord) -> tuple[Fact, ...]:
     """Return the size of the model and of the dry run, and its final loss."""
-    shown = [Fact(say("parameters"), f"{record.get('parameters', 0):,}")]
+    shown = [Fact(label("parameters"), f"{record.get('parameters', 0):,}")]
     if steps := record.get("steps"):
-        shown.append(Fact(say("dry_run"), str(steps), say("steps")))
+        shown.append(Fact(label("dry_run"), str(steps), label("steps")))
     points = record.get("points") or []
     if points:
-        note = say("loss_before", loss=number(points[0].get("loss")))
-        shown.append(Fact(say("loss_after"), number(points[-1].get("loss")), note))
+        note = label("loss_before", loss=number(points[0].get("loss")))
+        shown.append(Fact(label("loss_after"), number(points[-1].get("loss")), note))
         known = record.get("reference") or {}
-        reached, constant, shallow = points[-1].get("metric"), *map(known.get, YARDSTICKS)
+        reached, constant, shallow = points[-1].get("metric"), *map(known.get, BASELINES)
         if not any(value is None for value in (reached, constant, shallow)):
-            note = say("score_of_shallow", constant=number(constant), shallow=number(shallow))
-            shown.append(Fact(say("score_of_dry_run"), number(reached), note))
+            note = label("score_of_shallow", constant=number(constant), shallow=number(shallow))
+            shown.append(Fact(label("score_of_dry_run"), number(reached), note))
     return tuple(shown)
 
 
@@ -142,23 +144,23 @@ def about(record: SavedRecord) -> tuple[tuple[Label, Label | str], ...]:
     loss = record.get("loss")
     if not loss:
         return ()
-    told = parts.listed(loss) if isinstance(loss, Mapping) else str(loss)
-    return ((say("about_loss"), told),) if told else ()
+    told = parts.format_settings(loss) if isinstance(loss, Mapping) else str(loss)
+    return ((label("about_loss"), told),) if told else ()
 
 
 def _reason(f: SavedFinding) -> Label | Name:
     """Return the consequence of a finding with the measurement behind it."""
-    effect = _told(f, "effect") or code_name(f["code"])
-    why = _told(f, "why") or code_name(f.get("cause") or "")
+    effect = _finding_sentence(f, "effect") or code_name(f["code"])
+    why = _finding_sentence(f, "why") or code_name(f.get("cause") or "")
     if why:
-        return say("finding_reason", effect=effect, why=why)
+        return label("finding_reason", effect=effect, why=why)
     return effect if isinstance(effect, Label) else Name(effect, PROSE)
 
 
-def _told(f: SavedFinding, part: Literal["effect", "why"]) -> Label | str:
+def _finding_sentence(f: SavedFinding, part: Literal["effect", "why"]) -> Label | str:
     """Return a sentence of a finding, in English if the run has no key for it."""
     saved = f.get("sentences", {}).get(part)
-    return label(saved) if saved and saved["key"] in strings("en") else f.get(part, "")
+    return saved_label(saved) if saved and saved["key"] in strings("en") else f.get(part, "")
 
 
 def _advice(f: SavedFinding) -> Label | Name:
@@ -166,70 +168,70 @@ def _advice(f: SavedFinding) -> Label | Name:
     text = "; ".join(f.get("advice") or []) or "–"
     cures = (k for k, words in strings("en").items() if k.startswith("cures_") and words == text)
     key = next(cures, None)
-    return say(key) if key else Name(text, PROSE)
+    return label(key) if key else Name(text, PROSE)
 
 
 def findings(found: list[SavedFinding]) -> Section:
     """Tabulate the findings: severity, place, reason, evidence, remedies."""
     if not found:
-        return Section(say("findings"), (Text(say("no_finding")),))
+        return Section(label("findings"), (Text(label("no_finding")),))
     rows: list[tuple[Cell, ...]] = []
     for f in found:
         name = code_name(f["code"])
         level = SEVERITY.get(f["severity"], "plain")
-        where = place(f.get("where") or [])
+        where = place_label(f.get("where") or [])
         rows.append(
             (
                 name if isinstance(name, Label) else Name(name),
-                Mark(level, say(f"severity_{level}")),
+                Mark(level, label(f"severity_{level}")),
                 where if isinstance(where, Label) else Name(where),
                 _reason(f),
-                measured(f.get("evidence") or {}),
+                evidence_cell(f.get("evidence") or {}),
                 _advice(f),
             )
         )
     keys = ("finding", "severity", "where", "why", "measured", "advice")
     return Section(
-        say("findings"),
-        (PageTable(say("findings_caption"), tuple(map(say, keys)), tuple(rows)),),
+        label("findings"),
+        (PageTable(label("findings_caption"), tuple(map(label, keys)), tuple(rows)),),
     )
 
 
-def measured(evidence: Mapping[str, object]) -> Cell:
+def evidence_cell(evidence: Mapping[str, object]) -> Cell:
     """Format the numbers behind a finding, with their names in words."""
     told = []
     for key, value in evidence.items():
         known = f"measured_{key}" in strings("en")
-        name = say(f"measured_{key}") if known else key.replace("_", " ")
-        told.append(say("evidence_of", name=name, value=number(value)))
+        name = label(f"measured_{key}") if known else key.replace("_", " ")
+        told.append(label("evidence_of", name=name, value=number(value)))
     return joined(told) or Name("–")
 
 
-def evidence(record: SavedRecord) -> list[Section | None]:
+def evidence_charts(record: SavedRecord) -> list[Section | None]:
     """Return the charts behind the findings."""
     sites, probes = record.get("sites") or [], record.get("probes") or []
     return [layers(sites, probes), activations(sites, probes), dry_run(record, sites, probes)]
 
 
-def role(sites: list[SavedSite], *roles: str) -> tuple[list[int], list[str]]:
+def sites_with_role(sites: list[SavedSite], *roles: str) -> tuple[list[int], list[str]]:
     """Return indices and names of the sites with one of the roles."""
     chain = [i for i, s in enumerate(sites) if s["role"] in roles]
     return chain, [f"{sites[i]['name'] or 'model'} {sites[i]['kind']}" for i in chain]
 
 
-def ends(probes: list[SavedProbe]) -> list[tuple[Label, SavedProbe]]:
+def first_and_last(probes: list[SavedProbe]) -> list[tuple[Label, SavedProbe]]:
     """Return the first and last probe with their labels."""
     kept = probes[:1] + probes[1:][-1:]
-    return [(say("at_step", step=probe["step"]), probe) for probe in kept]
+    return [(label("at_step", step=probe["step"]), probe) for probe in kept]
 
 
 def layers(sites: list[SavedSite], probes: list[SavedProbe]) -> Section | None:
     """Plot backward signal and forward scale over depth."""
-    chain, names = role(sites, "weight", "recurrent")
+    chain, names = sites_with_role(sites, "weight", "recurrent")
     if len(chain) < 2 or not probes:
         return None
     signal, scale = [], []
-    for name, probe in ends(probes):
+    for name, probe in first_and_last(probes):
         readings = [probe["readings"][i] for i in chain]
         top = readings[-1].get("signal")
         if top:
@@ -238,32 +240,34 @@ def layers(sites: list[SavedSite], probes: list[SavedProbe]) -> Section | None:
     band = (HEALTHY_SIGNAL, 1 / HEALTHY_SIGNAL)
     blocks = []
     if signal:
-        figure = layer_charts.by_layer(names, signal, say("signal"), band=band)
+        figure = layer_charts.lines_over_layers(names, signal, label("signal"), band=band)
         reached = number(signal[0][1][0])
         blocks.append(
-            Chart(say("signal"), figure, say("alt_signal", reached=reached), say("signal_note"))
+            Chart(
+                label("signal"), figure, label("alt_signal", reached=reached), label("signal_note")
+            )
         )
-    figure = layer_charts.by_layer(names, scale, say("output_size"))
-    blocks.append(Chart(say("output_size"), figure, say("alt_output_size")))
-    return Section(say("layers"), tuple(blocks), say("layers_lead"))
+    figure = layer_charts.lines_over_layers(names, scale, label("output_size"))
+    blocks.append(Chart(label("output_size"), figure, label("alt_output_size")))
+    return Section(label("layers"), tuple(blocks), label("layers_lead"))
 
 
 def activations(sites: list[SavedSite], probes: list[SavedProbe]) -> Section | None:
     """Plot the shares of dead and saturated units at the end."""
-    chain, names = role(sites, "activation")
+    chain, names = sites_with_role(sites, "activation")
     if not chain or not probes:
         return None
     last = [probes[-1]["readings"][i] for i in chain]
-    series = [(say(key), [r.get(key) for r in last]) for key in ("dead", "saturated")]
+    series = [(label(key), [r.get(key) for r in last]) for key in ("dead", "saturated")]
     series = [(name, values) for name, values in series if charts.finite(values)]
     if not series:
         return None
-    figure = layer_charts.shares(names, series, say("share_of_units"))
+    figure = layer_charts.unit_shares(names, series, label("share_of_units"))
     worst = max(v for _, values in series for v in charts.finite(values))
     if not worst:
         return None
-    alt = say("alt_shares", worst=percent(worst))
-    return Section(say("activations"), (Chart(say("share_of_units"), figure, alt, wide=True),))
+    alt = label("alt_shares", worst=percent(worst))
+    return Section(label("activations"), (Chart(label("share_of_units"), figure, alt, wide=True),))
 
 
 def dry_run(
@@ -275,22 +279,22 @@ def dry_run(
     if len(points) > 1:
         steps = [p["step"] for p in points]
         train, valid = ([p.get(k) for p in points] for k in ("eval_loss", "valid_loss"))
-        figure = charts.learning_curves(steps, train, valid, say("metric_loss"), higher=False)
-        figure["layout"]["xaxis"] = charts.axis(say("step"))
-        alt = say(
+        figure = charts.learning_curves(steps, train, valid, label("metric_loss"), higher=False)
+        figure["layout"]["xaxis"] = charts.axis(label("step"))
+        alt = label(
             "alt_curves",
-            metric=say("metric_loss"),
+            metric=label("metric_loss"),
             train=number(train[-1]),
             valid=number(valid[-1]),
         )
-        blocks.append(Chart(say("metric_loss"), figure, alt))
-    chain, names = role(sites, "weight", "recurrent")
+        blocks.append(Chart(label("metric_loss"), figure, alt))
+    chain, names = sites_with_role(sites, "weight", "recurrent")
     moved = [p for p in probes if any(p["readings"][i].get("update") for i in chain)]
     if chain and len(moved) > 1:
         rows = [[logarithm(p["readings"][i].get("update")) for p in moved] for i in chain]
-        figure = layer_charts.heat(names, [p["step"] for p in moved], rows, (-7.0, 1.0))
-        blocks.append(Chart(say("update"), figure, say("alt_update"), say("update_note")))
-    return Section(say("dry_run"), tuple(blocks)) if blocks else None
+        figure = layer_charts.update_heatmap(names, [p["step"] for p in moved], rows, (-7.0, 1.0))
+        blocks.append(Chart(label("update"), figure, label("alt_update"), label("update_note")))
+    return Section(label("dry_run"), tuple(blocks)) if blocks else None
 
 
 def logarithm(value: Number) -> float | None:
@@ -307,32 +311,34 @@ def cure_page(run: SavedRun) -> Page:
     confirmed = bool(result.get("confirmed"))
     best = next((a for a in results if a["name"] == result.get("treatment")), None)
     found: list[SavedFinding] = list(inner.get("findings") or [])
-    words = say("no_cure")
+    words = label("no_cure")
     if confirmed and best:
         losses = [number(mean(a["scores"])) for a in (results[0], best)]
-        words = say("cured", treatment=named(best["name"]), before=losses[0], after=losses[1])
+        words = label(
+            "cured", treatment=treatment_label(best["name"]), before=losses[0], after=losses[1]
+        )
     tried = [a for a in results if a["name"] != "nothing"]
-    shown = [Fact(say("tried"), str(len(tried)))]
+    shown = [Fact(label("tried"), str(len(tried)))]
     if best:
         pairs = (("loss_untreated", results[0]), ("loss_treated", best))
-        shown = [*(Fact(say(key), number(mean(a["scores"]))) for key, a in pairs), *shown]
+        shown = [*(Fact(label(key), number(mean(a["scores"]))) for key, a in pairs), *shown]
     if result.get("seconds") is not None:
-        shown.append(Fact(say("time"), seconds(result["seconds"])))
-    patch = (Section(say("patch"), (CodeBlock(tuple(result["patch"].splitlines())),)),)
+        shown.append(Fact(label("time"), seconds(result["seconds"])))
+    patch = (Section(label("patch"), (CodeBlock(tuple(result["patch"].splitlines())),)),)
     return Page(
-        title=say("title_cure", model=record.get("model", run.name)),
+        title=label("title_cure", model=record.get("model", run.name)),
         level="good" if confirmed else "watch",
         verdict=words,
-        more=(verdict(found, inner), *consequence(found)),
-        following=following(run, "diagnose") if result.get("patch") else (),
+        remarks=(verdict(found, inner), *finding_sentences(found)),
+        next_commands=next_command(run, "diagnose") if result.get("patch") else (),
         facts=tuple(shown),
-        about=(*parts.about(run), *about(record)),
-        sections=parts.sections(
-            treatments(results, best),
+        about=(*parts.about_run(run), *about(record)),
+        sections=parts.without_missing(
+            treatment_section(results, best),
             *(patch if result.get("patch") else ()),
             findings(found),
-            *evidence(record),
-            parts.reproduce(run),
+            *evidence_charts(record),
+            parts.command_section(run),
         ),
     )
 
@@ -343,7 +349,9 @@ def mean(values: list[Number]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def treatments(results: list[SavedTreatment], best: SavedTreatment | None) -> Section | None:
+def treatment_section(
+    results: list[SavedTreatment], best: SavedTreatment | None
+) -> Section | None:
     """Tabulate the treatments, those run in full first, and plot their effects with the spread."""
     if not results:
         return None
@@ -353,31 +361,31 @@ def treatments(results: list[SavedTreatment], best: SavedTreatment | None) -> Se
     lasting = [a for a in tried if a["steps"] == longest]
     keys = ("treatment", "steps_run", "metric_loss", "effect", "over_seeds", "verdict")
     chosen = next((i for i, a in enumerate(tried) if best and a["name"] == best["name"]), None)
-    caption = say("treatments_caption", tried=len(tried), lasting=len(lasting))
+    caption = label("treatments_caption", tried=len(tried), lasting=len(lasting))
     rows = tuple(_treatment(a, a["steps"] == longest) for a in tried)
-    table = PageTable(caption, tuple(map(say, keys)), rows, chosen)
+    table = PageTable(caption, tuple(map(label, keys)), rows, chosen)
     if not lasting:
-        return Section(say("treatments"), (table,))
+        return Section(label("treatments"), (table,))
     colours = ["series-2" if a["verdict"] == "confirmed" else "muted" for a in lasting]
     figure = charts.intervals(
-        [named(a["name"]) for a in lasting],
+        [treatment_label(a["name"]) for a in lasting],
         [a.get("effect") for a in lasting],
         [min(a["effects"]) for a in lasting],
         [max(a["effects"]) for a in lasting],
-        say("effect"),
+        label("effect"),
         colours,
     )
-    chart = Chart(say("effect"), figure, say("alt_effect"), say("effect_note"), wide=True)
-    return Section(say("treatments"), (table, chart))
+    chart = Chart(label("effect"), figure, label("alt_effect"), label("effect_note"), wide=True)
+    return Section(label("treatments"), (table, chart))
 
 
-def named(treatment: str) -> Label | Name:
+def treatment_label(treatment: str) -> Label | Name:
     """Return a treatment's name, translated: one edit, or several joined by a plus."""
     first, plus, rest = treatment.partition(" + ")
     matches = ((key, pattern.fullmatch(first)) for key, pattern in _treatments().items())
     found = next(((key, m.groupdict()) for key, m in matches if m), None)
-    one = Name(first, 400) if found is None else say(found[0], **found[1])
-    return say("treatments_both", first=one, rest=named(rest)) if plus else one
+    one = Name(first, 400) if found is None else label(found[0], **found[1])
+    return label("treatments_both", first=one, rest=treatment_label(rest)) if plus else one
 
 
 @cache
@@ -397,10 +405,10 @@ def _treatment(a: SavedTreatment, lasted: bool) -> tuple[Cell, ...]:
     word = words.get(a["verdict"], "not_confirmed")
     low, high = min(a["effects"]), max(a["effects"])
     return (
-        named(a["name"]),
+        treatment_label(a["name"]),
         str(a["steps"]),
         number(mean(a["scores"])),
         number(a.get("effect")),
         f"{number(low)} … {number(high)}" if len(a["effects"]) > 1 else "–",
-        Mark(level, say(word if lasted else "stopped_early")),
+        Mark(level, label(word if lasted else "stopped_early")),
     )

@@ -15,9 +15,9 @@ from tikhon.report.page import (
     Name,
     Page,
     Section,
+    label,
     number,
     percent,
-    say,
     seconds,
 )
 from tikhon.report.saved import SavedRun
@@ -32,24 +32,29 @@ def page(run: SavedRun) -> Page:
     penalties = parts.penalty_table(run.result.get("penalties") or {})
     left = run.result.get("sparsity")
     thinned = parts.sparsity_table(left) if left else None
-    tables = (scores.table(run, scores.of_parts(record)), scores.recalls(run), penalties, thinned)
+    tables = (
+        scores.table(run, scores.model_rows(record)),
+        scores.recall_table(run),
+        penalties,
+        thinned,
+    )
     return Page(
-        title=say("title_fit", data=parts.data_name(run)),
+        title=label("title_fit", data=parts.data_name(run)),
         level=level(run),
         verdict=sentences[0],
-        more=sentences[1:],
-        following=tuple(map(str, run.result.get("next") or ())),
+        remarks=sentences[1:],
+        next_commands=run.next_commands,
         facts=facts(run, metric, record),
-        about=parts.about(run),
-        sections=parts.sections(
-            Section(say("scores"), tuple(table for table in tables if table)),
-            parts.curves(run, metric, best),
+        about=parts.about_run(run),
+        sections=parts.without_missing(
+            Section(label("scores"), tuple(table for table in tables if table)),
+            parts.learning_curves(run, metric, best),
             columns.importances(run),
             parts.penalties_over_time(run),
-            parts.weights(run.result.get("weights") or {}),
+            parts.weight_section(run.result.get("weights") or {}),
             answers.section(run.result.get("predictions") or {}),
             columns.section(run),
-            parts.reproduce(run),
+            parts.command_section(run),
         ),
     )
 
@@ -80,17 +85,17 @@ def verdict(
 ) -> tuple[Label | Name, ...]:
     """Return the sentences of the run, most important first."""
     if (epoch := broken(run)) is not None:
-        return (say("diverged", epoch=epoch),)
+        return (label("diverged", epoch=epoch),)
     if not run.result:
         most = (run.config.get("optimizer") or {}).get("epochs")
         return (unfinished(run, most),)
     found = [sentence(entry) for entry in run.result.get("statements") or ()]
     if found:
-        last = columns.relied_on(run)
+        last = columns.important_columns(run)
         return tuple(found) if last is None else (*found, last)
     values = {part: number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid")}
     key = "fit_plain" if values["valid"] != "–" else "fit_no_valid"
-    return (say(key, metric=metric.label, **values),)  # from a version that stored no sentences
+    return (label(key, metric=metric.label, **values),)  # from a version that stored no sentences
 
 
 def unfinished(run: SavedRun, most: int | None) -> Label:
@@ -98,26 +103,26 @@ def unfinished(run: SavedRun, most: int | None) -> Label:
     done = last_epoch(run)
     passed = run.history[-1].get("seconds") if run.history else None
     if not most:
-        return say("unfinished", epochs=f"{done:,}")
+        return label("unfinished", epochs=f"{done:,}")
     if not done or not isinstance(passed, int | float):
-        return say("unfinished_of", epochs=f"{done:,}", all=f"{most:,}")
+        return label("unfinished_of", epochs=f"{done:,}", all=f"{most:,}")
     left, budget = passed / done * (most - done), run.config.get("budget")
     early = (run.config.get("recipe") or {}).get("early_stopping")
     if isinstance(budget, int | float) and budget - passed < left:
         left, early = max(budget - passed, 0.0), True  # fewer epochs than planned
     key = "unfinished_at_most" if early else "unfinished_left"
-    return say(key, epochs=f"{done:,}", all=f"{most:,}", left=duration(left))
+    return label(key, epochs=f"{done:,}", all=f"{most:,}", left=duration(left))
 
 
 def sentence(entry: Mapping[str, object]) -> Label:
     """Translate a stored sentence."""
     values = {k: v for k, v in entry.items() if k not in ("code", "level")}
     if "part" in values:
-        values["part"] = say(f"rows_of_{values['part']}")
+        values["part"] = label(f"rows_of_{values['part']}")
     for kind in ("units", "cost"):
         if values.get(kind):
-            values[kind] = say(f"{kind}_{values[kind]}")
-    return say(f"verdict_{entry['code']}", **values)
+            values[kind] = label(f"{kind}_{values[kind]}")
+    return label(f"verdict_{entry['code']}", **values)
 
 
 def facts(run: SavedRun, metric: ScoreKind, record: Mapping[str, object]) -> tuple[Fact, ...]:
@@ -125,11 +130,11 @@ def facts(run: SavedRun, metric: ScoreKind, record: Mapping[str, object]) -> tup
     found = [parts.score_fact(metric, record, part) for part in ("test", "valid", "train")]
     zeros = finite([p.get("zeros") for p in (run.result.get("penalties") or {}).values()])
     if zeros and max(zeros) > 0:
-        found.append(Fact(say("zeros"), percent(max(zeros))))
+        found.append(Fact(label("zeros"), percent(max(zeros))))
     if (best := run.result.get("best_epoch")) is not None:
         last = parts.kept_epoch(run) is None and run.result.get("epochs") not in (best, None)
-        note = say("best_not_kept") if last else None
-        found.append(Fact(say("best_epoch"), str(best), note))
+        note = label("best_not_kept") if last else None
+        found.append(Fact(label("best_epoch"), str(best), note))
     if run.result.get("seconds") is not None:
-        found.append(Fact(say("time"), seconds(run.result["seconds"])))
+        found.append(Fact(label("time"), seconds(run.result["seconds"])))
     return tuple(fact for fact in found if fact is not None)

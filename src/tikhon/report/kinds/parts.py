@@ -26,9 +26,9 @@ from tikhon.report.page import (
     Section,
     Text,
     joined,
+    label,
     number,
     percent,
-    say,
     strength,
 )
 from tikhon.report.saved import SavedRun
@@ -51,8 +51,8 @@ def metric_of(records: Iterable[Mapping[str, object]]) -> ScoreKind:
     keys = {key for record in records for key in record}
     for name, higher in (("accuracy", True), ("rmse", False)):
         if any(f"{part}/{name}" in keys for part in ("train", "valid", "test")):
-            return ScoreKind(name, say(f"metric_{name}"), higher)
-    return ScoreKind("loss", say("metric_loss"), False)
+            return ScoreKind(name, label(f"metric_{name}"), higher)
+    return ScoreKind("loss", label("metric_loss"), False)
 
 
 def record_at(history: tuple[Epoch, ...], epoch: object) -> Epoch:
@@ -68,7 +68,7 @@ def data_name(run: SavedRun) -> str:
 
 def kept_epoch(run: SavedRun) -> int | None:
     """Return the best epoch if early stopping restored it, None if the last one was kept."""
-    early = entries(run.config.get("recipe")).get("early_stopping")
+    early = as_mapping(run.config.get("recipe")).get("early_stopping")
     return run.result.get("best_epoch") if early else None
 
 
@@ -78,61 +78,63 @@ def final_record(run: SavedRun) -> Epoch:
     return {**kept, **(run.result.get("metrics") or {})}
 
 
-def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
+def about_run(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
     """Return the details of a run: data, model, optimizer, seed, device, versions."""
     config = run.config
-    lines: list[tuple[Label, Label | str]] = [(say("about_run"), run.name)]
-    data, model = entries(config.get("data")), entries(config.get("model"))
+    lines: list[tuple[Label, Label | str]] = [(label("about_run"), run.name)]
+    data, model = as_mapping(config.get("data")), as_mapping(config.get("model"))
     if data:
-        lines += of_data(data)
+        lines += about_data(data)
     elif config.get("data"):
-        lines.append((say("about_data"), str(config["data"])))
+        lines.append((label("about_data"), str(config["data"])))
     if size := model.get("parameters"):
-        lines.append((say("about_model"), say("model_of", name=model["name"], size=f"{size:,}")))
+        lines.append(
+            (label("about_model"), label("model_of", name=model["name"], size=f"{size:,}"))
+        )
     elif model:
-        lines.append((say("about_model"), str(model.get("name", ""))))
+        lines.append((label("about_model"), str(model.get("name", ""))))
     for key in ("optimizer", "recipe"):
-        if text := listed(entries(config.get(key))):
-            lines.append((say(f"about_{key}"), text))
+        if text := format_settings(as_mapping(config.get(key))):
+            lines.append((label(f"about_{key}"), text))
     for key in ("seed", "device"):
         if config.get(key) is not None:
-            lines.append((say(f"about_{key}"), str(config[key])))
-    if text := listed(entries(config.get("versions"))):
-        lines.append((say("about_versions"), text))
+            lines.append((label(f"about_{key}"), str(config[key])))
+    if text := format_settings(as_mapping(config.get("versions"))):
+        lines.append((label("about_versions"), text))
     return tuple(lines)
 
 
-def entries(value: object) -> Mapping[str, Any]:
+def as_mapping(value: object) -> Mapping[str, Any]:
     """Return a mapping from a document, empty if it is anything else."""
     return value if isinstance(value, Mapping) else {}
 
 
-def of_data(data: Mapping[str, object]) -> list[tuple[Label, Label | str]]:
+def about_data(data: Mapping[str, object]) -> list[tuple[Label, Label | str]]:
     """Describe the data: name, rows and features; for a table its file, target and classes."""
-    origin, rows = entries(data.get("origin")), data.get("rows")
-    count = {k: f"{v:,}" for k, v in entries(rows).items() if isinstance(v, int)}
+    origin, rows = as_mapping(data.get("origin")), data.get("rows")
+    count = {k: f"{v:,}" for k, v in as_mapping(rows).items() if isinstance(v, int)}
     values = {"name": data.get("name", "–"), "features": data.get("features", "–")}
     if {"train", "valid", "test"} <= count.keys():
         found: list[tuple[Label, Label | str]] = [
-            (say("about_data"), say("data_split", **count, **values))
+            (label("about_data"), label("data_split", **count, **values))
         ]
     else:
         known = f"{rows:,}" if isinstance(rows, int) else "–"
         key = "data_rows" if data.get("name") and data.get("features") else "data_size"
-        found = [(say("about_data"), say(key, rows=known, **values))]
+        found = [(label("about_data"), label(key, rows=known, **values))]
     if origin.get("source"):
         digest = str(origin.get("sha256") or data.get("fingerprint") or "")[:12]
-        found.append((say("about_file"), f"{origin['source']} (SHA-256 {digest})"))
+        found.append((label("about_file"), f"{origin['source']} (SHA-256 {digest})"))
     if origin.get("target"):
-        found.append((say("about_target"), str(origin["target"])))
+        found.append((label("about_target"), str(origin["target"])))
     classes = data.get("classes")
     if isinstance(classes, list) and classes:
         shown = ", ".join(map(str, classes[:12])) + (", ..." if len(classes) > 12 else "")
-        found.append((say("about_classes"), shown))
+        found.append((label("about_classes"), shown))
     return found
 
 
-def listed(entries: Mapping[str, object]) -> Label | str | None:
+def format_settings(entries: Mapping[str, object]) -> Label | str | None:
     """Format settings as the name, then "learning rate 0.001, batch size 64"; None if empty.
 
     >>> listed({"name": "adam", "lr": 0.001, "batch_size": 64, "momentum": 0.0}).text("en")
@@ -140,64 +142,68 @@ def listed(entries: Mapping[str, object]) -> Label | str | None:
     """
     kept = {k: v for k, v in entries.items() if v not in (None, [], {}, "", 0.0) and k != "name"}
     words = [str(entries["name"])] if entries.get("name") else []
-    return joined([*words, *(_setting(key, _plain(value)) for key, value in kept.items())])
+    return joined(
+        [*words, *(_format_setting(key, _format_value(value)) for key, value in kept.items())]
+    )
 
 
-def _setting(key: str, value: str) -> Label | str:
+def _format_setting(key: str, value: str) -> Label | str:
     """Format a setting, under its own name if it has no translation."""
     known = f"setting_{key}" in strings("en")
-    return say(f"setting_{key}", value=value) if known else f"{key.replace('_', ' ')} {value}"
+    return label(f"setting_{key}", value=value) if known else f"{key.replace('_', ' ')} {value}"
 
 
-def _plain(value: object) -> str:
+def _format_value(value: object) -> str:
     """Format a setting's value, short lists without brackets."""
     if isinstance(value, list) and len(value) <= 12:
         between = "; " if any(isinstance(entry, Mapping) for entry in value) else ", "
-        return between.join(map(inline, value))
-    return f"{value:g}" if isinstance(value, float) else inline(value)
+        return between.join(map(format_nested, value))
+    return f"{value:g}" if isinstance(value, float) else format_nested(value)
 
 
-def inline(value: object) -> str:
+def format_nested(value: object) -> str:
     """Format a nested value, long lists by their length."""
     if isinstance(value, Mapping):
         if "penalty" in value:
             return typed(value)
-        return "{" + ", ".join(f"{k}: {inline(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k}: {format_nested(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return f"[{len(value)}]" if len(value) > 12 else f"[{', '.join(map(inline, value))}]"
+        return (
+            f"[{len(value)}]" if len(value) > 12 else f"[{', '.join(map(format_nested, value))}]"
+        )
     return number(value) if isinstance(value, float) else str(value)
 
 
 def gap_mark(gap: float | None) -> Mark:
     """Classify a gap of accuracies as small, notable or memorising."""
     if gap is None:
-        return Mark("plain", say("not_measured"))
+        return Mark("plain", label("not_measured"))
     if gap <= GAP_LIMIT:
-        return Mark("good", say("gap_small"))
-    return Mark("bad" if gap > 2 * GAP_LIMIT else "watch", say("gap_large"))
+        return Mark("good", label("gap_small"))
+    return Mark("bad" if gap > 2 * GAP_LIMIT else "watch", label("gap_large"))
 
 
-def curves(run: SavedRun, metric: ScoreKind, best: int | None) -> Section:
+def learning_curves(run: SavedRun, metric: ScoreKind, best: int | None) -> Section:
     """Plot loss and score over epochs, with the gap shaded."""
     epochs = run.series("epoch")
     blocks: list[Block] = []
-    for key, label in {metric.key: metric.label, "loss": say("metric_loss")}.items():
+    for key, title in {metric.key: metric.label, "loss": label("metric_loss")}.items():
         train, valid = run.series(f"train/{key}"), run.series(f"valid/{key}")
         if not charts.finite(train) and not charts.finite(valid):
             continue
         last = record_at(run.history, best)
-        alt = say(
+        alt = label(
             "alt_curves",
-            metric=label,
+            metric=title,
             train=number(last.get(f"train/{key}")),
             valid=number(last.get(f"valid/{key}")),
         )
         higher = metric.higher and key == metric.key
-        figure = charts.learning_curves(epochs, train, valid, label, higher=higher, best=best)
-        blocks.append(Chart(say("curves_of", metric=label), figure, alt))
+        figure = charts.learning_curves(epochs, train, valid, title, higher=higher, best=best)
+        blocks.append(Chart(label("curves_of", metric=title), figure, alt))
     if not blocks:
-        blocks.append(Text(say("no_history")))
-    return Section(say("learning_curves"), tuple(blocks), say("learning_curves_lead"))
+        blocks.append(Text(label("no_history")))
+    return Section(label("learning_curves"), tuple(blocks), label("learning_curves_lead"))
 
 
 def penalties_over_time(run: SavedRun) -> Section | None:
@@ -212,20 +218,24 @@ def penalties_over_time(run: SavedRun) -> Section | None:
     )
     blocks = []
     for pattern, key, more in wanted:
-        series = matching(run, pattern)
+        series = series_matching(run, pattern)
         if key == "strength":
             series = {n: v for n, v in series.items() if len(set(charts.finite(v))) > 1}
         if not series:
             continue
         last = ", ".join(f"{name} {number(values[-1])}" for name, values in series.items())
-        figure = charts.over_time(epochs, series, say(key), log=key == "strength", **more)
-        blocks.append(Chart(say(key), figure, say("alt_over_time", what=say(key), last=last)))
+        figure = charts.lines_over_epochs(
+            epochs, series, label(key), log=key == "strength", **more
+        )
+        blocks.append(
+            Chart(label(key), figure, label("alt_over_time", what=label(key), last=last))
+        )
     if not blocks:
         return None
-    return Section(say("penalties_over_time"), tuple(blocks), say("penalties_over_time_lead"))
+    return Section(label("penalties_over_time"), tuple(blocks), label("penalties_over_time_lead"))
 
 
-def matching(run: SavedRun, pattern: str) -> dict[str, list[Number]]:
+def series_matching(run: SavedRun, pattern: str) -> dict[str, list[Number]]:
     """Return the series of all history keys that match, by captured name."""
     keys = dict.fromkeys(key for record in run.history for key in record)
     found = {m[1]: run.series(key) for key in keys if (m := re.fullmatch(pattern, key))}
@@ -239,7 +249,7 @@ def penalty_table(penalties: Mapping[str, SavedPenalty]) -> PageTable | None:
         (
             Name(name),
             strength(p.get("strength")),
-            mode(p.get("how")),
+            mode_cell(p.get("how")),
             number(p.get("value")),
             percent(p.get("zeros")),
             *((_audit_mark(p),) if audited else ()),
@@ -247,9 +257,9 @@ def penalty_table(penalties: Mapping[str, SavedPenalty]) -> PageTable | None:
         for name, p in penalties.items()
     )
     keys = ("penalty", "strength", "mode", "penalty_value", "zeros")
-    head = tuple(say(key) for key in keys)
-    head = (*head, say("audit")) if audited else head
-    caption = say("penalties_at_end_audited") if audited else say("penalties_at_end")
+    head = tuple(label(key) for key in keys)
+    head = (*head, label("audit")) if audited else head
+    caption = label("penalties_at_end_audited") if audited else label("penalties_at_end")
     return PageTable(caption, head, rows) if rows else None
 
 
@@ -265,13 +275,13 @@ def sparsity_table(found: SavedSparsity) -> PageTable | None:
     )
     if not rows:
         return None
-    head = (say("layer_thinned"), say(f"units_{found['of']}"), say("zeros"))
-    return PageTable(say("sparsity_at_end"), head, rows)
+    head = (label("layer_thinned"), label(f"units_{found['of']}"), label("zeros"))
+    return PageTable(label("sparsity_at_end"), head, rows)
 
 
-def mode(how: str | None) -> Cell:
+def mode_cell(how: str | None) -> Cell:
     """Return how a penalty acts, which sets the unit of its strength; older runs lack it."""
-    return "–" if how is None else say(f"mode_{how}")
+    return "–" if how is None else label(f"mode_{how}")
 
 
 def _audit_mark(penalty: SavedPenalty) -> Cell:
@@ -280,11 +290,11 @@ def _audit_mark(penalty: SavedPenalty) -> Cell:
     if verdict is None:
         return ""
     slope = penalty.get("slope", math.nan)
-    text = say("audit_" + str(verdict).replace(" ", "_"), slope=f"{slope:+.3f}")
+    text = label("audit_" + str(verdict).replace(" ", "_"), slope=f"{slope:+.3f}")
     return Mark("good" if verdict == "flat" else "watch", text)
 
 
-def weights(parameters: Mapping[str, SavedWeights]) -> Section | None:
+def weight_section(parameters: Mapping[str, SavedWeights]) -> Section | None:
     """Plot a histogram of each regularized parameter, with exact zeros separate."""
     blocks: list[Block] = []
     rows = []
@@ -294,24 +304,24 @@ def weights(parameters: Mapping[str, SavedWeights]) -> Section | None:
         histogram = facts.get("histogram")
         if histogram and histogram["counts"]:
             figure = charts.histogram(histogram["edges"], histogram["counts"], zeros)
-            alt = say("alt_histogram", name=name, zeros=percent(zeros))
+            alt = label("alt_histogram", name=name, zeros=percent(zeros))
             blocks.append(Chart(Name(name), figure, alt))
     if not rows:
         return None
-    head = (say("parameter"), say("zeros"), say("norm_l1"), say("norm_l2"))
-    table = PageTable(say("weights_at_end"), head, tuple(rows))
-    return Section(say("weights"), (table, *blocks), say("weights_lead"))
+    head = (label("parameter"), label("zeros"), label("norm_l1"), label("norm_l2"))
+    table = PageTable(label("weights_at_end"), head, tuple(rows))
+    return Section(label("weights"), (table, *blocks), label("weights_lead"))
 
 
-def reproduce(run: SavedRun) -> Section | None:
+def command_section(run: SavedRun) -> Section | None:
     """Show the command that made this run."""
     blocks = []
     if command := run.config.get("command"):
-        blocks.append(CodeBlock((shlex.join(map(str, command)),), say("made_by")))
-    return Section(say("reproduce"), tuple(blocks)) if blocks else None
+        blocks.append(CodeBlock((shlex.join(map(str, command)),), label("made_by")))
+    return Section(label("reproduce"), tuple(blocks)) if blocks else None
 
 
-def sections(*candidates: Section | None) -> tuple[Section, ...]:
+def without_missing(*candidates: Section | None) -> tuple[Section, ...]:
     """Return the sections that are not None."""
     return tuple(section for section in candidates if section is not None)
 
@@ -326,12 +336,12 @@ def score_fact(metric: ScoreKind, record: Mapping[str, object], part: str) -> Fa
 
 def part_score(metric: ScoreKind, part: str) -> Label:
     """Return the name of a score on one part of the data, such as "Test accuracy"."""
-    return say("score_on", part=say(f"part_{part}"), metric=word(metric))
+    return label("score_on", part=label(f"part_{part}"), metric=metric_word(metric))
 
 
-def word(metric: ScoreKind) -> Label:
+def metric_word(metric: ScoreKind) -> Label:
     """Return the metric's name for use inside a sentence."""
-    return say(f"metric_{metric.key}_word")
+    return label(f"metric_{metric.key}_word")
 
 
 def worst(levels: Iterable[Level]) -> Level:

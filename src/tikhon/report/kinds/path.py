@@ -15,8 +15,8 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
+    label,
     number,
-    say,
     seconds,
     strength,
 )
@@ -31,19 +31,19 @@ def page(run: SavedRun) -> Page:
     result = run.result
     chosen = result.get("chosen")
     return Page(
-        title=say("title_path", data=parts.data_name(run), penalty=result.get("penalty", "")),
+        title=label("title_path", data=parts.data_name(run), penalty=result.get("penalty", "")),
         level="good" if chosen is not None and result["counts"][chosen] else "plain",
         verdict=verdict(run, chosen),
-        more=more(run, chosen),
-        following=tuple(map(str, result.get("next") or ())),
+        remarks=remarks(run, chosen),
+        next_commands=run.next_commands,
         facts=facts(run, chosen),
-        about=parts.about(run),
-        sections=parts.sections(
+        about=parts.about_run(run),
+        sections=parts.without_missing(
             summary(run, chosen),
             responses(run, chosen),
             importances(run),
             columns.section(run),
-            parts.reproduce(run),
+            parts.command_section(run),
         ),
     )
 
@@ -64,9 +64,9 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
     """Return the result of the path in one sentence."""
     result = run.result
     if not result:
-        return say("unfinished", epochs=len(run.history))
+        return label("unfinished", epochs=len(run.history))
     if chosen is None:
-        return say("path_unscored", strengths=len(result.get("strengths") or []))
+        return label("path_unscored", strengths=len(result.get("strengths") or []))
     best = best_of(run)
     values = {
         "kept": result["counts"][chosen],
@@ -75,14 +75,14 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
         "strength": strength(result["strengths"][chosen]),
     }
     if not values["kept"] and best is not None and any(result["counts"]):
-        return say("path_none", **values)
+        return label("path_none", **values)
     if best is None or best == chosen:
-        return say("path_lowest", **values)
+        return label("path_lowest", **values)
     lowest, most = number(result["scores"][best]), result["counts"][best]
-    return say("path_chosen", best=lowest, most=most, **values)
+    return label("path_chosen", best=lowest, most=most, **values)
 
 
-def more(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
+def remarks(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
     """Report the test cost of leaving features out, and whether the range was wide enough."""
     found = []
     metrics, held = run.result.get("metrics") or {}, run.result.get("yardsticks") or {}
@@ -90,9 +90,9 @@ def more(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
     at = f"test/{key}"
     if key and chosen is not None and at in held.get("linear", {}):
         found.append(
-            say(
+            label(
                 "path_cost",
-                metric=say(f"metric_{key}"),
+                metric=label(f"metric_{key}"),
                 score=number(metrics[at]),
                 rows=f"{(run.result.get('rows') or {}).get('test', 0):,}",
                 all=total(run),
@@ -102,7 +102,7 @@ def more(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
     strengths = run.result.get("strengths") or []
     if chosen is not None and len(strengths) > 1 and strengths[chosen] == min(strengths):
         key = "path_edge" if run.result["counts"][chosen] == total(run) else "path_edge_few"
-        found.append(say(key, strength=strength(strengths[chosen])))
+        found.append(label(key, strength=strength(strengths[chosen])))
     return tuple(found)
 
 
@@ -111,21 +111,21 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
     result, shown = run.result, []
     if chosen is not None:
         error = result["errors"][chosen]
-        note = say("plus_minus", error=number(error)) if error is not None else None
+        note = label("plus_minus", error=number(error)) if error is not None else None
         metrics = result.get("metrics") or {}
         tested = parts.score_fact(parts.metric_of([metrics]), metrics, "test")
         shown = [
             *((tested,) if tested else ()),
-            Fact(say("kept"), str(result["counts"][chosen]), say("of_all", all=total(run))),
-            Fact(say("valid_loss"), number(result["scores"][chosen]), note),
+            Fact(label("kept"), str(result["counts"][chosen]), label("of_all", all=total(run))),
+            Fact(label("valid_loss"), number(result["scores"][chosen]), note),
             Fact(
-                say("chosen_strength"),
+                label("chosen_strength"),
                 strength(result["strengths"][chosen]),
-                say("mode_objective"),
+                label("mode_objective"),
             ),
         ]
     if result.get("seconds") is not None:
-        shown.append(Fact(say("time"), seconds(result["seconds"])))
+        shown.append(Fact(label("time"), seconds(result["seconds"])))
     return tuple(shown)
 
 
@@ -136,13 +136,13 @@ def names_of(run: SavedRun) -> list[str]:
 
 def summary(run: SavedRun, chosen: int | None) -> Section | None:
     """Tabulate test scores against all features, models along the path, selected features."""
-    held = [(say("chosen_model"), run.result.get("metrics") or {}, "test")]
+    held = [(label("chosen_model"), run.result.get("metrics") or {}, "test")]
     # the path's own regression loss is half the mean squared error, which would confuse here
     other = "loss" if "test/rmse" in (run.result.get("metrics") or {}) else ""
     table = scores.table(run, held, without=other)
     tables = (table, steps(run, chosen), features(run, chosen))
     found = tuple(one for one in tables if one)
-    return Section(say("verdict"), found) if found else None
+    return Section(label("verdict"), found) if found else None
 
 
 def steps(run: SavedRun, chosen: int | None) -> PageTable | None:
@@ -166,8 +166,13 @@ def steps(run: SavedRun, chosen: int | None) -> PageTable | None:
     )
     mark = None if chosen is None else kept.index(chosen)
     metric = parts.metric_of([result.get("metrics") or {}, {"train/loss": 0}])
-    head = (say("kept"), say("strength"), say("valid_loss"), parts.part_score(metric, "test"))
-    return PageTable(say("steps_caption"), head, rows, mark)
+    head = (
+        label("kept"),
+        label("strength"),
+        label("valid_loss"),
+        parts.part_score(metric, "test"),
+    )
+    return PageTable(label("steps_caption"), head, rows, mark)
 
 
 def features(run: SavedRun, chosen: int | None) -> PageTable | None:
@@ -179,8 +184,8 @@ def features(run: SavedRun, chosen: int | None) -> PageTable | None:
         (Name(name), number(weight), strength(entered))
         for name, (weight, entered) in selected(result).items()
     )
-    head = (say("feature"), say("importance"), say("entered_at"))
-    return PageTable(say("features_caption"), head, lines)
+    head = (label("feature"), label("importance"), label("entered_at"))
+    return PageTable(label("features_caption"), head, lines)
 
 
 def selected(result: Mapping[str, Any]) -> dict[str, tuple[float | None, float | None]]:
@@ -202,25 +207,27 @@ def responses(run: SavedRun, chosen: int | None) -> Section | None:
     if best is None:
         return None
     marks = {"best_score": best} | ({} if chosen is None else {"chosen": chosen})
-    figure = charts.banded(
+    figure = charts.score_with_band(
         result["strengths"],
         result["scores"],
         result["errors"],
-        say("strength"),
-        say("valid_loss"),
+        label("strength"),
+        label("valid_loss"),
         marks,
     )
-    alt = say(
+    alt = label(
         "alt_path",
         best=strength(result["strengths"][best]),
         chosen="–" if chosen is None else strength(result["strengths"][chosen]),
     )
-    counts = charts.over(result["strengths"], result["counts"], say("strength"), say("kept"))
-    blocks = (
-        Chart(say("valid_loss"), figure, alt),
-        Chart(say("kept"), counts, say("alt_counts")),
+    counts = charts.steps_over_strength(
+        result["strengths"], result["counts"], label("strength"), label("kept")
     )
-    return Section(say("responses"), blocks, say("path_lead"))
+    blocks = (
+        Chart(label("valid_loss"), figure, alt),
+        Chart(label("kept"), counts, label("alt_counts")),
+    )
+    return Section(label("responses"), blocks, label("path_lead"))
 
 
 def importances(run: SavedRun) -> Section | None:
@@ -231,8 +238,8 @@ def importances(run: SavedRun) -> Section | None:
         return None
     names = names_of(run)
     kept = [names.index(name) for name in result.get("selected") or ()]
-    figure = charts.trails(
-        result["strengths"], rows, names, say("importance"), LINES, first=kept[:LINES]
+    figure = charts.importance_lines(
+        result["strengths"], rows, names, label("importance"), LINES, first=kept[:LINES]
     )
-    chart = Chart(say("importance"), figure, say("alt_importance"), wide=True)
-    return Section(say("path_title"), (chart,), say("importance_lead"))
+    chart = Chart(label("importance"), figure, label("alt_importance"), wide=True)
+    return Section(label("path_title"), (chart,), label("importance_lead"))

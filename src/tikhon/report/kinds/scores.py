@@ -6,61 +6,61 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tikhon.numbers import CERTAIN, share
-from tikhon.report.page import Label, Name, PageTable, number, say
+from tikhon.report.page import Label, Name, PageTable, label, number
 from tikhon.report.saved import SavedRun
 
 PARTS = {"train": "training", "valid": "validation", "test": "test"}  # key -> name of the rows
 KEYS = ("accuracy", "rmse", "r2", "balanced_accuracy", "average_precision", "loss")
 SHARES = {"accuracy", "r2", "balanced_accuracy", "average_precision"}
 
-Held = tuple[Label, Mapping[str, object], str]  # name, scores, part
+ScoredRows = tuple[Label, Mapping[str, object], str]  # name, scores, part
 
 
-def of_parts(record: Mapping[str, object]) -> list[Held]:
+def model_rows(record: Mapping[str, object]) -> list[ScoredRows]:
     """Return the scores of one model on training, validation and test rows."""
-    return [(say(f"part_{part}"), record, part) for part in PARTS]
+    return [(label(f"part_{part}"), record, part) for part in PARTS]
 
 
-def table(run: SavedRun, held: Sequence[Held], *, without: str = "") -> PageTable | None:
+def table(run: SavedRun, held: Sequence[ScoredRows], *, without: str = "") -> PageTable | None:
     """Tabulate one row for each model and part, then the baselines on the same rows."""
-    held = [*held, *yardsticks(run)]
+    held = [*held, *baseline_rows(run)]
     found = {key for _, record, part in held for key in KEYS if f"{part}/{key}" in record}
     keys = [key for key in KEYS if key in found and key != without]
     rows = tuple(
         (
-            label,
+            name,
             *((share if key in SHARES else number)(record.get(f"{part}/{key}")) for key in keys),
         )
-        for label, record, part in held
+        for name, record, part in held
         if any(f"{part}/{key}" in record for key in keys)
     )
-    head = (say("rows"), *(say(f"metric_{key}") for key in keys))
-    caption = say("scores_caption" if run.result.get("yardsticks") else "scores_alone_caption")
+    head = (label("rows"), *(label(f"metric_{key}") for key in keys))
+    caption = label("scores_caption" if run.result.get("yardsticks") else "scores_alone_caption")
     return PageTable(caption, head, rows) if rows else None
 
 
-def yardsticks(run: SavedRun) -> list[Held]:
+def baseline_rows(run: SavedRun) -> list[ScoredRows]:
     """Return the scores of the constant and the linear baseline by part."""
     return [
-        (yardstick(run, name, say(f"rows_of_{PARTS[part]}")), record, part)
+        (baseline_name(run, name, label(f"rows_of_{PARTS[part]}")), record, part)
         for name, record in (run.result.get("yardsticks") or {}).items()
         for part in PARTS
     ]
 
 
-def yardstick(run: SavedRun, name: str, part: Label) -> Label:
+def baseline_name(run: SavedRun, name: str, part: Label) -> Label:
     """Name a baseline with the rows it is scored on."""
     if name == "constant" and run.result.get("answer"):
-        return say("yardstick_class", answer=run.result["answer"], part=part)
+        return label("yardstick_class", answer=run.result["answer"], part=part)
     if name == "constant":
-        return say("yardstick_mean", part=part)
+        return label("yardstick_mean", part=part)
     some = (run.result.get("yardsticks") or {}).get(name, {}).get("train/rows")
     if some is not None:
-        return say("yardstick_linear_some", rows=f"{some:,}", part=part)
-    return say("yardstick_linear", part=part)
+        return label("yardstick_linear_some", rows=f"{some:,}", part=part)
+    return label("yardstick_linear", part=part)
 
 
-def recalls(run: SavedRun) -> PageTable | None:
+def recall_table(run: SavedRun) -> PageTable | None:
     """Tabulate the recall of each class, if classes are imbalanced."""
     found = run.result.get("predictions") or {}
     metrics = run.result.get("metrics") or {}
@@ -71,8 +71,8 @@ def recalls(run: SavedRun) -> PageTable | None:
         (Name(name), f"{count:,}", number(recall if count else None))
         for name, count, recall in zip(found["classes"], counts, found["recall"])
     )
-    head = (say("true_class"), say("test_rows"), say("recall"))
-    return PageTable(say("recall_caption"), head, rows)
+    head = (label("true_class"), label("test_rows"), label("recall"))
+    return PageTable(label("recall_caption"), head, rows)
 
 
 def learned_nothing(result: Mapping[str, Any]) -> bool:
@@ -92,7 +92,7 @@ def learned_nothing(result: Mapping[str, Any]) -> bool:
     return bool(found) and all(found)
 
 
-def beside(run: SavedRun) -> Label | None:
+def compare_to_baselines(run: SavedRun) -> Label | None:
     """Return a sentence with the test score and those of the baselines."""
     metrics, held = run.result.get("metrics") or {}, run.result.get("yardsticks") or {}
     key = next((k for k in ("accuracy", "rmse") if f"test/{k}" in metrics), None)
@@ -100,12 +100,12 @@ def beside(run: SavedRun) -> Label | None:
         return None
     at = f"test/{key}"
     values: dict[str, object] = {
-        "metric": say(f"metric_{key}"),
+        "metric": label(f"metric_{key}"),
         "score": number(metrics[at]),
         "rows": f"{(run.result.get('rows') or {}).get('test', 0):,}",
         "constant": number(held["constant"].get(at)),
-        "answer": run.result.get("answer") or say("the_mean"),
+        "answer": run.result.get("answer") or label("the_mean"),
     }
     if at not in held.get("linear", {}):
-        return say("score_beside_constant", **values)
-    return say("score_beside", linear=number(held["linear"][at]), **values)
+        return label("score_beside_constant", **values)
+    return label("score_beside", linear=number(held["linear"][at]), **values)

@@ -20,9 +20,9 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
+    label,
     number,
     percent,
-    say,
     seconds,
 )
 from tikhon.report.saved import SavedRun
@@ -66,7 +66,7 @@ class RunGroup:
     def _apart(self, first: int, second: int) -> bool:
         held = [self.runs[i].result.get("by_row") or {} for i in (first, second)]
         if self.metric.key in held[0] and held[0].get("rows") == held[1].get("rows"):
-            return paired_apart(*(each[self.metric.key] for each in held))
+            return differ_by_row(*(each[self.metric.key] for each in held))
         key = f"valid/{self.metric.key}"
         errors = [
             (self.runs[i].result.get("score_errors") or {}).get(key) for i in (first, second)
@@ -80,7 +80,7 @@ class RunGroup:
         return abs(scores[0] - scores[1]) > CERTAIN * math.hypot(*known)
 
 
-def paired_apart(first: str | Sequence[float], second: str | Sequence[float]) -> bool:
+def differ_by_row(first: str | Sequence[float], second: str | Sequence[float]) -> bool:
     """Return whether two runs differ significantly, paired by row.
 
     Strings hold "1" for each correct prediction (with half a row added to each cell, as for the
@@ -99,19 +99,19 @@ def paired_apart(first: str | Sequence[float], second: str | Sequence[float]) ->
 
 def page(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Page:
     """Compare runs; `pages` are their own pages in the same order."""
-    groups = grouped(runs, pages)
+    groups = group_runs(runs, pages)
     compared = [group for group in groups if len(group.runs) > 1]
-    sections = [section for group in compared for section in of_group(group)]
-    title = say("title_several", runs=len(runs)) if compared else say("title_beside")
+    sections = [section for group in compared for section in group_sections(group)]
+    title = label("title_several", runs=len(runs)) if compared else label("title_beside")
     return Page(
         title=title,
         level="plain",
         verdict=verdict(runs, groups),
-        sections=parts.sections(*sections, verdicts(runs, pages)),
+        sections=parts.without_missing(*sections, verdicts(runs, pages)),
     )
 
 
-def grouped(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[RunGroup]:
+def group_runs(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[RunGroup]:
     """Group runs by metric, data fingerprint and task, in the given order."""
     found: dict[tuple[object, ...], list[int]] = {}
     records = [parts.final_record(run) for run in runs]
@@ -139,29 +139,29 @@ def verdict(runs: Sequence[SavedRun], groups: Sequence[RunGroup]) -> Label:
     if len(groups) > 1:
         shared = any(len(group.runs) > 1 for group in groups)
         key = "several_groups" if shared else "several_apart"
-        return say(key, runs=len(runs), groups=len(groups))
+        return label(key, runs=len(runs), groups=len(groups))
     [group] = groups
     best = group.leader
     if best is None:
-        return say("several_unscored", runs=len(runs))
+        return label("several_unscored", runs=len(runs))
     values = {
-        "metric": parts.word(group.metric),
+        "metric": parts.metric_word(group.metric),
         "run": group.runs[best].name,
         "score": number(group.scores[best]),
         "runs": len(runs),
     }
     if equal := group.tied():
-        return say("several_tied", equal=", ".join(equal), **values)
-    return say("several_best", **values)
+        return label("several_tied", equal=", ".join(equal), **values)
+    return label("several_best", **values)
 
 
-def of_group(group: RunGroup) -> list[Section]:
+def group_sections(group: RunGroup) -> list[Section]:
     """Return scores, differing settings and curves of comparable runs."""
     blocks: list[Block] = [table(group)]
     if differing := settings(group):
         blocks.append(differing)
-    title = say("several_on", data=group.data, metric=parts.word(group.metric))
-    lead = None if _same_rows(group) else say("several_rows")
+    title = label("several_on", data=group.data, metric=parts.metric_word(group.metric))
+    lead = None if _same_rows(group) else label("several_rows")
     found = [Section(title, tuple(blocks), lead)]
     return found + [section for section in (curves(group),) if section]
 
@@ -188,18 +188,18 @@ def table(group: RunGroup) -> PageTable:
             *(number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid", "test")),
             percent(max(zeros, default=None)),
             seconds(run.result.get("seconds")),
-            Mark(own.level, say(f"level_{own.level}")),
+            Mark(own.level, label(f"level_{own.level}")),
         )
         rows.append(cells)
     keys = ("about_run", "about_data", "train", "valid", "test", "zeros", "time", "verdict")
-    caption = say("several_caption", metric=metric.label)
+    caption = label("several_caption", metric=metric.label)
     best = None if group.tied() else group.leader
-    return PageTable(caption, tuple(say(key) for key in keys), tuple(rows), best, tag="best")
+    return PageTable(caption, tuple(label(key) for key in keys), tuple(rows), best, tag="best")
 
 
 def settings(group: RunGroup) -> PageTable | None:
     """Tabulate the settings that differ."""
-    held = [_flat(run.config) for run in group.runs]
+    held = [_settings_of(run.config) for run in group.runs]
     names = list(dict.fromkeys(name for found in held for name in found))
     differing = [n for n in names if len({str(found.get(n)) for found in held}) > 1]
     if not differing:
@@ -208,11 +208,11 @@ def settings(group: RunGroup) -> PageTable | None:
         (Name(name), *(Name(str(found.get(name, "–")), 40) for found in held))
         for name in differing
     )
-    head = (say("setting"), *(Name(run.name) for run in group.runs))
-    return PageTable(say("settings_caption"), head, rows)
+    head = (label("setting"), *(Name(run.name) for run in group.runs))
+    return PageTable(label("settings_caption"), head, rows)
 
 
-def _flat(config: Mapping[str, object]) -> dict[str, str]:
+def _settings_of(config: Mapping[str, object]) -> dict[str, str]:
     """Return the user's settings of a run, under one name each."""
     found: dict[str, str] = {}
     for key in ("model", "optimizer", "recipe"):
@@ -220,12 +220,12 @@ def _flat(config: Mapping[str, object]) -> dict[str, str]:
         entries = value.items() if isinstance(value, Mapping) else ()
         for name, entry in entries:
             if (key, name) == ("recipe", "penalties"):
-                found["penalties"] = ", ".join(parts.inline(p) for p in entry)
+                found["penalties"] = ", ".join(parts.format_nested(p) for p in entry)
             elif name not in ("shape", "outputs"):
-                found[f"{key} {name}" if name == "name" else name] = parts.inline(entry)
+                found[f"{key} {name}" if name == "name" else name] = parts.format_nested(entry)
     data = config.get("data")
     if isinstance(data, Mapping) and data.get("split"):
-        found["split"] = parts.inline(data["split"])
+        found["split"] = parts.format_nested(data["split"])
     if config.get("seed") is not None:
         found["seed"] = str(config["seed"])
     return found
@@ -239,11 +239,11 @@ def curves(group: RunGroup) -> Section | None:
         return None
     longest = max(drawn, key=lambda run: len(run.history))
     series = {run.name: run.series(f"valid/{metric.key}") for run in drawn}
-    figure = charts.over_time(longest.series("epoch"), series, metric.label)
+    figure = charts.lines_over_epochs(longest.series("epoch"), series, metric.label)
     last = ", ".join(f"{name} {number(values[-1])}" for name, values in series.items())
-    alt = say("alt_over_time", what=metric.label, last=last)
+    alt = label("alt_over_time", what=metric.label, last=last)
     chart = Chart(parts.part_score(metric, "valid"), figure, alt, wide=True)
-    return Section(say("learning_curves"), (chart,))
+    return Section(label("learning_curves"), (chart,))
 
 
 def verdicts(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Section:
@@ -252,5 +252,5 @@ def verdicts(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Section:
         (Name(run.name), Name(run.kind), Name(parts.data_name(run)), own.verdict)
         for run, own in zip(runs, pages)
     )
-    head = (say("about_run"), say("kind"), say("about_data"), say("verdict"))
-    return Section(say("verdicts"), (PageTable(say("verdicts_caption"), head, rows),))
+    head = (label("about_run"), label("kind"), label("about_data"), label("verdict"))
+    return Section(label("verdicts"), (PageTable(label("verdicts_caption"), head, rows),))

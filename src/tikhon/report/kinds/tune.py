@@ -21,9 +21,9 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
+    label,
     number,
     percent,
-    say,
     seconds,
     strength,
 )
@@ -48,26 +48,26 @@ class Member:
 
 def page(run: SavedRun) -> Page:
     """Build the page: verdict, audit, rungs, responses, parallel coordinates, trials."""
-    run = in_own_numbers(run)
+    run = with_own_sign(run)
     found = members(run.result.get("trials") or [])
-    chosen = chosen_of(found, run.result.get("config") or {})
+    chosen = chosen_index(found, run.result.get("config") or {})
     audit: SavedAudit = run.result.get("audit") or {}
-    summary = (scores.table(run, tested(run)), choice(run), audit_table(audit))
+    summary = (scores.table(run, scored_models(run)), choice_table(run), audit_table(audit))
     return Page(
-        title=say("title_tune", data=parts.data_name(run)),
+        title=label("title_tune", data=parts.data_name(run)),
         level=level(run, audit),
         verdict=verdict(run, audit),
-        more=more(run, audit),
-        following=tuple(map(str, run.result.get("next") or ())),
+        remarks=remarks(run, audit),
+        next_commands=run.next_commands,
         facts=facts(run, found, audit),
-        about=parts.about(run),
-        sections=parts.sections(
-            Section(say("verdict"), tuple(t for t in summary if t)),
+        about=parts.about_run(run),
+        sections=parts.without_missing(
+            Section(label("verdict"), tuple(t for t in summary if t)),
             rungs(run, found, chosen),
             responses(run, found, chosen),
             table(run, found, chosen),
             columns.section(run),
-            parts.reproduce(run),
+            parts.command_section(run),
         ),
     )
 
@@ -82,25 +82,25 @@ def maximised(run: SavedRun) -> bool:
     return audit["maximised"] if "maximised" in audit else metric_of(run) is not None
 
 
-def in_own_numbers(run: SavedRun) -> SavedRun:
+def with_own_sign(run: SavedRun) -> SavedRun:
     """Undo the negation of scores stored by a maximising search."""
     if not maximised(run):
         return run
     trials = [
         trial
-        | {"score": opposite(trial["score"])}
-        | {"curve": [[epoch, opposite(v)] for epoch, v in trial.get("curve") or []]}
+        | {"score": negated(trial["score"])}
+        | {"curve": [[epoch, negated(v)] for epoch, v in trial.get("curve") or []]}
         for trial in run.result.get("trials") or []
     ]
     return replace(run, result={**run.result, "trials": trials})
 
 
-def opposite(value: float | None) -> float | None:
+def negated(value: float | None) -> float | None:
     """Negate a number, keeping 0 positive."""
     return None if value is None else 0.0 - value
 
 
-def best_of(run: SavedRun, values: list[float]) -> float | None:
+def best_score(run: SavedRun, values: list[float]) -> float | None:
     """Return the best of some scores."""
     return (max if maximised(run) else min)(values, default=None)
 
@@ -114,13 +114,15 @@ def metric_of(run: SavedRun) -> str | None:
 def measure(run: SavedRun) -> Label:
     """Name the metric as a title."""
     name = metric_of(run)
-    return say("compared_by_loss") if name is None else say("compared_by", metric=name)
+    return label("compared_by_loss") if name is None else label("compared_by", metric=name)
 
 
 def measure_word(run: SavedRun) -> Label:
     """Name the metric within a sentence."""
     name = metric_of(run)
-    return say("compared_by_word_loss") if name is None else say("compared_by_word", metric=name)
+    return (
+        label("compared_by_word_loss") if name is None else label("compared_by_word", metric=name)
+    )
 
 
 def level(run: SavedRun, audit: Mapping[str, object]) -> Level:
@@ -131,21 +133,21 @@ def level(run: SavedRun, audit: Mapping[str, object]) -> Level:
     return "good" if gained and not audit.get("edges") else "watch"
 
 
-def tested(run: SavedRun) -> list[scores.Held]:
+def scored_models(run: SavedRun) -> list[scores.ScoredRows]:
     """Return the test scores of the chosen model and of the average."""
     held = [("chosen_model", run.result.get("metrics")), ("average", run.result.get("average"))]
-    return [(say(key), found, "test") for key, found in held if found]
+    return [(label(key), found, "test") for key, found in held if found]
 
 
-def more(run: SavedRun, audit: SavedAudit) -> tuple[Label, ...]:
+def remarks(run: SavedRun, audit: SavedAudit) -> tuple[Label, ...]:
     """Return what the test rows show, then doubts about the choice."""
-    found = [scores.beside(run)]
+    found = [scores.compare_to_baselines(run)]
     if audit.get("best_score") != audit.get("chosen_score"):
-        found.append(say("tune_near_best", best=number(audit.get("best_score"))))
+        found.append(label("tune_near_best", best=number(audit.get("best_score"))))
     if edges := audit.get("edges"):
-        found.append(say("tune_edge", names=", ".join(edges)))
+        found.append(label("tune_edge", names=", ".join(edges)))
     if run.result.get("stopped"):
-        found.append(say("tune_stopped", trials=len(run.result.get("trials") or [])))
+        found.append(label("tune_stopped", trials=len(run.result.get("trials") or [])))
     return tuple(sentence for sentence in found if sentence)
 
 
@@ -173,12 +175,12 @@ def members(trials: list[SavedTrial]) -> list[Member]:
     return found
 
 
-def chosen_of(found: list[Member], config: Mapping[str, object]) -> int | None:
+def chosen_index(found: list[Member], config: Mapping[str, object]) -> int | None:
     """Return the index of the chosen member."""
     return next((i for i, m in enumerate(found) if dict(m.config) == dict(config)), None)
 
 
-def full(found: list[Member]) -> int:
+def full_budget(found: list[Member]) -> int:
     """Return the epochs of a full training."""
     return max((m.budget for m in found), default=0)
 
@@ -188,9 +190,9 @@ def verdict(run: SavedRun, audit: Mapping[str, object]) -> Label:
     config = run.result.get("config")
     if not config:
         losses = [trial["score"] for trial in run.result.get("trials") or []]
-        best = number(best_of(run, charts.finite(losses)))
+        best = number(best_score(run, charts.finite(losses)))
         measured = measure_word(run)
-        return say("unfinished_search", trials=len(losses), measure=measured, score=best)
+        return label("unfinished_search", trials=len(losses), measure=measured, score=best)
     values = {
         "measure": measure_word(run),
         "config": ", ".join(f"{with_mode(k)} {short(v)}" for k, v in config.items()),
@@ -201,13 +203,13 @@ def verdict(run: SavedRun, audit: Mapping[str, object]) -> Label:
         "error": number(audit.get("gain_error")),
     }
     if audit.get("gain") is None:
-        return say("tune_alone", **values)
+        return label("tune_alone", **values)
     if audit.get("candidates") == 1 and audit.get("failed"):
-        return say("tune_only_default", **values)
+        return label("tune_only_default", **values)
     if scores.learned_nothing(run.result):
-        answer = run.result.get("answer") or say("the_mean")
-        return say("tune_nothing", **values | {"answer": answer})
-    return say("tune_better" if audit.get("worth_it") else "tune_same", **values)
+        answer = run.result.get("answer") or label("the_mean")
+        return label("tune_nothing", **values | {"answer": answer})
+    return label("tune_better" if audit.get("worth_it") else "tune_same", **values)
 
 
 def short(value: object) -> str:
@@ -227,32 +229,34 @@ def facts(run: SavedRun, found: list[Member], audit: Mapping[str, object]) -> tu
         shown.append(Fact(measure(run), number(run.result["score"])))
     if audit.get("gain") is not None:
         better = audit.get("worth_it")
-        note = say("plus_minus", error=number(audit.get("gain_error")))
-        shown.append(Fact(say("gain"), number(audit["gain"]), note, "good" if better else "watch"))
-    shown.append(Fact(say("tried"), str(len(found))))
+        note = label("plus_minus", error=number(audit.get("gain_error")))
+        shown.append(
+            Fact(label("gain"), number(audit["gain"]), note, "good" if better else "watch")
+        )
+    shown.append(Fact(label("tried"), str(len(found))))
     if run.result.get("seconds") is not None:
-        shown.append(Fact(say("time"), seconds(run.result["seconds"])))
+        shown.append(Fact(label("time"), seconds(run.result["seconds"])))
     return tuple(shown)
 
 
-def choice(run: SavedRun) -> PageTable | None:
+def choice_table(run: SavedRun) -> PageTable | None:
     """Tabulate the chosen hyperparameters with their search ranges."""
     config, space = run.result.get("config") or {}, run.result.get("space") or {}
     rows: list[tuple[Cell, ...]] = [
-        (Name(with_mode(name)), short(value), entry(space.get(name)))
+        (Name(with_mode(name)), short(value), range_cell(space.get(name)))
         for name, value in config.items()
     ]
-    head = (say("hyperparameter"), say("value"), say("searched"))
-    return PageTable(say("choice_caption"), head, tuple(rows)) if rows else None
+    head = (label("hyperparameter"), label("value"), label("searched"))
+    return PageTable(label("choice_caption"), head, tuple(rows)) if rows else None
 
 
-def entry(range_: object) -> Cell:
+def range_cell(range_: object) -> Cell:
     """Format a search range."""
     if not isinstance(range_, Mapping):
         return "–" if range_ is None else Name(str(range_))
     if "low" in range_:
         ends = {end: short(range_[end]) for end in ("low", "high")}
-        return say("range_log" if range_.get("kind") == "log" else "range_even", **ends)
+        return label("range_log" if range_.get("kind") == "log" else "range_even", **ends)
     return Name(", ".join(map(str, range_.get("options", range_.get("values", [])))))
 
 
@@ -262,51 +266,51 @@ def audit_table(audit: SavedAudit) -> PageTable | None:
         return None
     gain, error = audit.get("gain"), audit.get("gain_error")
     better = (
-        Mark("good", say("better_than_default"))
+        Mark("good", label("better_than_default"))
         if audit.get("worth_it")
-        else (Mark("watch", say("no_better_than_default")))
+        else (Mark("watch", label("no_better_than_default")))
     )
     edges = audit.get("edges") or []
     at_edge = (
-        Mark("watch", say("at_edge", names=", ".join(edges)))
+        Mark("watch", label("at_edge", names=", ".join(edges)))
         if edges
-        else Mark("good", say("inside"))
+        else Mark("good", label("inside"))
     )
     failed = audit.get("failed") or 0
     chosen = audit.get("chosen_score")
     share = audit.get("noise", 0.0) / chosen if chosen else None
     small = share is not None and share <= 0.02
-    noisy = Mark("good" if small else "watch", say("noise_small" if small else "noise_large"))
-    lost = Mark("plain", say("left_out")) if failed else Mark("good", say("none_failed"))
-    head = (say("check"), say("value"), say("verdict"))
+    noisy = Mark("good" if small else "watch", label("noise_small" if small else "noise_large"))
+    lost = Mark("plain", label("left_out")) if failed else Mark("good", label("none_failed"))
+    head = (label("check"), label("value"), label("verdict"))
     rows = (
-        (say("audit_gain"), f"{number(gain)} ± {number(error)}", better),
-        (say("audit_noise"), f"{number(audit.get('noise'))} ({percent(share)})", noisy),
-        (say("audit_edges"), str(len(edges)), at_edge),
-        (say("audit_failed"), str(failed), lost),
+        (label("audit_gain"), f"{number(gain)} ± {number(error)}", better),
+        (label("audit_noise"), f"{number(audit.get('noise'))} ({percent(share)})", noisy),
+        (label("audit_edges"), str(len(edges)), at_edge),
+        (label("audit_failed"), str(failed), lost),
     )
-    return PageTable(say("audit_caption"), head, rows)
+    return PageTable(label("audit_caption"), head, rows)
 
 
 def rungs(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
     """Plot validation curves by outcome, and tabulate the rungs."""
-    longest = full(found)
+    longest = full_budget(found)
     curves = []
     for i, m in enumerate(found):
         if i == chosen:
-            fate = say("chosen")
+            fate = label("chosen")
         elif m.failed:
-            fate = say("diverged_trials")
+            fate = label("diverged_trials")
         else:
-            fate = say("finished" if m.budget >= longest else "stopped_early")
+            fate = label("finished" if m.budget >= longest else "stopped_early")
         curves.append(([e for e, _ in m.curve], [v for _, v in m.curve], fate))
     if not any(x for x, _, _ in curves):
         return None
     colours = {"stopped_early": "muted", "diverged_trials": "series-5", "finished": "series-1"}
-    figure = search_charts.fates(curves, measure(run), {**colours, "chosen": "chosen"})
-    alt = say("alt_rungs", measure=measure(run), trials=len(found), epochs=longest)
-    chart = Chart(say("rungs"), figure, alt, wide=True)
-    return Section(say("rungs"), (chart, rung_table(run)), say("rungs_lead"))
+    figure = search_charts.curves_by_outcome(curves, measure(run), {**colours, "chosen": "chosen"})
+    alt = label("alt_rungs", measure=measure(run), trials=len(found), epochs=longest)
+    chart = Chart(label("rungs"), figure, alt, wide=True)
+    return Section(label("rungs"), (chart, rung_table(run)), label("rungs_lead"))
 
 
 def rung_table(run: SavedRun) -> PageTable:
@@ -322,12 +326,12 @@ def rung_table(run: SavedRun) -> PageTable:
                 str(budget),
                 str(len(losses)),
                 str(len(losses) - len(known)),
-                number(best_of(run, known)),
+                number(best_score(run, known)),
                 number(median(known) if known else None),
             )
         )
     keys = ("epochs", "tried", "diverged_trials", "best_score", "median_score")
-    return PageTable(say("rungs_caption"), tuple(say(key) for key in keys), tuple(rows))
+    return PageTable(label("rungs_caption"), tuple(label(key) for key in keys), tuple(rows))
 
 
 def responses(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
@@ -337,7 +341,7 @@ def responses(run: SavedRun, found: list[Member], chosen: int | None) -> Section
     varying = [n for n in names if len({str(found[i].config.get(n)) for i in shown}) > 1]
     if not varying:
         return None
-    longest = full(found)
+    longest = full_budget(found)
     blocks = []
     for name in varying:
         figure = search_charts.scatter(
@@ -349,11 +353,11 @@ def responses(run: SavedRun, found: list[Member], chosen: int | None) -> Section
             faint=[found[i].budget < longest for i in shown],
             log=name in logarithmic(run),
         )
-        alt = say("alt_scatter", measure=measure(run), name=name)
+        alt = label("alt_scatter", measure=measure(run), name=name)
         blocks.append(Chart(Name(with_mode(name)), figure, alt))
     if chosen in shown and len(varying) > 1:
         blocks.append(coordinates(run, found, shown, varying, chosen))
-    return Section(say("hyperparameters"), tuple(blocks), say("hyperparameters_lead"))
+    return Section(label("hyperparameters"), tuple(blocks), label("hyperparameters_lead"))
 
 
 def logarithmic(run: SavedRun) -> set[str]:
@@ -370,7 +374,7 @@ def coordinates(
     scores = [found[i].score for i in shown]
     axes = []
     for name, values in (*columns.items(), ("", scores)):
-        places = search_charts.places(values, name in logarithmic(run))
+        places = search_charts.relative_positions(values, name in logarithmic(run))
         ends = [v for v in values if v is not None]
         numbers = charts.finite(ends)
         ends = sorted(numbers) if len(numbers) == len(ends) else sorted(ends, key=str)
@@ -384,7 +388,9 @@ def coordinates(
     figure = search_charts.parallel(
         axes, [rank[k] for k in range(len(shown))], shown.index(chosen)
     )
-    return Chart(say("parallel"), figure, say("alt_parallel"), say("parallel_note"), wide=True)
+    return Chart(
+        label("parallel"), figure, label("alt_parallel"), label("parallel_note"), wide=True
+    )
 
 
 def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
@@ -409,13 +415,13 @@ def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
         for position, i in enumerate(order)
     )
     head = (
-        say("rank"),
+        label("rank"),
         *(Name(with_mode(name)) for name in names),
-        say("epochs"),
+        label("epochs"),
         measure(run),
-        say("standard_error"),
+        label("standard_error"),
     )
     mark = order.index(chosen) if chosen in order else None
     measured = measure_word(run)
-    caption = say("trials_caption", measure=measured, shown=len(order), all=len(found))
-    return Section(say("trials_title"), (PageTable(caption, head, rows, mark),))
+    caption = label("trials_caption", measure=measured, shown=len(order), all=len(found))
+    return Section(label("trials_title"), (PageTable(caption, head, rows, mark),))
