@@ -20,7 +20,7 @@ from tikhon.errors import DataError, InputError, StorageError
 from tikhon.languages import strings
 from tikhon.report import charts
 from tikhon.report.html import render, script_json, to_json
-from tikhon.report.kinds import answers, compare, diagnosis, parts, several
+from tikhon.report.kinds import compare, diagnosis, elements, predictions, run_groups
 from tikhon.report.page import (
     LANGUAGES,
     Chart,
@@ -383,7 +383,7 @@ def test_a_path_says_what_its_choice_gives_up(pathed, tmp_path):
     best = min(range(len(losses)), key=losses.__getitem__)
     config = {"kind": "path"}
     run = save(tmp_path / "sparser", config, [], {**result, "chosen": best - 1})
-    assert f", {parts.number(losses[best])} with {result['counts'][best]} feat" in sentence(run)
+    assert f", {elements.number(losses[best])} with {result['counts'][best]} feat" in sentence(run)
     run = save(tmp_path / "lowest", config, [], {**result, "chosen": best})
     assert "have the lowest validation loss" in sentence(run)
 
@@ -427,13 +427,13 @@ def test_runs_on_the_same_rows_are_compared_row_by_row(seed, rows, own, apart):
     texts = ["".join("01"[int(one)] for one in answers) for answers in (first, second)]
     better, worse = int((first & ~second).sum()), int((~first & second).sum())
     exact = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
-    told = several.differ_by_row(*texts)
-    assert told == several.differ_by_row(*texts[::-1])
+    told = run_groups.differ_by_row(*texts)
+    assert told == run_groups.differ_by_row(*texts[::-1])
     assert told == (exact < 0.05) or 0.005 < exact < 0.2  # McNemar's exact test
     errors = np.random.default_rng(seed).exponential(size=(2, rows)) ** 2
     errors[1] = errors[0] + (errors[1] - 1.5) * apart
     t = stats.ttest_rel(*errors)
-    assert several.differ_by_row(*errors.tolist()) == (abs(t.statistic) > 1.96)
+    assert run_groups.differ_by_row(*errors.tolist()) == (abs(t.statistic) > 1.96)
 
 
 def test_a_pair_of_runs_on_the_same_rows_is_told_apart_where_two_samples_would_not(tmp_path):
@@ -616,7 +616,7 @@ def test_a_recipe_reads_as_the_command_line_takes_it():
     }
     shown = compare.settings({"lr": 0.003, "recipe": recipe})
     assert shown == ["lr 0.003", "l2:auto,how=decoupled", "fc1=l1:0.0003162", "dropout 0.375"]
-    told = parts.format_settings(recipe)
+    told = elements.format_settings(recipe)
     assert isinstance(told, Label)
     assert told.text("en") == "penalties l2:auto,how=decoupled; fc1=l1:0.0003162, dropout 0.375"
     assert told.text("zh") == "惩罚项 l2:auto,how=decoupled; fc1=l1:0.0003162，丢弃率 0.375"
@@ -657,24 +657,24 @@ def test_answers_on_test_rows_are_drawn():
         {"confidence": 0.95, "accuracy": 1.0, "rows": 16},
     ]
     found = {"confusion": counts, "classes": ["<b>", "no"], "calibration": bins}
-    matrix, curve = answers.section(found).blocks
+    matrix, curve = predictions.section(found).blocks
     assert matrix.alt.values == {"wrong": "2", "rows": "20"}
     assert matrix.figure["data"][0]["z"] == counts
     assert curve.note.values["error"] == "0.080"
-    (pairs,) = answers.section(
+    (pairs,) = predictions.section(
         {"pairs": [[1.0, 2.0], [3.0, 2.5]], "median_error": 0.75, "largest_error": 1.0}
     ).blocks
     assert pairs.figure["data"][0]["x"] == [1.0, 3.0]
-    assert answers.section({}) is None
+    assert predictions.section({}) is None
 
 
 def test_a_comparison_has_no_column_that_no_row_fills():
-    from tikhon.report.kinds import compare, parts
+    from tikhon.report.kinds import compare, elements
     from tikhon.report.page import label
 
     row = {"method": "none", "test": 0.7, "tied": True, "gap": 0.1, "zeros": 0.0, "size": 1.0}
     row |= {"low": None, "high": None, "seed_std": None, "seconds": 1.0}
-    metric = parts.ScoreKind("accuracy", label("metric_accuracy"), True)
+    metric = elements.ScoreKind("accuracy", label("metric_accuracy"), True)
     keys = [head.key for head in compare.table([row, row], metric).head]
     assert keys == ["method", "verdict", "test", "train_test_gap", "zeros", "time"]
     fuller = row | {"low": 0.6, "high": 0.8, "seed_std": 0.01, "size": 0.5}

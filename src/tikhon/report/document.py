@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tikhon.errors import InputError, unknown
 from tikhon.report.html import render
-from tikhon.report.kinds import columns, compare, demo, diagnosis, fit, path, several, tune
+from tikhon.report.kinds import columns, compare, demo, diagnosis, fit, path, run_groups, tune
 from tikhon.report.page import Page
 from tikhon.report.saved import SavedRun, read
 from tikhon.runs.files import write_bytes
@@ -76,7 +76,7 @@ def build(*runs: SavedRun) -> Page:
         if run.kind not in KINDS:
             raise InputError(f"{run.path}: {unknown('kind of run', run.kind, KINDS)}")
     pages = [columns.put_leak_first(KINDS[run.kind](run), run) for run in runs]
-    return pages[0] if len(pages) == 1 else several.page(runs, pages)
+    return pages[0] if len(pages) == 1 else run_groups.page(runs, pages)
 
 
 def _comparison_path(path: Path) -> Path:

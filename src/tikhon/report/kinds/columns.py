@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tikhon.report import charts
-from tikhon.report.kinds.parts import as_mapping, worst
+from tikhon.report.kinds.elements import as_mapping, worst
 from tikhon.report.page import (
     Chart,
     Label,

@@ -8,7 +8,7 @@ from typing import Any
 
 from tikhon.numbers import alike
 from tikhon.report import charts, layer_charts
-from tikhon.report.kinds import columns, parts
+from tikhon.report.kinds import columns, elements
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -38,9 +38,9 @@ def page(run: SavedRun) -> Page:
     result = run.result
     rows: list[Row] = list(result.get("methods") or [])
     higher = result.get("metric") == "accuracy"
-    metric = parts.ScoreKind("accuracy" if higher else "rmse", label(_metric(higher)), higher)
+    metric = elements.ScoreKind("accuracy" if higher else "rmse", label(_metric(higher)), higher)
     return Page(
-        title=label("title_compare", data=parts.data_name(run)),
+        title=label("title_compare", data=elements.data_name(run)),
         level="plain",
         verdict=_saved_sentence(run, "verdict")
         if rows
@@ -48,15 +48,15 @@ def page(run: SavedRun) -> Page:
         remarks=remarks(run, rows, metric),
         next_commands=run.next_commands,
         facts=facts(run, rows, metric),
-        about=parts.about_run(run),
-        sections=parts.without_missing(
+        about=elements.about_run(run),
+        sections=elements.without_missing(
             Section(label("verdict"), (table(rows, metric), scores(rows, metric)))
             if rows
             else None,
             *architecture(result.get("architecture") or {}),
             recipes(rows),
             columns.section(run),
-            parts.command_section(run),
+            elements.command_section(run),
         ),
     )
 
@@ -65,12 +65,12 @@ def _metric(higher: bool) -> str:
     return "metric_accuracy" if higher else "metric_rmse"
 
 
-def displayed_score(value: Number, metric: parts.ScoreKind) -> Number:
+def displayed_score(value: Number, metric: elements.ScoreKind) -> Number:
     """Return a score for display: errors are stored negated, so that more is better."""
     return value if value is None or metric.higher else -value
 
 
-def score_interval(row: Row, metric: parts.ScoreKind) -> tuple[Number, Number]:
+def score_interval(row: Row, metric: elements.ScoreKind) -> tuple[Number, Number]:
     """Return the interval of a test score, clipped to [0, 1] for accuracies and to >= 0."""
     low, high = displayed_score(row.get("low"), metric), displayed_score(row.get("high"), metric)
     if low is None or high is None:
@@ -85,7 +85,7 @@ def _saved_sentence(run: SavedRun, part: str) -> Label | Name:
     return saved_text(saved.get(part) or run.result[part])
 
 
-def constant_values(run: SavedRun, metric: parts.ScoreKind) -> dict[str, object]:
+def constant_values(run: SavedRun, metric: elements.ScoreKind) -> dict[str, object]:
     """Return the constant prediction and its score; empty for older runs."""
     found = run.result.get("constant")
     if not found:
@@ -94,7 +94,9 @@ def constant_values(run: SavedRun, metric: parts.ScoreKind) -> dict[str, object]
     return {"answer": answer, "constant": number(displayed_score(found["test"], metric))}
 
 
-def remarks(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Label | Name, ...]:
+def remarks(
+    run: SavedRun, rows: list[Row], metric: elements.ScoreKind
+) -> tuple[Label | Name, ...]:
     """Return the score of a constant prediction, and what exceeded the budget."""
     found: list[Label | Name] = []
     constant = constant_values(run, metric)
@@ -105,7 +107,7 @@ def remarks(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[La
     return tuple(found)
 
 
-def facts(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Fact, ...]:
+def facts(run: SavedRun, rows: list[Row], metric: elements.ScoreKind) -> tuple[Fact, ...]:
     """Return the best score, and the size of the comparison."""
     if not rows:
         return ()
@@ -114,7 +116,7 @@ def facts(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Fact
     note = None if low is None else label("interval_95", low=left, high=right)
     return (
         Fact(
-            parts.part_score(metric, "test"),
+            elements.part_score(metric, "test"),
             number(displayed_score(rows[0]["test"], metric)),
             note,
         ),
@@ -125,7 +127,7 @@ def facts(run: SavedRun, rows: list[Row], metric: parts.ScoreKind) -> tuple[Fact
     )
 
 
-def table(rows: list[Row], metric: parts.ScoreKind) -> PageTable:
+def table(rows: list[Row], metric: elements.ScoreKind) -> PageTable:
     """Tabulate one row for each method, best first."""
     lines: list[tuple[Cell, ...]] = []
     for i, row in enumerate(rows):
@@ -168,7 +170,7 @@ def table(rows: list[Row], metric: parts.ScoreKind) -> PageTable:
     return PageTable(label("compare_caption"), tuple(label(keys[i]) for i in kept), shown_lines)
 
 
-def scores(rows: list[Row], metric: parts.ScoreKind) -> Chart:
+def scores(rows: list[Row], metric: elements.ScoreKind) -> Chart:
     """Plot the test score of each method with its interval."""
     reach = [score_interval(row, metric) for row in rows]
     figure = charts.intervals(
@@ -176,11 +178,11 @@ def scores(rows: list[Row], metric: parts.ScoreKind) -> Chart:
         [displayed_score(row["test"], metric) for row in rows],
         [low for low, _ in reach],
         [high for _, high in reach],
-        parts.part_score(metric, "test"),
+        elements.part_score(metric, "test"),
         ["series-2" if row["tied"] else "muted" for row in rows],
     )
     return Chart(
-        parts.part_score(metric, "test"),
+        elements.part_score(metric, "test"),
         figure,
         label("alt_compare"),
         label("compare_note"),
@@ -199,8 +201,8 @@ def recipes(rows: list[Row]) -> Section | None:
 def settings(row: Row) -> list[str]:
     """List the settings of a recipe, penalties in command line notation."""
     recipe = {k: v for k, v in row["recipe"].items() if v not in (None, 0, 0.0, "", [], {}, ())}
-    penalties = map(parts.format_nested, recipe.pop("penalties", []))
-    others = (f"{name} {parts.format_nested(value)}" for name, value in recipe.items())
+    penalties = map(elements.format_nested, recipe.pop("penalties", []))
+    others = (f"{name} {elements.format_nested(value)}" for name, value in recipe.items())
     return [f"lr {strength(row.get('lr'))}", *penalties, *others]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tikhon.report import charts
-from tikhon.report.kinds import parts
+from tikhon.report.kinds import elements
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -40,20 +40,20 @@ def page(run: SavedRun) -> Page:
         next_commands=run.next_commands,
         facts=facts(methods, best),
         about=about(run),
-        sections=parts.without_missing(
+        sections=elements.without_missing(
             Section(label("verdict"), (table(methods, best), *scores(methods))),
             curves(methods),
             responses(methods),
             penalties(methods),
-            parts.command_section(run),
+            elements.command_section(run),
         ),
     )
 
 
 def about(run: SavedRun) -> tuple[tuple[Label, Label | str], ...]:
     """Return the setting of the demo, then the general details."""
-    setting = parts.format_settings(run.result.get("setting") or {})
-    return (*(((label("about_setting"), setting),) if setting else ()), *parts.about_run(run))
+    setting = elements.format_settings(run.result.get("setting") or {})
+    return (*(((label("about_setting"), setting),) if setting else ()), *elements.about_run(run))
 
 
 def wrong_labels(setting: Mapping[str, Any]) -> tuple[Label, ...]:
@@ -163,7 +163,7 @@ def table(methods: list[Method], best: Method | None) -> PageTable:
             percent(method.get("zeros")),
             number(test_accuracy(method)),
             f"{number(test_accuracy(method, 'low'))} – {number(test_accuracy(method, 'high'))}",
-            parts.gap_mark(method.get("gap")),
+            elements.gap_mark(method.get("gap")),
         )
         for method in methods
     ]

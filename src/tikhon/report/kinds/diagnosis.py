@@ -12,7 +12,7 @@ from typing import Literal
 from tikhon.languages import strings
 from tikhon.options import without
 from tikhon.report import charts, layer_charts
-from tikhon.report.kinds import parts
+from tikhon.report.kinds import elements
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -60,14 +60,14 @@ def page(run: SavedRun) -> Page:
     still: list[Level] = ["watch"] if any(map(result.get, UNTRAINED)) else []
     return Page(
         title=label("title_diagnosis", model=record.get("model", run.name)),
-        level="good" if result.get("ok") and not still else parts.worst([*levels, *still]),
+        level="good" if result.get("ok") and not still else elements.worst([*levels, *still]),
         verdict=verdict(found, result),
         remarks=finding_sentences(found),
         next_commands=next_command(run, "cure") if still or not result.get("ok") else (),
         facts=facts(record),
-        about=(*parts.about_run(run), *about(record)),
-        sections=parts.without_missing(
-            findings(found), *evidence_charts(record), parts.command_section(run)
+        about=(*elements.about_run(run), *about(record)),
+        sections=elements.without_missing(
+            findings(found), *evidence_charts(record), elements.command_section(run)
         ),
     )
 
@@ -144,7 +144,7 @@ def about(record: SavedRecord) -> tuple[tuple[Label, Label | str], ...]:
     loss = record.get("loss")
     if not loss:
         return ()
-    told = parts.format_settings(loss) if isinstance(loss, Mapping) else str(loss)
+    told = elements.format_settings(loss) if isinstance(loss, Mapping) else str(loss)
     return ((label("about_loss"), told),) if told else ()
 
 
@@ -332,13 +332,13 @@ def cure_page(run: SavedRun) -> Page:
         remarks=(verdict(found, inner), *finding_sentences(found)),
         next_commands=next_command(run, "diagnose") if result.get("patch") else (),
         facts=tuple(shown),
-        about=(*parts.about_run(run), *about(record)),
-        sections=parts.without_missing(
+        about=(*elements.about_run(run), *about(record)),
+        sections=elements.without_missing(
             treatment_section(results, best),
             *(patch if result.get("patch") else ()),
             findings(found),
             *evidence_charts(record),
-            parts.command_section(run),
+            elements.command_section(run),
         ),
     )
 

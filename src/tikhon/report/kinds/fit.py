@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from tikhon.numbers import duration
 from tikhon.report.charts import finite
-from tikhon.report.kinds import answers, columns, parts, scores
-from tikhon.report.kinds.parts import ScoreKind
+from tikhon.report.kinds import columns, elements, predictions, scores
+from tikhon.report.kinds.elements import ScoreKind
 from tikhon.report.page import (
     Fact,
     Label,
@@ -25,13 +25,13 @@ from tikhon.report.saved import SavedRun
 
 def page(run: SavedRun) -> Page:
     """Build the page: verdict, scores, learning curves, penalties, weights, predictions."""
-    metric = parts.metric_of([*run.history, run.result.get("metrics") or {}])
-    best = parts.kept_epoch(run)
-    record = parts.final_record(run)
+    metric = elements.metric_of([*run.history, run.result.get("metrics") or {}])
+    best = elements.kept_epoch(run)
+    record = elements.final_record(run)
     sentences = verdict(run, metric, record)
-    penalties = parts.penalty_table(run.result.get("penalties") or {})
+    penalties = elements.penalty_table(run.result.get("penalties") or {})
     left = run.result.get("sparsity")
-    thinned = parts.sparsity_table(left) if left else None
+    thinned = elements.sparsity_table(left) if left else None
     tables = (
         scores.table(run, scores.model_rows(record)),
         scores.recall_table(run),
@@ -39,22 +39,22 @@ def page(run: SavedRun) -> Page:
         thinned,
     )
     return Page(
-        title=label("title_fit", data=parts.data_name(run)),
+        title=label("title_fit", data=elements.data_name(run)),
         level=level(run),
         verdict=sentences[0],
         remarks=sentences[1:],
         next_commands=run.next_commands,
         facts=facts(run, metric, record),
-        about=parts.about_run(run),
-        sections=parts.without_missing(
+        about=elements.about_run(run),
+        sections=elements.without_missing(
             Section(label("scores"), tuple(table for table in tables if table)),
-            parts.learning_curves(run, metric, best),
+            elements.learning_curves(run, metric, best),
             columns.importances(run),
-            parts.penalties_over_time(run),
-            parts.weight_section(run.result.get("weights") or {}),
-            answers.section(run.result.get("predictions") or {}),
+            elements.penalties_over_time(run),
+            elements.weight_section(run.result.get("weights") or {}),
+            predictions.section(run.result.get("predictions") or {}),
             columns.section(run),
-            parts.command_section(run),
+            elements.command_section(run),
         ),
     )
 
@@ -66,7 +66,7 @@ def level(run: SavedRun) -> Level:
     if not run.result:
         return "plain"
     levels = [found["level"] for found in run.result.get("statements") or ()]
-    return parts.worst(levels)
+    return elements.worst(levels)
 
 
 def last_epoch(run: SavedRun) -> int:
@@ -127,12 +127,12 @@ def sentence(entry: Mapping[str, object]) -> Label:
 
 def facts(run: SavedRun, metric: ScoreKind, record: Mapping[str, object]) -> tuple[Fact, ...]:
     """Return the main figures: scores, gap, zeros, time."""
-    found = [parts.score_fact(metric, record, part) for part in ("test", "valid", "train")]
+    found = [elements.score_fact(metric, record, part) for part in ("test", "valid", "train")]
     zeros = finite([p.get("zeros") for p in (run.result.get("penalties") or {}).values()])
     if zeros and max(zeros) > 0:
         found.append(Fact(label("zeros"), percent(max(zeros))))
     if (best := run.result.get("best_epoch")) is not None:
-        last = parts.kept_epoch(run) is None and run.result.get("epochs") not in (best, None)
+        last = elements.kept_epoch(run) is None and run.result.get("epochs") not in (best, None)
         note = label("best_not_kept") if last else None
         found.append(Fact(label("best_epoch"), str(best), note))
     if run.result.get("seconds") is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tikhon.report import charts
-from tikhon.report.kinds import columns, parts, scores
+from tikhon.report.kinds import columns, elements, scores
 from tikhon.report.page import (
     Chart,
     Fact,
@@ -31,19 +31,19 @@ def page(run: SavedRun) -> Page:
     result = run.result
     chosen = result.get("chosen")
     return Page(
-        title=label("title_path", data=parts.data_name(run), penalty=result.get("penalty", "")),
+        title=label("title_path", data=elements.data_name(run), penalty=result.get("penalty", "")),
         level="good" if chosen is not None and result["counts"][chosen] else "plain",
         verdict=verdict(run, chosen),
         remarks=remarks(run, chosen),
         next_commands=run.next_commands,
         facts=facts(run, chosen),
-        about=parts.about_run(run),
-        sections=parts.without_missing(
+        about=elements.about_run(run),
+        sections=elements.without_missing(
             summary(run, chosen),
             responses(run, chosen),
             importances(run),
             columns.section(run),
-            parts.command_section(run),
+            elements.command_section(run),
         ),
     )
 
@@ -113,7 +113,7 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
         error = result["errors"][chosen]
         note = label("plus_minus", error=number(error)) if error is not None else None
         metrics = result.get("metrics") or {}
-        tested = parts.score_fact(parts.metric_of([metrics]), metrics, "test")
+        tested = elements.score_fact(elements.metric_of([metrics]), metrics, "test")
         shown = [
             *((tested,) if tested else ()),
             Fact(label("kept"), str(result["counts"][chosen]), label("of_all", all=total(run))),
@@ -165,12 +165,12 @@ def steps(run: SavedRun, chosen: int | None) -> PageTable | None:
         for i in kept
     )
     mark = None if chosen is None else kept.index(chosen)
-    metric = parts.metric_of([result.get("metrics") or {}, {"train/loss": 0}])
+    metric = elements.metric_of([result.get("metrics") or {}, {"train/loss": 0}])
     head = (
         label("kept"),
         label("strength"),
         label("valid_loss"),
-        parts.part_score(metric, "test"),
+        elements.part_score(metric, "test"),
     )
     return PageTable(label("steps_caption"), head, rows, mark)
 

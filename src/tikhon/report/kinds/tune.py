@@ -9,7 +9,7 @@ from statistics import median
 
 from tikhon.options import with_mode
 from tikhon.report import charts, search_charts
-from tikhon.report.kinds import columns, parts, scores
+from tikhon.report.kinds import columns, elements, scores
 from tikhon.report.page import (
     Cell,
     Chart,
@@ -54,20 +54,20 @@ def page(run: SavedRun) -> Page:
     audit: SavedAudit = run.result.get("audit") or {}
     summary = (scores.table(run, scored_models(run)), choice_table(run), audit_table(audit))
     return Page(
-        title=label("title_tune", data=parts.data_name(run)),
+        title=label("title_tune", data=elements.data_name(run)),
         level=level(run, audit),
         verdict=verdict(run, audit),
         remarks=remarks(run, audit),
         next_commands=run.next_commands,
         facts=facts(run, found, audit),
-        about=parts.about_run(run),
-        sections=parts.without_missing(
+        about=elements.about_run(run),
+        sections=elements.without_missing(
             Section(label("verdict"), tuple(t for t in summary if t)),
             rungs(run, found, chosen),
             responses(run, found, chosen),
             table(run, found, chosen),
             columns.section(run),
-            parts.command_section(run),
+            elements.command_section(run),
         ),
     )
 
@@ -222,8 +222,8 @@ def facts(run: SavedRun, found: list[Member], audit: Mapping[str, object]) -> tu
     metrics = run.result.get("metrics") or {}
     shown = [
         fact
-        for metric in (parts.metric_of([metrics]),)
-        if (fact := parts.score_fact(metric, metrics, "test"))
+        for metric in (elements.metric_of([metrics]),)
+        if (fact := elements.score_fact(metric, metrics, "test"))
     ]
     if run.result.get("score") is not None:
         shown.append(Fact(measure(run), number(run.result["score"])))

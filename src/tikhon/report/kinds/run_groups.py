@@ -9,7 +9,7 @@ from statistics import stdev
 
 from tikhon.numbers import CERTAIN, certain
 from tikhon.report import charts
-from tikhon.report.kinds import parts
+from tikhon.report.kinds import elements
 from tikhon.report.page import (
     Block,
     Cell,
@@ -36,7 +36,7 @@ class RunGroup:
     runs: tuple[SavedRun, ...]
     pages: tuple[Page, ...]
     records: tuple[Epoch, ...]
-    metric: parts.ScoreKind
+    metric: elements.ScoreKind
     data: str
 
     @property
@@ -107,19 +107,19 @@ def page(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Page:
         title=title,
         level="plain",
         verdict=verdict(runs, groups),
-        sections=parts.without_missing(*sections, verdicts(runs, pages)),
+        sections=elements.without_missing(*sections, verdicts(runs, pages)),
     )
 
 
 def group_runs(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[RunGroup]:
     """Group runs by metric, data fingerprint and task, in the given order."""
     found: dict[tuple[object, ...], list[int]] = {}
-    records = [parts.final_record(run) for run in runs]
-    metrics = [parts.metric_of([record]) for record in records]
+    records = [elements.final_record(run) for run in runs]
+    metrics = [elements.metric_of([record]) for record in records]
     for i, run in enumerate(runs):
         data = run.config.get("data")
         held = data if isinstance(data, Mapping) else {}
-        same = held.get("fingerprint") or (parts.data_name(run), str(held.get("rows")))
+        same = held.get("fingerprint") or (elements.data_name(run), str(held.get("rows")))
         key = (metrics[i].key, str(same), held.get("task"), run.kind == "fit" or run.path)
         found.setdefault(key, []).append(i)
     return [
@@ -128,7 +128,7 @@ def group_runs(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[RunGroup
             tuple(pages[i] for i in members),
             tuple(records[i] for i in members),
             metrics[members[0]],
-            parts.data_name(runs[members[0]]),
+            elements.data_name(runs[members[0]]),
         )
         for members in found.values()
     ]
@@ -145,7 +145,7 @@ def verdict(runs: Sequence[SavedRun], groups: Sequence[RunGroup]) -> Label:
     if best is None:
         return label("several_unscored", runs=len(runs))
     values = {
-        "metric": parts.metric_word(group.metric),
+        "metric": elements.metric_word(group.metric),
         "run": group.runs[best].name,
         "score": number(group.scores[best]),
         "runs": len(runs),
@@ -160,7 +160,7 @@ def group_sections(group: RunGroup) -> list[Section]:
     blocks: list[Block] = [table(group)]
     if differing := settings(group):
         blocks.append(differing)
-    title = label("several_on", data=group.data, metric=parts.metric_word(group.metric))
+    title = label("several_on", data=group.data, metric=elements.metric_word(group.metric))
     lead = None if _same_rows(group) else label("several_rows")
     found = [Section(title, tuple(blocks), lead)]
     return found + [section for section in (curves(group),) if section]
@@ -220,12 +220,12 @@ def _settings_of(config: Mapping[str, object]) -> dict[str, str]:
         entries = value.items() if isinstance(value, Mapping) else ()
         for name, entry in entries:
             if (key, name) == ("recipe", "penalties"):
-                found["penalties"] = ", ".join(parts.format_nested(p) for p in entry)
+                found["penalties"] = ", ".join(elements.format_nested(p) for p in entry)
             elif name not in ("shape", "outputs"):
-                found[f"{key} {name}" if name == "name" else name] = parts.format_nested(entry)
+                found[f"{key} {name}" if name == "name" else name] = elements.format_nested(entry)
     data = config.get("data")
     if isinstance(data, Mapping) and data.get("split"):
-        found["split"] = parts.format_nested(data["split"])
+        found["split"] = elements.format_nested(data["split"])
     if config.get("seed") is not None:
         found["seed"] = str(config["seed"])
     return found
@@ -242,14 +242,14 @@ def curves(group: RunGroup) -> Section | None:
     figure = charts.lines_over_epochs(longest.series("epoch"), series, metric.label)
     last = ", ".join(f"{name} {number(values[-1])}" for name, values in series.items())
     alt = label("alt_over_time", what=metric.label, last=last)
-    chart = Chart(parts.part_score(metric, "valid"), figure, alt, wide=True)
+    chart = Chart(elements.part_score(metric, "valid"), figure, alt, wide=True)
     return Section(label("learning_curves"), (chart,))
 
 
 def verdicts(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Section:
     """Tabulate the verdict of each run."""
     rows = tuple(
-        (Name(run.name), Name(run.kind), Name(parts.data_name(run)), own.verdict)
+        (Name(run.name), Name(run.kind), Name(elements.data_name(run)), own.verdict)
         for run, own in zip(runs, pages)
     )
     head = (label("about_run"), label("kind"), label("about_data"), label("verdict"))
