@@ -171,7 +171,7 @@ class EverySecond(Controller):
 def test_a_step_at_which_a_controller_looks_is_read_at_once(monkeypatch):
     """A controller reads weights there in any case, and must not on a skipped step."""
     model, optimizer, reg = build("SGD fused", tk.Term(tk.L1(), strength=EverySecond()))
-    monkeypatch.setattr(attachment_module, "Unread", lambda flag: False)
+    monkeypatch.setattr(attachment_module, "DeferredFlag", lambda flag: False)
     for expected in (0.1, None):
         LOSS(model).backward()
         optimizer.found_inf = torch.zeros(()).as_subclass(OnDevice)

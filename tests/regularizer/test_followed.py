@@ -12,7 +12,7 @@ from torch import nn, optim
 from torch.nn.utils import prune
 
 import tikhon as tk
-from tikhon.regularizer.attachment import LOOKS
+from tikhon.regularizer.attachment import CHECK_STEPS
 from tikhon.regularizer.controller import Controller
 
 
@@ -257,7 +257,7 @@ def test_a_replaced_layer_that_no_optimizer_holds_is_told_of_once():
     tk.regularize(model, optimizer, tk.L1(0.1))
     model[1] = nn.Linear(4, 5)  # the old layer knows nothing of it: seen at the next look
     with pytest.warns(UserWarning, match="'1.weight' was replaced and no optimizer holds"):
-        push(model, optimizer, max(LOOKS) + 1)
+        push(model, optimizer, max(CHECK_STEPS) + 1)
     push(model, optimizer)
     optimizer.add_param_group({"params": model[1].parameters()})
     before = model[1].weight.detach().clone()

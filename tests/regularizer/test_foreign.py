@@ -11,7 +11,7 @@ from torch import nn, optim
 from torch.optim.swa_utils import AveragedModel
 
 import tikhon as tk
-from tikhon.regularizer.optimizers import copies_in
+from tikhon.regularizer.optimizers import find_weight_copies
 
 
 def ones(n=4):
@@ -231,7 +231,7 @@ def test_copies_of_the_weights_are_found_without_a_trace(kind, expected, shape):
     torch.manual_seed(0)
     random = torch.get_rng_state()
     before = copy.deepcopy(optimizer.state_dict())
-    found = copies_in(optimizer)
+    found = find_weight_copies(optimizer)
     assert (None if found is None else (found.keys, found.every_step)) == expected
     assert optimizer.state_dict() == before and (param == 1).all() and param.grad is None
     assert torch.equal(torch.get_rng_state(), random)

@@ -26,7 +26,7 @@ from torch import nn, optim
 
 import tikhon as tk
 from tikhon.regularizer import regularizer
-from tikhon.regularizer.activity import Activity
+from tikhon.regularizer.activity import BypassDetector
 from tikhon.regularizer.attachment import Attachment
 from tikhon.regularizer.hooks import StepHooks
 from tikhon.regularizer.plan import StepPlan
@@ -408,13 +408,13 @@ def left_behind(patch):
 
 def moved_for_all(patch):
     """One strength for all optimizers, which each of them moves."""
-    patch.setattr(regularizer, "share_out", lambda bindings, held_by: None)
+    patch.setattr(regularizer, "split_strengths_by_optimizer", lambda bindings, held_by: None)
 
 
 def alarmed(patch):
     """Whatever moves a weight but our own step is training without a Regularizer."""
-    patch.setattr(Activity, "moved", lambda self: setattr(self, "_allowed", 0))
-    patch.setattr(Activity, "end", lambda self: setattr(self, "_acted", True))
+    patch.setattr(BypassDetector, "moved", lambda self: setattr(self, "_allowed", 0))
+    patch.setattr(BypassDetector, "end", lambda self: setattr(self, "_acted", True))
 
 
 MUTANTS = [at_every_level, by_size, left_behind, moved_for_all, alarmed]

@@ -15,7 +15,7 @@ from tikhon.cures.patch import Line, address
 from tikhon.cures.places import Places
 from tikhon.data.rows import Batch, call
 from tikhon.diagnosis.replica import undisturbed
-from tikhon.regularizer.rounding import SHORT
+from tikhon.regularizer.rounding import HALF_TYPES
 
 
 def bend(model: nn.Module, batch: Batch) -> list[Line]:
@@ -201,7 +201,7 @@ def undrop(model: nn.Module, batch: Batch) -> list[Line]:
 
 def to_float32(model: nn.Module, batch: Batch) -> list[Line]:
     """Weights in float32 where they are in 16 bits: steps below their resolution are lost."""
-    half = any(p.dtype in SHORT for p in model.parameters())
+    half = any(p.dtype in HALF_TYPES for p in model.parameters())
     return [Line("model", "{at} = {at}.float()  # 16 bits in torch.autocast only")] if half else []
 
 

@@ -19,7 +19,7 @@ from tikhon.diagnosis.record import Failure, Point, Probe, Site, SiteReading
 from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import Replica, gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.regularizer.rounding import SHORT
+from tikhon.regularizer.rounding import HALF_TYPES
 from tikhon.training.clipping import Clipping
 from tikhon.training.step import Step
 
@@ -264,7 +264,7 @@ def _updates(
 
 def _stuck(own: list[Any], before: dict[Any, Tensor]) -> float | None:
     """Return the share of 16-bit entries with a gradient that the step left unchanged."""
-    short = [p for p in own if p.dtype in SHORT and p.grad is not None]
+    short = [p for p in own if p.dtype in HALF_TYPES and p.grad is not None]
     asked = sum(int((p.grad != 0).sum()) for p in short)
     if not asked:
         return None

@@ -27,7 +27,7 @@ from tikhon.data.rows import (
     whole,
 )
 from tikhon.errors import InputError
-from tikhon.regularizer.optimizers import inside, stepping
+from tikhon.regularizer.optimizers import inner_optimizer, wrapped_optimizers
 from tikhon.regularizer.regularizer import regularize
 from tikhon.training.step import backward, backward_failed
 from tikhon.wrappers import unwrap
@@ -187,8 +187,8 @@ def replicate(
     """
     model = unwrap(model)
     loss = own_loss if loss is None else loss
-    if not isinstance(optimizer, Optimizer) and inside(optimizer):
-        optimizer = stepping(optimizer)
+    if not isinstance(optimizer, Optimizer) and wrapped_optimizers(optimizer):
+        optimizer = inner_optimizer(optimizer)
     bound = isinstance(optimizer, Optimizer)
     try:
         twin, engine = copied(model, (model, optimizer if bound else None))

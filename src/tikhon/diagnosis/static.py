@@ -34,7 +34,7 @@ from tikhon.diagnosis.reference import (
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.torch_calls import DROPOUTS
-from tikhon.regularizer.rounding import SHORT
+from tikhon.regularizer.rounding import HALF_TYPES
 from tikhon.regularizer.targets import NORMS
 
 Steps = Sequence[Callable[[Tensor], Tensor]]  # applied in order
@@ -82,7 +82,7 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
 
 def _names(model: nn.Module, parameters: list[Tensor]) -> list[str]:
     held = {id(p) for p in parameters}
-    return [n for n, p in model.named_parameters() if id(p) in held and p.dtype in SHORT]
+    return [n for n, p in model.named_parameters() if id(p) in held and p.dtype in HALF_TYPES]
 
 
 def _kind(model: nn.Module, name: str) -> torch.dtype:

@@ -20,7 +20,7 @@ from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.spikes import SpikeGuard
 from tikhon.monitoring.touches import Touches
 from tikhon.monitoring.window import readable
-from tikhon.regularizer.hooks import untraced, with_closure
+from tikhon.regularizer.hooks import exclude_from_compile, with_closure
 from tikhon.regularizer.targets import local
 from tikhon.wrappers import own_parameters
 
@@ -79,8 +79,8 @@ class Pulse:
         )
         self._handles = [
             model.register_forward_pre_hook(Hook(self._forward), with_kwargs=True),
-            optimizer.register_step_pre_hook(untraced(self._before)),
-            optimizer.register_step_post_hook(untraced(self._after)),
+            optimizer.register_step_pre_hook(exclude_from_compile(self._before)),
+            optimizer.register_step_post_hook(exclude_from_compile(self._after)),
         ]
         self._sampled = True  # the coming step
         sampler.listen((), first=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tikhon.data.rows import entries, tensors
-from tikhon.regularizer.rounding import SHORT
+from tikhon.regularizer.rounding import HALF_TYPES
 from tikhon.regularizer.targets import is_distributed, local
 
 ENTRIES = 2**14  # of a tensor from which its update is read, about
@@ -80,7 +80,7 @@ def stuck(kept: Kept) -> dict[int, Tensor]:
     """By identity of 16-bit tensors: the share of entries with a gradient that did not move."""
     found = {}
     for p, gradient, before in zip(kept.parameters, kept.gradients, kept.before):
-        if p.dtype not in SHORT or local(p).shape != gradient.shape:
+        if p.dtype not in HALF_TYPES or local(p).shape != gradient.shape:
             continue
         asked = rows(gradient) != 0
         still = (asked & (rows(p) == before)).sum()

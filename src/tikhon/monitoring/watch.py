@@ -20,7 +20,7 @@ from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.sizes import NonFinite, Row, of_rows, of_spikes
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.optimizers import stepping
+from tikhon.regularizer.optimizers import inner_optimizer
 from tikhon.runs.files import write_json
 from tikhon.wrappers import unwrap
 
@@ -271,7 +271,7 @@ class Watch:
 
 def _stepping(optimizer: object) -> Optimizer:
     try:
-        return stepping(optimizer)
+        return inner_optimizer(optimizer)
     except TypeError as error:
         raise InputError(f"not a torch optimizer: {error}") from error
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from tikhon.regularizer.hooks import untraced
+from tikhon.regularizer.hooks import exclude_from_compile
 
 Probe = tuple[str, Tensor]  # "optimizer" or "model", and a trainable tensor of it
 _MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)  # differ in eval mode
@@ -46,7 +46,7 @@ class Window:
         def stepped(other: Optimizer, args: object, kwargs: object) -> None:
             self._others += other is not optimizer
 
-        self._handles = [register_optimizer_step_post_hook(untraced(stepped))]
+        self._handles = [register_optimizer_step_post_hook(exclude_from_compile(stepped))]
         for index, (_, parameter) in enumerate(probes):
             self._handles += [
                 parameter.register_hook(self._arriving(index, parameter)),

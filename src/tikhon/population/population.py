@@ -28,8 +28,8 @@ from tikhon.population.hyperparameters import Hyperparameters
 from tikhon.population.losses import RowLosses, mean_over
 from tikhon.population.stack import Stack, column
 from tikhon.population.steppers import FlatStepper, OwnStepper
-from tikhon.regularizer.plan import convex_limit
-from tikhon.regularizer.targets import Entry, covered, entries_of, match
+from tikhon.regularizer.plan import convex_step_limit
+from tikhon.regularizer.targets import Entry, entries_matching, entries_of, match
 from tikhon.regularizer.terms import Binding, bind
 from tikhon.strengths.validation import trained_function
 from tikhon.training.recipe import penalty_names
@@ -154,7 +154,7 @@ class Population:
         entries = entries_of(self.model)
         for pattern, rates in self.settings.rates.items():
             try:
-                named = covered(entries, pattern)
+                named = entries_matching(entries, pattern)
             except ValueError as error:
                 raise InputError(f"the space's lr: {error}") from error
             found |= {entry.name: rates for entry in named}
@@ -291,7 +291,7 @@ class Population:
         if held is None:
             return False
         for binding, strengths in bindings:
-            limit = convex_limit(binding.base)
+            limit = convex_step_limit(binding.base)
             for name, slopes in zip(self._names(binding), slopes_of(binding)):
                 if name not in held:
                     continue
@@ -318,7 +318,7 @@ class Population:
 
             def move(strength, blocks, steps, binding=binding):
                 penalty = binding.base.with_strength(strength)
-                prox, limit = penalty.prox, convex_limit(penalty)  # type: ignore[attr-defined]
+                prox, limit = penalty.prox, convex_step_limit(penalty)  # type: ignore[attr-defined]
                 step = binding.arrange(steps)
                 new = prox(binding.arrange(blocks), step.clamp_max(limit) if limit else step)
                 if binding.whole:

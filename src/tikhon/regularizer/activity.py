@@ -15,12 +15,12 @@ from torch.utils.hooks import RemovableHandle
 
 from tikhon.regularizer.targets import is_lazy, local
 
-_EDITS = 4  # edits of a weight by user code, between attaching and training
-_SAMPLE = 16
-_PERIODS = 13  # steps in which movement between steps is looked for
+_ALLOWED_EDITS = 4  # edits of a weight by user code, between attaching and training
+_SAMPLE_SIZE = 16
+_DRIFT_STEPS = 13  # steps in which movement between steps is looked for
 
 
-class Activity:
+class BypassDetector:
     """State of a parameter after our last step, to detect training without us.
 
     Others may also move it between our steps (a second optimizer on a shared trunk, the two passes
@@ -29,7 +29,7 @@ class Activity:
 
     def __init__(self, optimizer: optim.Optimizer, param: nn.Parameter | None, steps: int) -> None:
         self.optimizer, self.param = optimizer, param
-        self.uncounted = steps_of(optimizer) - steps  # optimizer steps that were not ours
+        self.uncounted = optimizer_steps(optimizer) - steps  # optimizer steps that were not ours
         self._allowed = 1  # such as loading weights
         self._begun = 0
         self._acted = False
@@ -55,7 +55,7 @@ class Activity:
 
     def trained_without_us(self, steps: int) -> bool:
         """Return whether the parameter was trained since our last step."""
-        if steps_of(self.optimizer) - self.uncounted > steps:
+        if optimizer_steps(self.optimizer) - self.uncounted > steps:
             return True
         if self.param is None or is_lazy(self.param):
             return False
@@ -64,9 +64,11 @@ class Activity:
         if self._acted:
             return fresh and moved > self._allowed
         if moved:
-            return moved > _EDITS or (fresh and moved > 1)
+            return moved > _ALLOWED_EDITS or (fresh and moved > 1)
         # changed without autograd noticing, as by `param.data.sub_`
-        return self._sample is not None and not torch.equal(self._sample, _sample(self.param))
+        return self._sample is not None and not torch.equal(
+            self._sample, _sample_weights(self.param)
+        )
 
     def look(self) -> None:
         """Record the current state of the parameter."""
@@ -74,14 +76,14 @@ class Activity:
         if param is None:
             return
         readable = not (self._acted or is_lazy(param) or param.is_meta)
-        self._sample = _sample(param) if readable else None
+        self._sample = _sample_weights(param) if readable else None
         grad = param.grad
         self._version = param._version
         self._grad: Callable[[], Tensor | None] = _nothing if grad is None else weakref.ref(grad)
         self._backward = 0 if grad is None else grad._version
 
 
-class Drift:
+class DriftDetector:
     """Detect weights that move between our steps, so that zeros and bounds are lost.
 
     Wrappers do so that average weights with their own copies (Lookahead), or act after the inner
@@ -95,25 +97,25 @@ class Drift:
         self._found: Tensor | None = None  # at the start of a step
         self._left: Tensor | None = None  # at its end
         self._strayed = False  # when the next gradient arrived
-        self._arrival = Arrival(self._stray)
+        self._arrival = GradientArrival(self._stray)
         self._steps = self._moved = 0
 
     @property
     def over(self) -> bool:
         """Whether enough steps have been checked."""
-        return self._steps >= _PERIODS or is_lazy(self._param)
+        return self._steps >= _DRIFT_STEPS or is_lazy(self._param)
 
     def begin(self) -> bool:
         """Note a step's start; return whether weights have moved between steps twice."""
         self.stop()
-        now = _sample(self._param)
+        now = _sample_weights(self._param)
         self._moved += self._strayed or self._apart(now)
         self._found, self._steps, self._strayed = now, self._steps + 1, False
         return self._moved > 1
 
     def end(self) -> None:
         """Note a step's end."""
-        self._left = _sample(self._param)
+        self._left = _sample_weights(self._param)
         self._arrival.expect(self._param)
 
     def stop(self) -> None:
@@ -121,7 +123,7 @@ class Drift:
         self._arrival.arrived()
 
     def _stray(self) -> None:
-        self._strayed = self._apart(_sample(self._param))
+        self._strayed = self._apart(_sample_weights(self._param))
 
     def _apart(self, now: Tensor) -> bool:
         if self._left is None or self._found is None:
@@ -131,7 +133,7 @@ class Drift:
         return bool(between > 0.01 * ours + rounding)
 
 
-class Arrival:
+class GradientArrival:
     """Detect the arrival of a gradient, and run a callback on the first one."""
 
     def __init__(self, then: Callable[[], None] | None = None) -> None:
@@ -162,15 +164,15 @@ class Arrival:
             self._then()
 
 
-def steps_of(optimizer: optim.Optimizer) -> int:
+def optimizer_steps(optimizer: optim.Optimizer) -> int:
     """The largest step counter in the optimizer's state, 0 if it keeps none."""
     states = [state for state in optimizer.state.values() if isinstance(state, dict)]
     return int(max((state.get("step", 0) for state in states), default=0))
 
 
-def _sample(param: nn.Parameter) -> Tensor:
+def _sample_weights(param: nn.Parameter) -> Tensor:
     weights = local(param).flatten()
-    return weights[:: max(1, weights.numel() // _SAMPLE)][:_SAMPLE].clone()
+    return weights[:: max(1, weights.numel() // _SAMPLE_SIZE)][:_SAMPLE_SIZE].clone()
 
 
 def _nothing() -> None:

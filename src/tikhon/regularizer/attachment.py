@@ -10,40 +10,40 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.penalties.base import Proximable
-from tikhon.regularizer.activity import Activity, Arrival, Drift
-from tikhon.regularizer.audit import LOOKS, warn, warn_of_lost_layers
+from tikhon.regularizer.activity import BypassDetector, DriftDetector, GradientArrival
+from tikhon.regularizer.audit import CHECK_STEPS, warn, warn_of_lost_layers
 from tikhon.regularizer.controller import Controller, Observation
-from tikhon.regularizer.coupled import OwnDecay
+from tikhon.regularizer.coupled import BorrowedDecay
 from tikhon.regularizer.hooks import (
     Args,
-    Changed,
     Closure,
     EvalHook,
+    NewArguments,
     Options,
     StepHooks,
-    owners_of_hooks,
+    hook_owners,
     with_closure,
 )
-from tikhon.regularizer.optimizers import Copies, is_torchs
+from tikhon.regularizer.optimizers import WeightCopies, is_torch_optimizer
 from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
-from tikhon.regularizer.plan import Location, StepPlan, Unread
+from tikhon.regularizer.plan import DeferredFlag, Location, StepPlan
 from tikhon.regularizer.step import (
-    Shrunk,
+    DecayRecord,
     add_gradients,
+    apply_cautious_decay,
+    apply_decay,
+    apply_proxes,
     bound_gains,
     check_rates,
     reading_of,
-    remember,
-    replace_weights,
-    shrink,
-    shrink_cautiously,
-    unshrink,
+    store_weights,
+    undo_decay,
 )
-from tikhon.regularizer.targets import local, summed
+from tikhon.regularizer.targets import all_reduce_sum, local
 from tikhon.regularizer.terms import Binding, Route
 
-PULLED: tuple[Route, ...] = "gradient", "orthant"  # terms that act through the gradient
-LASTING: tuple[Route, ...] = "prox", "orthant", "project"  # whose zeros or bounds persist
+GRADIENT_ROUTES: tuple[Route, ...] = "gradient", "orthant"  # terms that act through the gradient
+LASTING_ROUTES: tuple[Route, ...] = "prox", "orthant", "project"  # whose zeros or bounds persist
 
 
 class Attachment:
@@ -66,25 +66,25 @@ class Attachment:
     ) -> None:
         self.optimizer, self.model, self.steps = optimizer, model, steps
         self.plan: StepPlan
-        self.activity: Activity
+        self.activity: BypassDetector
         self._is_bound = is_bound  # whether the model is unchanged; called occasionally
-        self.copies: Copies | None = None  # copies of the weights in the optimizer's state
+        self.copies: WeightCopies | None = None  # copies of the weights in the optimizer's state
         self._notice = notice  # called when parameters are replaced or added
         self._around = around  # class name of a wrapper around the optimizer
-        self._drift: Drift | None = None
-        self._is_torchs = is_torchs(optimizer)
-        self._recomputed = Arrival()  # a gradient within the step, lacking what was added
+        self._drift: DriftDetector | None = None
+        self._is_torchs = is_torch_optimizer(optimizer)
+        self._recomputed = GradientArrival()  # a gradient within the step, lacking what was added
         self._noted: Sequence[Binding] = ()  # terms whose gradients may be cleared by the step
         self._gradients: dict[nn.Parameter, Tensor] = {}  # the user's own
         self._replaced: dict[
             nn.Parameter, tuple[Tensor, int]
         ] = {}  # what is there, and its version
-        self._decayed: list[Shrunk] = []
+        self._decayed: list[DecayRecord] = []
         self._averages: list[tuple[Binding, Tensor | None]] = []  # averages before the step
         self._fresh: list[Binding] = []  # terms without optimizer state before the step
         self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before
         self._moved: dict[str, Tensor] | None = {}  # weights to measure shares from
-        self._unread: Unread | None = None  # whether the last step was skipped
+        self._unread: DeferredFlag | None = None  # whether the last step was skipped
         self._warned = False  # about lost layers
         self._is_told = False  # whether it was reported that the optimizer computes gradients
         self._hooks: StepHooks | None = None
@@ -93,24 +93,26 @@ class Attachment:
     def plan_steps(self, bindings: Sequence[Binding], places: Sequence[Location]) -> None:
         """Plan a step for these terms and the current parameters."""
         self.plan = StepPlan.of(self.optimizer, bindings, places)
-        self._own_decay = OwnDecay(self.plan)
+        self._own_decay = BorrowedDecay(self.plan)
         before = getattr(self, "activity", None)
         if before is None or before.param is not self.plan.watched:
-            self.activity = Activity(self.optimizer, self.plan.watched, self.steps)
+            self.activity = BypassDetector(self.optimizer, self.plan.watched, self.steps)
 
     def begin(self) -> None:
         """Start acting in steps."""
-        kept = self.plan.first(*LASTING)
+        kept = self.plan.first(*LASTING_ROUTES)
         if self._around and kept is not None:
-            self._drift = Drift(kept.target.params[0])
+            self._drift = DriftDetector(kept.target.params[0])
         self._hooks = StepHooks(
             self.optimizer, self._before, self._after, self._failed, owner=self
         )
         if self.copies is not None and self.copies.averaged:
             self._evaluation = EvalHook(
                 self.optimizer,
-                lambda: zeros_in(self.plan.held),
-                lambda zeros: give(self.plan.held, own_params(self.plan.held), zeros),
+                lambda: zero_masks(self.plan.held),
+                lambda zeros: apply_to_copies(
+                    self.plan.held, params_by_name(self.plan.held), zeros
+                ),
             )
 
     def remove(self) -> None:
@@ -159,10 +161,10 @@ class Attachment:
 
     # -- one step -----------------------------------------------------------------------------
 
-    def _before(self, args: Args, kwargs: Options) -> Changed:
+    def _before(self, args: Args, kwargs: Options) -> NewArguments:
         if self._unread is not None:
             self.recount()
-        if not self.plan.is_current() or (self.steps in LOOKS and not self._is_bound()):
+        if not self.plan.is_current() or (self.steps in CHECK_STEPS and not self._is_bound()):
             self._notice()
         plan = self.plan
         check_rates(plan)
@@ -182,18 +184,22 @@ class Attachment:
         changed = with_closure(args, kwargs, self._penalized)
         if changed is None:
             self._penalize(lent=self._is_alone)
-            pulled = None if self._is_torchs else plan.first(*PULLED)
+            pulled = None if self._is_torchs else plan.first(*GRADIENT_ROUTES)
             if pulled is not None:
                 self._recomputed.expect(pulled.target.params[0])
         return changed
 
-    def _look_between(self, drift: Drift) -> None:
+    def _look_between(self, drift: DriftDetector) -> None:
         """Warn of weights that move between steps, during the first steps only."""
-        if len(owners_of_hooks(self.optimizer)) > 1:  # another handle moves them after ours
+        if len(hook_owners(self.optimizer)) > 1:  # another handle moves them after ours
             drift.stop()
             self._drift = None
             return
-        kept, kind, moved = self.plan.first(*LASTING), type(self.optimizer).__name__, drift.begin()
+        kept, kind, moved = (
+            self.plan.first(*LASTING_ROUTES),
+            type(self.optimizer).__name__,
+            drift.begin(),
+        )
         if kept is not None and moved:
             warn(
                 f"{kept.name} acts in the steps of {kind}, and {self._around} around it moves the "
@@ -215,7 +221,7 @@ class Attachment:
             first = False
             if isinstance(self.optimizer, optim.LBFGS):  # its line search compares losses
                 with torch.no_grad():
-                    penalties = sum(value_of(b) for b in self.plan.active("gradient"))
+                    penalties = sum(penalty_value(b) for b in self.plan.active("gradient"))
                     loss = cast(Tensor, loss) + penalties
             return loss
 
@@ -246,9 +252,9 @@ class Attachment:
             ours = cast(Tensor, param.grad)
             self._replaced[param] = ours, ours._version
         if decay and plan.routes["decay"]:
-            shrink(plan, skipped, self._decayed, measure=measure)
+            apply_decay(plan, skipped, self._decayed, measure=measure)
         if decay and plan.routes["cautious"]:
-            remember(plan)
+            store_weights(plan)
         if measure:
             self._moved = {b.name: b.read().clone() for b in plan.held}
         if own_decay:
@@ -283,7 +289,7 @@ class Attachment:
                     return
                 skipped = None
             elif not plan.constant:
-                self._unread = Unread(skipped)
+                self._unread = DeferredFlag(skipped)
         moved, self._moved = self._moved or {}, None
         for binding in plan.active("decay") if moved else ():
             own = (binding.read() - moved[binding.name]).norm()
@@ -300,7 +306,7 @@ class Attachment:
                 self._drift.end()
         if plan.consulted["after_prox"]:
             errors += self._consult("after_prox")
-        if self.steps in LOOKS and not self._warned:
+        if self.steps in CHECK_STEPS and not self._warned:
             self._warned = warn_of_lost_layers(self.optimizer, plan.active("prox"))
         if errors:
             raise errors[0]
@@ -315,14 +321,14 @@ class Attachment:
         if plan.consulted["before_prox"]:
             errors += self._consult("before_prox")
         if plan.routes["cautious"]:
-            shrink_cautiously(plan, skipped, measure=bool(moved))
+            apply_cautious_decay(plan, skipped, measure=bool(moved))
         if plan.routes["orthant"]:
             copies = self.copies
             keep_orthants(plan, copies.keys if copies and not copies.averaged else ())
         if plan.routes["prox"]:
-            errors += replace_weights(plan, "prox", skipped, moved)
+            errors += apply_proxes(plan, "prox", skipped, moved)
         if plan.routes["project"]:
-            errors += replace_weights(plan, "project", skipped, moved)
+            errors += apply_proxes(plan, "project", skipped, moved)
 
     @torch.no_grad()
     def _consult(self, phase: str) -> list[Exception]:
@@ -355,7 +361,7 @@ class Attachment:
         self._recomputed.arrived()
         self._restore_gradients(others=False)  # if told late, backward may have run again since
         decayed, self._decayed = self._decayed, []
-        unshrink(self.plan, decayed)
+        undo_decay(self.plan, decayed)
         for binding, average in self._averages:
             binding.average, binding.facing = average, None
         self._averages = []
@@ -382,7 +388,7 @@ class Attachment:
         self._noted = ()
 
     def _warn_of_gradients_of_its_own(self) -> None:
-        pulled = self.plan.first(*PULLED)
+        pulled = self.plan.first(*GRADIENT_ROUTES)
         if self._is_told or pulled is None:
             return
         self._is_told = True
@@ -412,21 +418,21 @@ class Attachment:
 
 
 @torch.no_grad()
-def zeros_in(bindings: Sequence[Binding]) -> dict[str, Tensor]:
+def zero_masks(bindings: Sequence[Binding]) -> dict[str, Tensor]:
     """Return masks of current zeros by parameter, for terms that make zeros."""
     targets = [binding.target for binding in bindings if binding.route == "prox"]
     named = ((name, p) for t in targets for name, p in zip(t.names, t.params))
     return {name: param.detach() == 0 for name, param in named}
 
 
-def own_params(bindings: Sequence[Binding]) -> dict[str, nn.Parameter]:
+def params_by_name(bindings: Sequence[Binding]) -> dict[str, nn.Parameter]:
     """Return the parameters that terms act on, by name."""
     targets = [binding.target for binding in bindings]
     return {name: p for target in targets for name, p in zip(target.names, target.params)}
 
 
 @torch.no_grad()
-def give(
+def apply_to_copies(
     bindings: Sequence[Binding],
     params: Mapping[str, nn.Parameter],
     zeros: Mapping[str, Tensor] | None = None,
@@ -446,6 +452,6 @@ def give(
             local(own[0]).copy_(projected) if binding.whole else held.write_(projected)
 
 
-def value_of(binding: Binding) -> Tensor:
+def penalty_value(binding: Binding) -> Tensor:
     """Return the penalty on the full weights."""
-    return summed(binding.penalty.value(binding.read()), binding.target.params[0])
+    return all_reduce_sum(binding.penalty.value(binding.read()), binding.target.params[0])

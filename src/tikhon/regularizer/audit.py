@@ -17,21 +17,27 @@ from tikhon import notebook, plotting
 from tikhon.errors import unknown
 from tikhon.penalties.base import Proximable
 from tikhon.regularizer.controller import Controller
-from tikhon.regularizer.metric import group_of, has_gain, is_uniform, own_rate, stationary_gain
-from tikhon.regularizer.plan import held_by, is_euclidean, route_of
+from tikhon.regularizer.metric import (
+    decoupled_rate,
+    group_of,
+    has_gain,
+    is_uniform,
+    stationary_gain,
+)
+from tikhon.regularizer.plan import bindings_held_by, is_euclidean, route_of
 from tikhon.regularizer.targets import (
     Entry,
+    all_reduce_sum,
     entries_of,
     is_lazy,
     local,
-    summed,
-    why_computed,
+    reason_computed,
 )
 from tikhon.regularizer.terms import Binding, How, Terms, bind
 from tikhon.wrappers import unwrap
 
-LOOKS = (1, 10, 100, 1000)  # steps after which lost layers are looked for
-_BATCHED = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+CHECK_STEPS = (1, 10, 100, 1000)  # steps after which lost layers are looked for
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Audit:
                 row.before_norm,
                 "\n".join(row.terms) or "-",
                 "\n".join(f"{strength:.4g}" for strength in row.strengths),
-                "\n".join(map(_mode, row.how, row.route)),
+                "\n".join(map(_mode_text, row.how, row.route)),
                 "; ".join(filter(None, [row.note, *(f"tied to {name}" for name in row.tied_to)])),
             )
         longest = max((len(row.parameter) for row in self.assignments), default=0)
@@ -185,10 +191,10 @@ def audit(model: nn.Module, terms: Terms, *, how: How = "objective") -> Audit:
     """
     model = unwrap(model)
     candidates = entries_of(model)
-    return assign(model, candidates, bind(model, candidates, terms, how))
+    return build_audit(model, candidates, bind(model, candidates, terms, how))
 
 
-def assign(
+def build_audit(
     model: nn.Module,
     candidates: Sequence[Entry],
     bindings: Sequence[Binding],
@@ -196,7 +202,7 @@ def assign(
     steps_per_epoch: int | None = None,
 ) -> Audit:
     """Build one row for each parameter, in the model's order."""
-    norms = _followed_by_norm(model)
+    norms = _modules_before_norm(model)
     held = {id(p) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     rows = []
     for entry in candidates:
@@ -206,7 +212,7 @@ def assign(
         scales = tuple(_time_scale(b, optimizers or ()) for b in own)
         notes = [_note(entry, own, norm, optimizers is None or id(entry.param) in held)]
         if entry.param.requires_grad:  # what is frozen forgets nothing
-            notes += [_in_words(scale, steps_per_epoch) for scale in scales if scale]
+            notes += [_time_scale_text(scale, steps_per_epoch) for scale in scales if scale]
         rows.append(
             Assignment(
                 parameter=entry.name,
@@ -226,7 +232,7 @@ def assign(
 
 def _route(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> str:
     """Return the route of a term under the first optimizer that holds its parameters."""
-    optimizer = next((o for o in optimizers if held_by(o, [binding])), None)
+    optimizer = next((o for o in optimizers if bindings_held_by(o, [binding])), None)
     if optimizer is None:
         return binding.route
     matters = not (binding.base.elementwise or is_uniform(optimizer))
@@ -237,12 +243,12 @@ def _route(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> str:
 
 def _time_scale(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> float | None:
     """Return the steps in which decay alone reduces a weight to 1/e, if that is one number."""
-    optimizer = next((o for o in optimizers if held_by(o, [binding])), None)
+    optimizer = next((o for o in optimizers if bindings_held_by(o, [binding])), None)
     if optimizer is None or not binding.plain:
         return None
     group = group_of(optimizer, binding.target.params[0])
     if binding.how != "objective":
-        rate = own_rate(binding.how, group)
+        rate = decoupled_rate(binding.how, group)
     elif isinstance(optimizer, optim.SGD) and is_uniform(optimizer):
         rate = stationary_gain(optimizer, group, {}).numerator
     else:
@@ -251,12 +257,12 @@ def _time_scale(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> floa
     return 1 / decay if decay > 0 else None
 
 
-def _in_words(time_scale: float, steps_per_epoch: int | None) -> str:
+def _time_scale_text(time_scale: float, steps_per_epoch: int | None) -> str:
     epochs = f" ({time_scale / steps_per_epoch:.3g} epochs)" if steps_per_epoch else ""
     return f"forgets over {time_scale:,.0f} steps{epochs}"
 
 
-def _mode(how: str, route: str) -> str:
+def _mode_text(how: str, route: str) -> str:
     """Return the mode of a term, with its route where that adds information."""
     if how == "objective" and route in ("prox", "orthant"):
         return f"{how}, {route}"
@@ -290,14 +296,16 @@ def _note(entry: Entry, own: list[Binding], norm: str, held: bool) -> str:
     return "; ".join(notes)
 
 
-def say_who_is_left_out(
+def check_terms_are_held(
     bindings: Sequence[Binding], optimizers: Sequence[optim.Optimizer]
 ) -> None:
     """Warn of terms on parameters that no optimizer holds.
 
     Raises ValueError if that is all of them, unless they are frozen and may be added later.
     """
-    held = {binding for optimizer in optimizers for binding in held_by(optimizer, bindings)}
+    held = {
+        binding for optimizer in optimizers for binding in bindings_held_by(optimizer, bindings)
+    }
     kinds = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
     if bindings and not held and any(map(_is_trained, bindings)):
         names = ", ".join(binding.target.name for binding in bindings[:5])
@@ -319,7 +327,7 @@ def say_who_is_left_out(
         warn(f"the term {term} acts on nothing: its parameters ({names}) are {why}")
 
 
-def changes(
+def messages_on_lost_terms(
     model: nn.Module,
     before: Sequence[Binding],
     now: Sequence[Binding],
@@ -327,11 +335,11 @@ def changes(
 ) -> Iterator[str]:
     """Yield messages on terms lost because parameters were replaced after attaching."""
     present = {name: binding for binding in now for name in binding.target.names}
-    held = {binding for optimizer in optimizers for binding in held_by(optimizer, now)}
+    held = {binding for optimizer in optimizers for binding in bindings_held_by(optimizer, now)}
     for binding in before:
         for name in binding.target.names:
             after = present.get(name)
-            if after is None and (why := why_computed(model, name)):
+            if after is None and (why := reason_computed(model, name)):
                 yield f"{binding.name} acts no more: {why}"
             elif after not in (None, binding) and after not in held and _is_trained(after):
                 yield (
@@ -363,7 +371,7 @@ def warn_of_contradictions(
             said.add(key)
             warn(message)
 
-    for binding, other in _doubled(bindings, earlier):
+    for binding, other in _duplicates(bindings, earlier):
         once(
             "doubled",
             binding,
@@ -393,7 +401,11 @@ def warn_of_contradictions(
                     binding,
                     f"{binding.name} is decoupled from the metric of {type(optimizer).__name__}: "
                     f"it is not the minimum of loss + penalty that SGD finds; for that use "
-                    + ('how="objective"' if _serves(optimizer, binding) else "AdamW or SGD"),
+                    + (
+                        'how="objective"'
+                        if _has_objective_mode(optimizer, binding)
+                        else "AdamW or SGD"
+                    ),
                 )
         if name.endswith((".original1", "weight_v")) and "weight" in name:
             once(
@@ -404,7 +416,9 @@ def warn_of_contradictions(
             )
     for module in model.modules():
         for first, second in pairwise(module.children()):
-            if isinstance(first, nn.modules.dropout._DropoutNd) and isinstance(second, _BATCHED):
+            if isinstance(first, nn.modules.dropout._DropoutNd) and isinstance(
+                second, _BATCH_NORMS
+            ):
                 warn(
                     f"Dropout directly before {type(second).__name__}: the variance that it "
                     f"learns while training is not that of evaluation; put the dropout after it"
@@ -425,7 +439,7 @@ def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding])
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     for binding in own:
-        if isinstance(binding.live.source, Controller) or _is_alive(binding):
+        if isinstance(binding.live.source, Controller) or _has_nonzero_weights(binding):
             continue
         warn(
             f"{binding.name} has made all of {binding.target.name!r} zero: in the metric of "
@@ -438,12 +452,12 @@ def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding])
     return False
 
 
-def _is_alive(binding: Binding) -> bool:
+def _has_nonzero_weights(binding: Binding) -> bool:
     """Return whether any weight of the full parameters is non-zero, or there are none."""
     params = binding.target.params
     found = [local(p).count_nonzero() for p in params]
     empty = not any(p.numel() for p in params)
-    return empty or any(int(summed(n, p)) for n, p in zip(found, params))
+    return empty or any(int(all_reduce_sum(n, p)) for n, p in zip(found, params))
 
 
 def warn(message: str) -> None:
@@ -454,7 +468,7 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=depth)
 
 
-def _doubled(
+def _duplicates(
     bindings: Iterable[Binding], earlier: Sequence[Binding]
 ) -> Iterator[tuple[Binding, Binding]]:
     """Yield bindings that act twice: the same penalty on a parameter, or another prox."""
@@ -466,19 +480,19 @@ def _doubled(
                 yield binding, other
 
 
-def _serves(optimizer: optim.Optimizer, binding: Binding) -> bool:
+def _has_objective_mode(optimizer: optim.Optimizer, binding: Binding) -> bool:
     """Return whether the optimizer supports the term exactly in objective mode."""
     return (
         has_gain(optimizer) or getattr(type(binding.base), "slopes", None) is not Proximable.slopes
     )
 
 
-def _followed_by_norm(model: nn.Module) -> dict[int, str]:
+def _modules_before_norm(model: nn.Module) -> dict[int, str]:
     """Map modules to the batch or instance norm that directly follows them in a container."""
     found = {}
     for module in model.modules():
         children = list(module.children())
         for first, second in pairwise(children):
-            if isinstance(second, _BATCHED):
+            if isinstance(second, _BATCH_NORMS):
                 found[id(first)] = type(second).__name__
     return found

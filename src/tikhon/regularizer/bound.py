@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from tikhon.regularizer.plan import Location
-from tikhon.regularizer.rounding import Rounding
+from tikhon.regularizer.rounding import RoundingErrors
 from tikhon.regularizer.targets import Entry, entries_of, is_lazy
 from tikhon.regularizer.terms import Binding, How, Terms, bind
 
 
 @dataclass(frozen=True, eq=False)
-class Bound:
+class BoundTerms:
     """Every term on every parameter that it matches.
 
     Attributes:
@@ -32,11 +32,11 @@ class Bound:
     how: How
     seen: tuple[Entry, ...]
     bindings: tuple[Binding, ...]
-    rounding: Rounding
+    rounding: RoundingErrors
     lazy: bool
 
     @classmethod
-    def of(cls, model: nn.Module, terms: Terms, how: How) -> Bound:
+    def of(cls, model: nn.Module, terms: Terms, how: How) -> BoundTerms:
         """Bind terms to the parameters of a model; ValueError for a pattern without match."""
         seen = entries_of(model)
         return cls._on(model, terms, how, seen, bind(model, seen, terms, how))
@@ -44,8 +44,8 @@ class Bound:
     @classmethod
     def _on(
         cls, model: nn.Module, terms: Terms, how: How, seen: list[Entry], found: list[Binding]
-    ) -> Bound:
-        rounding = found[0].rounding if found else Rounding()
+    ) -> BoundTerms:
+        rounding = found[0].rounding if found else RoundingErrors()
         lazy = any(is_lazy(entry.param) for entry in seen)
         return cls(model, terms, how, tuple(seen), tuple(found), rounding, lazy)
 
@@ -69,7 +69,7 @@ class Bound:
             new.param is old.param and new.names == old.names for new, old in zip(now, self.seen)
         )
 
-    def renewed(self, absent: Callable[[str], None]) -> Bound:
+    def renewed(self, absent: Callable[[str], None]) -> BoundTerms:
         """Rebind the terms to the current parameters of the model.
 
         Unchanged parameters keep their state, and strengths continue. `absent` is called for
@@ -81,7 +81,7 @@ class Bound:
         found: list[Binding] = []
         for binding in bind(self.model, seen, self.terms, self.how, absent=absent):
             before = known.get(binding.name)
-            if before is not None and not self.lazy and _same(before, binding):
+            if before is not None and not self.lazy and _has_same_params(before, binding):
                 found.append(before)
                 continue
             if before is not None:
@@ -91,17 +91,17 @@ class Bound:
             binding.live = live_strengths.get(binding.live.name, binding.live)
             binding.rounding = self.rounding
             found.append(binding)
-        _forget_other_weights(self.bindings, found)
+        _clear_memory_of_reshaped(self.bindings, found)
         fresh = self._on(self.model, self.terms, self.how, seen, found)
-        return fresh if found else Bound(**{**vars(fresh), "rounding": self.rounding})
+        return fresh if found else BoundTerms(**{**vars(fresh), "rounding": self.rounding})
 
 
-def _same(one: Binding, other: Binding) -> bool:
+def _has_same_params(one: Binding, other: Binding) -> bool:
     ours, theirs = one.target.params, other.target.params
     return len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs))
 
 
-def _forget_other_weights(before: Sequence[Binding], now: Sequence[Binding]) -> None:
+def _clear_memory_of_reshaped(before: Sequence[Binding], now: Sequence[Binding]) -> None:
     """Clear controller memory of weights whose shapes changed."""
     known, shapes = _shapes(before), _shapes(now)
     for live in {id(binding.live): binding.live for binding in now}.values():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.penalties.base import Penalty
-from tikhon.regularizer.targets import summed
+from tikhon.regularizer.targets import all_reduce_sum
 
 Per = Literal["term", "layer", "group"]
 
@@ -116,4 +116,4 @@ def summed_over_shards(reading: Reading, amount: float) -> float:
     if not hasattr(param, "placements"):
         return amount
     sums = torch.tensor(amount, dtype=torch.float64, device=reading.weights.device)
-    return summed(sums, param).item()
+    return all_reduce_sum(sums, param).item()

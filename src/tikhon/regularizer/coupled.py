@@ -12,7 +12,7 @@ from tikhon.regularizer.metric import Group
 from tikhon.regularizer.plan import StepPlan
 
 
-class OwnDecay:
+class BorrowedDecay:
     """Lend an optimizer's weight_decay to L2 terms during a step."""
 
     def __init__(self, plan: StepPlan) -> None:
@@ -25,7 +25,7 @@ class OwnDecay:
         """Let the optimizer add `alpha * w` to gradients; alphas by parameter id."""
         self._groups = groups = self._optimizer.param_groups
         if alphas != self._alphas:
-            self._alphas, self._parts = alphas, _parts(groups, alphas)
+            self._alphas, self._parts = alphas, _split_groups(groups, alphas)
         for number, alpha, part in self._parts:
             group, params = groups[number], part["params"]
             part.update(group, params=params)
@@ -39,7 +39,7 @@ class OwnDecay:
             self._optimizer.param_groups, self._groups = self._groups, None
 
 
-def _parts(groups: list[Group], alphas: dict[int, float]) -> list[tuple[int, float, Group]]:
+def _split_groups(groups: list[Group], alphas: dict[int, float]) -> list[tuple[int, float, Group]]:
     """Split each group by the strengths of its parameters."""
     found: list[tuple[int, float, Group]] = []
     for number, group in enumerate(groups):

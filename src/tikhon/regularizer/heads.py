@@ -10,12 +10,13 @@ from torch import nn
 
 _COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _KEYS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
-_THIRDS = {"in_proj", "in_proj_weight", "qkv", "qkv_proj", "c_attn", "Wqkv"}  # queries, keys, ...
-_MIXED = {"query_key_value"}  # queries, keys and values of one head, then of the next
+# queries, keys and values one after another
+_JOINT_QKV = {"in_proj", "in_proj_weight", "qkv", "qkv_proj", "c_attn", "Wqkv"}
+_INTERLEAVED_QKV = {"query_key_value"}  # queries, keys and values of one head, then of the next
 _QUERIES = {"q", "query", "queries", "wq"}
-_SHARED = {"k", "v", "key", "value", "keys", "values", "wk", "wv"}  # possibly fewer heads
+_KEYS_VALUES = {"k", "v", "key", "value", "keys", "values", "wk", "wv"}  # possibly fewer heads
 _OUTPUTS = {"o", "out", "output", "wo", "dense", "proj"}
-_OTHERS = {"mlp", "ffn", "fc", "fc1", "fc2", "ff"}  # other matrices of an attention block
+_OTHER_MATRICES = {"mlp", "ffn", "fc", "fc1", "fc2", "ff"}  # other matrices of an attention block
 Split = tuple[int, tuple[int, ...]]
 
 
@@ -30,8 +31,8 @@ def head_rows(
     path = name.split(".")
     for depth in range(len(path) - 1, -1, -1):
         module = model.get_submodule(".".join(path[:depth]))
-        heads = _first(module, _COUNTS) or (
-            _first(getattr(module, "config", None), _COUNTS) if _size(module) else None
+        heads = _first_count(module, _COUNTS) or (
+            _first_count(getattr(module, "config", None), _COUNTS) if _head_size(module) else None
         )
         if heads is not None and len(shape) == 2:
             return _split(module, heads, name, path[depth:], shape, inputs_first=inputs_first)
@@ -52,18 +53,18 @@ def _split(
 ) -> tuple[int, Split]:
     words = {word for part in inner for word in re.split(r"[_\d]+", part)} - {""}
     parts = set(inner)
-    size = _size(module) or _told_by_siblings(module, heads, inputs_first=inputs_first)
+    size = _head_size(module) or _head_size_from_siblings(module, heads, inputs_first=inputs_first)
     dim, split = 0, (heads, size or -1)
-    if parts & _OTHERS:
+    if parts & _OTHER_MATRICES:
         split = ()
-    elif parts & _THIRDS:
+    elif parts & _JOINT_QKV:
         split = (3, heads, size or -1)
-    elif parts & _MIXED:
+    elif parts & _INTERLEAVED_QKV:
         split = (heads, 3 * size if size else -1)
-    elif words & _SHARED:
+    elif words & _KEYS_VALUES:
         # a key head may serve several query heads
         config = getattr(module, "config", None)
-        own = _first(module, _KEYS) or _first(config, _KEYS)
+        own = _first_count(module, _KEYS) or _first_count(config, _KEYS)
         if own is None and size is None and shape[0] == shape[1]:
             own = heads  # square, hence none is shared
         if own is None and size is None:
@@ -94,13 +95,15 @@ def _split(
     return stored + len(split) - 2, (stored, split)
 
 
-def _told_by_siblings(module: nn.Module, heads: int, *, inputs_first: bool) -> int | None:
+def _head_size_from_siblings(module: nn.Module, heads: int, *, inputs_first: bool) -> int | None:
     """Return the head size from a sibling matrix of queries, or else of outputs."""
     found: dict[bool, set[int]] = {True: set(), False: set()}
     for name, param in module.named_parameters():
         path = name.split(".")
         words = {word for part in path for word in re.split(r"[_\d]+", part)}
-        others = words & _SHARED or set(path) & (_OTHERS | _THIRDS | _MIXED)
+        others = words & _KEYS_VALUES or set(path) & (
+            _OTHER_MATRICES | _JOINT_QKV | _INTERLEAVED_QKV
+        )
         if param.ndim != 2 or others:
             continue
         queries = bool(words & _QUERIES)
@@ -114,11 +117,11 @@ def _told_by_siblings(module: nn.Module, heads: int, *, inputs_first: bool) -> i
     return None
 
 
-def _first(owner: object, names: tuple[str, ...]) -> int | None:
+def _first_count(owner: object, names: tuple[str, ...]) -> int | None:
     found = (getattr(owner, name, None) for name in names)
     return next((n for n in found if isinstance(n, int) and n > 0), None)
 
 
-def _size(module: nn.Module) -> int | None:
+def _head_size(module: nn.Module) -> int | None:
     """Return the head size, if the module declares it."""
-    return _first(module, ("head_dim", "attention_head_size"))
+    return _first_count(module, ("head_dim", "attention_head_size"))

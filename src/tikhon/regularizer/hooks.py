@@ -19,7 +19,7 @@ from torch import nn, optim
 
 Args = tuple[object, ...]
 Options = dict[str, object]
-Changed = tuple[Args, Options] | None  # new arguments of a step, None if unchanged
+NewArguments = tuple[Args, Options] | None  # new arguments of a step, None if unchanged
 Closure = Callable[..., object]
 Result = TypeVar("Result")
 _TORCH = cast(Any, optim.Optimizer.profile_hook_step).__code__.co_filename
@@ -39,7 +39,7 @@ class StepHooks:
     def __init__(
         self,
         optimizer: optim.Optimizer,
-        before: Callable[[Args, Options], Changed],
+        before: Callable[[Args, Options], NewArguments],
         after: Callable[[], None],
         failed: Callable[[], None],
         *,
@@ -50,10 +50,10 @@ class StepHooks:
         self._depth = 0
         self._optimizer = optimizer
         self._handles = [
-            optimizer.register_step_pre_hook(untraced(self._enter)),
-            optimizer.register_step_post_hook(untraced(self._leave)),
+            optimizer.register_step_pre_hook(exclude_from_compile(self._enter)),
+            optimizer.register_step_post_hook(exclude_from_compile(self._leave)),
         ]
-        self._siblings = _guard(optimizer)
+        self._siblings = _install_guard(optimizer)
         self._siblings.append(self)
 
     def remove(self) -> None:
@@ -63,15 +63,15 @@ class StepHooks:
         if self in self._siblings:
             self._siblings.remove(self)
         if not self._siblings:
-            _unguard(self._optimizer)
+            _remove_guard(self._optimizer)
 
     def abandon(self) -> None:
         """Report that the current step raised."""
         self._depth = 0
         self.failed()
 
-    def _enter(self, optimizer: optim.Optimizer, args: Args, kwargs: Options) -> Changed:
-        if self._depth and _steps_under_way(optimizer) == 1:
+    def _enter(self, optimizer: optim.Optimizer, args: Args, kwargs: Options) -> NewArguments:
+        if self._depth and _count_active_steps(optimizer) == 1:
             self.abandon()  # the last step raised outside the guard
         self._depth += 1
         return self.before(args, kwargs) if self._depth == 1 else None
@@ -80,7 +80,7 @@ class StepHooks:
         if not self._depth:
             return  # attached within this step
         self._depth -= 1
-        if self._depth and _steps_under_way(optimizer) == 1:
+        if self._depth and _count_active_steps(optimizer) == 1:
             self._depth = 0  # an inner step raised, and the outer one continued
         if not self._depth:
             self.after()
@@ -118,7 +118,9 @@ class EvalHook:
             vars(self._optimizer)["eval"] = self._earlier
 
 
-def with_closure(args: Args, kwargs: Options, change: Callable[[Closure], Closure]) -> Changed:
+def with_closure(
+    args: Args, kwargs: Options, change: Callable[[Closure], Closure]
+) -> NewArguments:
     """Change the closure in a step hook's arguments; None if there is none.
 
     It is the argument named closure or the first function; the optimizer itself is the first
@@ -135,13 +137,13 @@ def with_closure(args: Args, kwargs: Options, change: Callable[[Closure], Closur
     return None
 
 
-def owners_of_hooks(optimizer: optim.Optimizer) -> list[object]:
+def hook_owners(optimizer: optim.Optimizer) -> list[object]:
     """Return the owners of all hooks on the steps of this optimizer."""
     guard = vars(optimizer).get("step")
     return [one.owner for one in getattr(guard, "hooks", ())]
 
 
-def _guard(optimizer: optim.Optimizer) -> list[StepHooks]:
+def _install_guard(optimizer: optim.Optimizer) -> list[StepHooks]:
     """Guard the optimizer's `step`, so that exceptions reach the hooks; return those."""
     earlier = vars(optimizer).get("step")  # such as a learning rate scheduler's wrapper
     if hasattr(earlier, "guards"):  # also within a scheduler's wrapper
@@ -164,7 +166,7 @@ def _guard(optimizer: optim.Optimizer) -> list[StepHooks]:
     return hooks
 
 
-def _unguard(optimizer: optim.Optimizer) -> None:
+def _remove_guard(optimizer: optim.Optimizer) -> None:
     """Restore the optimizer's `step`, unless it was wrapped since."""
     guard = vars(optimizer).get("step")
     if getattr(guard, "__func__", None) is getattr(guard, "guards", guard):
@@ -173,7 +175,7 @@ def _unguard(optimizer: optim.Optimizer) -> None:
             vars(optimizer)["step"] = cast(Any, guard).earlier
 
 
-def _steps_under_way(optimizer: optim.Optimizer) -> int:
+def _count_active_steps(optimizer: optim.Optimizer) -> int:
     """Count the active calls of this optimizer's `step` on the stack, including this hook's."""
     count, frame = 0, cast("FrameType | None", sys._getframe(1))
     while frame is not None:
@@ -184,7 +186,7 @@ def _steps_under_way(optimizer: optim.Optimizer) -> int:
     return count
 
 
-def untraced(hook: Callable[..., Result]) -> Callable[..., Result]:
+def exclude_from_compile(hook: Callable[..., Result]) -> Callable[..., Result]:
     """Exclude the hook from the graph if the optimizer's step is compiled."""
     # Creating the optimizer imported the compiler, unless the command line prevents it.
     compiler = "torch._dynamo" in sys.modules

@@ -160,7 +160,7 @@ def is_uniform(optimizer: optim.Optimizer) -> bool:
     return rule is not None and rule.uniform
 
 
-def decays(rule: Rule | None, group: Group) -> bool:
+def has_coupled_decay(rule: Rule | None, group: Group) -> bool:
     """Return whether the optimizer itself adds `weight_decay * w` to gradients of the group."""
     coupled = rule is not None and rule.couples and not group.get("decoupled_weight_decay")
     return coupled and isinstance(group.get("weight_decay"), float | int)
@@ -171,7 +171,7 @@ def group_of(optimizer: optim.Optimizer, param: nn.Parameter) -> Group:
     return next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
 
 
-def own_rate(how: str, group: Group) -> Number:
+def decoupled_rate(how: str, group: Group) -> Number:
     """Return the move per step of a term outside the metric, divided by its strength.
 
     lr, as for AdamW in torch; for "independent" 1, times the ratio that a scheduler has made of lr
@@ -213,13 +213,13 @@ def _sgd(optimizer: optim.Optimizer, group: Group, state: object) -> Gain:
 
 def _adam(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     moment = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-    correction = 1 - group["betas"][1] ** number(state["step"])
+    correction = 1 - group["betas"][1] ** as_number(state["step"])
     return Gain(group["lr"], moment, correction**0.5, group["eps"])
 
 
 def _nadam(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     beta1, beta2 = group["betas"]
-    step, product = number(state["step"]), number(state["mu_product"])
+    step, product = as_number(state["step"]), as_number(state["mu_product"])
     mu = beta1 * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
     mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * group["momentum_decay"]))
     now = (1 - mu) / (1 - product)
@@ -229,7 +229,7 @@ def _nadam(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
 
 
 def _radam(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
-    beta2, step = group["betas"][1], number(state["step"])
+    beta2, step = group["betas"][1], as_number(state["step"])
     correction = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * step * beta2**step / correction
@@ -256,7 +256,7 @@ def _rmsprop(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
 
 
 def _adagrad(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
-    lr = group["lr"] / (1 + (number(state["step"]) - 1) * group["lr_decay"])
+    lr = group["lr"] / (1 + (as_number(state["step"]) - 1) * group["lr_decay"])
     return Gain(lr, state["sum"], eps=group["eps"])
 
 
@@ -271,46 +271,46 @@ def _adadelta(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
 
 def _asgd(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
     # the state already has eta of the next step
-    lr, steps = group["lr"], number(state["step"]) - 1
+    lr, steps = group["lr"], as_number(state["step"]) - 1
     return Gain(lr / (1 + group["lambd"] * lr * steps) ** group["alpha"])
 
 
-def _second_moment(decay: Callable[[Group], float]) -> MemoryOf:
+def _adam_memory(decay: Callable[[Group], float]) -> MemoryOf:
     """Return the memory of a bias-corrected average of squares, as Adam's."""
 
     def memory(group: Group, state: State) -> Memory:
         kept = decay(group)
         held = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
-        return Memory(state[held], (1 - kept ** (number(state["step"]) + 1)) / kept)
+        return Memory(state[held], (1 - kept ** (as_number(state["step"]) + 1)) / kept)
 
     return memory
 
 
-def _square_avg(group: Group, state: State) -> Memory:
+def _rmsprop_memory(group: Group, state: State) -> Memory:
     """Return the memory of RMSprop, without bias correction; the variance decays no faster."""
     mean = local(state["grad_avg"]).square() if group["centered"] else None
     return Memory(state["square_avg"], 1 / group["alpha"], beyond=mean)
 
 
-_ADAMS = _second_moment(lambda group: group["betas"][1])
+_ADAM_MEMORY = _adam_memory(lambda group: group["betas"][1])
 _rules.update(
     {
         optim.SGD: Rule(_sgd, None, uniform=True, couples=True),
         optim.ASGD: Rule(_asgd, None, uniform=True, couples=True),
-        optim.Adam: Rule(_adam, _ADAMS, uniform=False, couples=True),
-        optim.AdamW: Rule(_adam, _ADAMS, uniform=False),
-        optim.NAdam: Rule(_nadam, _ADAMS, uniform=False, couples=True),
-        optim.RAdam: Rule(_radam, _ADAMS, uniform=False, couples=True),
+        optim.Adam: Rule(_adam, _ADAM_MEMORY, uniform=False, couples=True),
+        optim.AdamW: Rule(_adam, _ADAM_MEMORY, uniform=False),
+        optim.NAdam: Rule(_nadam, _ADAM_MEMORY, uniform=False, couples=True),
+        optim.RAdam: Rule(_radam, _ADAM_MEMORY, uniform=False, couples=True),
         optim.Adamax: Rule(
             _adamax,
             lambda group, state: Memory(state["exp_inf"], 1 / group["betas"][1], power=1),
             uniform=False,
             couples=True,
         ),
-        optim.RMSprop: Rule(_rmsprop, _square_avg, uniform=False, couples=True),
+        optim.RMSprop: Rule(_rmsprop, _rmsprop_memory, uniform=False, couples=True),
         optim.Adagrad: Rule(
             _adagrad,
-            lambda group, state: Memory(state["sum"], number(state["step"]) + 1),
+            lambda group, state: Memory(state["sum"], as_number(state["step"]) + 1),
             uniform=False,
             couples=True,
         ),
@@ -321,7 +321,7 @@ _rules.update(
 )
 
 
-def number(counter: Any) -> Number:
+def as_number(counter: Any) -> Number:
     """Return a step counter as a float if that needs no device transfer."""
     if isinstance(counter, Tensor) and counter.is_cpu:
         return counter.item()

@@ -19,24 +19,24 @@ from tikhon.regularizer.audit import warn
 from tikhon.regularizer.targets import is_distributed
 from tikhon.regularizer.terms import Binding, Route
 
-_STEPS = 12  # of a probe: wrappers of torch's optimizers synchronise every 5 or 6 steps
-_RATE = 0.01
-_PROBE = 100.0  # size of a probe's weights, far from that of its gradients and moments
-_PRIME = 11  # step before which a probe is moved, not a multiple of a period
-_MOVE = 0.1  # of a probe's weights, and the share of it that must outlast a step
-_LASTING = 0.97
-_HELD = 45  # steps in which weights are held against a gradient
-_RUN = 20  # factor on the moves from the first to the last third that counts as running away
-_LIKE = 0.9999  # cosine of weights and the state they are computed from
-_SMALL = 1e-9  # of the cubes of a probe's weights, and the tolerance of gradients there
-_BENT = 0.01
-_TURNED = 0.02  # least relative turn of the weights by an orthogonal gradient
-_SHORTER = 0.1  # of that, the least shortening by a parallel gradient
+_PROBE_STEPS = 12  # of a probe: wrappers of torch's optimizers synchronise every 5 or 6 steps
+_PROBE_LR = 0.01
+_PROBE_SIZE = 100.0  # size of a probe's weights, far from that of its gradients and moments
+_PERTURBED_STEP = 11  # step before which a probe is moved, not a multiple of a period
+_PERTURBATION = 0.1  # of a probe's weights, and the share of it that must outlast a step
+_LASTING_SHARE = 0.97
+_HOLDING_STEPS = 45  # steps in which weights are held against a gradient
+_DIVERGENCE_FACTOR = 20  # growth of the moves, from the first to the last third
+_MIN_COSINE = 0.9999  # cosine of weights and the state they are computed from
+_TINY_WEIGHT = 1e-9  # of the cubes of a probe's weights, and the tolerance of gradients there
+_GRADIENT_TOLERANCE = 0.01
+_MIN_TURN = 0.02  # least relative turn of the weights by an orthogonal gradient
+_MAX_SHORTENING = 0.1  # of that, the least shortening by a parallel gradient
 T = TypeVar("T")
 Some = TypeVar("Some")  # an optimizer or a wrapper
 
 
-def several(optimizer: object) -> list[object]:
+def as_list(optimizer: object) -> list[object]:
     """Return the optimizers of a list or dict; a single one as a list."""
     if isinstance(optimizer, Mapping):
         return list(cast("Mapping[object, object]", optimizer).values())
@@ -47,13 +47,13 @@ def several(optimizer: object) -> list[object]:
     return [optimizer]
 
 
-def stepping(optimizer: object) -> optim.Optimizer:
+def inner_optimizer(optimizer: object) -> optim.Optimizer:
     """Return the optimizer whose `step` moves the weights, inside Accelerate, Lightning or SAM.
 
     Any object that holds a torch optimizer of the same parameters counts as a wrapper.
     """
     wrapper = optimizer
-    while inner := inside(wrapper):
+    while inner := wrapped_optimizers(wrapper):
         if len(inner) > 1:
             kinds = ", ".join(type(one).__name__ for one in inner)
             raise TypeError(
@@ -70,7 +70,7 @@ def stepping(optimizer: object) -> optim.Optimizer:
     return wrapper
 
 
-def inside(wrapper: object) -> list[optim.Optimizer]:
+def wrapped_optimizers(wrapper: object) -> list[optim.Optimizer]:
     """Return the optimizers held by an object, if they cover all of its own parameters."""
     attributes = getattr(wrapper, "__dict__", {})
     found = {id(one): one for one in attributes.values() if isinstance(one, optim.Optimizer)}
@@ -80,7 +80,7 @@ def inside(wrapper: object) -> list[optim.Optimizer]:
 
 
 @dataclass(frozen=True)
-class Copies:
+class WeightCopies:
     """Copies of the weights kept by an optimizer beside the parameters.
 
     Attributes:
@@ -96,100 +96,100 @@ class Copies:
     averaged: bool = False
 
 
-def copies_in(optimizer: optim.Optimizer) -> Copies | None:
+def find_weight_copies(optimizer: optim.Optimizer) -> WeightCopies | None:
     """Return the copies of the weights that the optimizer moves itself, if any.
 
     Detected by a few steps on test weights of a size unlike gradients and moments. Torch's own
     optimizers have none; None also if the optimizer cannot be tested.
     """
-    return _tried(_find_copies, optimizer, otherwise=None)
+    return _run_experiment(_find_weight_copies, optimizer, otherwise=None)
 
 
-def keeps_moves(optimizer: optim.Optimizer) -> bool:
+def preserves_moves(optimizer: optim.Optimizer) -> bool:
     """Return whether changes of the parameters between steps outlast the next step.
 
     Not so where they are computed from the optimizer's state alone (dual averaging, as in FTRL) or
     partly (MADGRAD). Detected by a few steps on test weights.
     """
-    return _tried(_keeps_a_move, optimizer, otherwise=True)
+    return _run_experiment(_preserves_a_move, optimizer, otherwise=True)
 
 
-def holds_lengths(optimizer: optim.Optimizer) -> bool:
+def preserves_norms(optimizer: optim.Optimizer) -> bool:
     """Return whether gradients turn weights without shortening them, defeating penalties.
 
     So where weights keep their norm or largest singular value (optimizers on spheres). Detected by
     a few steps on test weights, with parallel and orthogonal gradients.
     """
-    return _tried(_holds_lengths, optimizer, otherwise=False)
+    return _run_experiment(_preserves_norms, optimizer, otherwise=False)
 
 
-def runs_away(optimizer: optim.Optimizer) -> bool:
+def diverges_when_held(optimizer: optim.Optimizer) -> bool:
     """Return whether steps grow without bound while weights are held against gradients.
 
     As with D-Adaptation, which takes persistent gradients for a distant goal.
     """
-    return _tried(_runs_away, optimizer, otherwise=False)
+    return _run_experiment(_diverges_when_held, optimizer, otherwise=False)
 
 
-def _runs_away(optimizer: optim.Optimizer) -> bool:
-    twin, probes = _twin(optimizer)
+def _diverges_when_held(optimizer: optim.Optimizer) -> bool:
+    twin, probes = _probe_copy(optimizer)
     held = [group for group in optimizer.param_groups if group["params"]]
     for group, own in zip(twin.param_groups, held):
         if "lr" in own:
             group["lr"] = own["lr"]
     for probe in probes:
-        probe.data.div_(_PROBE)
+        probe.data.div_(_PROBE_SIZE)
     lengths: list[float] = []
     before = [probe.detach().clone() for probe in probes]
-    for _ in range(_HELD):
+    for _ in range(_HOLDING_STEPS):
         for probe in probes:
             probe.grad = torch.ones_like(probe)
         _step(twin, probes)
         lengths.append(float((probes[0].detach() - before[0]).double().norm()))
         for probe, weights in zip(probes, before):
             probe.data.copy_(weights)
-    return lengths[-1] > _RUN * max(lengths[: _HELD // 3])
+    return lengths[-1] > _DIVERGENCE_FACTOR * max(lengths[: _HOLDING_STEPS // 3])
 
 
-def _holds_lengths(optimizer: optim.Optimizer) -> bool:
+def _preserves_norms(optimizer: optim.Optimizer) -> bool:
     moves: list[Tensor] = []
     shorter: list[Tensor] = []
     for along in (True, False):
-        twin, probes = _twin(optimizer)
+        twin, probes = _probe_copy(optimizer)
         probe = max(probes, key=lambda one: one.ndim)
         start = probe.detach().double()
         if any(twin.state.get(one) for one in probes):  # state that depends on weights
             return False
-        for count in range(_HELD):
+        for count in range(_HOLDING_STEPS):
             if count == 1:  # some set their step length in the first step
                 start = probe.detach().double().clone()
             for one in probes:
-                one.data.div_(1 if count else _PROBE)
-                one.grad = one.detach().sign() if along else _across(one.detach())
+                one.data.div_(1 if count else _PROBE_SIZE)
+                one.grad = one.detach().sign() if along else _orthogonal_direction(one.detach())
             _step(twin, probes)
         end = probe.detach().double()
         moves.append((end - start).norm() / start.norm())
         ratios = [1 - end.norm() / start.norm()]
         if probe.ndim > 1:
-            ratios.append(1 - _largest(end) / _largest(start))
+            ratios.append(1 - _largest_singular_value(end) / _largest_singular_value(start))
         shorter.append(torch.stack(ratios).abs().min())
-    return bool(moves[1] > _TURNED) and bool(shorter[0] < _SHORTER * moves[1])
+    return bool(moves[1] > _MIN_TURN) and bool(shorter[0] < _MAX_SHORTENING * moves[1])
 
 
-def _across(w: Tensor) -> Tensor:
+def _orthogonal_direction(w: Tensor) -> Tensor:
     """Return a direction orthogonal to the weights."""
     other = w.flip(0) if w.numel() > 1 else w
     return other - w * (other * w).sum() / w.square().sum()
 
 
-def _largest(w: Tensor) -> Tensor:
+def _largest_singular_value(w: Tensor) -> Tensor:
     """Return the largest singular value."""
     return torch.linalg.svdvals(w.flatten(1))[0]
 
 
-def _tried(experiment: Callable[[Some], T], optimizer: Some, otherwise: T) -> T:
+def _run_experiment(experiment: Callable[[Some], T], optimizer: Some, otherwise: T) -> T:
     """Run an experiment on a twin of the optimizer; `otherwise` if impossible or unnecessary."""
-    if is_torchs(optimizer) or _may_communicate(optimizer):
+    if is_torch_optimizer(optimizer) or _may_communicate(optimizer):
         return otherwise
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -198,16 +198,18 @@ def _tried(experiment: Callable[[Some], T], optimizer: Some, otherwise: T) -> T:
         return otherwise
 
 
-def bends_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
+def changes_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
     """Return whether a wrapper's `step` changes gradients depending on the weights.
 
     As LARC, which scales a layer's gradients by the norm of its weights, and OrthoGrad, which
     removes their component along the weights. Detected by steps of a twin with two gradients at
     large and at small weights: their difference is unaffected by clipping and weight decay.
     """
-    if _is_part_of_more(wrapper):
+    if _holds_other_objects(wrapper):
         return False
-    return _tried(lambda one: _bends(one, optimizer), wrapper, otherwise=False)
+    return _run_experiment(
+        lambda one: _changes_gradients(one, optimizer), wrapper, otherwise=False
+    )
 
 
 def reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
@@ -217,12 +219,12 @@ def reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
     steps of a twin whose inner optimizer gets its own gradients: it then depends on the outer
     ones.
     """
-    if _is_part_of_more(wrapper):
+    if _holds_other_objects(wrapper):
         return False
-    return _tried(lambda one: _reads(one, optimizer), wrapper, otherwise=False)
+    return _run_experiment(lambda one: _reads_gradients(one, optimizer), wrapper, otherwise=False)
 
 
-def _is_part_of_more(wrapper: object) -> bool:
+def _holds_other_objects(wrapper: object) -> bool:
     """Return whether it holds more than optimizers and numbers, which a twin would change."""
     simple = (bool, int, float, str, Tensor, dict, list, tuple, set, type(None), optim.Optimizer)
     return not all(
@@ -232,15 +234,15 @@ def _is_part_of_more(wrapper: object) -> bool:
     )
 
 
-def refuse_bent_gradients(
+def refuse_gradient_wrappers(
     wrapper: object, optimizer: optim.Optimizer, bindings: Sequence[Binding]
 ) -> None:
     """Raise TypeError for objective-mode terms inside a wrapper that changes gradients."""
     found = [b for b in bindings if b.how == "objective" and not b.base.constraint]
     while wrapper is not optimizer:
-        (inner,) = inside(wrapper)
+        (inner,) = wrapped_optimizers(wrapper)
         kind, around = type(optimizer).__name__, type(wrapper).__name__
-        if found and bends_gradients(wrapper, inner):
+        if found and changes_gradients(wrapper, inner):
             raise TypeError(
                 f"{found[0].name} would act in the steps of {kind}, and {around} around it "
                 f"changes the gradients by the weights before these (as LARC does), so that it is "
@@ -256,7 +258,7 @@ def refuse_bent_gradients(
         wrapper = inner
 
 
-def is_torchs(optimizer: object) -> bool:
+def is_torch_optimizer(optimizer: object) -> bool:
     """Return whether this optimizer's step is one of torch's own."""
     step = cast("Callable[..., object]", getattr(type(optimizer), "step"))  # noqa: B009
     return inspect.unwrap(step).__module__.startswith("torch.")
@@ -274,12 +276,12 @@ def _may_communicate(optimizer: object) -> bool:
         return True
 
 
-def _find_copies(optimizer: optim.Optimizer) -> Copies | None:
-    twin, probes = _twin(optimizer)
+def _find_weight_copies(optimizer: optim.Optimizer) -> WeightCopies | None:
+    twin, probes = _probe_copy(optimizer)
     changed: dict[str, int] = {}
     before: dict[str, Tensor] = {}
-    for _ in _stepped(twin, probes):
-        near = dict(_near(twin, probes[0]))
+    for _ in _take_random_steps(twin, probes):
+        near = dict(_states_near_weights(twin, probes[0]))
         for key, held in near.items():
             changed[key] = changed.get(key, 0) + (
                 key in before and not torch.equal(held, before[key])
@@ -287,32 +289,34 @@ def _find_copies(optimizer: optim.Optimizer) -> Copies | None:
         before = {key: held.clone() for key, held in near.items()}
     moving = {key: count for key, count in changed.items() if count and key in before}
     if not moving:
-        averages = _swapped_in(twin, probes[0])
-        return None if averages is None else Copies(averages, every_step=False, averaged=True)
-    return Copies(tuple(moving), every_step=max(moving.values()) > _STEPS // 2)
+        averages = _averages_for_evaluation(twin, probes[0])
+        return (
+            None if averages is None else WeightCopies(averages, every_step=False, averaged=True)
+        )
+    return WeightCopies(tuple(moving), every_step=max(moving.values()) > _PROBE_STEPS // 2)
 
 
-def _keeps_a_move(optimizer: optim.Optimizer) -> bool:
+def _preserves_a_move(optimizer: optim.Optimizer) -> bool:
     ends: list[Tensor] = []
-    for kept in (1.0, 1 - _MOVE):
+    for kept in (1.0, 1 - _PERTURBATION):
         torch.manual_seed(0)
-        twin, (probe, *others) = _twin(optimizer)
-        for count in _stepped(twin, [probe, *others]):
-            if count == _PRIME - 1:
+        twin, (probe, *others) = _probe_copy(optimizer)
+        for count in _take_random_steps(twin, [probe, *others]):
+            if count == _PERTURBED_STEP - 1:
                 probe.data.mul_(kept)
-            elif count == _PRIME:
+            elif count == _PERTURBED_STEP:
                 break
         ends.append(probe.detach().float())
     plain, moved = ends
-    return bool((plain - moved).norm() > _LASTING * _MOVE * plain.norm())
+    return bool((plain - moved).norm() > _LASTING_SHARE * _PERTURBATION * plain.norm())
 
 
-def _bends(wrapper: object, optimizer: optim.Optimizer) -> bool:
+def _changes_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
     differences: list[Tensor] = []
-    for power, size in ((1, 1.0), (3, _SMALL)):  # different sizes and directions
+    for power, size in ((1, 1.0), (3, _TINY_WEIGHT)):  # different sizes and directions
         seen: list[Tensor] = []
         for seed in (0, 1):
-            around, twin, probes = _twin_around(wrapper, optimizer)
+            around, twin, probes = _probe_copy_of_wrapper(wrapper, optimizer)
             generator = torch.Generator().manual_seed(seed)
             for probe in probes:
                 probe.data.pow_(power).mul_(size)
@@ -328,15 +332,15 @@ def _bends(wrapper: object, optimizer: optim.Optimizer) -> bool:
         first, second = seen
         differences.append((first - second).float())
     at_large, at_small = differences
-    return bool((at_large - at_small).norm() > _BENT * at_large.norm())
+    return bool((at_large - at_small).norm() > _GRADIENT_TOLERANCE * at_large.norm())
 
 
-def _reads(wrapper: object, optimizer: optim.Optimizer) -> bool:
+def _reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
     ends: list[Tensor] = []
     for power in (0, 1):  # of the count, seen by the wrapper; the inner one always sees the same
         torch.manual_seed(0)
-        around, twin, (probe, *others) = _twin_around(wrapper, optimizer)
-        probe.data.mul_(_SMALL)  # so that even tiny first moves matter
+        around, twin, (probe, *others) = _probe_copy_of_wrapper(wrapper, optimizer)
+        probe.data.mul_(_TINY_WEIGHT)  # so that even tiny first moves matter
         own: list[Tensor] = []
 
         def give(*_: object, probe: nn.Parameter = probe, own: list[Tensor] = own) -> None:
@@ -349,7 +353,7 @@ def _reads(wrapper: object, optimizer: optim.Optimizer) -> bool:
 
         twin.register_step_pre_hook(give)
         twin.register_step_post_hook(restore)
-        for count in _gradients(_STEPS, [probe, *others]):
+        for count in _set_random_gradients(_PROBE_STEPS, [probe, *others]):
             probe.grad = count**power * cast(Tensor, probe.grad).abs()
             around.step()
         ends.append(probe.detach())
@@ -357,12 +361,12 @@ def _reads(wrapper: object, optimizer: optim.Optimizer) -> bool:
     return not torch.equal(alike, growing)
 
 
-def _twin_around(
+def _probe_copy_of_wrapper(
     wrapper: object, optimizer: optim.Optimizer
 ) -> tuple[optim.Optimizer, optim.Optimizer, list[nn.Parameter]]:
     """Return a copy of the wrapper around a twin of the optimizer, the twin and its weights."""
-    twin, probes = _twin(optimizer)
-    around = _like(wrapper)
+    twin, probes = _probe_copy(optimizer)
+    around = _shallow_copy(wrapper)
     for name, value in vars(wrapper).items():
         if value is optimizer:
             vars(around)[name] = twin
@@ -371,7 +375,7 @@ def _twin_around(
     return cast(optim.Optimizer, around), twin, probes
 
 
-def _swapped_in(twin: optim.Optimizer, probe: nn.Parameter) -> tuple[str, ...] | None:
+def _averages_for_evaluation(twin: optim.Optimizer, probe: nn.Parameter) -> tuple[str, ...] | None:
     """Return the state keys from which evaluation weights come; None without such weights.
 
     Empty if such weights are in no state.
@@ -389,14 +393,15 @@ def _swapped_in(twin: optim.Optimizer, probe: nn.Parameter) -> tuple[str, ...] |
         for key, value in held
         if isinstance(value, Tensor)
         and value.shape == probe.shape
-        and torch.cosine_similarity(value.double().ravel(), probe.double().ravel(), 0) > _LIKE
+        and torch.cosine_similarity(value.double().ravel(), probe.double().ravel(), 0)
+        > _MIN_COSINE
         and not torch.equal(value.to(trained), trained)
     )
 
 
-def _stepped(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> Iterator[int]:
+def _take_random_steps(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> Iterator[int]:
     """Take steps with random gradients, yielding the count before each but the first."""
-    for count in _gradients(_STEPS, probes):
+    for count in _set_random_gradients(_PROBE_STEPS, probes):
         _step(twin, probes)
         yield count
 
@@ -416,7 +421,7 @@ def _step(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> None:
         twin.step(closure)  # type: ignore[arg-type]
 
 
-def _gradients(steps: int, probes: Sequence[nn.Parameter]) -> Iterator[int]:
+def _set_random_gradients(steps: int, probes: Sequence[nn.Parameter]) -> Iterator[int]:
     """Set random gradients for `steps` steps, yielding the count from 1."""
     generator = torch.Generator().manual_seed(0)
     for count in range(1, steps + 1):
@@ -425,22 +430,22 @@ def _gradients(steps: int, probes: Sequence[nn.Parameter]) -> Iterator[int]:
         yield count
 
 
-def _twin(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
+def _probe_copy(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
     """Return a twin of the optimizer on small weights, without hooks or state."""
-    twin, probes = _fresh(optimizer)
+    twin, probes = _new_probe_copy(optimizer)
     try:
         for probe in probes:
             probe.grad = torch.ones_like(probe)
         _step(twin, probes)
     except Exception:  # its constructor initialises the state
-        twin, probes = _fresh(optimizer)
-        _seed(twin, optimizer, probes)
+        twin, probes = _new_probe_copy(optimizer)
+        _copy_initial_state(twin, optimizer, probes)
         return twin, probes
-    return _fresh(optimizer)
+    return _new_probe_copy(optimizer)
 
 
-def _fresh(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
-    twin = _like(optimizer)
+def _new_probe_copy(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
+    twin = _shallow_copy(optimizer)
     probes: list[nn.Parameter] = []
     groups = []
     for group in optimizer.param_groups:
@@ -449,11 +454,11 @@ def _fresh(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Paramet
         first = group["params"][0]
         generator = torch.Generator().manual_seed(len(probes))
         weights = torch.randn([4] * first.ndim, generator=generator, dtype=torch.float64)
-        probe = nn.Parameter((_PROBE * weights).to(dtype=first.dtype))
+        probe = nn.Parameter((_PROBE_SIZE * weights).to(dtype=first.dtype))
         probes.append(probe)
         settings = {k: v for k, v in group.items() if k not in ("params", "param_names")}
         if isinstance(settings.get("lr"), float):
-            settings["lr"] = _RATE  # a warm-up may start from 0
+            settings["lr"] = _PROBE_LR  # a warm-up may start from 0
         groups.append({**copy.deepcopy(settings), "params": [probe]})
     twin.param_groups, twin.state = groups, defaultdict(dict)
     if callable(enter := getattr(twin, "train", None)):
@@ -461,7 +466,7 @@ def _fresh(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Paramet
     return twin, probes
 
 
-def _seed(
+def _copy_initial_state(
     twin: optim.Optimizer, optimizer: optim.Optimizer, probes: Sequence[nn.Parameter]
 ) -> None:
     """Give probes the state that a constructor creates, as MADGRAD's.
@@ -484,7 +489,7 @@ def _seed(
             twin.state[key] = copy.deepcopy(held)
 
 
-def _like(optimizer: Some) -> Some:
+def _shallow_copy(optimizer: Some) -> Some:
     """Return a copy of an object whose changes do not affect the original."""
     twin = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
@@ -497,7 +502,9 @@ def _like(optimizer: Some) -> Some:
     return twin
 
 
-def _near(optimizer: optim.Optimizer, probe: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+def _states_near_weights(
+    optimizer: optim.Optimizer, probe: nn.Parameter
+) -> Iterator[tuple[str, Tensor]]:
     """Yield state tensors close to the parameter's weights."""
     for key, held in optimizer.state[probe].items():
         if isinstance(held, Tensor) and held.shape == probe.shape:
@@ -506,29 +513,29 @@ def _near(optimizer: optim.Optimizer, probe: nn.Parameter) -> Iterator[tuple[str
                 yield str(key), held.detach()
 
 
-def copies_beside(
+def check_weight_copies(
     optimizer: optim.Optimizer, routed: Sequence[tuple[Binding, Route]]
-) -> Copies | None:
+) -> WeightCopies | None:
     """Return the copies of the weights that an optimizer keeps, if terms move parameters.
 
     On the orthant route zeros are also set in the copies, an average for evaluation gets zeros and
     bounds when it is swapped in, and gradient penalties suit every optimizer. Raises TypeError for
     other terms if the parameters are not the iterates, and warns if they are occasionally reset.
     """
-    _look_for_lengths(optimizer, routed)
+    _check_norm_preservation(optimizer, routed)
     moving = [(b, r) for b, r in routed if r != "gradient"]
     holding = [b for b, r in moving if r in ("project", "orthant")]
-    if holding and runs_away(optimizer):
+    if holding and diverges_when_held(optimizer):
         kind = type(optimizer).__name__
         warn(
             f"{holding[0].name} holds weights against their gradients, and {kind} takes longer "
             f"and longer steps while gradients last: its step size may grow without end; watch "
             f"the loss, or use an optimizer such as AdamW or Prodigy"
         )
-    copies = copies_in(optimizer) if moving else None
+    copies = find_weight_copies(optimizer) if moving else None
     others = [(b, r) for b, r in moving if r != "orthant"]
     if copies is None or copies.averaged:
-        _refuse_moves_that_do_not_last(optimizer, [b for b, r in others if r != "project"])
+        _refuse_undone_moves(optimizer, [b for b, r in others if r != "project"])
     if copies is not None and copies.averaged:
         return copies
     if copies is None or not others:
@@ -553,9 +560,11 @@ def copies_beside(
     return copies
 
 
-def _look_for_lengths(optimizer: optim.Optimizer, routed: Sequence[tuple[Binding, Route]]) -> None:
+def _check_norm_preservation(
+    optimizer: optim.Optimizer, routed: Sequence[tuple[Binding, Route]]
+) -> None:
     """Raise TypeError for smooth penalties on weights of fixed norm; warn of zeros."""
-    if not routed or not holds_lengths(optimizer):
+    if not routed or not preserves_norms(optimizer):
         return
     kind = type(optimizer).__name__
     held = f"{kind} gives weights back their length (or largest singular value) in every step"
@@ -571,11 +580,9 @@ def _look_for_lengths(optimizer: optim.Optimizer, routed: Sequence[tuple[Binding
     )
 
 
-def _refuse_moves_that_do_not_last(
-    optimizer: optim.Optimizer, bindings: Sequence[Binding]
-) -> None:
+def _refuse_undone_moves(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> None:
     """Raise TypeError for decay that the optimizer's next step would undo."""
-    if bindings and not keeps_moves(optimizer):
+    if bindings and not preserves_moves(optimizer):
         kind = type(optimizer).__name__
         raise TypeError(
             f"{bindings[0].name} would move the parameters, but {kind} computes these anew from "

@@ -20,12 +20,12 @@ from tikhon.penalties.base import Proximable, Slopes, wide
 from tikhon.penalties.elementwise import soft_threshold
 from tikhon.penalties.group import row_norms
 from tikhon.regularizer.plan import StepPlan
-from tikhon.regularizer.step import with_graph
+from tikhon.regularizer.step import attach_graph
 from tikhon.regularizer.targets import local
 from tikhon.regularizer.terms import Binding
 
-KEPT = 0.98  # decay of the average of gradients
-_OUT = 1e-6  # size given to a released zero to find its side of the penalty
+AVERAGE_DECAY = 0.98  # decay of the average of gradients
+_RELEASED_SIZE = 1e-6  # size given to a released zero to find its side of the penalty
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def add_pseudo_gradients(
         factor = factor if scale is None else factor * scale
         own = wide(binding.arrange(gradients)) / factor
         if first or binding.facing is None:
-            binding.facing = _facing(binding, own, skipped)
+            binding.facing = _orthant_point(binding, own, skipped)
         facing = binding.facing
         pull = binding.penalty.grad(facing)
         if measure:
@@ -70,26 +70,26 @@ def add_pseudo_gradients(
         else:
             binding.target.place_(totals, seen)
         for param, total, gradient in zip(params, totals, gradients):
-            param.grad = with_graph(total, gradient)
+            param.grad = attach_graph(total, gradient)
 
 
-def _facing(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tensor:
+def _orthant_point(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tensor:
     """Return a point in the step's orthant: weights, and for zeros the side they may enter."""
     average = gradient
     if binding.average is not None and binding.average.shape == gradient.shape:
-        average = binding.average.to(gradient).lerp(gradient, 1 - KEPT)
+        average = binding.average.to(gradient).lerp(gradient, 1 - AVERAGE_DECAY)
         if skipped is not None:
             average = torch.where(skipped.bool(), binding.average, average)
     if skipped is None or binding.average is not None:
         binding.average = average
     w = wide(binding.read())
     slopes = _slopes(binding, w)
-    leaving = _steeper(-average, slopes.entries)
+    leaving = _excess_over_slope(-average, slopes.entries)
     if slopes.rows is not None:
         tiny = torch.finfo(leaving.dtype).tiny
         left = leaving * (1 - slopes.rows / row_norms(leaving).clamp_min(tiny)).clamp_min(0)
         leaving = torch.where((w == 0).all(1, keepdim=True), left, leaving)
-    return torch.where(w == 0, _OUT * leaving, w)
+    return torch.where(w == 0, _RELEASED_SIZE * leaving, w)
 
 
 @torch.no_grad()
@@ -106,15 +106,15 @@ def keep_orthants(plan: StepPlan, copies: Sequence[str] = ()) -> None:
         w = wide(binding.read())
         slopes = _slopes(binding, w)
         if slopes.entries is not None:
-            w = _without(torch.sign(facing) * w <= 0, w)
+            w = _zero_where(torch.sign(facing) * w <= 0, w)
         if slopes.rows is not None:
             # rows rarely pass through zero: they are zero once turned, or shorter than their step
             # (or a few steps, if the gradient hardly drives them away)
             step, size = row_norms(w - facing), row_norms(w)
             turned = torch.linalg.vecdot(facing, w, dim=1)[:, None] <= 0
-            pull = row_norms(_steeper(cast(Tensor, binding.average), slopes.entries))
+            pull = row_norms(_excess_over_slope(cast(Tensor, binding.average), slopes.entries))
             there = (turned | (size <= step)) & (pull <= slopes.rows)
-            w = _without(there | (size <= 10 * step) & (pull <= 0.97 * slopes.rows), w)
+            w = _zero_where(there | (size <= 10 * step) & (pull <= 0.97 * slopes.rows), w)
         binding.write_(w)
         for key in copies:
             for param in binding.target.params:
@@ -127,11 +127,11 @@ def _slopes(binding: Binding, w: Tensor) -> Slopes:
     return cast(Slopes, cast(Proximable, binding.penalty).slopes(w))
 
 
-def _steeper(gradient: Tensor, slope: float | Tensor | None) -> Tensor:
+def _excess_over_slope(gradient: Tensor, slope: float | Tensor | None) -> Tensor:
     """Return the part of a gradient that exceeds the penalty's slope."""
     return gradient if slope is None else soft_threshold(gradient, slope)
 
 
-def _without(gone: Tensor, w: Tensor) -> Tensor:
+def _zero_where(gone: Tensor, w: Tensor) -> Tensor:
     """Zero where `gone`, keeping non-finite entries visible."""
     return torch.where(gone & w.isfinite(), 0, w)

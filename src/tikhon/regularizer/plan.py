@@ -20,15 +20,15 @@ from tikhon.regularizer.metric import (
     Gain,
     Group,
     Rule,
-    decays,
+    decoupled_rate,
+    has_coupled_decay,
     has_gain,
     is_uniform,
-    own_rate,
     rule_of,
 )
-from tikhon.regularizer.rounding import SHORT
+from tikhon.regularizer.rounding import HALF_TYPES
 from tikhon.regularizer.targets import is_lazy
-from tikhon.regularizer.terms import Binding, LiveStrength, Route, regroup
+from tikhon.regularizer.terms import Binding, LiveStrength, Route, split_strengths_by_group
 
 
 class Location(NamedTuple):
@@ -95,8 +95,8 @@ class StepPlan:
     ) -> StepPlan:
         """Plan for the optimizer's current groups."""
         groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
-        regroup(bindings, groups)
-        held = held_by(optimizer, bindings)
+        split_strengths_by_group(bindings, groups)
+        held = bindings_held_by(optimizer, bindings)
         routes: dict[Route, list[Binding]] = {route: [] for route in get_args(Route)}
         for binding in held:
             routes[route_of(binding, optimizer)].append(binding)
@@ -105,8 +105,8 @@ class StepPlan:
         )
         rule = rule_of(optimizer)
         live_strengths = tuple({id(b.live): b.live for b in bindings}.values())
-        consulted = _consulted(held, live_strengths)
-        bounded = _bounded(rule, routes["prox"], consulted)
+        consulted = _readings_of_controllers(held, live_strengths)
+        bounded = _bindings_to_bound(rule, routes["prox"], consulted)
         return cls(
             optimizer=optimizer,
             rule=rule,
@@ -133,7 +133,8 @@ class StepPlan:
             coupled=frozenset(
                 b
                 for b in routes["gradient"]
-                if b.plain and decays(rule, optimizer.param_groups[groups[id(b.target.params[0])]])
+                if b.plain
+                and has_coupled_decay(rule, optimizer.param_groups[groups[id(b.target.params[0])]])
             ),
             watched=held[0].target.params[0] if held else None,
             late=not (
@@ -187,7 +188,7 @@ class StepPlan:
         return self.optimizer.param_groups[self.groups[id(param)]]
 
 
-def _consulted(
+def _readings_of_controllers(
     held: Sequence[Binding], live_strengths: Sequence[LiveStrength]
 ) -> dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]]:
     """Return what each controller reads, by phase."""
@@ -201,7 +202,7 @@ def _consulted(
     return {phase: tuple(pairs) for phase, pairs in found.items()}
 
 
-def _bounded(
+def _bindings_to_bound(
     rule: Rule | None,
     proxes: Sequence[Binding],
     consulted: dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]],
@@ -221,7 +222,7 @@ def route_of(binding: Binding, optimizer: optim.Optimizer) -> Route:
     if binding.route == "prox" and not has_gain(optimizer):
         return "orthant"
     # a small gradient is lost in a 16-bit sum with the weight; separate moves accumulate
-    short = any(param.dtype in SHORT for param in binding.target.params)
+    short = any(param.dtype in HALF_TYPES for param in binding.target.params)
     if binding.route == "gradient" and short and is_uniform(optimizer):
         return "decay"
     return binding.route
@@ -243,7 +244,7 @@ def is_euclidean(binding: Binding, optimizer: optim.Optimizer) -> bool:
     return not (base.diagonal or is_uniform(optimizer))
 
 
-def convex_limit(penalty: Penalty) -> float | Tensor | None:
+def convex_step_limit(penalty: Penalty) -> float | Tensor | None:
     """Return half the step up to which the prox has one minimum, for penalties with a flat part.
 
     Where gradients vanish an adaptive step is unbounded, and the prox would jump to zero. Weights
@@ -283,7 +284,11 @@ class FusedProx:
         bounded: Sequence[Binding],
     ) -> FusedProx:
         """Build for a binding whose parameter a kernel may change; `groups` as in a `StepPlan`."""
-        (param,), live, limit = binding.target.params, binding.live, convex_limit(binding.base)
+        (param,), live, limit = (
+            binding.target.params,
+            binding.live,
+            convex_step_limit(binding.base),
+        )
         lifts = binding in bounded and live.is_number and not live.varies and limit is None
         most = math.inf if limit is None else cast(float, limit)  # kernels support no weights
         return cls(binding, param, groups[id(param)], rule, lifts, most)
@@ -313,7 +318,7 @@ class FusedProx:
             return kernels.job(self.form, 0.0, param, 0.0)
         strength = self.binding.live.value
         if self.binding.how != "objective" or rule is None:
-            gain = Gain(own_rate(self.binding.how, group))
+            gain = Gain(decoupled_rate(self.binding.how, group))
         else:
             state = optimizer.state[param]
             gain = rule.gain(optimizer, group, state)
@@ -331,7 +336,7 @@ class FusedProx:
         return kernels.job(self.form, strength, param, *numbers)
 
 
-class Unread:
+class DeferredFlag:
     """A flag copied from the device asynchronously, read a step later without stalling."""
 
     def __init__(self, flag: Tensor) -> None:
@@ -344,12 +349,12 @@ class Unread:
         return bool(self._flag)
 
 
-def held_by(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> list[Binding]:
+def bindings_held_by(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> list[Binding]:
     """Return the bindings all of whose parameters the optimizer holds."""
     ours = {id(param) for group in optimizer.param_groups for param in group["params"]}
     return [b for b in bindings if all(id(param) in ours for param in b.target.params)]
 
 
-def cloned(memory: dict[str, Any]) -> dict[str, Any]:
+def clone_tensors(memory: dict[str, Any]) -> dict[str, Any]:
     """Return a dict with cloned tensors."""
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in memory.items()}

@@ -11,27 +11,27 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel
 
 from tikhon import notebook, plotting
-from tikhon.regularizer.attachment import Attachment, give, value_of, zeros_in
+from tikhon.regularizer.attachment import Attachment, apply_to_copies, penalty_value, zero_masks
 from tikhon.regularizer.audit import (
     Audit,
     Trace,
-    assign,
-    changes,
-    say_who_is_left_out,
+    build_audit,
+    check_terms_are_held,
+    messages_on_lost_terms,
     warn,
     warn_of_contradictions,
 )
-from tikhon.regularizer.bound import Bound
+from tikhon.regularizer.bound import BoundTerms
 from tikhon.regularizer.controller import Controller
-from tikhon.regularizer.hooks import owners_of_hooks
+from tikhon.regularizer.hooks import hook_owners
 from tikhon.regularizer.optimizers import (
-    copies_beside,
-    refuse_bent_gradients,
-    several,
-    stepping,
+    as_list,
+    check_weight_copies,
+    inner_optimizer,
+    refuse_gradient_wrappers,
 )
-from tikhon.regularizer.plan import cloned, held_by, route_of
-from tikhon.regularizer.shards import refuse_inexact, zeros_of
+from tikhon.regularizer.plan import bindings_held_by, clone_tensors, route_of
+from tikhon.regularizer.shards import count_zeros, refuse_inexact
 from tikhon.regularizer.step import refuse_unsupported
 from tikhon.regularizer.targets import entries_of
 from tikhon.regularizer.terms import (
@@ -41,8 +41,8 @@ from tikhon.regularizer.terms import (
     Route,
     Term,
     Terms,
-    replayed,
-    share_out,
+    replay_terms,
+    split_strengths_by_optimizer,
 )
 from tikhon.wrappers import unwrap
 
@@ -114,7 +114,7 @@ class Regularizer:
         self.terms = terms
         self.how: How = how
         self._attachments: list[Attachment] = []
-        self._bound = Bound.of(self.model, terms, how)
+        self._bound = BoundTerms.of(self.model, terms, how)
         self._said: set[str] = set()
         attachments = self._attachments_to(optimizer, [])
         sources = {id(b.live.source): b.live.source for b in self._bound.bindings}
@@ -137,8 +137,8 @@ class Regularizer:
         self, optimizer: Optimizers, steps: Sequence[int], *, first: bool = True
     ) -> list[Attachment]:
         """Build the attachments to every optimizer; raise for unused terms the `first` time."""
-        given = several(optimizer)
-        inner = [stepping(one) for one in given]
+        given = as_list(optimizer)
+        inner = [inner_optimizer(one) for one in given]
         found = list({id(one): one for one in inner}.values())
         if not found:
             raise ValueError("regularize needs an optimizer, received an empty list")
@@ -154,17 +154,15 @@ class Regularizer:
         ]
         self._plan(attachments)
         if first:
-            say_who_is_left_out(self._bound.bindings, found)
+            check_terms_are_held(self._bound.bindings, found)
         for attachment in attachments:
             own = attachment.plan.held
             whole = next(w for one, w in zip(inner, given) if one is attachment.optimizer)
-            refuse_bent_gradients(whole, attachment.optimizer, own)
+            refuse_gradient_wrappers(whole, attachment.optimizer, own)
             routed: list[tuple[Binding, Route]]
             routed = [(b, route_of(b, attachment.optimizer)) for b in own]
-            attachment.copies = copies_beside(attachment.optimizer, routed)
-            beside = [
-                x for x in owners_of_hooks(attachment.optimizer) if isinstance(x, Attachment)
-            ]
+            attachment.copies = check_weight_copies(attachment.optimizer, routed)
+            beside = [x for x in hook_owners(attachment.optimizer) if isinstance(x, Attachment)]
             earlier = [binding for other in beside for binding in other.plan.held]
             warn_of_contradictions(self.model, attachment.optimizer, own, earlier)
         return attachments
@@ -177,9 +175,9 @@ class Regularizer:
     def _plan(self, attachments: Sequence[Attachment]) -> None:
         """Assign to every attachment the terms on parameters of its optimizer."""
         bindings = self._bound.bindings
-        owners = [held_by(attachment.optimizer, bindings) for attachment in attachments]
+        owners = [bindings_held_by(attachment.optimizer, bindings) for attachment in attachments]
         first = {b: i for i in reversed(range(len(owners))) for b in owners[i]}
-        share_out(bindings, first)
+        split_strengths_by_optimizer(bindings, first)
         free = [binding for binding in bindings if binding not in first]
         for i, (attachment, own) in enumerate(zip(attachments, owners)):
             seen = [*own, *free] if i == 0 else own  # strengths of unused terms move too
@@ -197,7 +195,9 @@ class Regularizer:
         self._bound = self._bound.renewed(self._say_once)
         self._plan(self._attachments)
         if any(attachment.plan.held for attachment in self._attachments):
-            for message in changes(self.model, before, self._bound.bindings, self.optimizers):
+            for message in messages_on_lost_terms(
+                self.model, before, self._bound.bindings, self.optimizers
+            ):
                 self._say_once(message)
         else:
             self._say_once(
@@ -307,7 +307,7 @@ class Regularizer:
         For an average loaded into the model itself, see `apply`.
         """
         self._check_active()
-        return zeros_in(self._bound.bindings)
+        return zero_masks(self._bound.bindings)
 
     @torch.no_grad()
     def apply(self, copy: nn.Module, *, zeros: Mapping[str, Tensor] | None = None) -> None:
@@ -334,7 +334,7 @@ class Regularizer:
         for binding in self._bound.bindings:
             if missing := [name for name in binding.target.names if name not in there]:
                 raise ValueError(f"the copy has no parameter {missing[0]!r}; is it of this model?")
-        give(self._bound.bindings, there, zeros)
+        apply_to_copies(self._bound.bindings, there, zeros)
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -342,7 +342,7 @@ class Regularizer:
     def value(self) -> Tensor:
         """Return the sum of all penalties on the full weights, a detached 0-d tensor."""
         self._check_active()
-        values = [value_of(b) for b in self._bound.bindings if not b.base.constraint]
+        values = [penalty_value(b) for b in self._bound.bindings if not b.base.constraint]
         return sum(values[1:], values[0]) if values else torch.zeros(())
 
     @torch.no_grad()
@@ -351,7 +351,7 @@ class Regularizer:
         self._check_active()
         bindings = self._bound.bindings
         params = {n: p for b in bindings for n, p in zip(b.target.names, b.target.params)}
-        counts = {name: zeros_of(param) for name, param in params.items()}
+        counts = {name: count_zeros(param) for name, param in params.items()}
         return {name: zeros / max(1, entries) for name, (zeros, entries) in counts.items()}
 
     def strengths(self) -> dict[str, float]:
@@ -366,7 +366,7 @@ class Regularizer:
 
     def replay(self, steps: int) -> dict[object, list[Term]]:
         """Return terms that replay the strengths found by `Hypergradient` over `steps` steps."""
-        return replayed(self._bound.bindings, steps)
+        return replay_terms(self._bound.bindings, steps)
 
     def audit(self, *, steps_per_epoch: int | None = None) -> Audit:
         """Return the audit: every parameter with its terms, mode and strength, or why it is
@@ -383,7 +383,7 @@ class Regularizer:
         """
         self._check_active()
         entries, bound = entries_of(self.model), self._bound.bindings
-        return assign(self.model, entries, bound, self.optimizers, steps_per_epoch)
+        return build_audit(self.model, entries, bound, self.optimizers, steps_per_epoch)
 
     @torch.no_grad()
     def trace(self) -> list[Trace]:
@@ -403,7 +403,7 @@ class Regularizer:
                 penalty=type(b.base).__name__,
                 how="constraint" if b.base.constraint else b.how,
                 strength=float(b.live.value),
-                value=float(value_of(b)),
+                value=float(penalty_value(b)),
                 zeros=sum(zeros[name] for name in b.target.names) / len(b.target.names),
                 share=None if b.share is None else float(b.share),
                 entries=sum(param.numel() for param in b.target.params),
@@ -453,9 +453,9 @@ class Regularizer:
             "steps": self.steps,
             "steps_of_each": [attachment.steps for attachment in self._attachments],
             "strengths": {name: live.value for name, live in live_strengths.items()},
-            "memory": {name: cloned(live.memory) for name, live in live_strengths.items()},
-            "rounding": cloned(self._bound.rounding.lost),
-            "averages": cloned(
+            "memory": {name: clone_tensors(live.memory) for name, live in live_strengths.items()},
+            "rounding": clone_tensors(self._bound.rounding.lost),
+            "averages": clone_tensors(
                 {b.name: b.average for b in self._bound.bindings if b.average is not None}
             ),
         }
@@ -481,7 +481,7 @@ class Regularizer:
                 f"{len(self._attachments)}; give regularize the same optimizers in the same order"
             )
         for name, live in live_strengths.items():
-            live.memory = cloned(state["memory"][name])
+            live.memory = clone_tensors(state["memory"][name])
         for attachment, count in zip(self._attachments, counts):
             attachment.steps = count
             for live in attachment.plan.live:
@@ -489,7 +489,7 @@ class Regularizer:
         for name, live in live_strengths.items():
             if isinstance(live.source, Controller):
                 live.set(state["strengths"][name])
-        self._bound.rounding.lost = cloned(state["rounding"])
-        averages = cloned(state.get("averages", {}))
+        self._bound.rounding.lost = clone_tensors(state["rounding"])
+        averages = clone_tensors(state.get("averages", {}))
         for binding in self._bound.bindings:
             binding.average = averages.get(binding.name)

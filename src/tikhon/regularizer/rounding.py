@@ -7,10 +7,10 @@ from torch import Tensor
 
 from tikhon.regularizer.targets import local
 
-SHORT = (torch.float16, torch.bfloat16)
+HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
-class Rounding:
+class RoundingErrors:
     """Rounding errors of float16 or bfloat16 weights, added back at the next read.
 
     In bfloat16, applying a soft threshold of 0.001 10,000 times leaves 1.0 at 1.0, as the spacing
@@ -24,7 +24,7 @@ class Rounding:
     def read(self, name: str, param: Tensor) -> Tensor:
         """Return the weights, 16-bit ones in float32 with their rounding errors."""
         w = local(param)
-        if w.dtype not in SHORT:
+        if w.dtype not in HALF_TYPES:
             return w
         lost = self.lost.get(name)
         if lost is None:
@@ -37,5 +37,5 @@ class Rounding:
         w = local(param)
         if exact.data_ptr() != w.data_ptr():
             w.copy_(exact)
-        if w.dtype in SHORT:
+        if w.dtype in HALF_TYPES:
             self.lost[name] = exact - w.float()

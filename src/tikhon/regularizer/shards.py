@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tikhon.regularizer.controller import Controller
-from tikhon.regularizer.targets import local, summed
+from tikhon.regularizer.targets import all_reduce_sum, local
 from tikhon.regularizer.terms import Binding
 
 
@@ -33,7 +33,7 @@ def refuse_inexact(binding: Binding) -> None:
             reason = f"its {fields[0]} are whole tensors"
         elif binding.base.elementwise and binding.whole:
             continue
-        elif view.lead != (0,) or view.split or not _cut_into_rows(param):
+        elif view.lead != (0,) or view.split or not _is_sharded_by_rows(param):
             reason = f'its rows (rows="{binding.target.rows}") are cut'
         elif not _separates_rows(binding):
             reason = "it couples rows that other processes hold"
@@ -46,7 +46,7 @@ def refuse_inexact(binding: Binding) -> None:
         )
 
 
-def _cut_into_rows(param: Tensor) -> bool:
+def _is_sharded_by_rows(param: Tensor) -> bool:
     return all(p.is_replicate() or p.is_shard(0) for p in param.placements)  # type: ignore[attr-defined]
 
 
@@ -61,9 +61,9 @@ def _separates_rows(binding: Binding) -> bool:
     return torch.allclose(move(rows), torch.cat([move(rows[:1]), move(rows[1:])]))
 
 
-def zeros_of(param: Tensor) -> tuple[int, int]:
+def count_zeros(param: Tensor) -> tuple[int, int]:
     """Return exact zeros and entries of the full parameter."""
     part = local(param)
     counts = torch.tensor([part.numel() - int(part.count_nonzero()), part.numel()])
-    zeros, entries = summed(counts.to(part.device), param).tolist()
+    zeros, entries = all_reduce_sum(counts.to(part.device), param).tolist()
     return zeros, entries

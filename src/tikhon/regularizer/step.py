@@ -15,22 +15,23 @@ from tikhon.regularizer.controller import Controller, Reading
 from tikhon.regularizer.metric import (
     Gain,
     Group,
+    decoupled_rate,
     group_of,
     has_gain,
     is_uniform,
-    own_rate,
     stationary_gain,
 )
-from tikhon.regularizer.plan import FusedProx, StepPlan, convex_limit, is_euclidean
-from tikhon.regularizer.rounding import SHORT
+from tikhon.regularizer.plan import FusedProx, StepPlan, convex_step_limit, is_euclidean
+from tikhon.regularizer.rounding import HALF_TYPES
 from tikhon.regularizer.targets import Product, local
 from tikhon.regularizer.terms import Binding, Route
 
-_many: Any = torch  # its _foreach functions are public except by name
-_UNKNOWN = "{} has no known stationary gain: tell it by tikhon.register_gain,"
-_DIVISIBLE = 0.5  # remaining share of a weight above which division inverts shrinking
+_torch: Any = torch  # its _foreach functions are public except by name
+_NO_GAIN = "{} has no known stationary gain: tell it by tikhon.register_gain,"
+_MIN_DIVISOR = 0.5  # remaining share of a weight above which division inverts shrinking
 GroupOf = Callable[[nn.Parameter], Group]
-Shrunk = tuple[Binding, Tensor | None]  # with the weights before, unless division restores them
+# with the weights before, unless division restores them
+DecayRecord = tuple[Binding, Tensor | None]
 
 
 def add_gradients(
@@ -59,7 +60,10 @@ def add_gradients(
         factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
         factor = factor if scale is None else factor * scale
         if measure:
-            own, ours = _norm([_gradient(p) for p in params]), _norm(_pulls(binding, factor))
+            own, ours = (
+                _norm([_gradient(p) for p in params]),
+                _norm(_penalty_gradients(binding, factor)),
+            )
             binding.share = ours / (ours + own)
         if own_decay is not None and binding in plan.coupled and binding.live.is_number:
             key = id(params[0])
@@ -73,7 +77,7 @@ def add_gradients(
             if id(param) in plain.setdefault(alpha, {}):  # same penalty twice
                 own = _gradient(param)
                 total = torch.add(own.detach(), param.detach(), alpha=alpha)
-                param.grad = with_graph(total, own)
+                param.grad = attach_graph(total, own)
             plain[alpha][id(param)] = param
         else:
             _add_gradient(binding, factor)
@@ -81,12 +85,12 @@ def add_gradients(
         params = tuple(by_id.values())
         # the same operation as torch's weight_decay, hence bitwise equal
         gradients = [_gradient(param).detach() for param in params]
-        totals = _many._foreach_add(gradients, [p.detach() for p in params], alpha=alpha)
+        totals = _torch._foreach_add(gradients, [p.detach() for p in params], alpha=alpha)
         for param, total in zip(params, totals):
-            param.grad = with_graph(total, _gradient(param))
+            param.grad = attach_graph(total, _gradient(param))
 
 
-def with_graph(total: Tensor, gradient: Tensor) -> Tensor:
+def attach_graph(total: Tensor, gradient: Tensor) -> Tensor:
     """Return `total` as a gradient, keeping the gradient's graph if there is one.
 
     Second-order optimizers (AdaHessian, Sophia) differentiate `.grad`.
@@ -101,10 +105,10 @@ def with_graph(total: Tensor, gradient: Tensor) -> Tensor:
 def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
     totals = [_gradient(param).clone() for param in binding.target.params]
     if not (binding.whole and _add_in_blocks(binding, totals[0], factor)):
-        for total, pull in zip(totals, _pulls(binding, factor)):
+        for total, pull in zip(totals, _penalty_gradients(binding, factor)):
             local(total).add_(pull)
     for param, total in zip(binding.target.params, totals):
-        param.grad = with_graph(total, _gradient(param))
+        param.grad = attach_graph(total, _gradient(param))
 
 
 def _add_in_blocks(binding: Binding, total: Tensor, factor: float | Tensor) -> bool:
@@ -114,7 +118,7 @@ def _add_in_blocks(binding: Binding, total: Tensor, factor: float | Tensor) -> b
     return kernels.add_gradient_(binding.penalty, local(total), binding.read(), factor)
 
 
-def _pulls(binding: Binding, factor: float | Tensor) -> list[Tensor]:
+def _penalty_gradients(binding: Binding, factor: float | Tensor) -> list[Tensor]:
     """Return the penalty's gradient in the shapes of the parameters."""
     gradient, target = binding.penalty.grad(binding.read()) * factor, binding.target
     if binding.whole:
@@ -151,7 +155,7 @@ def bound_gains(plan: StepPlan, bindings: Sequence[Binding]) -> list[Binding]:
         if not all(plan.optimizer.state.get(param) for param in params):
             fresh.append(binding)
             continue
-        slope = _slope(binding, plan)
+        slope = _min_denominator(binding, plan)
         if is_metric(slope):
             slopes = [torch.empty_like(local(param), dtype=slope.dtype) for param in params]
             if binding.whole:
@@ -170,13 +174,13 @@ def bound_gains(plan: StepPlan, bindings: Sequence[Binding]) -> list[Binding]:
             else:
                 held.clamp_min_(least.clamp_max(most).to(held))
     for least, tensors in alike.items():
-        _many._foreach_clamp_min_(tensors, least)
+        _torch._foreach_clamp_min_(tensors, least)
     return fresh
 
 
-def _slope(binding: Binding, plan: StepPlan) -> float | Tensor:
+def _min_denominator(binding: Binding, plan: StepPlan) -> float | Tensor:
     """Return the lower bound of the denominators of the binding's gain."""
-    slope, limit = binding.live.value * binding.steepness, convex_limit(binding.penalty)
+    slope, limit = binding.live.value * binding.steepness, convex_step_limit(binding.penalty)
     if limit is None:
         return slope
     param = binding.target.params[0]
@@ -188,7 +192,9 @@ def _slope(binding: Binding, plan: StepPlan) -> float | Tensor:
 
 
 @torch.no_grad()
-def shrink(plan: StepPlan, skipped: Tensor | None, done: list[Shrunk], *, measure: bool) -> None:
+def apply_decay(
+    plan: StepPlan, skipped: Tensor | None, done: list[DecayRecord], *, measure: bool
+) -> None:
     """Move against the penalties' gradients by lr, outside the optimizer's metric (AdamW).
 
     In objective mode (16-bit weights) by the gain instead. Records the moves in `done`.
@@ -201,7 +207,7 @@ def shrink(plan: StepPlan, skipped: Tensor | None, done: list[Shrunk], *, measur
         if measure:
             binding.share = (lr * binding.penalty.grad(binding.read())).norm()
         amount = lr * binding.live.value
-        if binding.plain and not isinstance(amount, Tensor) and param.dtype not in SHORT:
+        if binding.plain and not isinstance(amount, Tensor) and param.dtype not in HALF_TYPES:
             plain.setdefault(1 - amount, []).append(binding)
             continue
         before = binding.read().clone()
@@ -211,20 +217,20 @@ def shrink(plan: StepPlan, skipped: Tensor | None, done: list[Shrunk], *, measur
             binding.write_(before - lr * binding.penalty.grad(before))
         done.append((binding, before))
     for factor, bindings in plain.items():
-        kept = [b.read().clone() if factor < _DIVISIBLE else None for b in bindings]
-        _many._foreach_mul_([b.target.params[0] for b in bindings], factor)
+        kept = [b.read().clone() if factor < _MIN_DIVISOR else None for b in bindings]
+        _torch._foreach_mul_([b.target.params[0] for b in bindings], factor)
         done += zip(bindings, kept)
 
 
 @torch.no_grad()
-def remember(plan: StepPlan) -> None:
+def store_weights(plan: StepPlan) -> None:
     """Store the weights before the step, if cautious decay needs the optimizer's direction."""
     for binding in plan.active("cautious"):
         binding.before = binding.read().clone()
 
 
 @torch.no_grad()
-def shrink_cautiously(plan: StepPlan, skipped: Tensor | None, *, measure: bool) -> None:
+def apply_cautious_decay(plan: StepPlan, skipped: Tensor | None, *, measure: bool) -> None:
     """Decay by lr the entries that the optimizer did not move against the decay.
 
     Chen et al. (2025), https://arxiv.org/abs/2510.12402.
@@ -244,15 +250,15 @@ def shrink_cautiously(plan: StepPlan, skipped: Tensor | None, *, measure: bool) 
 
 
 @torch.no_grad()
-def unshrink(plan: StepPlan, shrunk: Sequence[Shrunk]) -> None:
-    """Undo `shrink` after a failed step, up to rounding."""
+def undo_decay(plan: StepPlan, shrunk: Sequence[DecayRecord]) -> None:
+    """Undo `apply_decay` after a failed step, up to rounding."""
     for binding, before in reversed(shrunk):
         if before is None:
             before = binding.read() / (1 - _rate(binding, plan) * binding.live.value)
         binding.write_(before)
 
 
-def replace_weights(
+def apply_proxes(
     plan: StepPlan, route: Route, skipped: Tensor | None, moved: dict[str, Tensor]
 ) -> list[Exception]:
     """Replace the weights by their prox, unless the optimizer skipped this step.
@@ -274,7 +280,7 @@ def replace_weights(
             jobs.append((fused, job))
             continue
         try:
-            _replace(binding, plan)
+            _apply_prox(binding, plan)
         except Exception as error:
             errors.append(error)
     if jobs and kernels.run([job for _, job in jobs]):
@@ -304,7 +310,7 @@ def _padding_row(binding: Binding) -> Tensor | None:
 
 
 @torch.no_grad()
-def _replace(binding: Binding, plan: StepPlan) -> None:
+def _apply_prox(binding: Binding, plan: StepPlan) -> None:
     """Apply one prox, by a kernel on a copy if possible, else by the penalty."""
     if not _prox_in_place(binding, plan.optimizer, plan.group):
         penalty = binding.penalty
@@ -318,7 +324,7 @@ def _replace(binding: Binding, plan: StepPlan) -> None:
 def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group, param: nn.Parameter) -> Gain:
     """Return the gain of a term on one of its parameters."""
     if binding.how != "objective":
-        return Gain(own_rate(binding.how, group))
+        return Gain(decoupled_rate(binding.how, group))
     return stationary_gain(optimizer, group, optimizer.state[param])
 
 
@@ -326,21 +332,21 @@ def _rate(binding: Binding, plan: StepPlan) -> float | Tensor:
     """Return the step of a smooth term: a number, or a tensor in the penalty's view."""
     params = binding.target.params
     rates = [_gain(binding, plan.optimizer, plan.group(p), p).numerator for p in params]
-    return rates[0] if _alike(rates) else _spread(binding, rates)
+    return rates[0] if _all_equal(rates) else _expand_to_view(binding, rates)
 
 
-def _alike(numbers: Sequence[float | Tensor]) -> bool:
+def _all_equal(numbers: Sequence[float | Tensor]) -> bool:
     """Return whether these are one number, or the identical tensor."""
     first = numbers[0]
     plain = not any(isinstance(number, Tensor) for number in numbers)
     return all(number is first or (plain and number == first) for number in numbers)
 
 
-def _spread(binding: Binding, numbers: Sequence[float | Tensor]) -> Tensor:
+def _expand_to_view(binding: Binding, numbers: Sequence[float | Tensor]) -> Tensor:
     """Expand a number or tensor for each parameter to the penalty's view of the weights."""
     full = []
     for number, param in zip(numbers, binding.target.params):
-        dtype = torch.float32 if param.dtype in SHORT else param.dtype
+        dtype = torch.float32 if param.dtype in HALF_TYPES else param.dtype
         spread = torch.as_tensor(number, dtype=dtype, device=param.device)
         full.append(spread.expand(local(param).shape))
     return binding.arrange(full)
@@ -359,7 +365,7 @@ def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: Group
     w = binding.read()
     moment = None if gain.moment is None else binding.arrange([gain.moment])
     step, scale, eps = gain.numerator, gain.scale, gain.eps
-    limit = convex_limit(binding.base)
+    limit = convex_step_limit(binding.base)
     most = math.inf if limit is None or moment is None else limit
     if not kernels.prox_(binding.penalty, w, step, moment=moment, scale=scale, eps=eps, most=most):
         return False
@@ -374,15 +380,15 @@ def gain_of(
     """Return the prox step, a number or tensor in the penalty's view, and its scale."""
     params = binding.target.params
     if is_euclidean(binding, optimizer):
-        rate = own_rate(binding.how, group_of(params[0]))
+        rate = decoupled_rate(binding.how, group_of(params[0]))
         return rate, rate
     gains = [_gain(binding, optimizer, group_of(p), p) for p in params]
     rate = gains[0].numerator
     dense = any(g.moment is not None or getattr(g.numerator, "ndim", 0) for g in gains)
-    if not dense and _alike([g.numerator for g in gains]):
+    if not dense and _all_equal([g.numerator for g in gains]):
         return rate, rate
-    step = _spread(binding, [gain.dense() for gain in gains])
-    limit = convex_limit(binding.penalty)
+    step = _expand_to_view(binding, [gain.dense() for gain in gains])
+    limit = convex_step_limit(binding.penalty)
     if is_metric(rate):
         rate = rate.mean()
     return step if limit is None else step.clamp_max(limit), rate
@@ -446,7 +452,7 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
     if isinstance(source, Controller) and binding.how == "objective" and not has_gain(optimizer):
         raise TypeError(
             f"{type(source).__name__} of {binding.name} works with the optimizer's gain, and "
-            f'{_UNKNOWN.format(kind)} or give the term how="decoupled"'
+            f'{_NO_GAIN.format(kind)} or give the term how="decoupled"'
         )
     if binding.route == "gradient":
         return
@@ -485,11 +491,11 @@ def _refuse_without_orthant(optimizer: optim.Optimizer, binding: Binding) -> Non
     if getattr(type(binding.base), "slopes", None) is Proximable.slopes:
         raise TypeError(
             f"{name} holds zeros by more than a slope, so it needs the optimizer's gain, and "
-            f'{_UNKNOWN.format(kind)} use how="decoupled", or an optimizer such as AdamW or SGD'
+            f'{_NO_GAIN.format(kind)} use how="decoupled", or an optimizer such as AdamW or SGD'
         )
     if any(param.is_complex() for param in binding.target.params):
         raise TypeError(
-            f"{binding.target.name!r} is complex, and {_UNKNOWN.format(kind)} use "
+            f"{binding.target.name!r} is complex, and {_NO_GAIN.format(kind)} use "
             f'how="decoupled", or SGD'
         )
 

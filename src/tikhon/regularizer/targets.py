@@ -18,7 +18,7 @@ from tikhon.regularizer.heads import head_rows
 from tikhon.wrappers import named_modules, unwrap
 
 ROWS = ("tensor", "out", "in", "filter", "channel", "head", "feature", "product")
-EVERYTHING = "all"  # the pattern for every parameter
+ALL_PARAMETERS = "all"  # the pattern for every parameter
 Pattern = str | type[nn.Module] | tuple["str | type[nn.Module]", ...]
 
 NORMS = (
@@ -31,14 +31,15 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 # words in parameter names that are not matrix factors, by kind
-_WORDS = {
+_KIND_WORDS = {
     "bias": {"bias", "biases"},
     "embedding": {"emb", "pos", "position", "positions", "positional", "rel", "relative"}
     | {"token", "tokens", "cls", "prompt", "prompts", "latent", "latents"},
     "normalisation scale": {"scale", "scales", "gamma", "gain"},
     "logarithm": {"log", "logs"},
 }
-_FACTORS = {"weight", "weights", "kernel", "matrix", "proj", "projection"}  # last word of a factor
+# last word of the name of a matrix factor
+_MATRIX_WORDS = {"weight", "weights", "kernel", "matrix", "proj", "projection"}
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
 
 
-def summed(amount: Tensor, param: Tensor) -> Tensor:
+def all_reduce_sum(amount: Tensor, param: Tensor) -> Tensor:
     """Sum `amount` over the processes that hold shards of `param`, by one all-reduce."""
     for dimension, placement in enumerate(getattr(param, "placements", ())):
         if not placement.is_replicate():
@@ -211,23 +212,23 @@ def entries_of(model: nn.Module) -> list[Entry]:
             names.append(name)
             owners.append(module)
     return [
-        Entry(tuple(names), param, tuple(owners), _why_excluded(names, param, owners))
+        Entry(tuple(names), param, tuple(owners), _exclusion_reason(names, param, owners))
         for names, param, owners in found.values()
     ]
 
 
 # reasons for excluding a parameter that is not a matrix factor
-ORDINARY = (*_WORDS, "fewer than two dimensions", "one number a channel")
+EXCLUSION_REASONS = (*_KIND_WORDS, "fewer than two dimensions", "one number a channel")
 
 
-def _why_excluded(names: list[str], param: nn.Parameter, owners: list[nn.Module]) -> str:
+def _exclusion_reason(names: list[str], param: nn.Parameter, owners: list[nn.Module]) -> str:
     for name, owner in zip(names, owners):
         attribute = name.rpartition(".")[2]
         if ".parametrizations." in f".{name}":
             return f"part of the parametrised {name.replace('parametrizations.', '', 1)}"
-        if factored := _factored(owner, attribute):
+        if factored := _kind_of_factor(owner, attribute):
             return factored
-        if told := _told_by_name(attribute, owner):
+        if told := _kind_by_name(attribute, owner):
             return told
         if isinstance(owner, NORMS):
             return "normalisation scale"
@@ -238,7 +239,7 @@ def _why_excluded(names: list[str], param: nn.Parameter, owners: list[nn.Module]
     return ""
 
 
-def _told_by_name(attribute: str, owner: nn.Module) -> str:
+def _kind_by_name(attribute: str, owner: nn.Module) -> str:
     """Return the kind of a parameter that shifts, scales or is looked up, else ""."""
     words = [word for word in re.split(r"[_\d]+", attribute.lower()) if word]
     looked_up = hasattr(owner, "padding_idx") or hasattr(owner, "num_embeddings")
@@ -246,12 +247,12 @@ def _told_by_name(attribute: str, owner: nn.Module) -> str:
         return "bias"
     if isinstance(owner, nn.EmbeddingBag) or looked_up or "embed" in attribute:
         return "embedding"
-    if not words or words[-1] in _FACTORS:
+    if not words or words[-1] in _MATRIX_WORDS:
         return ""
-    return next((what for what, known in _WORDS.items() if not known.isdisjoint(words)), "")
+    return next((what for what, known in _KIND_WORDS.items() if not known.isdisjoint(words)), "")
 
 
-def _factored(owner: nn.Module, attribute: str) -> str:
+def _kind_of_factor(owner: nn.Module, attribute: str) -> str:
     """Describe a parameter created by older functions of torch.nn.utils in place of a weight."""
     weight, _, part = attribute.rpartition("_")
     if weight in owner._parameters or not weight:
@@ -288,21 +289,21 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
         exact = [entry for entry in candidates if pattern in entry.names]
         if exact:
             return exact
-        if why := why_computed(model, pattern):
+        if why := reason_computed(model, pattern):
             raise ValueError(why)
-        hits = [s for s in candidates if any(_covers(pattern, name) for name in s.names)]
-        if pattern == EVERYTHING and not hits:  # unless a module has that name
+        hits = [s for s in candidates if any(_glob_matches(pattern, name) for name in s.names)]
+        if pattern == ALL_PARAMETERS and not hits:  # unless a module has that name
             return list(candidates)
         known = [name for entry in candidates for name in entry.names]
         label = pattern
     elif not isinstance(pattern, type):
         raise TypeError(
             f"a pattern is a glob on names, a module type or a tuple of these, received "
-            f"{_described(model, candidates, pattern)}"
+            f"{_describe_pattern(model, candidates, pattern)}"
         )
     else:
         hits = [s for s in candidates if any(isinstance(owner, pattern) for owner in s.owners)]
-        explicit = [s for s in hits if s.excluded != "bias" and not _embeds_too(s, pattern)]
+        explicit = [s for s in hits if s.excluded != "bias" and not _is_tied_embedding(s, pattern)]
         if explicit:
             return explicit
         inside = {id(p) for m in model.modules() if isinstance(m, pattern) for p in m.parameters()}
@@ -321,7 +322,7 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
     return chosen
 
 
-def _described(model: nn.Module, candidates: Sequence[Entry], pattern: object) -> str:
+def _describe_pattern(model: nn.Module, candidates: Sequence[Entry], pattern: object) -> str:
     """Describe an invalid pattern; for part of the model, suggest its name."""
     named = dict(named_modules(model)) | {entry.name: entry.param for entry in candidates}
     name = next((name for name, part in named.items() if part is pattern and name), None)
@@ -330,20 +331,20 @@ def _described(model: nn.Module, candidates: Sequence[Entry], pattern: object) -
     return f"the {type(pattern).__name__} {name!r}: write that name"
 
 
-def covered(candidates: Sequence[Entry], pattern: str) -> list[Entry]:
+def entries_matching(candidates: Sequence[Entry], pattern: str) -> list[Entry]:
     """Return the entries whose names a glob matches, including biases, scales and embeddings.
 
     For settings of any parameter, such as its learning rate.
     Raises ValueError for a pattern without match, naming the closest.
     """
-    found = [e for e in candidates if any(_covers(pattern, name) for name in e.names)]
+    found = [e for e in candidates if any(_glob_matches(pattern, name) for name in e.names)]
     if not found:
         known = [name for entry in candidates for name in entry.names]
         raise ValueError(f"no parameter matches: {unknown('pattern', pattern, known)}")
     return found
 
 
-def _covers(pattern: str, name: str) -> bool:
+def _glob_matches(pattern: str, name: str) -> bool:
     """Return whether a glob matches the parameter's name or that of an enclosing module."""
     if fnmatchcase(name, pattern):
         return True
@@ -351,13 +352,13 @@ def _covers(pattern: str, name: str) -> bool:
     return any(fnmatchcase(".".join(parts[:depth]), pattern) for depth in range(1, len(parts)))
 
 
-def _embeds_too(entry: Entry, kind: type[nn.Module]) -> bool:
+def _is_tied_embedding(entry: Entry, kind: type[nn.Module]) -> bool:
     """Return whether a parameter in a module of this kind is shared with another's embedding."""
     embeddings = [m for m in entry.owners if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
     return bool(embeddings) and not any(isinstance(module, kind) for module in embeddings)
 
 
-def why_computed(model: nn.Module, name: str) -> str:
+def reason_computed(model: nn.Module, name: str) -> str:
     """Return why a weight is computed from others, with a remedy; "" if it is stored."""
     path, _, attribute = name.rpartition(".")
     try:
@@ -387,12 +388,16 @@ def targets_of(chosen: Sequence[Entry], model: nn.Module, rows: str) -> list[Tar
     if rows == "product":
         return [
             Product(f"{a.name}+{b.name}", (a.param, b.param), rows, (RowView(), RowView()))
-            for a, b in _factors(chosen)
+            for a, b in _factor_pairs(chosen)
         ]
     if rows != "feature":
         return [
             Target(
-                entry.name, (entry.param,), rows, (row_view(entry, model, rows),), _padding(entry)
+                entry.name,
+                (entry.param,),
+                rows,
+                (row_view(entry, model, rows),),
+                _padding_index(entry),
             )
             for entry in chosen
         ]
@@ -407,7 +412,7 @@ def targets_of(chosen: Sequence[Entry], model: nn.Module, rows: str) -> list[Tar
     return [Target(name, tuple(entry.param for entry in chosen), rows, views)]
 
 
-def _factors(chosen: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+def _factor_pairs(chosen: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
     """Return the pairs whose product the model uses, left factor first."""
     named = {entry.name: entry for entry in chosen}
     pairs = []
@@ -460,7 +465,7 @@ def row_view(entry: Entry, model: nn.Module, rows: str) -> RowView:
     return RowView((0, 2), (0, (grouped, -1))) if grouped > 1 else RowView((1,))
 
 
-def _padding(entry: Entry) -> int | None:
+def _padding_index(entry: Entry) -> int | None:
     """Return an embedding's padding row; None if another module reads the rows."""
     found = {getattr(owner, "padding_idx", None) for owner in entry.owners}
     embeds = all(isinstance(owner, nn.Embedding | nn.EmbeddingBag) for owner in entry.owners)

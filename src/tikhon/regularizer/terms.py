@@ -16,7 +16,7 @@ from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable, checked
 from tikhon.penalties.elementwise import L2
 from tikhon.regularizer.controller import Controller
-from tikhon.regularizer.rounding import Rounding
+from tikhon.regularizer.rounding import RoundingErrors
 from tikhon.regularizer.targets import (
     ROWS,
     Entry,
@@ -167,7 +167,7 @@ class Binding:
     base: Penalty
     how: How
     live: LiveStrength
-    rounding: Rounding
+    rounding: RoundingErrors
     term: str = ""  # pattern and penalty of the term
     share: float | Tensor | None = None  # of the last measured update
     average: Tensor | None = None  # of gradients, on the orthant route
@@ -302,7 +302,7 @@ def bind(
     """
     _check_how(how)
     bindings: list[Binding] = []
-    rounding = Rounding()
+    rounding = RoundingErrors()
     for pattern, term in as_terms(terms):
         try:
             chosen = match(model, candidates, pattern)
@@ -314,10 +314,10 @@ def bind(
         penalty, mode = term.penalty, term.how or how
         kind = type(penalty).__name__
         strength = penalty.strength if term.strength is None else term.strength
-        label = pattern if isinstance(pattern, str) else _label(pattern)
+        label = pattern if isinstance(pattern, str) else _pattern_text(pattern)
         shared = LiveStrength.of(f"{label}/{kind}", strength)
         for target in targets_of(chosen, model, term.rows or penalty.rows):
-            name = _unique(f"{target.name}/{kind}", bindings)
+            name = _unique_name(f"{target.name}/{kind}", bindings)
             by_layer = isinstance(strength, Controller) and strength.per == "layer"
             live = LiveStrength.of(name, strength) if by_layer else shared
             binding = Binding(name, target, penalty, mode, live, rounding, shared.name)
@@ -335,7 +335,7 @@ def bind(
     return bindings
 
 
-def regroup(bindings: Sequence[Binding], groups: Mapping[int, int]) -> None:
+def split_strengths_by_group(bindings: Sequence[Binding], groups: Mapping[int, int]) -> None:
     """Use one live strength for each optimizer group if a controller asks for it."""
     live_strengths = {binding.live.name: binding.live for binding in bindings}
     for binding in bindings:
@@ -345,7 +345,9 @@ def regroup(bindings: Sequence[Binding], groups: Mapping[int, int]) -> None:
             binding.live = live_strengths.setdefault(name, LiveStrength.of(name, source))
 
 
-def share_out(bindings: Sequence[Binding], held_by: Mapping[Binding, int]) -> None:
+def split_strengths_by_optimizer(
+    bindings: Sequence[Binding], held_by: Mapping[Binding, int]
+) -> None:
     """Use one live strength for each optimizer if a varying strength spans several.
 
     Each advances with the steps of its own optimizer.
@@ -363,7 +365,7 @@ def share_out(bindings: Sequence[Binding], held_by: Mapping[Binding, int]) -> No
             )
 
 
-def replayed(bindings: Sequence[Binding], steps: int) -> dict[object, list[Term]]:
+def replay_terms(bindings: Sequence[Binding], steps: int) -> dict[object, list[Term]]:
     """Return terms by parameter that replay the strengths of a run as schedules."""
     terms: dict[object, list[Term]] = {}
     for binding in bindings:
@@ -399,13 +401,13 @@ def _check_how(how: str) -> None:
         raise ValueError(unknown("how", how, get_args(How)))
 
 
-def _label(pattern: Pattern) -> str:
+def _pattern_text(pattern: Pattern) -> str:
     if isinstance(pattern, tuple):
-        return "|".join(map(_label, pattern))
+        return "|".join(map(_pattern_text, pattern))
     return pattern if isinstance(pattern, str) else pattern.__name__
 
 
-def _unique(name: str, bindings: Sequence[Binding]) -> str:
+def _unique_name(name: str, bindings: Sequence[Binding]) -> str:
     taken = {binding.name for binding in bindings}
     if name not in taken:
         return name

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tikhon.compaction.attention import attention, product
 from tikhon.compaction.rules import RULES
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.targets import ORDINARY, Pattern, entries_of, select
+from tikhon.regularizer.targets import EXCLUSION_REASONS, Pattern, entries_of, select
 from tikhon.sparsity.allocation import CostFunction
 from tikhon.sparsity.graph import Block, Graph
 from tikhon.sparsity.thinning import Thinning
@@ -76,7 +76,7 @@ def weights(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Lay
     computed = {
         entry.name: entry.excluded
         for entry in entries_of(model)
-        if entry.excluded and entry.excluded not in ORDINARY
+        if entry.excluded and entry.excluded not in EXCLUSION_REASONS
     }
     if computed and pattern == "*":
         first = next(iter(computed))

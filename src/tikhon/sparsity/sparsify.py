@@ -12,9 +12,9 @@ from torch import Tensor, nn, optim
 
 from tikhon.arguments import checked, is_count
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.hooks import StepHooks, owners_of_hooks
+from tikhon.regularizer.hooks import StepHooks, hook_owners
 from tikhon.regularizer.metric import group_of, rule_of
-from tikhon.regularizer.optimizers import copies_in, several, stepping
+from tikhon.regularizer.optimizers import as_list, find_weight_copies, inner_optimizer
 from tikhon.regularizer.regularizer import Optimizers
 from tikhon.regularizer.targets import Pattern, entries_of, is_lazy
 from tikhon.sparsity.allocation import CostFunction, Per, Sizes, round_to_multiples, units_to_keep
@@ -133,8 +133,8 @@ class Sparsifier:
         example: object = None,
     ) -> None:
         self.model, self.thinning = unwrap(model), thinning
-        given = several(optimizer)
-        self.optimizers = list({id(one): one for one in map(stepping, given)}.values())
+        given = as_list(optimizer)
+        self.optimizers = list({id(one): one for one in map(inner_optimizer, given)}.values())
         if not self.optimizers:
             raise ValueError("sparsify needs an optimizer, received an empty list")
         _check_materialized(self.model)
@@ -153,7 +153,7 @@ class Sparsifier:
         self._list_parts()
         self._zero_masks: list[Tensor] | None = None  # 0 for removed entries, else 1
         self._fade_masks: list[Tensor] | None = None  # 1 for fading entries, else 0
-        found_copies = [(one, copies_in(one)) for one in self.optimizers]
+        found_copies = [(one, find_weight_copies(one)) for one in self.optimizers]
         self._copies = [(one, copies) for one, copies in found_copies if copies]
         self._hooks: list[StepHooks] = []
         self._check_reachable()
@@ -399,7 +399,7 @@ class Sparsifier:
 
     def _attach(self) -> None:
         for optimizer in self.optimizers:
-            for other in owners_of_hooks(optimizer):
+            for other in hook_owners(optimizer):
                 if isinstance(other, Sparsifier) and any(
                     a.overlaps(b) for a in self._parts for b in other._parts
                 ):

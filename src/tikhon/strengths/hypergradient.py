@@ -20,7 +20,7 @@ from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.controller import Controller, Observation, Per, Reading
-from tikhon.regularizer.targets import is_distributed, is_lazy, summed
+from tikhon.regularizer.targets import all_reduce_sum, is_distributed, is_lazy
 from tikhon.strengths.schedules import Recorded
 from tikhon.strengths.sensitivity import (
     CAP,
@@ -275,7 +275,7 @@ class Hypergradient(Controller):
         for reading in observation.readings:
             gradient = reading.arrange([seen.gradients[p] for p in reading.params])
             z = _sensitivity(memory, reading)
-            slope = slope + summed((z * gradient).sum(), reading.params[0])
+            slope = slope + all_reduce_sum((z * gradient).sum(), reading.params[0])
         self.move(memory, slope, seen, (memory["low"], memory["high"]))
 
     def look(self, model: nn.Module, number: int) -> Look:

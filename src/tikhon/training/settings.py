@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from tikhon.errors import InputError, unknown
 from tikhon.numbers import checked_seed
 from tikhon.options import SCHEDULES, TrainingOptions
-from tikhon.regularizer.targets import covered, entries_of
+from tikhon.regularizer.targets import entries_matching, entries_of
 from tikhon.training.losses import known_name, name_of
 from tikhon.wrappers import unwrap
 
@@ -163,7 +163,7 @@ def rates_of(model: nn.Module, rates: Mapping[str, float]) -> dict[nn.Parameter,
     found: dict[nn.Parameter, float] = {}
     for pattern, rate in rates.items():
         try:
-            found |= {entry.param: rate for entry in covered(entries, pattern)}
+            found |= {entry.param: rate for entry in entries_matching(entries, pattern)}
         except ValueError as error:
             raise InputError(f"learning_rates: {error}") from error
     return found
