@@ -356,11 +356,11 @@ def test_a_focal_loss_counts_what_is_not_sure_and_is_not_upside_down():
 
 @pytest.mark.parametrize("scores", [torch.zeros(2, 3, 5), torch.randn(2, 3, 5)])
 def test_the_spread_of_attention_is_the_entropy_of_its_shares(scores):
-    from tikhon.diagnosis.wiring.attention import spread
+    from tikhon.diagnosis.wiring.attention import relative_entropy
 
     masked = torch.cat([scores, torch.full((2, 3, 2), -math.inf)], 2)
     expected = torch.distributions.Categorical(logits=scores).entropy().mean() / math.log(5)
-    assert spread(masked.double()) == pytest.approx(float(expected), rel=1e-6)
+    assert relative_entropy(masked.double()) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_an_autoencoder_is_not_told_what_to_say():

@@ -12,7 +12,7 @@ from faulty import adam
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.replica import replicate
 from tikhon.diagnosis.samples import samples
-from tikhon.diagnosis.wiring.loss_extraction import lifted
+from tikhon.diagnosis.wiring.loss_extraction import extract_loss
 
 G = torch.Generator().manual_seed(0)
 WORDS = torch.randint(3, 12, (64, 1), generator=G)
@@ -94,7 +94,7 @@ def test_what_was_lifted_costs_the_same():
     named = {"tokens": TOKENS, "mask": torch.ones_like(TOKENS), "labels": TOKENS}
     for model, data, loss in ((Reader(), TEXTS, right), (Named(), named, None)):
         replica, source = replicate(model, loss), samples(data)
-        plain, seen = lifted(replica, source)
+        plain, seen = extract_loss(replica, source)
         assert not plain.whole
         with torch.no_grad():
             torch.testing.assert_close(plain.value(seen.probe), replica.value(source.probe))
@@ -113,5 +113,5 @@ def test_what_was_lifted_costs_the_same():
 )
 def test_a_loss_of_another_form_stays_as_it_is(loss):
     replica, source = replicate(nn.Linear(4, 4), loss), samples([torch.randn(50, 4)])
-    assert lifted(replica, source) == (replica, source)
+    assert extract_loss(replica, source) == (replica, source)
     assert not replica.model._forward_hooks

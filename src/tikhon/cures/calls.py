@@ -17,7 +17,7 @@ from torch import Tensor
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import Replica, isolated, undisturbed
-from tikhon.diagnosis.wiring.torch_calls import DROPOUTS, Call, Calls
+from tikhon.diagnosis.wiring.torch_calls import DROPOUTS, Call, CallTrace
 
 VIEWS = ("view", "reshape")
 SOFTMAXES = ("softmax", "log_softmax")
@@ -69,7 +69,7 @@ class CallRule:
         if self.padded and not _has_padding(batch[0]):
             return ""
         model = replica.model
-        with isolated(model, 0), undisturbed(model, training=True), Calls(model) as tape:
+        with isolated(model, 0), undisturbed(model, training=True), CallTrace(model) as tape:
             replica.value(batch)
         inside = self.lines([c for c in tape.calls if c.module != LOSS])
         outside = (

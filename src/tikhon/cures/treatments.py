@@ -13,7 +13,7 @@ from tikhon.cures import calls, data, sequences, surgery, wiring
 from tikhon.cures.calls import CallRule
 from tikhon.cures.surgery import each
 from tikhon.cures.treatment import Treatment
-from tikhon.diagnosis.wiring.split import CLOSE
+from tikhon.diagnosis.wiring.split import MAX_COPY_DISTANCE
 
 NOTHING = Treatment("nothing", 0)
 
@@ -138,7 +138,7 @@ APART = Treatment(
     rows=f"""\
 x, seen = (t.flatten(1).double() for t in (x_train, x_valid))
 near = torch.cat([torch.cdist(part, seen).min(1).values for part in x.split(1000)])
-rows = near > {CLOSE} * torch.cdist(x[:500], seen).median()
+rows = near > {MAX_COPY_DISTANCE} * torch.cdist(x[:500], seen).median()
 x_train, y_train = x_train[rows], y_train[rows]""",
     own="split first, and repeat or augment the training rows alone",
 )

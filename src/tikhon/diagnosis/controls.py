@@ -19,9 +19,9 @@ from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.thresholds import FEW_PASS, HEAVY, LEARNED, RELATED, SMALL_UPDATE
-from tikhon.diagnosis.wiring.program import subject_of
-from tikhon.diagnosis.wiring.rows import given_back
-from tikhon.diagnosis.wiring.torch_calls import Leaky
+from tikhon.diagnosis.wiring.program import make_program
+from tikhon.diagnosis.wiring.rows import reconstruction_facts
+from tikhon.diagnosis.wiring.torch_calls import LeakyActivations
 from tikhon.errors import InputError
 
 BEHIND = 0.6  # skill relative to a shallow model
@@ -98,14 +98,14 @@ def _asked(make: Callable[[], Replica], ran: Ran) -> Iterator[dict[str, object]]
         replica = make()
         trial = ran.again(replica, ran.source, times=LONGER)
         later: dict[str, object] = {"given_steps": trial.steps}
-        yield later | given_back(subject_of(replica, ran.source))
+        yield later | reconstruction_facts(make_program(replica, ran.source))
     for control in CONTROLS:
         if not control.asked(ev, ran):
             continue
         replica = make()
         control.change(replica, ran)
         over_time = control.name == "steadier"  # one value of an oscillating loss may be lucky
-        with Leaky() if control.name == "leaky" else nullcontext():
+        with LeakyActivations() if control.name == "leaky" else nullcontext():
             points = len(ran.trial.points) if over_time else 1
             try:
                 trial = ran.again(replica, ran.source, points=points)
@@ -233,7 +233,7 @@ def _go_past(replica: Replica, ran: Ran) -> None:
 
 
 def _as_it_is(replica: Replica, ran: Ran) -> None:
-    """Leave the replica unchanged: the context `Leaky` makes the difference."""
+    """Leave the replica unchanged: the context `LeakyActivations` makes the difference."""
 
 
 def _flat(ev: Evidence, ran: Ran) -> bool:

@@ -26,18 +26,18 @@ from tikhon.diagnosis.replica import (
     undisturbed,
 )
 from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
-from tikhon.diagnosis.wiring import AsGiven, wiring_facts
-from tikhon.diagnosis.wiring.loss_extraction import lifted
-from tikhon.diagnosis.wiring.loss_parts import part_facts
-from tikhon.diagnosis.wiring.program import subject_of
+from tikhon.diagnosis.wiring import OriginalProgram, wiring_facts
+from tikhon.diagnosis.wiring.loss_extraction import extract_loss
+from tikhon.diagnosis.wiring.loss_parts import loss_part_facts
+from tikhon.diagnosis.wiring.program import make_program
 from tikhon.diagnosis.wiring.rows import (
-    APART,
-    blind_facts,
-    given_back,
-    narrowest,
+    DISTINCT,
+    equal_output_facts,
+    narrowest_width,
+    reconstruction_facts,
     row_facts,
 )
-from tikhon.diagnosis.wiring.split import renamed
+from tikhon.diagnosis.wiring.split import renumbering_facts
 from tikhon.errors import InputError
 from tikhon.training.losses import in_a_loop
 from tikhon.training.taken import check_taken
@@ -80,11 +80,11 @@ def measure(
         if holes and not data_facts["left_out"]:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
         else:
-            wired, seen = lifted(replicate(model, loss), source)  # an untrained copy
+            wired, seen = extract_loss(replicate(model, loss), source)  # an untrained copy
             trial = _trial(replica, source, facts, steps, size, seed, judge)
             facts |= static.forward_facts(wired, seen)
             if not holes:  # the wiring tests need finite numbers
-                given = AsGiven(source, judge, replica.whole, _held(optimizer))
+                given = OriginalProgram(source, judge, replica.whole, _held(optimizer))
                 wiring = wiring_facts(wired, seen, given, sites=trial.sites, batch_size=size)
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
         wiring |= _drift(trial.spreads) | _targets_moved(trial.levels, source)
@@ -153,7 +153,7 @@ def _yardsticks(replica: Replica, source: Samples, wiring: dict[str, Any]) -> di
     known: dict[str, Any] = dict(static.reference(source))
     if "shallow" in known and wiring.get("target_is_input"):
         with suppress(Exception):  # the model, on a few rows
-            width = narrowest(subject_of(replica, source))
+            width = narrowest_width(make_program(replica, source))
             known["shallow"] = compressed(static.many(source)[0], width)
         return known
     if "shallow" in known and "constant" in known and wiring.get("amounts"):
@@ -167,21 +167,21 @@ def _afterwards(
     """Measure the wiring facts that need a trained network."""
     facts: dict[str, object] = {}
     try:
-        facts |= given_back(subject_of(replica, source))
+        facts |= reconstruction_facts(make_program(replica, source))
     except Exception as error:  # a loss may call the model with other arguments
         facts["unmeasured"] = wiring["unmeasured"] | {"code": type(error).__name__}
     facts |= static.own_score_zero(replica, source.probe)
     try:
-        facts |= part_facts(replica, source.probe)
+        facts |= loss_part_facts(replica, source.probe)
     except Exception as error:  # a loss of the batch as a whole
         facts["parts"] = type(error).__name__
     if judge is not None and not replica.whole:
-        facts |= renamed(replica, judge)
-    if ROUNDING < wiring.get("rows_apart", 0.0) < APART:  # may be small before training
-        facts |= row_facts(subject_of(replica, source))
+        facts |= renumbering_facts(replica, judge)
+    if ROUNDING < wiring.get("rows_apart", 0.0) < DISTINCT:  # may be small before training
+        facts |= row_facts(make_program(replica, source))
     if "majority" in wiring:
         facts["answered"] = commonest(replica, source.probe)
-    if wiring.get("alike") and not blind_facts(subject_of(replica, source)):
+    if wiring.get("alike") and not equal_output_facts(make_program(replica, source)):
         facts["alike"] = None  # the head was initialised with zeros
     return facts
 

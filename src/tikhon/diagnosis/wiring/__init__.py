@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,11 +37,11 @@ from tikhon.diagnosis.wiring import (
     targets,
     unused_inputs,
 )
-from tikhon.diagnosis.wiring.program import subject_of
+from tikhon.diagnosis.wiring.program import Facts, make_program
 
 
 @dataclass(frozen=True)
-class AsGiven:
+class OriginalProgram:
     """The user's program before its loss was lifted.
 
     `whole`: the loss calls the model itself; `held`: ids of the optimizer's parameters.
@@ -53,43 +54,48 @@ class AsGiven:
 
 
 def wiring_facts(
-    replica: Replica, source: Samples, given: AsGiven, *, sites: tuple[Site, ...], batch_size: int
-) -> dict[str, object]:
+    replica: Replica,
+    source: Samples,
+    given: OriginalProgram,
+    *,
+    sites: tuple[Site, ...],
+    batch_size: int,
+) -> Facts:
     """Run all wiring tests; return their facts, and under `unmeasured` the tests that failed.
 
     Tests modify batches, on which the user's code may raise anything. That is no fault of the
     program, so the error is recorded instead of raised. Tests are skipped once time is up.
     """
     valid = given.valid if replica.whole == given.whole else None
-    subject = subject_of(replica, source)
+    program = make_program(replica, source)
     layers = [s.name for s in sites if s.role in ("weight", "recurrent")]
-    tests: dict[str, Callable[[], dict[str, object]]] = {
-        "graph": partial(graph.graph_facts, subject, given.held),
-        "random": partial(rows.random_facts, subject),
-        "rows": partial(rows.row_facts, subject),
-        "blind": partial(rows.blind_facts, subject),
-        "unread": partial(unused_inputs.unread_facts, subject, source),
-        "order": partial(rows.order_facts, subject),
-        "attention": partial(attention.attention_facts, subject),
-        "past": partial(attention.past_facts, subject),
-        "line": partial(rows.line_facts, subject, layers),
-        "targets": partial(targets.target_facts, subject),
-        "background": partial(targets.background_facts, subject, source),
-        "candidates": partial(candidates.candidate_facts, subject),
-        "loss": partial(loss_tracer.loss_facts, subject),
-        "answers": partial(loss_signs.answer_facts, subject),
-        "weights": partial(class_weights.weight_facts, subject, source),
-        "pairs": partial(pairs.pair_facts, subject, source),
-        "bypass": partial(rows.bypass_facts, subject),
-        "padding": partial(padding.padding_facts, subject),
-        "shapes": partial(shapes.shape_facts, subject),
-        "signal": partial(dataset.signal_facts, source, valid, whole=replica.whole),
+    tests: dict[str, Callable[[], Facts]] = {
+        "graph": partial(graph.graph_facts, program, given.held),
+        "random": partial(rows.random_facts, program),
+        "rows": partial(rows.row_facts, program),
+        "blind": partial(rows.equal_output_facts, program),
+        "unread": partial(unused_inputs.unused_input_facts, program, source),
+        "order": partial(rows.order_facts, program),
+        "attention": partial(attention.attention_facts, program),
+        "past": partial(attention.residual_facts, program),
+        "line": partial(rows.linearity_facts, program, layers),
+        "targets": partial(targets.target_facts, program),
+        "background": partial(targets.background_facts, program, source),
+        "candidates": partial(candidates.candidate_facts, program),
+        "loss": partial(loss_tracer.loss_facts, program),
+        "answers": partial(loss_signs.loss_sign_facts, program),
+        "weights": partial(class_weights.class_weight_facts, program, source),
+        "pairs": partial(pairs.pair_facts, program, source),
+        "bypass": partial(rows.bypass_facts, program),
+        "padding": partial(padding.padding_facts, program),
+        "shapes": partial(shapes.shape_facts, program),
+        "signal": partial(dataset.dataset_facts, source, valid, whole=replica.whole),
         "split": partial(split.split_facts, dataset.sample(source), valid),
         "loader": partial(dataset.loader_facts, given.source),
-        "augmented": partial(augmentation.augmented_facts, given.source),
+        "augmented": partial(augmentation.augmentation_facts, given.source),
         "norms": partial(norm_facts, replica, source, batch_size),
     }
-    facts: dict[str, object] = {"rows": subject.rows, "whole": given.whole}
+    facts: Facts = {"rows": program.rows, "whole": given.whole}
     unmeasured: dict[str, str] = {}
     for name, test in tests.items():
         if out_of_time():
@@ -102,7 +108,7 @@ def wiring_facts(
     return facts | {"unmeasured": unmeasured}
 
 
-def norm_facts(replica: Replica, source: Samples, batch_size: int) -> dict[str, object]:
+def norm_facts(replica: Replica, source: Samples, batch_size: int) -> Facts:
     """Count the values that each normalisation averages over in a training batch."""
     counts: dict[str, int] = {}
 
@@ -118,14 +124,11 @@ def norm_facts(replica: Replica, source: Samples, batch_size: int) -> dict[str, 
     ]
     if not found:
         return {}
-    handles = [m.register_forward_pre_hook(hook(n)) for n, m in found]
     batch = take(source.probe, torch.arange(min(batch_size, source.rows)))
-    try:
-        with torch.no_grad(), undisturbed(replica.model, training=False):
-            replica.outcome(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), undisturbed(replica.model, training=False), ExitStack() as hooks:
+        for name, module in found:
+            hooks.enter_context(module.register_forward_pre_hook(hook(name)))
+        replica.outcome(batch)
     across = {n: counts[n] for n, m in found if isinstance(m, batches) and n in counts}
     single = [n for n, m in found if not isinstance(m, batches) and counts.get(n) == 1]
     return {"norm_values": across, "norms_of_one": single}

@@ -21,48 +21,49 @@ from tikhon.diagnosis.reference import (
     within,
 )
 from tikhon.diagnosis.samples import Samples, read_on
+from tikhon.diagnosis.wiring.program import Facts
 
-SAMPLE = 1200  # maximum number of rows tested
+MAX_ROWS = 1200  # maximum number of rows tested
 RELATED_ROWS = 200  # minimum number of rows for a comparison with neighbouring rows
-UNTOLD = 0.05  # explained variance below which inputs are uninformative
+UNEXPLAINED = 0.05  # explained variance below which inputs are uninformative
 TABLE_ROWS = 200  # rows from which a constant column is significant
 FEW_COLUMNS = 64  # columns up to which one curve per column is fitted
-TURNS = (2 * math.pi, 360.0)  # full turns of an angle
+FULL_TURNS = (2 * math.pi, 360.0)  # full turns of an angle
 FEW_CLASSES = 20  # distinct integers that may be class indices
 SQUEEZED = 0.01  # interquartile range / standard deviation: heavy tails leave 0.02 and more
-SEEN = 10  # training rows that must differ from the mode of a column
-RIMS = 50  # minimum number of one-pixel borders
-PERIOD = 10  # minimum length of a period, and of distinct values in a column
-BATCHES = 8  # batches read to see whether a loader shuffles
+MIN_MOVED = 10  # training rows that must differ from the mode of a column
+MIN_BORDERS = 50  # minimum number of one-pixel borders
+MIN_PERIOD = 10  # minimum length of a period, and of distinct values in a column
+MAX_BATCHES = 8  # batches read to see whether a loader shuffles
 
 
-def signal_facts(source: Samples, valid: Batch | None, *, whole: bool) -> dict[str, object]:
+def dataset_facts(source: Samples, valid: Batch | None, *, whole: bool) -> Facts:
     """Return facts of inputs and targets; empty unless they are plain tensors.
 
     With a `whole` loss, `loss(model, batch)`, it is unknown which of several tensors is the
     target: the batch may hold rewards, masks and states.
     """
     inputs, target = sample(source)
-    facts: dict[str, object] = _constants(inputs)
+    facts: Facts = _constant_columns(inputs)
     if isinstance(target, Tensor) and not (whole and isinstance(inputs, tuple)):
-        facts |= _targets(target)
+        facts |= _target_facts(target)
         for part in tensors(inputs):
             facts |= copied_columns(part, target)
         if isinstance(inputs, Tensor):
-            facts |= _interleaved(inputs)
-            facts["target_is_input"] = _same(inputs, target)
+            facts |= _adjacent_lines(inputs)
+            facts["target_is_input"] = _equals_inputs(inputs, target)
             facts |= relation(inputs, target)
             if source.indexed and isinstance(source.source[0], Tensor):
-                facts |= _beside(source.source, facts)
+                facts |= _neighbouring_rows(source.source, facts)
                 facts["period"] = _period(*source.source)
     if valid is not None:
         every = source.source[1] if source.indexed else target  # all rows: classes may be rare
-        facts |= _apart((inputs, every), valid)
+        facts |= _compare_validation((inputs, every), valid)
     return facts
 
 
 def sample(source: Samples) -> Batch:
-    """Return at most `SAMPLE` random rows of a pair, or the rows read from a loader.
+    """Return at most `MAX_ROWS` random rows of a pair, or the rows read from a loader.
 
     Of named inputs, the only one that varies, so as to drop masks of ones.
     """
@@ -71,12 +72,12 @@ def sample(source: Samples) -> Batch:
         return (varied[0] if len(varied) == 1 else source.probe[0]), source.probe[1]
     if not source.indexed:
         return source.probe
-    count = min(source.rows, SAMPLE)
+    count = min(source.rows, MAX_ROWS)
     order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(1))[:count]
     return take(source.source, order)
 
 
-def _constants(inputs: Any) -> dict[str, object]:
+def _constant_columns(inputs: Any) -> Facts:
     """Return the share of constant input columns, whether all are zero, and constant tensors."""
     parts = [t.detach().reshape(len(t), -1) for t in tensors(inputs) if t.ndim and len(t) > 1]
     columns = sum(p.shape[1] for p in parts)
@@ -84,15 +85,15 @@ def _constants(inputs: Any) -> dict[str, object]:
         return {}
     still = sum(int((p == p[:1]).all(0).sum()) for p in parts)
     zero = all(not bool(p.any()) for p in parts)
-    facts: dict[str, object] = {"constant_columns": still / columns, "all_zero": zero}
+    facts: Facts = {"constant_columns": still / columns, "all_zero": zero}
     facts["columns"] = columns
     facts["still_parts"] = [k for k, p in enumerate(parts) if bool((p == p[:1]).all())]
     table = isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point()
     facts["table"] = table and len(inputs) >= TABLE_ROWS
-    return facts | _squeezed(inputs)
+    return facts | _outlier_columns(inputs)
 
 
-def _squeezed(inputs: Any) -> dict[str, object]:
+def _outlier_columns(inputs: Any) -> Facts:
     """Return the share of a table's columns whose standard deviation stems from few outliers."""
     if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not inputs.is_floating_point():
         return {}
@@ -102,13 +103,13 @@ def _squeezed(inputs: Any) -> dict[str, object]:
     if len(x) < 60 or not bool(varied.any()) or not bool(torch.isfinite(spread).all()):
         return {}
     share = inner[varied] / spread[varied]
-    apart = (x - x.median(0).values).abs()
-    far = apart > 0.1 * apart.amax(0)
+    distance = (x - x.median(0).values).abs()
+    far = distance > 0.1 * distance.amax(0)
     rows = int(far[:, varied][:, share < SQUEEZED].any(1).sum())
     return {"squeezed": float((share < SQUEEZED).double().mean()), "far_rows": rows}
 
 
-def _interleaved(inputs: Tensor) -> dict[str, object]:
+def _adjacent_lines(inputs: Tensor) -> Facts:
     """Return the mean difference of adjacent lines of images / their standard deviation.
 
     As given, and with the memory read as (height, width, channels).
@@ -126,10 +127,10 @@ def _interleaved(inputs: Tensor) -> dict[str, object]:
     return {"lines": lines}
 
 
-def _targets(target: Tensor) -> dict[str, object]:
+def _target_facts(target: Tensor) -> Facts:
     """Return range and kind of the targets, and the share of the majority class."""
     values = target.detach().reshape(len(target), -1).double()
-    facts: dict[str, object] = {
+    facts: Facts = {
         "target_low": float(values.min()),
         "target_high": float(values.max()),
     }
@@ -137,7 +138,7 @@ def _targets(target: Tensor) -> dict[str, object]:
     facts["target_columns"] = values.shape[1]
     facts["constant_target"] = len(values) > 1 and bool((values == values[:1]).all())
     if values.shape[1] > 1 and (target.ndim > 2 or binary(values)):
-        return facts | _pixels(values) | _rims(target.detach())
+        return facts | _majority_pixels(values) | _interpolated_borders(target.detach())
     if values.shape[1] != 1 or len(values) < 20:
         return facts
     distinct, counts = values.flatten().unique(return_counts=True)
@@ -150,7 +151,7 @@ def _targets(target: Tensor) -> dict[str, object]:
     return facts
 
 
-def _pixels(values: Tensor) -> dict[str, object]:
+def _majority_pixels(values: Tensor) -> Facts:
     """Return the majority class of maps of class indices; empty for other maps."""
     if bool((values != values.round()).any()):
         return {}
@@ -161,7 +162,7 @@ def _pixels(values: Tensor) -> dict[str, object]:
     return {"majority": share, "majority_value": float(distinct[counts.argmax()]), "dense": True}
 
 
-def _rims(target: Tensor) -> dict[str, object]:
+def _interpolated_borders(target: Tensor) -> Facts:
     """Return the share of one-pixel borders among those of non-adjacent class indices, `rims`.
 
     Interpolated class indices leave an index in between around objects. Where indices are levels,
@@ -175,21 +176,21 @@ def _rims(target: Tensor) -> dict[str, object]:
         step = lines[:, :, 1:] - lines[:, :, :-1]
         direct += int((step.abs() > 1).sum())
         single += int((step[:, :, 1:] * step[:, :, :-1] > 0).sum())
-        apart = (step[:, :, 1:-1] == 0) & (step[:, :, 2:] * step[:, :, :-2] > 0)
-        wide += int(apart.sum())
-    if single < RIMS or single <= 2 * wide or 20 * direct < single:  # nested classes
+        distance = (step[:, :, 1:-1] == 0) & (step[:, :, 2:] * step[:, :, :-2] > 0)
+        wide += int(distance.sum())
+    if single < MIN_BORDERS or single <= 2 * wide or 20 * direct < single:  # nested classes
         return {}
     return {"rims": single / (single + direct)}
 
 
-def _same(inputs: Tensor, target: Tensor) -> bool:
+def _equals_inputs(inputs: Tensor, target: Tensor) -> bool:
     """Whether the targets are the inputs, as for an autoencoder."""
     if inputs.shape[0] != target.shape[0] or inputs.numel() != target.numel():
         return False
     return torch.allclose(inputs.flatten().double(), target.flatten().double())
 
 
-def copied_columns(inputs: Tensor, target: Tensor) -> dict[str, object]:
+def copied_columns(inputs: Tensor, target: Tensor) -> Facts:
     """Return input columns that equal the target, or a linear function of it, if any."""
     if inputs.ndim not in (2, 3) or not inputs.is_floating_point():  # tokens repeat by chance
         return {}
@@ -201,16 +202,16 @@ def copied_columns(inputs: Tensor, target: Tensor) -> dict[str, object]:
     if bool((goal == goal[0]).all()) or inputs.shape[1] < 2:
         return {}
     x = inputs.detach().double().flatten(1)
-    same = (x == goal).all(0) | _tied(x, goal)
+    same = (x == goal).all(0) | _linear_in_target(x, goal)
     if not target.is_floating_point() and len(goal.unique()) > 2:
         for value in goal.unique()[:FEW_CLASSES]:  # one-hot columns
-            same |= _tied(x, (goal == value).double())
+            same |= _linear_in_target(x, (goal == value).double())
     columns = same.nonzero().flatten()[:5].tolist()
-    found: dict[str, object] = {"target_columns_in_inputs": columns} if columns else {}
+    found: Facts = {"target_columns_in_inputs": columns} if columns else {}
     return found | ({"input_steps": inputs.shape[1]} if columns and inputs.ndim == 3 else {})
 
 
-def _tied(x: Tensor, goal: Tensor) -> Tensor:
+def _linear_in_target(x: Tensor, goal: Tensor) -> Tensor:
     """Return a mask of columns that are linear functions of the target up to rounding."""
     a, b = x - x.mean(0), goal - goal.mean(0)
     size = (a.square().sum(0) * b.square().sum(0)).sqrt()
@@ -223,7 +224,7 @@ def _tied(x: Tensor, goal: Tensor) -> Tensor:
     )
 
 
-def relation(inputs: Tensor, target: Tensor) -> dict[str, object]:
+def relation(inputs: Tensor, target: Tensor) -> Facts:
     """Return the z-score of held-out predictions of shallow models under permuted targets.
 
     Ridges fitted to each half of the rows predict the other; the statistic is the sum of
@@ -233,7 +234,7 @@ def relation(inputs: Tensor, target: Tensor) -> dict[str, object]:
     y = _columns(target)
     if design is None or y is None or len(design) < 60:
         return {}
-    hinges = _hinges(design[:, 1:straight])
+    hinges = _hinge_features(design[:, 1:straight])
     y = y - y.mean(0)
     spread = y.std(0)
     if not bool((spread > 0).any()):
@@ -241,21 +242,21 @@ def relation(inputs: Tensor, target: Tensor) -> dict[str, object]:
     y = y[:, spread > 0] / spread[spread > 0]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(2))
     halves = order[: len(y) // 2], order[len(y) // 2 :]
-    facts: dict[str, object] = {"related_rows": len(y)}
+    facts: Facts = {"related_rows": len(y)}
     best = -math.inf
     skills: dict[str, float] = {}
     designs = {"straight": design[:, :straight], "bent": design, "added": hinges}
     for name, x in designs.items():
         for strength in (1.0, 100.0) if x.shape[1] else ():
             scores = torch.zeros_like(y)
-            for fit, judge in (halves, halves[::-1]):
-                scores[judge] = x[judge] @ ridge(x[fit], y[fit], strength)
-            best = max(best, _deviations(scores, y, halves))
+            for fit, test in (halves, halves[::-1]):
+                scores[test] = x[test] @ ridge(x[fit], y[fit], strength)
+            best = max(best, _agreement_z(scores, y, halves))
             explained = 1 - float((y - scores).square().mean() / y.square().mean())
             skills[name] = max(skills.get(name, -math.inf), explained)
     facts["relation"] = best
-    facts |= _on_a_circle(design, target, halves)
-    facts |= _as_classes(design, target, halves)
+    facts |= _angle_gain(design, target, halves)
+    facts |= _class_gain(design, target, halves)
     if straight > 1 and not inputs.is_floating_point():
         facts["order_gain"] = skills["straight"] - _bag_skill(inputs, y, halves)
     facts["explained_straight"] = skills["straight"]
@@ -263,18 +264,23 @@ def relation(inputs: Tensor, target: Tensor) -> dict[str, object]:
     return facts
 
 
-def _beside(data: Batch, known: dict[str, object]) -> dict[str, object]:
+def _neighbouring_rows(data: Batch, known: Facts) -> Facts:
     """Return the variance of targets that inputs of the previous or next row explain.
 
     Only if a row's own inputs explain none, and rows are not a time series, where neighbours
     correlate.
     """
     own = [v for k, v in known.items() if k.startswith("explained") and isinstance(v, float)]
-    inputs, target = (t[:SAMPLE] for t in data)
-    if not own or max(own) > UNTOLD or len(inputs) < RELATED_ROWS or inputs.ndim != 2:
+    inputs, target = (t[:MAX_ROWS] for t in data)
+    if not own or max(own) > UNEXPLAINED or len(inputs) < RELATED_ROWS or inputs.ndim != 2:
         return {}
     y = _columns(target)
-    if y is None or not inputs.is_floating_point() or _serial(inputs.double().cpu()) or _serial(y):
+    if (
+        y is None
+        or not inputs.is_floating_point()
+        or _is_autocorrelated(inputs.double().cpu())
+        or _is_autocorrelated(y)
+    ):
         return {}
     best: tuple[float, int] = (0.0, 0)
     for shift in (-1, 1):
@@ -297,13 +303,17 @@ def _period(inputs: Tensor, target: Tensor) -> int:
     flat = inputs.flatten(1) if inputs.ndim > 1 else inputs[:, None]
     again = (flat == flat[:1]).all(1).nonzero().flatten()
     step = int(again[1]) if len(again) > 2 else 0
-    if step < PERIOD or len(flat) < 3 * step or max(len(c.unique()) for c in flat.T) < PERIOD:
+    if (
+        step < MIN_PERIOD
+        or len(flat) < 3 * step
+        or max(len(c.unique()) for c in flat.T) < MIN_PERIOD
+    ):
         return 0
     same = torch.equal(flat[step:], flat[:-step]) and torch.equal(target[step:], target[:-step])
     return step if same else 0
 
 
-def _serial(t: Tensor) -> bool:
+def _is_autocorrelated(t: Tensor) -> bool:
     """Whether a column has a significant autocorrelation at lag 1."""
     a = t - t.mean(0)
     size = a.square().sum(0)
@@ -311,7 +321,7 @@ def _serial(t: Tensor) -> bool:
     return bool((along.abs() > 4 / math.sqrt(len(t))).any())
 
 
-def _hinges(x: Tensor) -> Tensor:
+def _hinge_features(x: Tensor) -> Tensor:
     """Return hinge features at the quartiles: an additive model, if there are few columns."""
     if not 0 < x.shape[1] <= FEW_COLUMNS:
         return x[:, :0]
@@ -320,26 +330,26 @@ def _hinges(x: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(x[:, :1]), x, *bends], 1)
 
 
-def _on_a_circle(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, object]:
+def _angle_gain(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> Facts:
     """Return the unexplained variance of an angle / that of its cosine and sine."""
     if not target.is_floating_point() or target.numel() != len(target):
         return {}
     angle = target.detach().double().reshape(-1, 1).cpu()
     width = float(angle.max() - angle.min())
-    turn = next((t for t in TURNS if 0.98 * t < width <= t * (1 + 1e-6)), None)
-    if turn is None:
+    full_turn = next((t for t in FULL_TURNS if 0.98 * t < width <= t * (1 + 1e-6)), None)
+    if full_turn is None:
         return {}
-    angle = angle * (2 * math.pi / turn)
+    angle = angle * (2 * math.pi / full_turn)
     y = torch.cat([angle, angle.cos(), angle.sin()], 1)
     y = (y - y.mean(0)) / y.std(0)
     scores = torch.zeros_like(y)
-    for fit, judge in (halves, halves[::-1]):
-        scores[judge] = design[judge] @ ridge(design[fit], y[fit], 10.0)
+    for fit, test in (halves, halves[::-1]):
+        scores[test] = design[test] @ ridge(design[fit], y[fit], 10.0)
     number, *circle = (y - scores).square().mean(0).tolist()
     return {"turn": number / max(*circle, 1e-9)}
 
 
-def _as_classes(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> dict[str, object]:
+def _class_gain(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> Facts:
     """Return the gain in held-out accuracy of classifying integers over rounded regression."""
     values = target.detach().double().reshape(len(target), -1).cpu()
     if values.shape[1] != 1 or bool((values != values.round()).any()):
@@ -351,12 +361,12 @@ def _as_classes(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> d
     hot = torch.nn.functional.one_hot(classes, len(distinct)).double()
     mean = values.mean()
     right = {"classes": 0.0, "numbers": 0.0}
-    for fit, judge in (halves, halves[::-1]):
+    for fit, test in (halves, halves[::-1]):
         both = torch.cat([hot[fit], values[fit] - mean], 1)
-        scores = design[judge] @ ridge(design[fit], both, 10.0)
+        scores = design[test] @ ridge(design[fit], both, 10.0)
         near = (scores[:, -1:] + mean - distinct).abs().argmin(1)
         for name, answer in (("classes", scores[:, :-1].argmax(1)), ("numbers", near)):
-            right[name] += float((answer == classes[judge]).sum()) / len(values)
+            right[name] += float((answer == classes[test]).sum()) / len(values)
     return {"class_gain": right["classes"] - right["numbers"]}
 
 
@@ -367,15 +377,15 @@ def _bag_skill(inputs: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
     best = -math.inf
     for strength in (1.0, 100.0):
         scores = torch.zeros_like(y)
-        for fit, judge in (halves, halves[::-1]):
+        for fit, test in (halves, halves[::-1]):
             assert design is not None
             x = design[:, :straight]
-            scores[judge] = x[judge] @ ridge(x[fit], y[fit], strength)
+            scores[test] = x[test] @ ridge(x[fit], y[fit], strength)
         best = max(best, 1 - float((y - scores).square().mean() / y.square().mean()))
     return best
 
 
-def _deviations(scores: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
+def _agreement_z(scores: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
     """Return the z-score of the agreement of scores and targets under permuted targets.
 
     Over all permutations of n rows, `sum a_i b_i` has the mean `n <mean a, mean b>` and the
@@ -398,41 +408,41 @@ def _columns(target: Tensor) -> Tensor | None:
     return torch.nn.functional.one_hot(target.detach().long()).double().cpu()
 
 
-def _apart(train: Batch, valid: Batch) -> dict[str, object]:
+def _compare_validation(train: Batch, valid: Batch) -> Facts:
     """Compare validation with training data: scale, classes, common rows."""
-    facts: dict[str, object] = {}
+    facts: Facts = {}
     x, other = train[0], valid[0]
     if isinstance(x, Tensor) and isinstance(other, Tensor) and x.shape[1:] == other.shape[1:]:
         if x.is_floating_point():
-            facts |= _scales(x, other)
-        facts |= _shared(x, other)
+            facts |= _compare_scales(x, other)
+        facts |= _shared_rows(x, other)
     if isinstance(train[1], Tensor) and isinstance(valid[1], Tensor):
-        facts |= _classes(train[1], valid[1])
+        facts |= _compare_classes(train[1], valid[1])
     return facts
 
 
-def _classes(y: Tensor, goal: Tensor) -> dict[str, object]:
+def _compare_classes(y: Tensor, goal: Tensor) -> Facts:
     """Return classes that occur in validation only, and the total variation of class shares."""
     if any(t.is_floating_point() or t.ndim != 1 for t in (y, goal)):
         return {}
-    known, asked = set(y.unique().tolist()), set(goal.unique().tolist())
-    if len(goal) < 10 * len(known | asked) or len(y) < 10 * len(known | asked):
+    known, valid_classes = set(y.unique().tolist()), set(goal.unique().tolist())
+    if len(goal) < 10 * len(known | valid_classes) or len(y) < 10 * len(known | valid_classes):
         return {}  # too few rows per class
     shares = {
         v: (float((y == v).double().mean()), float((goal == v).double().mean()))
-        for v in known | asked
+        for v in known | valid_classes
     }
     return {
-        "new_classes": sorted(v for v in asked - known if shares[v][1] > 0.02)[:5],
+        "new_classes": sorted(v for v in valid_classes - known if shares[v][1] > 0.02)[:5],
         "class_shift": sum(abs(a - b) for a, b in shares.values()) / 2,
     }
 
 
-def _scales(x: Tensor, other: Tensor) -> dict[str, object]:
+def _compare_scales(x: Tensor, other: Tensor) -> Facts:
     a, b = (t.detach().double().flatten(1) for t in (x, other))
     deviation = a.std(0)
     # rare features, such as single words, may be absent by chance
-    moving = (a != a.mode(0).values).sum(0) >= SEEN
+    moving = (a != a.mode(0).values).sum(0) >= MIN_MOVED
     if not bool(moving.any()) or len(b) < 10:
         return {}
     shift = (b.mean(0) - a.mean(0)).abs()[moving] / deviation[moving]
@@ -440,7 +450,7 @@ def _scales(x: Tensor, other: Tensor) -> dict[str, object]:
     return {"valid_shift": float(shift.median()), "valid_scale": float(ratio.median())}
 
 
-def _shared(x: Tensor, other: Tensor) -> dict[str, object]:
+def _shared_rows(x: Tensor, other: Tensor) -> Facts:
     """Return the shares of validation rows that are training rows, and of repeated ones."""
     rows = [t.detach().flatten(1).cpu().contiguous().numpy() for t in (x, other)]
     train = [row.tobytes() for row in rows[0]]
@@ -449,7 +459,7 @@ def _shared(x: Tensor, other: Tensor) -> dict[str, object]:
     return {"rows_in_both": both, "rows_repeated": 1 - len(known) / len(train)}
 
 
-def _drawn(loader: object) -> dict[str, object]:
+def _sampler_facts(loader: object) -> Facts:
     """Return whether a loader reads rows in order, or how many a weighted sampler can draw."""
     sampler, data = getattr(loader, "sampler", None), getattr(loader, "dataset", None)
     if not isinstance(sampler, WeightedRandomSampler) or not isinstance(data, Sized):
@@ -457,12 +467,12 @@ def _drawn(loader: object) -> dict[str, object]:
     return {"drawable": int((sampler.weights > 0).sum()), "rows_there": len(data)}
 
 
-def loader_facts(source: Samples) -> dict[str, object]:
+def loader_facts(source: Samples) -> Facts:
     """Measure whether the batches of a loader vary less inside than shuffled ones would."""
     if source.indexed:
         return {}
-    drawn, reading = _drawn(source.source), iter(source.source)
-    read = [split(batch) for batch in itertools.islice(reading, BATCHES)]
+    drawn, reading = _sampler_facts(source.source), iter(source.source)
+    read = [split(batch) for batch in itertools.islice(reading, MAX_BATCHES)]
     seen: list[Tensor] = []
     for _, target in [*read, *(read_on(reading, read) if read else [])]:
         if not isinstance(target, Tensor) or target.reshape(len(target), -1).shape[1] != 1:
@@ -471,7 +481,7 @@ def loader_facts(source: Samples) -> dict[str, object]:
     if len(seen) < 4 or min(len(t) for t in seen[:-1]) < 8:
         return drawn
     if seen[0].is_floating_point():
-        return drawn | _means_of_batches([t.double() for t in seen])
+        return drawn | _batch_mean_variance([t.double() for t in seen])
     values, counts = torch.cat(seen).unique(return_counts=True)
     shares = counts.double() / counts.sum()
     # expected number of classes in a shuffled batch
@@ -484,7 +494,7 @@ def loader_facts(source: Samples) -> dict[str, object]:
     }
 
 
-def _means_of_batches(seen: list[Tensor]) -> dict[str, object]:
+def _batch_mean_variance(seen: list[Tensor]) -> Facts:
     """Return the variance of batch means / that expected of shuffled batches."""
     whole = torch.cat(seen)
     size = sum(len(t) for t in seen) / len(seen)

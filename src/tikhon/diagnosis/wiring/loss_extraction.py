@@ -20,7 +20,7 @@ from tikhon.diagnosis.modes import LOSS, Args, Located, Options, function_name
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 
-ARRANGING = set(
+REARRANGING = set(
     "view reshape flatten transpose permute movedim swapaxes contiguous __getitem__ squeeze "
     "unsqueeze unflatten T mT long float to clone pad".split()
 )
@@ -30,7 +30,7 @@ Step = tuple[Function, Args, Options]
 Steps = tuple[Step, ...]  # applied to a tensor in order
 
 
-def walk(steps: Steps, value: Tensor) -> Tensor:
+def apply_steps(steps: Steps, value: Tensor) -> Tensor:
     """Apply the steps to a tensor."""
     for func, args, kwargs in steps:
         value = func(value, *args, **kwargs)
@@ -38,48 +38,48 @@ def walk(steps: Steps, value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Judged:
+class LossCall:
     """A call of a loss function, and whether the model itself made it."""
 
     func: Function
     args: Args
     kwargs: Options
     value: object
-    inside: bool
+    by_model: bool
 
 
 @dataclass(frozen=True)
-class Lifted:
+class ExtractedLoss:
     """The loss function, and the steps that lead to its output and target arguments."""
 
-    judged: Judged
-    answer: Steps
-    goal: Steps
+    loss_call: LossCall
+    output_steps: Steps
+    target_steps: Steps
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a model output."""
-        known, goal = self.judged, walk(self.goal, target)
-        answer = walk(self.answer, output.contiguous())  # required by view
-        return known.func(answer, goal, *known.args[2:], **known.kwargs)
+        known, target_steps = self.loss_call, apply_steps(self.target_steps, target)
+        output_steps = apply_steps(self.output_steps, output.contiguous())  # required by view
+        return known.func(output_steps, target_steps, *known.args[2:], **known.kwargs)
 
 
-class _Followed(Located):
+class _Recorder(Located):
     """Records what is passed to the model and to loss functions, and how it is rearranged."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.given: list[object] = []
+        self.model_inputs: list[object] = []
         self.outputs: list[object] = []
-        self.judged: list[Judged] = []
-        self._made: dict[int, tuple[object, Step]] = {}
-        self._alive: list[object] = []  # keeps ids unique
+        self.loss_call: list[LossCall] = []
+        self._steps: dict[int, tuple[object, Step]] = {}
+        self._kept_alive: list[object] = []  # keeps ids unique
 
     def enter(self, name: str, module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
         """Record the arguments of the model; None if both positional and keyword."""
         super().enter(name, module, args, kwargs)
         if module is self.model:
             one = args[0] if len(args) == 1 else args
-            self.given.append(None if args and kwargs else kwargs or one)
+            self.model_inputs.append(None if args and kwargs else kwargs or one)
 
     def leave(self, name: str, module: nn.Module, args: Args, output: object) -> None:
         """Record the output of the model."""
@@ -92,11 +92,11 @@ class _Followed(Located):
         result = func(*args, **kwargs)
         name, first, rest = function_name(func), next(iter(args), None), args[1:]
         if name in JUDGES and rest:
-            self.judged.append(Judged(func, args, kwargs, result, self.stack[-1] != LOSS))
-        elif name in ARRANGING and isinstance(result, Tensor) and result is not first:
+            self.loss_call.append(LossCall(func, args, kwargs, result, self.stack[-1] != LOSS))
+        elif name in REARRANGING and isinstance(result, Tensor) and result is not first:
             if not tensors((rest, dict(kwargs))):
-                self._made[id(result)] = (first, (func, rest, kwargs))
-                self._alive.append(result)
+                self._steps[id(result)] = (first, (func, rest, kwargs))
+                self._kept_alive.append(result)
         return result
 
     def path(self, tensor: object, known: list[Tensor]) -> tuple[int, Steps]:
@@ -104,14 +104,14 @@ class _Followed(Located):
         places = {id(t): k for k, t in enumerate(known)}
         steps: Steps = ()
         while id(tensor) not in places:
-            if id(tensor) not in self._made:
+            if id(tensor) not in self._steps:
                 raise LookupError
-            tensor, step = self._made[id(tensor)]
+            tensor, step = self._steps[id(tensor)]
             steps = (step, *steps)
         return places[id(tensor)], steps
 
 
-def lifted(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
+def extract_loss(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
     """Return replica and fixed batch with a loss of outputs and targets, if a pass shows one.
 
     Both are unchanged if the loss has that form already, calls the model more than once, computes
@@ -121,9 +121,9 @@ def lifted(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
         return replica, source
     model, hooks = replica.model, len(replica.model._forward_hooks)
     try:
-        with undisturbed(model, training=False), torch.no_grad(), _Followed(model) as seen:
+        with undisturbed(model, training=False), torch.no_grad(), _Recorder(model) as recorder:
             value = replica.value(source.probe)
-        batch, loss = _lift(model, seen, source.probe, value)
+        batch, loss = _extract(model, recorder, source.probe, value)
         found = replace(replica, loss=loss)
         with undisturbed(model, training=False), torch.no_grad():
             if torch.allclose(found.value(batch), value, rtol=1e-4):
@@ -135,53 +135,58 @@ def lifted(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
     return replica, source
 
 
-def _lift(model: nn.Module, seen: _Followed, batch: Batch, value: Tensor) -> tuple[Batch, Lifted]:
+def _extract(
+    model: nn.Module, recorder: _Recorder, batch: Batch, value: Tensor
+) -> tuple[Batch, ExtractedLoss]:
     rows, parts = length(batch), tensors(whole(batch))
-    if len(seen.given) != 1 or len(seen.judged) != 1:
+    if len(recorder.model_inputs) != 1 or len(recorder.loss_call) != 1:
         raise LookupError
-    given, judged = seen.given[0], seen.judged[0]
-    answers = [t for t in tensors(seen.outputs[0]) if t is not judged.value]
-    place, answer = seen.path(judged.args[0], answers)
-    which, goal = seen.path(judged.args[1], parts)
-    beside = tensors((judged.args[2:], dict(judged.kwargs)))
-    if any(t.ndim and len(t) == rows for t in beside):  # a third part of the batch
+    model_inputs, loss_call = recorder.model_inputs[0], recorder.loss_call[0]
+    model_outputs = [t for t in tensors(recorder.outputs[0]) if t is not loss_call.value]
+    output_index, output_steps = recorder.path(loss_call.args[0], model_outputs)
+    target_index, target_steps = recorder.path(loss_call.args[1], parts)
+    other_tensors = tensors((loss_call.args[2:], dict(loss_call.kwargs)))
+    if any(t.ndim and len(t) == rows for t in other_tensors):  # a third part of the batch
         raise LookupError
-    judgement = judged.value
-    if not isinstance(judgement, Tensor) or judgement.data_ptr() != value.data_ptr():
+    loss_value = loss_call.value
+    if not isinstance(loss_value, Tensor) or loss_value.data_ptr() != value.data_ptr():
         raise LookupError  # something is added to it, even if this is 0 at the start
-    target = parts[which]
-    if judged.inside and isinstance(given, Mapping):
-        given = {k: v for k, v in given.items() if v is not target and v is not None}
-    if given is None or any(not t.ndim or len(t) != rows for t in tensors(given)):
+    target = parts[target_index]
+    if loss_call.by_model and isinstance(model_inputs, Mapping):
+        model_inputs = {k: v for k, v in model_inputs.items() if v is not target and v is not None}
+    if model_inputs is None or any(not t.ndim or len(t) != rows for t in tensors(model_inputs)):
         raise LookupError
-    if not judged.inside:  # targets that the model rearranges itself stay as given
-        target, goal = _in_rows(target, goal, rows)
-    same = walk(answer, answers[place]).shape == answers[place].shape
-    flat = same and _row_by_row(goal, target, answers[place])
+    if not loss_call.by_model:  # targets that the model rearranges itself stay as given
+        target, target_steps = _arrange_rows(target, target_steps, rows)
+    same = (
+        apply_steps(output_steps, model_outputs[output_index]).shape
+        == model_outputs[output_index].shape
+    )
+    flat = same and _flattens_rows(target_steps, target, model_outputs[output_index])
 
-    def plain(module: nn.Module, args: Args, kwargs: Options, output: object) -> Tensor:
-        found = tensors(output)[place]
+    def select_output(module: nn.Module, args: Args, kwargs: Options, output: object) -> Tensor:
+        found = tensors(output)[output_index]
         return found.unflatten(0, (len(tensors((args, dict(kwargs)))[0]), -1)) if flat else found
 
-    if flat or not isinstance(seen.outputs[0], Tensor):
-        model.register_forward_hook(plain, with_kwargs=True)
-    steps = ((torch.flatten, (0, 1), {}),) if flat else answer
-    return (given, target), Lifted(judged, steps, goal)
+    if flat or not isinstance(recorder.outputs[0], Tensor):
+        model.register_forward_hook(select_output, with_kwargs=True)
+    steps = ((torch.flatten, (0, 1), {}),) if flat else output_steps
+    return (model_inputs, target), ExtractedLoss(loss_call, steps, target_steps)
 
 
-def _in_rows(target: Tensor, steps: Steps, rows: int) -> tuple[Tensor, Steps]:
+def _arrange_rows(target: Tensor, steps: Steps, rows: int) -> tuple[Tensor, Steps]:
     """Apply steps to the target while rows stay on the first axis; return it and the rest."""
     reached, values = 0, [target]
     for count in range(1, len(steps) + 1):
-        values.append(walk(steps[count - 1 : count], values[-1]))
+        values.append(apply_steps(steps[count - 1 : count], values[-1]))
         if values[-1].ndim and len(values[-1]) == rows:
             reached = count
     return values[reached], steps[reached:]
 
 
-def _row_by_row(steps: Steps, target: Tensor, answer: Tensor) -> bool:
+def _flattens_rows(steps: Steps, target: Tensor, output_steps: Tensor) -> bool:
     """Whether outputs (by the model) and targets per position are flattened row by row."""
-    if target.ndim != 2 or len(answer) != target.numel():
+    if target.ndim != 2 or len(output_steps) != target.numel():
         return False
     order = torch.arange(target.numel(), device=target.device).reshape(target.shape)
-    return torch.equal(walk(steps, order), order.flatten())
+    return torch.equal(apply_steps(steps, order), order.flatten())

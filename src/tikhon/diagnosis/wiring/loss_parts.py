@@ -13,49 +13,50 @@ from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.thresholds import RELATED, TOLD, TOLD_MORE, UNTOLD
 from tikhon.diagnosis.wiring.dataset import relation
+from tikhon.diagnosis.wiring.program import Facts
 
 SHIFTS = 4  # permutations of the targets
 
 
 @dataclass
-class ComparedPart:
+class TargetComparison:
     """A comparison of outputs with targets in the loss."""
 
     place: str
-    goal: Tensor
+    target: Tensor
     gain: float  # decrease relative to its value with permuted targets
 
 
-class ComparedParts(Functions):
+class TargetComparisons(Functions):
     """Context that repeats each comparison of a loss with permuted targets."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
         self.orders = [torch.arange(rows).roll(max(1, k * rows // SHIFTS)) for k in range(SHIFTS)]
-        self.found: list[ComparedPart] = []
+        self.found: list[TargetComparison] = []
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
         """Return the function's own result."""
         value = func(*args, **kwargs)
         given = args[:2] if function_name(func) in JUDGES and len(args) > 1 else ()
-        answer, goal = given if given else (None, None)
-        if not isinstance(answer, Tensor) or not isinstance(goal, Tensor):
+        output, target = given if given else (None, None)
+        if not isinstance(output, Tensor) or not isinstance(target, Tensor):
             return value
-        if not answer.requires_grad or goal.requires_grad or not goal.ndim:
+        if not output.requires_grad or target.requires_grad or not target.ndim:
             return value
-        if len(goal) != len(self.orders[0]) or not isinstance(value, Tensor):
+        if len(target) != len(self.orders[0]) or not isinstance(value, Tensor):
             return value
         place = user_line()
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            moved = [func(answer, goal[order], *args[2:], **kwargs) for order in self.orders]
-            own = float(value.double().mean())
-            other = sum(float(m.double().mean()) for m in moved) / SHIFTS
-            gain = (other - own) / max(abs(other), 1e-12)
-            self.found.append(ComparedPart(place, goal.detach().clone(), gain))
+            moved = [func(output, target[order], *args[2:], **kwargs) for order in self.orders]
+            value_now = float(value.double().mean())
+            value_permuted = sum(float(m.double().mean()) for m in moved) / SHIFTS
+            gain = (value_permuted - value_now) / max(abs(value_permuted), 1e-12)
+            self.found.append(TargetComparison(place, target.detach().clone(), gain))
         return value
 
 
-def part_facts(replica: Replica, batch: Batch) -> dict[str, object]:
+def loss_part_facts(replica: Replica, batch: Batch) -> Facts:
     """Return `untold`: a part of the loss that does not depend on the order of its targets.
 
     One of several parts, in a trained network; shallow models do not predict its targets either.
@@ -63,25 +64,27 @@ def part_facts(replica: Replica, batch: Batch) -> dict[str, object]:
     inputs = batch[0]
     if not isinstance(inputs, Tensor) or inputs.dtype == torch.bool:
         return {}
-    seen: list[list[ComparedPart]] = []
+    passes: list[list[TargetComparison]] = []
     for seed in (0, 1):
         with torch.enable_grad(), undisturbed(replica.model, training=False, seed=seed):
-            with ComparedParts(len(inputs)) as tape:
+            with TargetComparisons(len(inputs)) as trace:
                 replica.value(batch)
-        seen.append(tape.found)
-    if len(seen[0]) < 2 or len(seen[0]) != len(seen[1]):
+        passes.append(trace.found)
+    if len(passes[0]) < 2 or len(passes[0]) != len(passes[1]):
         return {}
-    told = max(part.gain for part in seen[0])
-    if told < TOLD:
+    best_gain = max(part.gain for part in passes[0])
+    if best_gain < TOLD:
         return {}
-    for part, again in zip(*seen):
-        goal = part.goal
-        drawn = goal.shape != again.goal.shape or not torch.equal(goal, again.goal)
-        single = goal.ndim == 1 and len(goal.unique()) == len(goal)  # indices of a pairwise matrix
-        told_here = part.gain > UNTOLD or told < TOLD_MORE * part.gain
-        if told_here or drawn or single or not bool((goal != goal[:1]).any()):
+    for part, again in zip(*passes):
+        target = part.target
+        drawn = target.shape != again.target.shape or not torch.equal(target, again.target)
+        single = target.ndim == 1 and len(target.unique()) == len(
+            target
+        )  # indices of a pairwise matrix
+        related = part.gain > UNTOLD or best_gain < TOLD_MORE * part.gain
+        if related or drawn or single or not bool((target != target[:1]).any()):
             continue
-        z = relation(inputs, goal).get("relation")
+        z = relation(inputs, target).get("relation")
         if isinstance(z, float) and z < RELATED:
-            return {"untold": {"place": part.place, "gain": part.gain, "told": told}}
+            return {"untold": {"place": part.place, "gain": part.gain, "told": best_gain}}
     return {}

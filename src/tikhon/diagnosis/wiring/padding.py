@@ -8,41 +8,47 @@ from torch import Tensor
 from tikhon.data.rows import each, tensors
 from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import undisturbed
-from tikhon.diagnosis.wiring.program import ONE_LENGTH, Subject, difference, shortened
-from tikhon.diagnosis.wiring.targets import Bench
-from tikhon.diagnosis.wiring.torch_calls import Calm
+from tikhon.diagnosis.wiring.program import (
+    FIXED_LENGTH_ERRORS,
+    Facts,
+    Program,
+    relative_change,
+    truncated,
+)
+from tikhon.diagnosis.wiring.targets import LossProbe
+from tikhon.diagnosis.wiring.torch_calls import WithoutDropout
 from tikhon.errors import InputError
 
-ENDING = 0.5  # share of texts with the same last token, for it to be an end token
-SHORT = 0.3  # share of the rows that must end in padding, of different lengths
-END = 4  # positions at the end of all rows that hold one value, at least
-HEARD = 1e-4  # relative change of a loss beyond rounding
-INSIDE = 0.02  # share of the positions before the padding that may hold the same value
+END_TOKEN_SHARE = 0.5  # share of texts with the same last token, for it to be an end token
+MIN_SHORT = 0.3  # share of the rows that must end in padding, of different lengths
+MIN_PADDING = 4  # positions at the end of all rows that hold one value, at least
+CHANGED = 1e-4  # relative change of a loss beyond rounding
+MAX_INSIDE = 0.02  # share of the positions before the padding that may hold the same value
 
 
-def padding_facts(subject: Subject) -> dict[str, object]:
+def padding_facts(program: Program) -> Facts:
     """Measure the change of outputs without padding, and the padding counted by the loss."""
-    inputs, target = subject.batch
+    inputs, target = program.batch
     found = [(t, ends) for t in tensors(inputs) if (ends := lengths(t)) is not None]
     if not found:
         return {}
     part, ends = found[0]
-    facts: dict[str, object] = {"padding": 1 - float(ends.sum()) / (len(ends) * part.shape[1])}
+    facts: Facts = {"padding": 1 - float(ends.sum()) / (len(ends) * part.shape[1])}
     varied = len(ends.unique()) > 1
-    apart = _without(subject, ends, part.shape[1]) if varied else None
-    if apart is not None:
-        facts["padding_apart"] = apart
+    change = _change_without_padding(program, ends, part.shape[1]) if varied else None
+    if change is not None:
+        facts["padding_apart"] = change
     if not isinstance(target, Tensor) or target.ndim < 2:
         return facts
     for part, ends in found:
         if target.shape[1] == part.shape[1]:
-            facts |= _counted(subject, ends, part.shape[1])
-            facts["ends_unasked"] = _ends_unasked(part, target, ends)
+            facts |= _padding_share_in_loss(program, ends, part.shape[1])
+            facts["ends_unasked"] = _lacks_end_tokens(part, target, ends)
             break
     return facts
 
 
-def _ends_unasked(tokens: Tensor, target: Tensor, ends: Tensor) -> bool:
+def _lacks_end_tokens(tokens: Tensor, target: Tensor, ends: Tensor) -> bool:
     """Whether labels equal to the tokens ignore the padding, and no end token precedes it.
 
     An end token would be the last one of most texts.
@@ -55,7 +61,7 @@ def _ends_unasked(tokens: Tensor, target: Tensor, ends: Tensor) -> bool:
     if not same or not bool(filled.any(1).all()) or bool((target[filled] != IGNORED).any()):
         return False
     counts = tokens.gather(1, (ends - 1).clamp_min(0)[:, None]).unique(return_counts=True)[1]
-    return float(counts.max()) < ENDING * len(ends)
+    return float(counts.max()) < END_TOKEN_SHARE * len(ends)
 
 
 def lengths(values: Tensor) -> Tensor | None:
@@ -72,77 +78,78 @@ def lengths(values: Tensor) -> Tensor | None:
     ends = values.shape[1] - same.flip(1).cumprod(1).sum(1)
     inside = float(same.sum() - (values.shape[1] - ends).sum()) / max(1.0, float(ends.sum()))
     if len(ends.unique()) == 1:
-        return ends.cpu() if _all_end_early(values, same, int(ends[0])) else None
+        return ends.cpu() if _share_padded_end(values, same, int(ends[0])) else None
     short = ends < values.shape[1]
     varied = len(ends.unique()) > 2 and int(ends.min()) > 0
-    usual = float(short.double().mean()) >= SHORT and inside <= INSIDE
+    usual = float(short.double().mean()) >= MIN_SHORT and inside <= MAX_INSIDE
     return ends.cpu() if usual and varied else None
 
 
-def _all_end_early(values: Tensor, same: Tensor, end: int) -> bool:
+def _share_padded_end(values: Tensor, same: Tensor, end: int) -> bool:
     """Whether tokens of all rows end at the same position, long before the last one."""
-    if values.is_floating_point() or values.shape[1] - end < END or end < 1:
+    if values.is_floating_point() or values.shape[1] - end < MIN_PADDING or end < 1:
         return False
     varied = (values[:, :end] != values[:1, :end]).any(0)
-    return bool(varied.any()) and float(same[:, :end][:, varied].double().mean()) <= INSIDE
+    return bool(varied.any()) and float(same[:, :end][:, varied].double().mean()) <= MAX_INSIDE
 
 
-def _without(subject: Subject, ends: Tensor, size: int) -> float | None:
+def _change_without_padding(program: Program, ends: Tensor, size: int) -> float | None:
     """Return the change of outputs of the shorter half of rows without their common padding."""
     cut = int(ends.median())
     if not 1 <= cut < size:
         return None
     rows = torch.nonzero(ends <= cut).flatten()
 
-    def half(t: Tensor) -> Tensor:
-        return t[rows.to(t.device)] if t.ndim and len(t) == subject.rows else t
+    def shorter_half(t: Tensor) -> Tensor:
+        return t[rows.to(t.device)] if t.ndim and len(t) == program.rows else t
 
-    batch = (each(subject.batch[0], half), each(subject.batch[1], half))
+    batch = (each(program.batch[0], shorter_half), each(program.batch[1], shorter_half))
     try:
-        with Calm():
-            before = subject.outputs(batch)
-            after = subject.outputs(shortened(batch, size, cut))
-    except ONE_LENGTH:
+        before = program.outputs(batch)
+        after = program.outputs(truncated(batch, size, cut))
+    except FIXED_LENGTH_ERRORS:
         return None
     worst = 0.0
     kept = torch.arange(cut) < ends[rows][:, None]
     for a, b in zip(before, after):
         if a.shape == b.shape:
-            worst = max(worst, difference([a], [b], slice(None)))
+            worst = max(worst, relative_change([a], [b]))
         elif a.ndim >= 2 and a.shape[:2] == (len(rows), size) and b.shape[1:2] == (cut,):
-            worst = max(worst, difference([a[:, :cut]], [b], kept.to(a.device)))
+            worst = max(worst, relative_change([a[:, :cut]], [b], kept.to(a.device)))
     return worst
 
 
-def _counted(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
+def _padding_share_in_loss(program: Program, ends: Tensor, size: int) -> Facts:
     """Return the share of padding among target positions with a gradient."""
-    target = subject.batch[1]
-    if subject.replica.whole:
-        return _counted_inside(subject, ends, size)
+    target = program.batch[1]
+    if program.replica.whole:
+        return _padding_share_in_closure(program, ends, size)
     with torch.no_grad():
-        output = each(subject.answer(subject.batch), lambda t: t.detach().clone())
-    bench = Bench(subject, output)
-    found = bench.gradient(target)
+        output = each(program.forward(program.batch), lambda t: t.detach().clone())
+    probe = LossProbe(program, output)
+    found = probe.gradient(target)
     if found is None or len(found) != 1 or found[0].ndim < 2:
         return {}
     pull = found[0].abs()
     axis = next((k for k in range(1, pull.ndim) if pull.shape[k] == size), None)
     if axis is None:
         return {}
-    heard = pull.movedim(axis, 1).flatten(2).sum(2).cpu() > 0 if pull.ndim > 2 else pull.cpu() > 0
+    has_gradient = (
+        pull.movedim(axis, 1).flatten(2).sum(2).cpu() > 0 if pull.ndim > 2 else pull.cpu() > 0
+    )
     padded = torch.arange(size) >= ends[:, None]
     filler = target.cpu()[padded]
-    if not bool(heard.any()) or not filler.numel() or bool((filler != filler[:1]).any()):
+    if not bool(has_gradient.any()) or not filler.numel() or bool((filler != filler[:1]).any()):
         return {}  # padded inputs have targets of their own
-    return {"padding_counted": float((heard & padded).sum()) / float(heard.sum())}
+    return {"padding_counted": float((has_gradient & padded).sum()) / float(has_gradient.sum())}
 
 
-def _counted_inside(subject: Subject, ends: Tensor, size: int) -> dict[str, object]:
+def _padding_share_in_closure(program: Program, ends: Tensor, size: int) -> Facts:
     """Return that share for a loss that calls the model and changes when padding is ignored.
 
     The first padded position of a row may be its end token, which is to be learned.
     """
-    inputs, target = subject.batch
+    inputs, target = program.batch
     padded = torch.arange(size) > ends[:, None]
     if target.is_floating_point() or target.ndim != 2 or not bool(padded.any()):
         return {}
@@ -151,10 +158,10 @@ def _counted_inside(subject: Subject, ends: Tensor, size: int) -> dict[str, obje
         return {}
     marked = target.masked_fill(padded.to(target.device), IGNORED)
     try:
-        with torch.no_grad(), undisturbed(subject.model, training=False), Calm():
-            before, after = (float(subject.replica.value((inputs, y))) for y in (target, marked))
-    except (InputError, *ONE_LENGTH):  # a loss with another ignore_index
+        with torch.no_grad(), undisturbed(program.model, training=False), WithoutDropout():
+            before, after = (float(program.replica.value((inputs, y))) for y in (target, marked))
+    except (InputError, *FIXED_LENGTH_ERRORS):  # a loss with another ignore_index
         return {}
-    heard = abs(before - after) > HEARD * abs(before)
+    has_gradient = abs(before - after) > CHANGED * abs(before)
     share = float(padded.sum()) / float((target != IGNORED).sum())
-    return {"padding_counted": share} if heard else {}
+    return {"padding_counted": share} if has_gradient else {}

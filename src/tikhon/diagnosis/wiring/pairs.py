@@ -7,45 +7,45 @@ from torch import Tensor
 
 from tikhon.diagnosis.reference import binary
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.program import Subject
+from tikhon.diagnosis.wiring.program import Facts, Program
 
 NEAR = 0.1  # output for a row and itself / usual output, of a distance
-SURE = 3.0  # z-score of the difference between the labels' distances
+MIN_Z = 3.0  # z-score of the difference between the labels' distances
 
 
-def pair_facts(subject: Subject, source: Samples) -> dict[str, object]:
+def pair_facts(program: Program, source: Samples) -> Facts:
     """Return `alike`: the label of similar pairs, for a network whose output is a distance.
 
     A distance is nearly 0 between a row and itself; similar pairs have the closer inputs.
     """
     target = source.probe[1]
-    if subject.replica.whole or not isinstance(target, Tensor) or not _labels(target):
+    if program.replica.whole or not isinstance(target, Tensor) or not _is_binary_label(target):
         return {}
-    found = _members(subject.batch[0])
-    known = _members(source.probe[0])
+    found = _split_pairs(program.batch[0])
+    known = _split_pairs(source.probe[0])
     if found is None or known is None:
         return {}
-    same = _joined(subject.batch[0], found[0])
-    usual, near = (subject.outputs((x, subject.batch[1])) for x in (subject.batch[0], same))
+    same = _pairs_with_themselves(program.batch[0], found[0])
+    usual, itself = (program.outputs((x, program.batch[1])) for x in (program.batch[0], same))
     if len(usual) != 1 or bool((usual[0] < 0).any()):
         return {}
-    if float(near[0].abs().mean()) > NEAR * float(usual[0].abs().mean()):
+    if float(itself[0].abs().mean()) > NEAR * float(usual[0].abs().mean()):
         return {}
-    apart = (known[0] - known[1]).double().flatten(1).square().sum(1).sqrt()
-    label = target.flatten().to(apart.device) > 0
+    distance = (known[0] - known[1]).double().flatten(1).square().sum(1).sqrt()
+    label = target.flatten().to(distance.device) > 0
     if min(int(label.sum()), int((~label).sum())) < 10:
         return {}
-    ones, others = apart[label], apart[~label]
+    ones, others = distance[label], distance[~label]
     noise = (ones.var() / len(ones) + others.var() / len(others)).sqrt().clamp_min(1e-12)
-    gap = float((ones.mean() - others.mean()) / noise)
-    return {"alike_label": float(gap < 0)} if abs(gap) >= SURE else {}
+    z_score = float((ones.mean() - others.mean()) / noise)
+    return {"alike_label": float(z_score < 0)} if abs(z_score) >= MIN_Z else {}
 
 
-def _labels(target: Tensor) -> bool:
+def _is_binary_label(target: Tensor) -> bool:
     return target.numel() == len(target) and binary(target) and len(target.unique()) == 2
 
 
-def _members(inputs: object) -> tuple[Tensor, Tensor] | None:
+def _split_pairs(inputs: object) -> tuple[Tensor, Tensor] | None:
     """Return the two rows of each pair: from a tuple, or from the second axis."""
     if isinstance(inputs, Tensor) and inputs.ndim > 2 and inputs.shape[1] == 2:
         first, second = inputs[:, 0], inputs[:, 1]
@@ -59,6 +59,6 @@ def _members(inputs: object) -> tuple[Tensor, Tensor] | None:
     return (first, second) if alike else None
 
 
-def _joined(inputs: object, member: Tensor) -> object:
+def _pairs_with_themselves(inputs: object, row: Tensor) -> object:
     """Return pairs of each row with itself, in the form of the inputs."""
-    return (member, member) if isinstance(inputs, tuple) else torch.stack([member, member], 1)
+    return (row, row) if isinstance(inputs, tuple) else torch.stack([row, row], 1)

@@ -1,6 +1,6 @@
-"""Propagation of notes through one operation: indices, norms over rows, bounds.
+"""Propagation of provenances through one operation: indices, norms over rows, bounds.
 
-Functions of one call and its notes, called by the recorder for each operation of the loss.
+Functions of one call, used by the tracer for each operation of the loss.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ SHAPES = set(
     "detach __getitem__ unbind chunk split".split()
 )
 CASTS = set("float double half to type type_as long int bfloat16 cpu".split())
-PLACES = {"max", "min", "topk", "sort", "kthvalue"}  # return values and indices
-LENGTHS = {"norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "linalg_matrix_norm"}
-SCORED = {"cross_entropy", "log_softmax", "logsumexp"}
-SUMMING = {*ADDING, "stack", "cat"}
-UNIT = 1e-3  # relative difference of norms due to rounding
-FLOOR = 0.7  # share of the trivial loss that bounded logits cannot get below
+WITH_INDICES = {"max", "min", "topk", "sort", "kthvalue"}  # return values and indices
+NORMS = {"norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "linalg_matrix_norm"}
+SOFTMAX_LOSSES = {"cross_entropy", "log_softmax", "logsumexp"}
+JOINING_OR_ADDING = {*ADDING, "stack", "cat"}
+SAME_NORM = 1e-3  # relative difference of norms due to rounding
+MIN_FLOOR = 0.7  # share of the trivial loss that bounded logits cannot get below
 
 
 def is_index(step: TracedCall, result: Tensor) -> bool:
     """Whether a result is an index of entries, possibly reshaped or cast."""
     if step.name in ("argmax", "argmin"):
         return True
-    if step.name in PLACES and not result.is_floating_point():
+    if step.name in WITH_INDICES and not result.is_floating_point():
         return bool(step.inputs) and step.inputs[0].is_floating_point()
-    return step.name in SHAPES | CASTS and bool(step.notes) and step.notes[0].index
+    return step.name in SHAPES | CASTS and bool(step.provenances) and step.provenances[0].is_index
 
 
-def index_as_number(step: TracedCall, answers: set[int]) -> None:
+def check_index_as_number(step: TracedCall, outputs: set[int]) -> None:
     """Detect an argmax of an output used as a value: discounted, added to data or compared."""
     if step.name not in ADDING | TIMES | COMPARED or not step.results:
         return
     if not step.results[0].is_floating_point():
         return
-    for place, (tensor, note) in enumerate(zip(step.inputs, step.notes)):
-        if not note.index or note.roots.isdisjoint(answers) or not tensor.ndim:
+    for place, (tensor, provenance) in enumerate(zip(step.inputs, step.provenances)):
+        if not provenance.is_index or provenance.roots.isdisjoint(outputs) or not tensor.ndim:
             continue
-        others = [n for k, n in enumerate(step.notes) if k != place]
-        of_data = any(n.roots and n.roots.isdisjoint(answers) for n in others)
+        others = [n for k, n in enumerate(step.provenances) if k != place]
+        of_data = any(n.roots and n.roots.isdisjoint(outputs) for n in others)
         numbers = [a for a in step.args if isinstance(a, float) and 0 < a < 1]
-        compared = step.name in COMPARED and any(not n.roots.isdisjoint(answers) for n in others)
+        compared = step.name in COMPARED and any(not n.roots.isdisjoint(outputs) for n in others)
         if (step.name in TIMES and numbers) or (step.name in ADDING and of_data) or compared:
             step.facts.setdefault("index_as_number", step.place)
 
 
-def gathered_over_rows(step: TracedCall, rows: int, answers: set[int]) -> None:
+def check_gather_over_rows(step: TracedCall, rows: int, outputs: set[int]) -> None:
     """Detect class indices that gather along the rows, and so pick outputs of other rows."""
     if step.name != "gather" or len(step.inputs) < 2:
         return
@@ -60,13 +60,13 @@ def gathered_over_rows(step: TracedCall, rows: int, answers: set[int]) -> None:
     source, index = step.inputs[0], step.inputs[-1]
     if axis not in (0, -2) or source.ndim != 2 or len(source) != rows or source.shape[1] >= rows:
         return
-    if not index.numel() or step.notes[0].roots.isdisjoint(answers):
+    if not index.numel() or step.provenances[0].roots.isdisjoint(outputs):
         return
     if 1 < int(index.max()) + 1 <= source.shape[1]:
         step.facts.setdefault("gathered_over_rows", step.place)
 
 
-def compared_over_rows(step: TracedCall, rows: int) -> None:
+def check_cosine_over_rows(step: TracedCall, rows: int) -> None:
     """Detect a cosine similarity over the rows, which compares columns."""
     if step.name != "cosine_similarity" or len(step.inputs) < 2:
         return
@@ -82,9 +82,14 @@ def compared_over_rows(step: TracedCall, rows: int) -> None:
         step.facts.setdefault("compared_over_rows", step.place)
 
 
-def mixed_derivatives(step: TracedCall) -> None:
+def check_mixed_derivatives(step: TracedCall) -> None:
     """Detect second derivatives of a sum of first ones, which include all mixed derivatives."""
-    if step.name != "grad" or not step.notes or not step.notes[0].slope or not step.results:
+    if (
+        step.name != "grad"
+        or not step.provenances
+        or not step.provenances[0].derivative
+        or not step.results
+    ):
         return
     given = step.inputs[0]
     columns = given.shape[1] if given.ndim == 2 else 1
@@ -96,20 +101,22 @@ def mixed_derivatives(step: TracedCall) -> None:
         step.facts.setdefault("mixed_derivatives", step.place)
 
 
-def unlearned(step: TracedCall) -> str:
+def follow_detached_loss(step: TracedCall) -> str:
     """Return the line of a loss without gradient; detect it when added to one with gradient."""
-    known = next((n.unlearned for n in step.notes if n.unlearned), "")
+    known = next((n.detached_line for n in step.provenances if n.detached_line), "")
     if step.attached:
-        if known and step.name in SUMMING:
+        if known and step.name in JOINING_OR_ADDING:
             step.facts.setdefault("unlearned_part", known)
         return ""
-    given = step.name in JUDGES and any(n.roots for n in step.notes)
+    given = step.name in JUDGES and any(n.roots for n in step.provenances)
     if given:
         return step.place
-    return known if step.name in SUMMING | TIMES | SHARES | SHAPES | {"mean", "sum"} else ""
+    return (
+        known if step.name in JOINING_OR_ADDING | TIMES | SHARES | SHAPES | {"mean", "sum"} else ""
+    )
 
 
-def logs_of_targets(step: TracedCall) -> bool:
+def follow_log_targets(step: TracedCall) -> bool:
     """Whether a result is the log-softmax of data.
 
     Detects its product with logits: a hand-written cross-entropy with swapped arguments.
@@ -120,26 +127,28 @@ def logs_of_targets(step: TracedCall) -> bool:
             shares = float(values.max()) <= 1 and (
                 float(values.min()) >= 0 or not (values > 0).any()
             )
-            if step.notes[logs].logs and not shares:
+            if step.provenances[logs].log_targets and not shares:
                 step.facts.setdefault("logs_of_targets", step.place)
     made = step.name == "log_softmax" and not step.attached
-    return made or (step.name in SHAPES and bool(step.notes) and step.notes[0].logs)
+    return made or (
+        step.name in SHAPES and bool(step.provenances) and step.provenances[0].log_targets
+    )
 
 
-def is_norm(step: TracedCall, rows: int) -> bool:
+def is_norm_over_rows(step: TracedCall, rows: int) -> bool:
     """Whether a result is a norm over the rows: of the batch, or of each column."""
     given = step.inputs[0] if step.inputs else None
     if given is None or given.ndim != 2 or len(given) != rows or not given.requires_grad:
         return False
-    return step.name in LENGTHS and step.results[0].shape[:1] != (rows,)
+    return step.name in NORMS and step.results[0].shape[:1] != (rows,)
 
 
-def normed_over_rows(step: TracedCall, rows: int) -> str:
+def follow_norm_over_rows(step: TracedCall, rows: int) -> str:
     """Return the line in which outputs were divided by a norm over the rows.
 
     Detects a matrix of similarities between rows made of such outputs.
     """
-    known = next((n.over_rows for n in step.notes if n.over_rows), "")
+    known = next((n.normed_line for n in step.provenances if n.normed_line), "")
     if step.name in PRODUCTS and known and tuple(step.results[0].shape) == (rows, rows):
         step.facts.setdefault("normed_over_rows", known)
     if step.name in SHAPES | TIMES or (step.name in SHARES and known):
@@ -150,36 +159,36 @@ def normed_over_rows(step: TracedCall, rows: int) -> str:
     if step.name == "normalize" and given.requires_grad:
         axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else 1)
         return step.place if axis in (0, -2) else ""
-    divided = step.name in SHARES and len(step.notes) == 2 and step.notes[1].norm
-    return step.place if divided and step.notes[0].roots & step.notes[1].roots else ""
+    divided = step.name in SHARES and len(step.provenances) == 2 and step.provenances[1].row_norm
+    return step.place if divided and step.provenances[0].roots & step.provenances[1].roots else ""
 
 
-def bounded(step: TracedCall) -> float | None:
+def follow_bound(step: TracedCall) -> float | None:
     """Return the bound on products of vectors of fixed norm.
 
     Detects logits bounded too tightly for a softmax.
     """
-    known = next((n.bound for n in step.notes if n.bound is not None), None)
+    known = next((n.bound for n in step.provenances if n.bound is not None), None)
     if step.name in PRODUCTS and len(step.inputs) == 2 and step.results[0].ndim == 2:
         a, b = (t.detach() for t in step.inputs)
         lengths = [a.norm(dim=1), b.norm(dim=0)] if a.ndim == b.ndim == 2 else []
-        fixed = [bool((n - n.mean()).abs().max() <= UNIT * n.mean()) for n in lengths]
-        known_size = bool(fixed) and all(fixed) and step.attached and min(map(len, lengths)) > 2
-        return float(lengths[0].mean() * lengths[1].mean()) if known_size else None
+        fixed = [bool((n - n.mean()).abs().max() <= SAME_NORM * n.mean()) for n in lengths]
+        fixed_norms = bool(fixed) and all(fixed) and step.attached and min(map(len, lengths)) > 2
+        return float(lengths[0].mean() * lengths[1].mean()) if fixed_norms else None
     if known is None:
         return None
-    if step.name in SCORED and step.inputs[0].ndim == 2:
+    if step.name in SOFTMAX_LOSSES and step.inputs[0].ndim == 2:
         classes = step.inputs[0].shape[1]
         floor = math.log1p((classes - 1) * math.exp(-2 * known)) / math.log(max(2, classes))
-        if floor >= FLOOR and classes > 2:
+        if floor >= MIN_FLOOR and classes > 2:
             step.facts.setdefault("bounded_scores", {"place": step.place, "floor": floor})
         return None
     if step.name in SHAPES:
         return known
-    return _scaled(step, known)
+    return _scale_bound(step, known)
 
 
-def _scaled(step: TracedCall, known: float) -> float | None:
+def _scale_bound(step: TracedCall, known: float) -> float | None:
     """Return the bound after a product or quotient with a constant number."""
     if step.name not in TIMES | SHARES or len(step.args) != 2:
         return None
@@ -196,12 +205,12 @@ def _scaled(step: TracedCall, known: float) -> float | None:
     return known * size
 
 
-def pulled_above(answers: list[tuple[Tensor, bool]], loss: Tensor) -> bool:
+def raises_random_samples(outputs: list[tuple[Tensor, bool]], loss: Tensor) -> bool:
     """Whether a loss raises the scores of random samples and lowers those of the data.
 
     Outputs of a single sign are distances, which should be small, and are excluded.
     """
-    scores = [(t, drawn) for t, drawn in answers if t.requires_grad and t.numel() > 2]
+    scores = [(t, drawn) for t, drawn in outputs if t.requires_grad and t.numel() > 2]
     if {drawn for _, drawn in scores} != {True, False} or not loss.requires_grad:
         return False
     values = torch.cat([t.detach().flatten() for t, _ in scores])

@@ -12,20 +12,20 @@ Shape = tuple[int, ...]
 
 
 @dataclass(eq=False)
-class Grown:
+class Broadcast:
     """Rows broadcast against rows on another axis: (n,) and (n, 1) become (n, n)."""
 
     function: str
     shapes: tuple[Shape, Shape]
     place: str
-    asked: bool  # the axis of size one is explicit: None, unsqueeze, view
-    apart: bool  # the operands come from different tensors
-    meant: bool = False  # used with other pairwise matrices, or reduced along one axis
+    explicit: bool  # the axis of size one is explicit: None, unsqueeze, view
+    unrelated: bool  # the operands come from different tensors
+    intended: bool = False  # used with other pairwise matrices, or reduced along one axis
 
     @property
-    def slipped(self) -> bool:
+    def is_unintended(self) -> bool:
         """Whether the pairs are unintended."""
-        return not self.meant and (self.apart or not self.asked)
+        return not self.intended and (self.unrelated or not self.explicit)
 
 
 @dataclass(eq=False)
@@ -39,65 +39,65 @@ class Summand:
     kind: str
     function: str
     place: str
-    meant: bool = False  # used otherwise than in sums
+    intended: bool = False  # used otherwise than in sums
 
 
 @dataclass(frozen=True)
-class Note:
+class Provenance:
     """Properties of one tensor.
 
-    `roots` are the model outputs and parts of the batch that it is computed from; `shaped`: its
-    axes of size one are explicit; `sampled`: function and line of a random sample without gradient
-    that it comes from; `mixed`: combined with other tensors since.
+    `roots` are the model outputs and parts of the batch that it is computed from; `explicit_axes`:
+    its axes of size one are explicit; `sampled`: function and line of a random sample without
+    gradient that it comes from; `mixed`: combined with other tensors since.
     """
 
     roots: frozenset[int] = frozenset()
-    shaped: bool = False
-    grown: tuple[Grown, ...] = ()
+    explicit_axes: bool = False
+    broadcasts: tuple[Broadcast, ...] = ()
     summands: tuple[Summand, ...] = ()
     sampled: tuple[str, str] | None = None
     mixed: bool = False
-    drawn: bool = False  # contains noise
-    masked: float = 0.0  # share of entries zeroed by a mask
+    random: bool = False  # contains noise
+    masked_share: float = 0.0  # share of entries zeroed by a mask
     averaged: bool = False  # a scalar over all rows
-    slope: bool = False  # a derivative taken by the program
+    derivative: bool = False  # a derivative taken by the program
     discounted: bool = False  # multiplied by a constant between 0 and 1
-    goal: str = ""  # line that adds a discounted output to data: a bootstrapped target
-    index: bool = False  # an argmax or another index
-    norm: bool = False  # a norm over the rows
-    over_rows: str = ""  # line that divided rows by such a norm
+    bootstrap_line: str = ""  # line that adds a discounted output to data: a bootstrapped target
+    is_index: bool = False  # an argmax or another index
+    row_norm: bool = False  # a norm over the rows
+    normed_line: str = ""  # line that divided rows by such a norm
     bound: float | None = None  # upper bound on all entries
-    unlearned: str = ""  # line of a loss without gradient
-    logs: bool = False  # a log-softmax of data
+    detached_line: str = ""  # line of a loss without gradient
+    log_targets: bool = False  # a log-softmax of data
 
 
-NOTHING = Note()
+UNKNOWN = Provenance()
 
 
-def union(notes: list[Note]) -> Note:
-    """Merge the notes of the inputs of an operation."""
-    grown = dict.fromkeys(g for n in notes for g in n.grown)
-    summands = dict.fromkeys(s for n in notes for s in n.summands)
-    return Note(
-        frozenset().union(*(n.roots for n in notes)),
-        grown=tuple(grown),
+def union(provenances: list[Provenance]) -> Provenance:
+    """Merge the provenances of the inputs of an operation."""
+    broadcasts = dict.fromkeys(g for n in provenances for g in n.broadcasts)
+    summands = dict.fromkeys(s for n in provenances for s in n.summands)
+    return Provenance(
+        frozenset().union(*(n.roots for n in provenances)),
+        broadcasts=tuple(broadcasts),
         summands=tuple(summands),
-        drawn=any(n.drawn for n in notes),
-        slope=any(n.slope for n in notes),
-        discounted=any(n.discounted for n in notes),
-        goal=next((n.goal for n in notes if n.goal), ""),
+        random=any(n.random for n in provenances),
+        derivative=any(n.derivative for n in provenances),
+        discounted=any(n.discounted for n in provenances),
+        bootstrap_line=next((n.bootstrap_line for n in provenances if n.bootstrap_line), ""),
     )
 
 
 @dataclass(frozen=True)
 class TracedCall:
-    """One recorded call of a torch function, with the notes of its tensors."""
+    """One recorded call of a torch function, with the provenances of its tensors."""
 
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     inputs: list[Tensor]
-    notes: list[Note]
+    provenances: list[Provenance]
     results: list[Tensor]
     place: str
     written: bool  # called by the program, not inside torch
@@ -114,7 +114,7 @@ class TracedCall:
         return len(self.results) == 1
 
 
-def together(shapes: list[Shape]) -> Shape | None:
+def broadcast_shape(shapes: list[Shape]) -> Shape | None:
     """Return the broadcast shape; None if shapes do not broadcast."""
     try:
         return tuple(torch.broadcast_shapes(*shapes))
@@ -122,6 +122,6 @@ def together(shapes: list[Shape]) -> Shape | None:
         return None
 
 
-def pairs(shape: Shape, rows: int) -> bool:
+def has_row_pairs(shape: Shape, rows: int) -> bool:
     """Whether a shape has the rows on two axes, alone or merged with a neighbouring axis."""
     return any(s > 2 and s % rows == 0 and shape.count(s) > 1 for s in shape)

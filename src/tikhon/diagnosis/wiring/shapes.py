@@ -9,35 +9,38 @@ import torch
 from tikhon.data.rows import tensors
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import undisturbed
-from tikhon.diagnosis.wiring.program import ONE_LENGTH, Subject, shortened
-from tikhon.diagnosis.wiring.torch_calls import Call, Calls
+from tikhon.diagnosis.wiring.program import FIXED_LENGTH_ERRORS, Facts, Program, truncated
+from tikhon.diagnosis.wiring.torch_calls import Call, CallTrace
 
-SHORTER = (11, 7, 5)  # lengths of shortened sequences: primes, rarely heads or channels
+SHORTER_LENGTHS = (11, 7, 5)  # lengths of shortened sequences: primes, rarely heads or channels
 RESHAPES = ("view", "reshape", "view_as", "reshape_as", "unflatten")
 
 
-def shape_facts(subject: Subject) -> dict[str, object]:
+def shape_facts(program: Program) -> Facts:
     """Find reshapes that reorder axes, and softmaxes over the rows or over one entry."""
-    with torch.no_grad(), undisturbed(subject.model, training=False), Calls(subject.model) as tape:
-        subject.replica.value(subject.batch)
-    mixed = [c for c in tape.named(*RESHAPES) if reorders(c)] or _mixed_when_shorter(subject)
-    facts: dict[str, object] = {}
-    if mixed:
-        call = mixed[0]
+    with torch.no_grad(), undisturbed(program.model, training=False):
+        with CallTrace(program.model) as tape:
+            program.replica.value(program.batch)
+    reordering = [c for c in tape.named(*RESHAPES) if reorders(c)] or _reordering_when_shorter(
+        program
+    )
+    facts: Facts = {}
+    if reordering:
+        call = reordering[0]
         facts["reshape"] = {
             "from": list(call.shapes[0]),
             "to": list(call.output or ()),
             "place": call.place,
         }
-    facts |= _unit_scores(subject, tape)
+    facts |= _unit_scores(program, tape)
     over_rows = [
         c
         for c in tape.calls
-        if c.dim == 0 and len(c.shapes[0]) > 1 and c.shapes[0][0] == subject.rows
+        if c.dim == 0 and len(c.shapes[0]) > 1 and c.shapes[0][0] == program.rows
     ]
     if over_rows:
         facts["softmax_over_rows"] = over_rows[0].place
-    single = [
+    singles = [
         c
         for c in tape.named("softmax", "log_softmax")
         if c.module == LOSS and c.dim is not None and c.shapes[0] and c.shapes[0][c.dim] == 1
@@ -47,34 +50,34 @@ def shape_facts(subject: Subject) -> dict[str, object]:
         for c in tape.named("cross_entropy")
         if c.shapes and len(c.shapes[0]) > 1 and c.shapes[0][1] == 1
     ]
-    if single or entropies:
-        facts["softmax_over_one"] = (single or entropies)[0].place
+    if singles or entropies:
+        facts["softmax_over_one"] = (singles or entropies)[0].place
     return facts
 
 
-def _mixed_when_shorter(subject: Subject) -> list[Call]:
+def _reordering_when_shorter(program: Program) -> list[Call]:
     """Find them with shorter sequences, since axes of equal size are ambiguous."""
-    lengths = {t.shape[1] for t in tensors(subject.batch[0]) if t.ndim in (2, 3)}
-    plain = all(t.ndim == 3 or not t.is_floating_point() for t in tensors(subject.batch[0]))
+    lengths = {t.shape[1] for t in tensors(program.batch[0]) if t.ndim in (2, 3)}
+    plain = all(t.ndim == 3 or not t.is_floating_point() for t in tensors(program.batch[0]))
     if len(lengths) != 1 or not plain:
         return []
     size = lengths.pop()
-    short = next((n for n in SHORTER if n < size and n != subject.rows), None)
+    short = next((n for n in SHORTER_LENGTHS if n < size and n != program.rows), None)
     if short is None:
         return []
     try:
-        with Calls(subject.model) as tape:
-            subject.outputs(shortened(subject.batch, size, short))
-    except ONE_LENGTH:
+        with CallTrace(program.model) as tape:
+            program.outputs(truncated(program.batch, size, short))
+    except FIXED_LENGTH_ERRORS:
         return []
     # networks of fixed length flatten whole rows by a view
     return [c for c in tape.named(*RESHAPES) if reorders(c) and short in (c.output or ())]
 
 
-def _unit_scores(subject: Subject, tape: Calls) -> dict[str, object]:
+def _unit_scores(program: Program, tape: CallTrace) -> Facts:
     """Return the lowest cross-entropy of logits of norm 1, relative to a constant's."""
-    answers = subject.outputs(subject.batch)
-    target = subject.batch[1]
+    answers = program.outputs(program.batch)
+    target = program.batch[1]
     if not tape.named("cross_entropy") or len(answers) != 1 or answers[0].ndim != 2:
         return {}
     length, classes = answers[0].norm(dim=1), answers[0].shape[1]

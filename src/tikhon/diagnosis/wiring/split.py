@@ -8,18 +8,19 @@ from torch import Tensor
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, ridge
 from tikhon.diagnosis.replica import Replica, undisturbed
+from tikhon.diagnosis.wiring.program import Facts
 
-FIT = 1200  # maximum number of training rows for a shallow model
-FEW = 50  # minimum number of validation rows
+MAX_FITTED = 1200  # maximum number of training rows for a shallow model
+MIN_VALID = 50  # minimum number of validation rows
 NEIGHBOURS = 10
-SEARCHED = 4000  # training rows searched for neighbours
-ASKED = 300  # validation rows whose neighbours are searched
-WIDE = 8  # columns from which neighbours are distant
-STEPS = 8  # minimum length of a window
+MAX_SEARCHED = 4000  # training rows searched for neighbours
+MAX_VALID = 300  # validation rows whose neighbours are searched
+MIN_COLUMNS = 8  # columns from which neighbours are distant
+MIN_STEPS = 8  # minimum length of a window
 RIDGES = (1.0, 30.0)
 
 
-def split_facts(train: Batch, valid: Batch | None) -> dict[str, object]:
+def split_facts(train: Batch, valid: Batch | None) -> Facts:
     """Compare training with validation rows; empty unless they are plain tensors."""
     if valid is None:
         return {}
@@ -32,10 +33,13 @@ def split_facts(train: Batch, valid: Batch | None) -> dict[str, object]:
         return {}
     if x.dtype != other.dtype or x.ndim < 2 or len(x) < 2 * NEIGHBOURS or not len(other):
         return {}
-    facts: dict[str, object] = {"windows_in_both": windows_in_both(x, other)}
-    if x.is_floating_point() and x[0].numel() >= WIDE:
-        facts |= _near(x.detach().flatten(1), other.detach().flatten(1))
-        if _near(x[::2].detach().flatten(1), x[1::2].detach().flatten(1)).get("copies", 0) > AGAIN:
+    facts: Facts = {"windows_in_both": windows_in_both(x, other)}
+    if x.is_floating_point() and x[0].numel() >= MIN_COLUMNS:
+        facts |= _noisy_copies(x.detach().flatten(1), other.detach().flatten(1))
+        if (
+            _noisy_copies(x[::2].detach().flatten(1), x[1::2].detach().flatten(1)).get("copies", 0)
+            > SELF_COPIES
+        ):
             return facts  # a model of one half would know copies in the other
     if isinstance(y, Tensor) and isinstance(goal, Tensor) and y.shape[1:] == goal.shape[1:]:
         facts |= relation_moved((x, y), (other, goal))
@@ -44,7 +48,7 @@ def split_facts(train: Batch, valid: Batch | None) -> dict[str, object]:
 
 def windows_in_both(x: Tensor, other: Tensor) -> float:
     """Return the share of validation windows that are training windows shifted by 1 to 4 steps."""
-    if x.shape[1] < STEPS or (x.ndim == 2 and not x.is_floating_point()):
+    if x.shape[1] < MIN_STEPS or (x.ndim == 2 and not x.is_floating_point()):
         return 0.0
     best = 0.0
     for lag in range(1, 5):
@@ -56,15 +60,15 @@ def windows_in_both(x: Tensor, other: Tensor) -> float:
     return best
 
 
-def _near(x: Tensor, other: Tensor) -> dict[str, float]:
+def _noisy_copies(x: Tensor, other: Tensor) -> dict[str, float]:
     """Return `copies`, the share of validation rows that are noisy copies of training rows.
 
     Copies lie near each other and far from all other rows, so the distance to the k-th nearest
     neighbour jumps after the last copy.
     """
     generator = torch.Generator().manual_seed(6)
-    some = torch.randperm(len(other), generator=generator)[:ASKED]
-    rows = torch.randperm(len(x), generator=generator)[:SEARCHED]
+    some = torch.randperm(len(other), generator=generator)[:MAX_VALID]
+    rows = torch.randperm(len(x), generator=generator)[:MAX_SEARCHED]
     a, b = other[some].double().cpu(), x[rows].double().cpu()
     if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
         return {}
@@ -75,16 +79,16 @@ def _near(x: Tensor, other: Tensor) -> dict[str, float]:
         return {}
     jump, last = (near[:, 1:] / near[:, :-1].clamp_min(1e-9 * usual)).max(1)
     before = near.gather(1, last[:, None])[:, 0]
-    found = (jump > JUMP) & (before < CLOSE * usual) & (before > 0)
+    found = (jump > MIN_JUMP) & (before < MAX_COPY_DISTANCE * usual) & (before > 0)
     return {"copies": float(found.double().mean())}
 
 
-AGAIN = 0.25  # share of training rows with copies, above which held-out rows are not new
-JUMP = 3.0  # distance to a neighbour / to the previous one
-CLOSE = 0.25  # distance to a copy / median distance
+SELF_COPIES = 0.25  # share of training rows with copies, above which held-out rows are not new
+MIN_JUMP = 3.0  # distance to a neighbour / to the previous one
+MAX_COPY_DISTANCE = 0.25  # distance to a copy / median distance
 
 
-def relation_moved(train: Batch, valid: Batch) -> dict[str, object]:
+def relation_moved(train: Batch, valid: Batch) -> Facts:
     """Return how well a shallow model of training rows predicts held-out and validation rows.
 
     `fits_train`, `fits_valid`: accuracy above the majority's share, or correlation. `fits_own`:
@@ -92,32 +96,38 @@ def relation_moved(train: Batch, valid: Batch) -> dict[str, object]:
     """
     (x, y), (other, goal) = train, valid
     if (
-        len(other) < FEW
-        or len(x) < 2 * FEW
+        len(other) < MIN_VALID
+        or len(x) < 2 * MIN_VALID
         or bool(torch.isinf(x).any() if x.is_floating_point() else False)
     ):
         return {}
     generator = torch.Generator().manual_seed(7)
-    parts = [torch.randperm(len(t), generator=generator)[:FIT] for t in (x, other)]
+    parts = [torch.randperm(len(t), generator=generator)[:MAX_FITTED] for t in (x, other)]
     design, straight = design_of(torch.cat([x[parts[0]], other[parts[1]]]))
-    targets = _goals(torch.cat([y[parts[0]], goal[parts[1]]]))
+    targets = _target_columns(torch.cat([y[parts[0]], goal[parts[1]]]))
     if design is None or targets is None:
         return {}
-    answers, classes = targets
+    predictions, classes = targets
     x = design if classes else design[:, :straight]
-    own = torch.arange(len(parts[0]))
-    theirs = torch.arange(len(parts[0]), len(design))
-    fit, judge = own[: len(own) // 2], own[len(own) // 2 :]
-    first, second = theirs[: len(theirs) // 2], theirs[len(theirs) // 2 :]
+    train_rows = torch.arange(len(parts[0]))
+    valid_rows = torch.arange(len(parts[0]), len(design))
+    fit, held_out = train_rows[: len(train_rows) // 2], train_rows[len(train_rows) // 2 :]
+    first, second = valid_rows[: len(valid_rows) // 2], valid_rows[len(valid_rows) // 2 :]
     best: tuple[float, ...] = (-1.0, -1.0)
     for strength in RIDGES:
-        best = max(best, _skills(x, answers, classes, fit, (judge, theirs), strength))
-    mine = max(_skills(x, answers, classes, first, (second,), s)[0] for s in RIDGES)
-    found: dict[str, object] = {"fits_train": best[0], "fits_valid": best[1], "fits_own": mine}
-    return found | {"fits_rows": len(theirs)}
+        best = max(
+            best, _ridge_skills(x, predictions, classes, fit, (held_out, valid_rows), strength)
+        )
+    own_skill = max(_ridge_skills(x, predictions, classes, first, (second,), s)[0] for s in RIDGES)
+    found: Facts = {
+        "fits_train": best[0],
+        "fits_valid": best[1],
+        "fits_own": own_skill,
+    }
+    return found | {"fits_rows": len(valid_rows)}
 
 
-def _goals(y: Tensor) -> tuple[Tensor, bool] | None:
+def _target_columns(y: Tensor) -> tuple[Tensor, bool] | None:
     """Return targets as columns, and whether they are classes; None for other targets."""
     if not y.is_floating_point() and y.ndim == 1 and y.dtype != torch.bool:
         if not 0 <= int(y.min()) <= int(y.max()) < MANY_CLASSES:
@@ -133,26 +143,26 @@ def _goals(y: Tensor) -> tuple[Tensor, bool] | None:
     return flat, False
 
 
-def _skills(
-    x: Tensor, y: Tensor, classes: bool, fit: Tensor, asked: tuple[Tensor, ...], strength: float
+def _ridge_skills(
+    x: Tensor, y: Tensor, classes: bool, fit: Tensor, row_sets: tuple[Tensor, ...], strength: float
 ) -> tuple[float, ...]:
     """Fit a ridge to some rows and return its skill on others."""
     mean = y[fit].mean(0)
     weights = ridge(x[fit], y[fit] - mean, strength)
     found = []
-    for rows in asked:
-        answer, true = x[rows] @ weights + mean, y[rows]
+    for rows in row_sets:
+        prediction, true = x[rows] @ weights + mean, y[rows]
         if classes:
-            right = float((answer.argmax(1) == true.argmax(1)).double().mean())
+            right = float((prediction.argmax(1) == true.argmax(1)).double().mean())
             found.append(right - float(true.mean(0).max()))
         else:
-            a, b = answer[:, 0] - answer.mean(), true[:, 0] - true.mean()
+            a, b = prediction[:, 0] - prediction.mean(), true[:, 0] - true.mean()
             size = float((a.square().sum() * b.square().sum()).sqrt())
             found.append(float((a * b).sum()) / size if size > 0 else 0.0)
     return tuple(found)
 
 
-def renamed(replica: Replica, valid: Batch) -> dict[str, object]:
+def renumbering_facts(replica: Replica, valid: Batch) -> Facts:
     """Return the accuracy of a trained network on validation rows as it is, and renumbered.
 
     `valid_mapped` is the accuracy with each class renumbered to its most frequent prediction, if
@@ -166,7 +176,11 @@ def renamed(replica: Replica, valid: Batch) -> dict[str, object]:
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(goal):
         return {}
     classes = output.shape[1]
-    if classes < 2 or not 0 <= int(goal.min()) <= int(goal.max()) < classes or len(goal) < FEW:
+    if (
+        classes < 2
+        or not 0 <= int(goal.min()) <= int(goal.max()) < classes
+        or len(goal) < MIN_VALID
+    ):
         return {}
     table = torch.zeros(classes, classes)
     table.index_put_((goal.cpu(), output.argmax(1).cpu()), torch.ones(len(goal)), accumulate=True)

@@ -10,43 +10,43 @@ from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import number_of, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.program import Subject, difference
-from tikhon.diagnosis.wiring.torch_calls import Calls
+from tikhon.diagnosis.wiring.program import Facts, Program, relative_change
+from tikhon.diagnosis.wiring.torch_calls import CallTrace
 
 SAME = 1e-5  # relative change of a gradient due to rounding
-INSIDE = 0.2  # share of an ignored class inside of rows, from which it is not padding
-LARGE = 10.0  # rms of a target column / of another, and at least this
-MANY_COLUMNS = 64  # maximum number of target columns compared
-COLUMNS = 4  # target columns that are tested one by one
+MAX_INSIDE = 0.2  # share of an ignored class inside of rows, from which it is not padding
+MIN_SIZE_RATIO = 10.0  # rms of a target column / of another, and at least this
+MAX_COLUMNS = 64  # maximum number of target columns compared
+TESTED_COLUMNS = 4  # target columns that are tested one by one
 
 
-def target_facts(subject: Subject) -> dict[str, object]:
+def target_facts(program: Program) -> Facts:
     """Measure how the loss uses outputs and targets; empty if it calls the model itself."""
-    target = subject.batch[1]
-    if subject.replica.whole or not isinstance(target, Tensor) or not target.ndim:
+    target = program.batch[1]
+    if program.replica.whole or not isinstance(target, Tensor) or not target.ndim:
         return {}
-    with undisturbed(subject.model, training=False), torch.no_grad():
-        output = each(subject.answer(subject.batch), lambda t: t.detach().clone())
-    bench = Bench(subject, output)
-    base = bench.gradient(target)
-    facts = _pulls(subject, bench, base, target)
-    facts |= _indifferent(subject, bench, base, target)
-    facts |= _deaf_columns(bench, base, target)
-    facts |= _two_sided(subject, output, target)
-    facts |= _one_sided(subject, output, target)
-    facts |= _right_answers(subject, output, target)
-    facts |= _shares_by_hand(subject, output, target)
-    facts |= _drowned(bench, base, target)
-    facts |= _loss_calls(subject, bench, target)
-    facts |= _kinds(output, target)
+    with undisturbed(program.model, training=False), torch.no_grad():
+        output = each(program.forward(program.batch), lambda t: t.detach().clone())
+    probe = LossProbe(program, output)
+    base = probe.gradient(target)
+    facts = _target_effects(program, probe, base, target)
+    facts |= _target_dependence(program, probe, base, target)
+    facts |= _ignored_columns(probe, base, target)
+    facts |= _below_zero(program, output, target)
+    facts |= _ignores_zeros(program, output, target)
+    facts |= _cost_of_correct_boxes(program, output, target)
+    facts |= _cost_of_correct_shares(program, output, target)
+    facts |= _dominant_column(probe, base, target)
+    facts |= _loss_calls(program, probe, target)
+    facts |= _target_kinds(output, target)
     return facts
 
 
-class Bench:
+class LossProbe:
     """The loss of fixed outputs as a function of the targets, and its gradient at the outputs."""
 
-    def __init__(self, subject: Subject, output: object) -> None:
-        self.loss = subject.replica.loss
+    def __init__(self, program: Program, output: object) -> None:
+        self.loss = program.replica.loss
         self.leaves: list[Tensor] = []
 
         def leaf(t: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Bench:
         found = torch.autograd.grad(loss, self.leaves, allow_unused=True)
         return [torch.zeros_like(t) if g is None else g for g, t in zip(found, self.leaves)]
 
-    def tried(self, target: Tensor) -> list[Tensor] | None:
+    def gradient_or_none(self, target: Tensor) -> list[Tensor] | None:
         """Return `gradient` at artificial targets; None also if the loss rejects them.
 
         A column may be an index, for which not every number is valid.
@@ -82,17 +82,20 @@ class Bench:
             return None
 
 
-def _pulls(
-    subject: Subject, bench: Bench, base: list[Tensor] | None, target: Tensor
-) -> dict[str, object]:
+def _target_effects(
+    program: Program, probe: LossProbe, base: list[Tensor] | None, target: Tensor
+) -> Facts:
     """Change single targets and measure at which outputs the gradient changes."""
-    rows = subject.rows
+    rows = program.rows
     if base is None or rows < 3:
         return {"loss_connected": base is not None}
-    facts: dict[str, object] = {"loss_connected": True} | _elsewhere(bench, target, rows)
-    if not any(t.ndim and len(t) == rows for t in bench.leaves):
+    facts: Facts = {"loss_connected": True} | _misplaced_outputs(probe, target, rows)
+    if not any(t.ndim and len(t) == rows for t in probe.leaves):
         return facts
-    found = [_pull(bench, target, column) for column in range(min(columns_of(target), COLUMNS))]
+    found = [
+        _effects_of_targets(probe, target, column)
+        for column in range(min(columns_of(target), TESTED_COLUMNS))
+    ]
     others = [share for shares, _ in found for share in shares]
     if others:
         # minimum over rows, maximum over columns
@@ -100,82 +103,85 @@ def _pulls(
     signs = [sign for _, column in found for sign in column]
     if len(signs) >= 3:
         facts["pulls_away"] = sum(sign > 0 for sign in signs) / len(signs)
-    size = sum((_sizes(g, rows) for g in (base, *_at_the_ends(bench, target))), torch.zeros(rows))
+    size = sum(
+        (_sizes_by_row(g, rows) for g in (base, *_extreme_gradients(probe, target))),
+        torch.zeros(rows),
+    )
     counts = target.flatten(1) != IGNORED if target.ndim > 1 else (target != IGNORED)[:, None]
-    meant = counts.any(1).cpu()
-    if bool(meant.any()) and bool((size > 0).any()):
-        facts["unheard"] = float((size[meant] == 0).double().mean())
-    return facts | _silent_classes(base, target, rows)
+    labelled = counts.any(1).cpu()
+    if bool(labelled.any()) and bool((size > 0).any()):
+        facts["unheard"] = float((size[labelled] == 0).double().mean())
+    return facts | _classes_without_gradient(base, target, rows)
 
 
-def _deaf_columns(bench: Bench, base: list[Tensor] | None, target: Tensor) -> dict[str, object]:
+def _ignored_columns(probe: LossProbe, base: list[Tensor] | None, target: Tensor) -> Facts:
     """Return the output columns with a target that the loss never reads."""
     if base is None or len(base) != 1 or base[0].shape != target.shape or target.ndim != 2:
         return {}
     if target.shape[1] < 2 or not target.is_floating_point():
         return {}
-    heard = sum(g[0].abs().sum(0) for g in (base, *_at_the_ends(bench, target)))
-    assert isinstance(heard, Tensor)
-    deaf = (heard == 0).nonzero().flatten().tolist()
-    return {"deaf_columns": deaf} if 0 < len(deaf) < target.shape[1] else {}
+    has_gradient = sum(g[0].abs().sum(0) for g in (base, *_extreme_gradients(probe, target)))
+    assert isinstance(has_gradient, Tensor)
+    ignored = (has_gradient == 0).nonzero().flatten().tolist()
+    return {"deaf_columns": ignored} if 0 < len(ignored) < target.shape[1] else {}
 
 
-def _sizes(gradient: list[Tensor], rows: int) -> Tensor:
-    return _by_row(gradient, [torch.zeros_like(g) for g in gradient], rows)
+def _sizes_by_row(gradient: list[Tensor], rows: int) -> Tensor:
+    return _change_by_row(gradient, [torch.zeros_like(g) for g in gradient], rows)
 
 
-def _at_the_ends(bench: Bench, target: Tensor) -> list[list[Tensor]]:
+def _extreme_gradients(probe: LossProbe, target: Tensor) -> list[list[Tensor]]:
     """Return gradients with all targets low, and high, since correct rows have none."""
     if not target.is_floating_point():
         return []
     ends = extremes(target, far=False)
-    found = [bench.tried(torch.full_like(target, end)) for end in ends]
+    found = [probe.gradient_or_none(torch.full_like(target, end)) for end in ends]
     return [g for g in found if g is not None]
 
 
-def _indifferent(
-    subject: Subject, bench: Bench, base: list[Tensor] | None, target: Tensor
-) -> dict[str, object]:
+def _target_dependence(
+    program: Program, probe: LossProbe, base: list[Tensor] | None, target: Tensor
+) -> Facts:
     """Whether the gradient is the same with permuted targets, and with different ones."""
     others = 3 * target.flip(0) + 1 if target.is_floating_point() else target[:1].expand_as(target)
-    if target.is_floating_point() and not _varied(target):  # all equal
-        found = [bench.tried(others.contiguous())]
+    if target.is_floating_point() and not _varies(target):  # all equal
+        found = [probe.gradient_or_none(others.contiguous())]
         unheard = base is not None and found[0] is not None
-        same = unheard and difference(base or [], found[0] or [], slice(None)) <= SAME
+        same = unheard and relative_change(base or [], found[0] or []) <= SAME
         return {"targets_used": False} if same and any(bool(g.any()) for g in base or []) else {}
     rolled = [target.roll(k, 0) for k in (1, 3)]
     moved = all(bool((t != target).any()) for t in rolled)
-    if subject.rows < 5 or not moved or not any(_varied(t) for t in bench.leaves):
+    if program.rows < 5 or not moved or not any(_varies(t) for t in probe.leaves):
         return {}
-    found = [bench.tried(t) for t in (*rolled, others.contiguous())]
+    found = [probe.gradient_or_none(t) for t in (*rolled, others.contiguous())]
     if base is None or not any(bool(g.any()) for g in base) or any(g is None for g in found):
         return {}
-    apart = [difference(base, g, slice(None)) for g in found if g is not None]
-    if max(apart[:-1]) > SAME or _heard_near(bench, target, rolled):
+    apart = [relative_change(base, g) for g in found if g is not None]
+    if max(apart[:-1]) > SAME or _depends_near_targets(probe, target, rolled):
         return {}
-    scored = any(g.numel() == subject.rows and bool(g.any()) for g in base)
+    scored = any(g.numel() == program.rows and bool(g.any()) for g in base)
     return {"indifferent": True, "targets_used": apart[-1] > SAME, "scored": scored}
 
 
-def _heard_near(bench: Bench, target: Tensor, rolled: list[Tensor]) -> bool:
+def _depends_near_targets(probe: LossProbe, target: Tensor, rolled: list[Tensor]) -> bool:
     """Whether targets matter at outputs in their range: far away, absolute errors are linear."""
-    leaf = bench.leaves[0]
-    if len(bench.leaves) != 1 or leaf.numel() != target.numel() or not target.is_floating_point():
+    leaf = probe.leaves[0]
+    if len(probe.leaves) != 1 or leaf.numel() != target.numel() or not target.is_floating_point():
         return False
     kept = leaf.detach().clone()
     with torch.no_grad():
         # wider than the targets, since the gradient is 0 where both are equal
         leaf.copy_((1.3 * target.flip(0) - 0.3 * target.mean(0)).reshape(leaf.shape))
-    found = [bench.tried(t) for t in (target, *rolled)]
+    found = [probe.gradient_or_none(t) for t in (target, *rolled)]
     with torch.no_grad():
         leaf.copy_(kept)
     if any(g is None for g in found):
         return False
     first, *others = [g for g in found if g is not None]
-    return any(difference(first, g, slice(None)) > SAME for g in others)
+    return any(relative_change(first, g) > SAME for g in others)
 
 
-def _varied(t: Tensor) -> bool:
+def _varies(t: Tensor) -> bool:
     return t.ndim > 0 and len(t) > 1 and bool((t != t[:1]).any())
 
 
@@ -184,7 +190,9 @@ def columns_of(target: Tensor) -> int:
     return target.shape[1] if target.ndim == 2 and target.is_floating_point() else 1
 
 
-def _pull(bench: Bench, target: Tensor, column: int) -> tuple[list[float], list[float]]:
+def _effects_of_targets(
+    probe: LossProbe, target: Tensor, column: int
+) -> tuple[list[float], list[float]]:
     """Return effects of three targets on the gradient: other rows / own row, and own signs.
 
     The sign at the own output is negative if the loss pulls it towards the target.
@@ -194,24 +202,24 @@ def _pull(bench: Bench, target: Tensor, column: int) -> tuple[list[float], list[
     for row in (0, rows // 2, rows - 1):
         rest = [column, *[0] * (target.ndim - 2)] if target.ndim > 1 else []
         index = (row, *rest)
-        pair, values = _two_gradients(bench, target, index)
+        pair, values = _two_gradients(probe, target, index)
         if pair is None:
             continue
-        size = _by_row(pair[0], pair[1], rows)
+        size = _change_by_row(pair[0], pair[1], rows)
         if float(size.max()) > 0:
             away = torch.cat([size[:row], size[row + 1 :]])
             others.append(float(away.median() / size.max()))
-            signs += _signs(bench, pair, target, index, values)
+            signs += _effect_signs(probe, pair, target, index, values)
     return others, signs
 
 
-def _elsewhere(bench: Bench, target: Tensor, rows: int) -> dict[str, object]:
+def _misplaced_outputs(probe: LossProbe, target: Tensor, rows: int) -> Facts:
     """Return the share of single targets that affect the output of one other row only.
 
     The axis of the rows is identified by its size, a unique prime.
     """
-    leaf = max(range(len(bench.leaves)), key=lambda k: bench.leaves[k].numel(), default=None)
-    shape = bench.leaves[leaf].shape if leaf is not None else ()
+    leaf = max(range(len(probe.leaves)), key=lambda k: probe.leaves[k].numel(), default=None)
+    shape = probe.leaves[leaf].shape if leaf is not None else ()
     axes = [k for k, size in enumerate(shape) if size == rows]
     if len(axes) != 1 or leaf is None:
         return {}
@@ -220,7 +228,7 @@ def _elsewhere(bench: Bench, target: Tensor, rows: int) -> dict[str, object]:
         for place in {0, *(target.shape[1:2] or (1,))}:
             index = (row, *([min(place, target.shape[1] - 1)] if target.ndim > 1 else []))
             index = (*index, *[0] * (target.ndim - len(index)))
-            pair, _ = _two_gradients(bench, target, index)
+            pair, _ = _two_gradients(probe, target, index)
             if pair is None:
                 continue
             change = (pair[0][leaf] - pair[1][leaf]).abs().double().movedim(axes[0], 0)
@@ -232,28 +240,28 @@ def _elsewhere(bench: Bench, target: Tensor, rows: int) -> dict[str, object]:
 
 
 def _two_gradients(
-    bench: Bench, target: Tensor, index: tuple[int, ...]
+    probe: LossProbe, target: Tensor, index: tuple[int, ...]
 ) -> tuple[tuple[list[Tensor], list[Tensor]] | None, tuple[float, float]]:
     """Return gradients with a low and a high target, beyond the data's range if possible."""
     for far in (True, False):
         ends = extremes(target, far=far, column=index[1] if len(index) == 2 else None)
         if len(ends) < 2:
             continue
-        low, high = (bench.tried(with_entry(target, index, value)) for value in ends)
+        low, high = (probe.gradient_or_none(with_entry(target, index, value)) for value in ends)
         if low is not None and high is not None:
             return (low, high), (ends[0], ends[1])
     return None, (0.0, 0.0)
 
 
-def _signs(
-    bench: Bench,
+def _effect_signs(
+    probe: LossProbe,
     pair: tuple[list[Tensor], list[Tensor]],
     target: Tensor,
     index: tuple[int, ...],
     ends: tuple[float, float],
 ) -> list[float]:
     """Return the sign of the gradient's change, from low to high target, at its own output."""
-    if len(bench.leaves) != 1:
+    if len(probe.leaves) != 1:
         return []
     change = pair[1][0] - pair[0][0]
     if change.shape == target.shape:
@@ -295,7 +303,7 @@ def with_entry(target: Tensor, index: tuple[int, ...], value: float) -> Tensor:
     return changed
 
 
-def _by_row(before: list[Tensor], after: list[Tensor], rows: int) -> Tensor:
+def _change_by_row(before: list[Tensor], after: list[Tensor], rows: int) -> Tensor:
     total = torch.zeros(rows, dtype=torch.float64)
     for a, b in zip(before, after):
         if a.ndim and len(a) == rows:
@@ -305,7 +313,7 @@ def _by_row(before: list[Tensor], after: list[Tensor], rows: int) -> Tensor:
     return total
 
 
-def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
+def _below_zero(program: Program, output: object, target: Tensor) -> Facts:
     """Whether the loss expects binary targets, and falls below zero on the given ones.
 
     Binary losses are symmetric: equal for (z, y) and (-z, 1 - y), or (p, y) and (1 - p, 1 - y). So
@@ -316,7 +324,7 @@ def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, ob
     y = target.to(output.dtype).reshape(output.shape)
     generator = torch.Generator().manual_seed(0)
     p = (0.1 + 0.8 * torch.rand(output.shape, generator=generator)).to(output)
-    loss = subject.replica.loss
+    loss = program.replica.loss
 
     def value(z: Tensor, goal: Tensor) -> float:
         return float(number_of(loss(z, goal.reshape(target.shape).to(target.dtype))))
@@ -336,7 +344,7 @@ def _two_sided(subject: Subject, output: object, target: Tensor) -> dict[str, ob
     return {"below_zero": lowest} if same and lowest < 0 else {}
 
 
-def _one_sided(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
+def _ignores_zeros(program: Program, output: object, target: Tensor) -> Facts:
     """Whether a loss that expects targets -1 and 1 is given 0 and 1, and ignores those of 0.
 
     Such a loss is equal for (z, 1) and (-z, -1), and the same for (z, 0) at every z.
@@ -345,12 +353,12 @@ def _one_sided(subject: Subject, output: object, target: Tensor) -> dict[str, ob
         return {}
     if not binary(target) or float(target.min()) < 0 or len(target.unique()) < 2:
         return {}
-    loss, generator = subject.replica.loss, torch.Generator().manual_seed(0)
+    loss, generator = program.replica.loss, torch.Generator().manual_seed(0)
     z = (torch.rand(output.shape, generator=generator) - 0.5).to(output)
     one = torch.ones_like(target).to(z.dtype)
 
-    def value(answer: Tensor, goal: Tensor) -> float:
-        return float(number_of(loss(answer, goal)))
+    def value(prediction: Tensor, goal: Tensor) -> float:
+        return float(number_of(loss(prediction, goal)))
 
     try:
         with torch.no_grad():
@@ -367,13 +375,13 @@ def _one_sided(subject: Subject, output: object, target: Tensor) -> dict[str, ob
     )
 
 
-def _right_answers(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
+def _cost_of_correct_boxes(program: Program, output: object, target: Tensor) -> Facts:
     """Return the share of target boxes that cost more, as output, than another row's box."""
     if not isinstance(output, Tensor) or output.shape != target.shape or target.ndim != 2:
         return {}
     if not target.is_floating_point() or target.shape[1] != 4 or binary(target):
         return {}
-    loss, costs = subject.replica.loss, []
+    loss, costs = program.replica.loss, []
     try:
         with torch.no_grad():
             for row in range(len(target)):
@@ -386,7 +394,7 @@ def _right_answers(subject: Subject, output: object, target: Tensor) -> dict[str
     return {"box_beaten": sum(own > low + SAME for own, low in costs) / len(costs)}
 
 
-def _shares_by_hand(subject: Subject, output: object, target: Tensor) -> dict[str, object]:
+def _cost_of_correct_shares(program: Program, output: object, target: Tensor) -> Facts:
     """Return the cost of correct outputs for a loss that normalises rows with several labels.
 
     It is invariant to a factor per row, `loss(c p, y) = loss(p, y)`. With normalised targets,
@@ -400,7 +408,7 @@ def _shares_by_hand(subject: Subject, output: object, target: Tensor) -> dict[st
     generator = torch.Generator().manual_seed(0)
     p = (0.05 + 0.4 * torch.rand(output.shape, generator=generator)).to(output)
     times = (1 + torch.rand((len(p), 1), generator=generator)).to(output)
-    loss = subject.replica.loss
+    loss = program.replica.loss
     try:
         with torch.no_grad():
             plain, scaled = (float(number_of(loss(z, target))) for z in (p, times * p))
@@ -412,12 +420,12 @@ def _shares_by_hand(subject: Subject, output: object, target: Tensor) -> dict[st
     return {"right_shares_cost": right} if same else {}
 
 
-def _drowned(bench: Bench, base: list[Tensor] | None, target: Tensor) -> dict[str, object]:
+def _dominant_column(probe: LossProbe, base: list[Tensor] | None, target: Tensor) -> Facts:
     """Return the target columns of largest and smallest gradient, and their ratio.
 
     The smaller of two ratios: at the network's outputs, and at the targets of another row.
     """
-    leaf = bench.leaves[0] if len(bench.leaves) == 1 else None
+    leaf = probe.leaves[0] if len(probe.leaves) == 1 else None
     if (
         base is None
         or leaf is None
@@ -426,45 +434,45 @@ def _drowned(bench: Bench, base: list[Tensor] | None, target: Tensor) -> dict[st
         or target.shape[1] < 2
     ):
         return {}
-    if not target.is_floating_point() or target.shape[1] > MANY_COLUMNS:
+    if not target.is_floating_point() or target.shape[1] > MAX_COLUMNS:
         return {}
     kept = leaf.detach().clone()
     with torch.no_grad():
         leaf.copy_(target.roll(1, 0))
-    found = bench.tried(target)
+    found = probe.gradient_or_none(target)
     with torch.no_grad():
         leaf.copy_(kept)
     if found is None:
         return {}
     here, beside = (g[0].double().square().mean(0).sqrt() for g in (base, found))
-    heard = (here > 0) & (beside > 0)
-    if int(heard.sum()) < 2:
+    has_gradient = (here > 0) & (beside > 0)
+    if int(has_gradient.sum()) < 2:
         return {}
-    loud = int(torch.where(heard, beside, -torch.inf).argmax())
-    quiet = int(torch.where(heard, beside, torch.inf).argmin())
+    largest = int(torch.where(has_gradient, beside, -torch.inf).argmax())
+    smallest = int(torch.where(has_gradient, beside, torch.inf).argmin())
     size = target.detach().double().square().mean(0).sqrt()
-    if float(size[loud]) < LARGE * max(1.0, float(size[quiet])):
+    if float(size[largest]) < MIN_SIZE_RATIO * max(1.0, float(size[smallest])):
         return {}
-    times = min(float(t[loud] / t[quiet]) for t in (here, beside))
-    return {"drowned": {"loud": loud, "quiet": quiet, "times": times}}
+    times = min(float(t[largest] / t[smallest]) for t in (here, beside))
+    return {"drowned": {"loud": largest, "quiet": smallest, "times": times}}
 
 
-def _silent_classes(base: list[Tensor], target: Tensor, rows: int) -> dict[str, object]:
+def _classes_without_gradient(base: list[Tensor], target: Tensor, rows: int) -> Facts:
     """Return classes whose rows have no gradient: ignored, or of weight zero."""
     if target.is_floating_point() or not target.ndim or target.dtype == torch.bool:
         return {}
     if target.ndim > 1:
-        return _silent_positions(base, target)
-    size = _sizes(base, rows)
+        return _classes_without_gradient_inside(base, target)
+    size = _sizes_by_row(base, rows)
     known = torch.isin(target.cpu(), target.cpu()[size > 0])
     if bool(known.any()) and float((size[known] > 0).double().mean()) < 0.5:
         return {}  # rows are left out, whatever their class
-    heard = [int(v) for v in target.unique() if bool((size[target.cpu() == v] > 0).any())]
-    silent = [int(v) for v in target.unique() if int(v) not in heard and int(v) != IGNORED]
-    return {"silent_classes": silent} if heard and silent else {}
+    has_gradient = [int(v) for v in target.unique() if bool((size[target.cpu() == v] > 0).any())]
+    silent = [int(v) for v in target.unique() if int(v) not in has_gradient and int(v) != IGNORED]
+    return {"silent_classes": silent} if has_gradient and silent else {}
 
 
-def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, object]:
+def _classes_without_gradient_inside(base: list[Tensor], target: Tensor) -> Facts:
     """Return classes without gradient inside of rows; at the ends they are padding."""
     leaf = max(base, key=Tensor.numel)
     axis = next(
@@ -473,28 +481,28 @@ def _silent_positions(base: list[Tensor], target: Tensor) -> dict[str, object]:
     )
     if leaf.ndim != target.ndim + 1 or axis is None or target.shape[1] < 3:
         return {}
-    heard = leaf.abs().sum(axis) > 0
+    has_gradient = leaf.abs().sum(axis) > 0
     silent = []
     for value in target.unique().tolist():
         here = target == value
-        if value == IGNORED or bool((heard & here).any()):
+        if value == IGNORED or bool((has_gradient & here).any()):
             continue
         steps = here.flatten(2).all(2) if target.ndim > 2 else here
         ends = steps.cumprod(1).bool() | steps.flip(1).cumprod(1).flip(1).bool()
         inside = float((steps & ~ends).sum())
-        if inside > INSIDE * float(steps.sum()) and float(here.double().mean()) < 0.5:
+        if inside > MAX_INSIDE * float(steps.sum()) and float(here.double().mean()) < 0.5:
             silent.append(int(value))
-    return {"silent_classes": silent} if silent and bool(heard.any()) else {}
+    return {"silent_classes": silent} if silent and bool(has_gradient.any()) else {}
 
 
-def background_facts(subject: Subject, source: Samples) -> dict[str, object]:
+def background_facts(program: Program, source: Samples) -> Facts:
     """Return the share of pixels with a target that is no class, if class 0 never occurs."""
-    target, every = subject.batch[1], source.probe[1]
-    if subject.replica.whole or not isinstance(every, Tensor) or every.ndim < 3:
+    target, every = program.batch[1], source.probe[1]
+    if program.replica.whole or not isinstance(every, Tensor) or every.ndim < 3:
         return {}
     if every.is_floating_point() or every.dtype == torch.bool:
         return {}
-    found = subject.outputs(subject.batch)
+    found = program.outputs(program.batch)
     if len(found) != 1 or found[0].shape[:1] + found[0].shape[2:] != target.shape:
         return {}
     classes = found[0].shape[1]
@@ -506,19 +514,19 @@ def background_facts(subject: Subject, source: Samples) -> dict[str, object]:
     return {"background": {"share": share, "value": int(values[outside]), "classes": classes}}
 
 
-def _loss_calls(subject: Subject, bench: Bench, target: Tensor) -> dict[str, object]:
+def _loss_calls(program: Program, probe: LossProbe, target: Tensor) -> Facts:
     """Return the functions that the loss calls, and facts about their arguments."""
-    with Calls(subject.model) as tape, torch.enable_grad():
-        subject.replica.loss(bench.output, target)
+    with CallTrace(program.model) as tape, torch.enable_grad():
+        program.replica.loss(probe.output, target)
     used = [c for c in tape.calls if c.module == LOSS]
-    facts: dict[str, object] = {"loss_functions": sorted({c.name for c in used} & LOSSES)}
-    goals = [c.goals for c in used if c.goals is not None]
+    facts: Facts = {"loss_functions": sorted({c.name for c in used} & LOSSES)}
+    goals = [c.target_range for c in used if c.target_range is not None]
     if goals:
         facts["binary_range"] = [min(low for low, _ in goals), max(high for _, high in goals)]
     turned = [c.name for c in used if c.swapped]
     straight = {c.name for c in used if not c.swapped}
     facts["swapped"] = next((name for name in turned if name not in straight), "")
-    batch_softmax = [c for c in used if c.dim == 0 and c.shapes[0][:1] == (subject.rows,)]
+    batch_softmax = [c for c in used if c.dim == 0 and c.shapes[0][:1] == (program.rows,)]
     if batch_softmax and len(batch_softmax[0].shapes[0]) > 1:
         facts["softmax_over_rows"] = batch_softmax[0].place
     return facts
@@ -533,9 +541,9 @@ LOSSES = set(
 )
 
 
-def _kinds(output: object, target: Tensor) -> dict[str, object]:
+def _target_kinds(output: object, target: Tensor) -> Facts:
     """Return shapes and values that a loss may not be made for."""
-    facts: dict[str, object] = {"target_shape": list(target.shape[1:])}
+    facts: Facts = {"target_shape": list(target.shape[1:])}
     if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
         # distances, which should be small for similar pairs (label 1)
         facts["distances"] = (

@@ -14,16 +14,16 @@ DROPOUTS = set(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
     "feature_dropout".split()
 )
-DRAWS = set(
+RANDOM_FUNCTIONS = set(
     "bernoulli rand rand_like randn randn_like normal multinomial randperm randint uniform "
     "exponential rsample rrelu gumbel_softmax".split()
 )
-CUTS = set(
+DETACHING = set(
     "detach data argmax argmin argsort item tolist numpy __float__ tensor long int bool "
     "round".split()
 )
 # these cut the graph if their truth values or indices are used
-PARTING = set(
+PARTLY_DETACHING = set(
     "gt ge lt le eq ne __gt__ __ge__ __lt__ __le__ __eq__ topk max min sort kthvalue mode".split()
 )
 
@@ -42,7 +42,9 @@ class Call:
     cut: bool = False  # and the output does not
     parts: bool = False  # and a part of the output does not
     silent: bool = False  # called without gradients in a pass that has them
-    goals: tuple[float, float] | None = None  # range of the targets of a binary cross-entropy
+    target_range: tuple[float, float] | None = (
+        None  # range of the targets of a binary cross-entropy
+    )
     swapped: bool = False  # of a loss: only the target argument requires a gradient
 
     @property
@@ -51,7 +53,7 @@ class Call:
         return self.line or self.module or "forward"
 
 
-class Calls(Located):
+class CallTrace(Located):
     """Context that records the calls of one forward pass and its loss."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -71,7 +73,9 @@ class Calls(Located):
         output = func(*args, **kwargs)
         name = function_name(func)
         has = isinstance(output, Tensor)
-        goals, swapped = _goals(name, args, kwargs) if name in ONE_SIDED else (None, False)
+        target_range, swapped = (
+            _target_range(name, args, kwargs) if name in ONE_SIDED else (None, False)
+        )
         self.calls.append(
             Call(
                 name,
@@ -81,33 +85,38 @@ class Calls(Located):
                 tuple(output.shape) if has else None,
                 _dim(name, args, kwargs),
                 attached,
-                attached and graded and not (has and output.requires_grad) and name in CUTS,
-                attached and graded and not (has and output.requires_grad) and name in PARTING,
+                attached and graded and not (has and output.requires_grad) and name in DETACHING,
+                attached
+                and graded
+                and not (has and output.requires_grad)
+                and name in PARTLY_DETACHING,
                 self.graded and not graded and attached,
-                goals,
+                target_range,
                 swapped,
             )
         )
         return output
 
 
-def _goals(name: str, args: Args, kwargs: Options) -> tuple[tuple[float, float] | None, bool]:
+def _target_range(
+    name: str, args: Args, kwargs: Options
+) -> tuple[tuple[float, float] | None, bool]:
     """Return the range of the targets, and whether outputs are passed as targets.
 
     Probabilities may be, on purpose, in a reversed divergence of distributions.
     """
-    given = {**dict(zip(("input", "target"), args)), **kwargs}
-    answer, goal = given.get("input"), given.get("target")
+    arguments = {**dict(zip(("input", "target"), args)), **kwargs}
+    answer, goal = arguments.get("input"), arguments.get("target")
     if not isinstance(answer, Tensor) or not isinstance(goal, Tensor) or not goal.numel():
         return None, False
-    ends = float(goal.detach().min()), float(goal.detach().max())
+    value_range = float(goal.detach().min()), float(goal.detach().max())
     swapped = goal.requires_grad and not answer.requires_grad
     if name in ("cross_entropy", "kl_div"):
-        swapped = swapped and ends[0] < 0 and not kwargs.get("log_target")
-    return ends if name in BINARY else None, swapped
+        swapped = swapped and value_range[0] < 0 and not kwargs.get("log_target")
+    return value_range if name in BINARY else None, swapped
 
 
-class Joined(Functions):
+class WithoutDetach(Functions):
     """Context in which `.detach()`, `.data` and `no_grad` have no effect."""
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
@@ -118,7 +127,7 @@ class Joined(Functions):
             return func(*args, **kwargs)
 
 
-class Calm(Functions):
+class WithoutDropout(Functions):
     """Context in which functional dropout is the identity and random slopes are their mean."""
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
@@ -130,7 +139,7 @@ class Calm(Functions):
         return func(*args, **kwargs)
 
 
-class Leaky(Functions):
+class LeakyActivations(Functions):
     """Context in which flat parts of activations have a tenth of the maximum slope."""
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
@@ -147,8 +156,8 @@ def _dim(name: str, args: Args, kwargs: Options) -> int | None:
     values = [*args[:2], None, None]
     if name not in ("softmax", "log_softmax") or not isinstance(values[0], Tensor):
         return None
-    given = kwargs.get("dim", values[1])
+    arguments = kwargs.get("dim", values[1])
     ndim = values[0].ndim
-    if not isinstance(given, int):
+    if not isinstance(arguments, int):
         return 0 if ndim in (0, 1, 3) else 1
-    return given % ndim if ndim else None
+    return arguments % ndim if ndim else None

@@ -11,41 +11,41 @@ from tikhon.data.rows import Batch, each, tensors
 from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.dataset import relation, sample
-from tikhon.diagnosis.wiring.program import Subject, difference, floats
-from tikhon.diagnosis.wiring.torch_calls import Calm
+from tikhon.diagnosis.wiring.program import Facts, Program, float_tensors, relative_change
+from tikhon.diagnosis.wiring.torch_calls import WithoutDropout
 
 SAME = 1e-6  # relative change of outputs or loss due to rounding
 EXPLAINED = ("explained_straight", "explained_bent")
-FEW = 16  # integer columns that are tested one by one
+MAX_INTEGER_COLUMNS = 16  # integer columns that are tested one by one
 
 
-def unread_facts(subject: Subject, source: Samples) -> dict[str, object]:
+def unused_input_facts(program: Program, source: Samples) -> Facts:
     """Return `unread`: the index of an unused input; or, of a single input, its unused entries.
 
     For entries: their share, the first one, and the variance of the targets that they explain.
     """
-    parts = tensors(subject.batch[0])
-    if subject.replica.whole:
-        return _idle_mark(subject) | (_whole_part(subject, parts) if len(parts) > 1 else {})
-    if subject.rows < 3 or not parts or any(len(t) != subject.rows for t in parts if t.ndim):
+    parts = tensors(program.batch[0])
+    if program.replica.whole:
+        return _unused_mask(program) | (_unused_part(program, parts) if len(parts) > 1 else {})
+    if program.rows < 3 or not parts or any(len(t) != program.rows for t in parts if t.ndim):
         return {}
     if len(parts) > 1:
-        return _whole_part(subject, parts)
+        return _unused_part(program, parts)
     x = parts[0]
-    if subject.batch[0] is not x or x.ndim < 2:
+    if program.batch[0] is not x or x.ndim < 2:
         return {}
-    still = _still(subject, x)
+    unused = _unused_entries(program, x)
     varied = (x != x[:1]).any(0)
-    mask = still & varied
+    mask = unused & varied
     if not bool(mask.any()) or not bool((varied & ~mask).any()):
         return {}
     share = float(mask.sum()) / float(varied.sum())
     first = [int(v) for v in mask.nonzero()[0]]
     found = {"share": share, "first": first, "entries": int(mask.sum())}
-    return {"unread": found} | _worth(source, mask)
+    return {"unread": found} | _explained_by_unused(source, mask)
 
 
-def _worth(source: Samples, mask: Tensor) -> dict[str, object]:
+def _explained_by_unused(source: Samples, mask: Tensor) -> Facts:
     """Return the held-out variance explained by shallow models with and without unread entries."""
     inputs, target = sample(source)
     if not isinstance(inputs, Tensor) or not isinstance(target, Tensor):
@@ -57,57 +57,56 @@ def _worth(source: Samples, mask: Tensor) -> dict[str, object]:
     return {"explained_all": best[0], "explained_read": best[1]} if len(best) == 2 else {}
 
 
-def _whole_part(subject: Subject, parts: list[Tensor]) -> dict[str, object]:
+def _unused_part(program: Program, parts: list[Tensor]) -> Facts:
     """Return the first of several inputs that affects neither outputs nor loss."""
     longest = max((int(t.shape[1]) for t in parts if t.ndim > 1), default=0)
-    handed = _handed(subject) if subject.replica.whole else {id(t) for t in parts}
+    model_input_ids = (
+        _model_input_ids(program) if program.replica.whole else {id(t) for t in parts}
+    )
     for place, part in enumerate(parts):
         if (
-            id(part) not in handed
+            id(part) not in model_input_ids
             or not part.ndim
-            or _marks(part, longest)
+            or _is_mask_or_length(part, longest)
             or not bool((part != part[:1]).any())
         ):
             continue
-        other = tensors(subject.others[0])[place]  # permuted rows may cost the same
+        other = tensors(program.others[0])[place]  # permuted rows may cost the same
         if other.shape != part.shape:
             continue
-        others = each(subject.batch[0], lambda t, p=part, o=other: o if t is p else t)
-        if _changed(subject, (others, subject.batch[1])) <= SAME:
+        others = each(program.batch[0], lambda t, p=part, o=other: o if t is p else t)
+        if _change_between(program, (others, program.batch[1])) <= SAME:
             return {"unread": {"place": place + 1, "inputs": len(parts)}}
     return {}
 
 
-def _handed(subject: Subject) -> set[int]:
+def _model_input_ids(program: Program) -> set[int]:
     """Return the ids of the tensors of a batch that are passed to the model."""
     seen: set[int] = set()
 
     def enter(module: object, args: object, kwargs: object) -> None:
         seen.update(id(t) for t in tensors((args, kwargs)))
 
-    handle = subject.model.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        subject.outputs(subject.batch)
-    finally:
-        handle.remove()
+    with program.model.register_forward_pre_hook(enter, with_kwargs=True):
+        program.outputs(program.batch)
     return seen
 
 
-def _idle_mark(subject: Subject) -> dict[str, object]:
+def _unused_mask(program: Program) -> Facts:
     """Return the position of a 0/1 tensor of the batch that the loss does not depend on."""
-    pairs = zip(tensors(subject.batch), tensors(subject.others))
+    pairs = zip(tensors(program.batch), tensors(program.others))
     for place, (part, other) in enumerate(pairs):
         if part.shape != other.shape or part.ndim > 2 or bool((part == part[:1]).all()):
             continue
         if not bool(((part == 0) | (part == 1)).all()) or torch.equal(part, other):
             continue
-        batch = each(subject.batch, lambda t, p=part, o=other: o if t is p else t)
-        if _changed(subject, batch) <= SAME:
+        batch = each(program.batch, lambda t, p=part, o=other: o if t is p else t)
+        if _change_between(program, batch) <= SAME:
             return {"idle_mark": place + 1}
     return {}
 
 
-def _marks(part: Tensor, longest: int) -> bool:
+def _is_mask_or_length(part: Tensor, longest: int) -> bool:
     """Whether a tensor is a 0/1 mask or holds lengths, which a network may infer itself."""
     if part.dtype == torch.bool or bool(((part == 0) | (part == 1)).all()):
         return True
@@ -115,57 +114,58 @@ def _marks(part: Tensor, longest: int) -> bool:
     return whole and longest > 2 and 1 <= int(part.min()) and int(part.max()) <= longest
 
 
-def _changed(subject: Subject, batch: Batch) -> float:
+def _change_between(program: Program, batch: Batch) -> float:
     """Return the change of outputs and, if the loss calls the model, of loss and gradients."""
     found = []
-    for one in (subject.batch, batch):
-        with Calm():
-            seen = subject.outputs(one)
-        found.append([*seen, *(_slopes(subject, one) if subject.replica.whole else [])])
+    for one in (program.batch, batch):
+        seen = program.outputs(one)
+        found.append(
+            [*seen, *(_loss_and_gradients(program, one) if program.replica.whole else [])]
+        )
     if not found[0] or not any(bool((t != t.flatten()[0]).any()) for t in found[0]):
         return 1.0  # constant outputs are reported otherwise
-    return difference(found[0], found[1], slice(None))
+    return relative_change(found[0], found[1])
 
 
-def _slopes(subject: Subject, batch: Batch) -> list[Tensor]:
+def _loss_and_gradients(program: Program, batch: Batch) -> list[Tensor]:
     """Return the loss and its gradients at the weights; some losses, as ratios, start equal."""
-    weights: list[Tensor] = [p for p in subject.model.parameters() if p.requires_grad]
-    with torch.enable_grad(), undisturbed(subject.model, training=False), Calm():
-        loss = subject.replica.value(batch)
-        found = gradients(loss, weights, subject.model) if loss.requires_grad and weights else []
+    weights: list[Tensor] = [p for p in program.model.parameters() if p.requires_grad]
+    with torch.enable_grad(), undisturbed(program.model, training=False), WithoutDropout():
+        loss = program.replica.value(batch)
+        found = gradients(loss, weights, program.model) if loss.requires_grad and weights else []
     return [loss.detach().reshape(1), *(g for g in found if g is not None)]
 
 
-def _still(subject: Subject, x: Tensor) -> Tensor:
+def _unused_entries(program: Program, x: Tensor) -> Tensor:
     """Return entries of a row that do not affect outputs, by gradient and by replacement."""
     none = torch.zeros_like(x[0], dtype=torch.bool)
-    still = _flat(subject, x) if x.is_floating_point() else none
-    if not x.is_floating_point() and x.ndim == 2 and x.shape[1] <= FEW:
+    unused = _zero_gradient_entries(program, x) if x.is_floating_point() else none
+    if not x.is_floating_point() and x.ndim == 2 and x.shape[1] <= MAX_INTEGER_COLUMNS:
         for column in range(x.shape[1]):
             other = x.clone()
             other[:, column] = x[:, column].roll(1, 0)
-            still[column] = _changed(subject, (other, subject.batch[1])) <= SAME
-    if not bool(still.any()):
-        return still
-    moved = torch.where(still, x.roll(1, 0), x)
-    confirmed = _changed(subject, (moved, subject.batch[1])) <= SAME
-    return still if confirmed else none
+            unused[column] = _change_between(program, (other, program.batch[1])) <= SAME
+    if not bool(unused.any()):
+        return unused
+    replaced = torch.where(unused, x.roll(1, 0), x)
+    confirmed = _change_between(program, (replaced, program.batch[1])) <= SAME
+    return unused if confirmed else none
 
 
-def _flat(subject: Subject, x: Tensor) -> Tensor:
+def _zero_gradient_entries(program: Program, x: Tensor) -> Tensor:
     """Return entries at which the gradient of the outputs is 0 in all rows."""
     leaf = x.detach().clone().requires_grad_()
-    with torch.enable_grad(), undisturbed(subject.model, training=False), Calm():
-        answers: list[Any] = floats(subject.answer((leaf, subject.batch[1])))
+    with torch.enable_grad(), undisturbed(program.model, training=False), WithoutDropout():
+        answers: list[Any] = float_tensors(program.forward((leaf, program.batch[1])))
         generator = torch.Generator().manual_seed(5)
-        weighed = [
+        weighted = [
             (t * torch.randn(t.shape, generator=generator).to(t)).sum()
             for t in answers
             if t.requires_grad
         ]
-        if not weighed:
+        if not weighted:
             return torch.zeros_like(x[0], dtype=torch.bool)
-        (slope,) = torch.autograd.grad(torch.stack(weighed).sum(), leaf, allow_unused=True)
-    if slope is None:
+        (gradient,) = torch.autograd.grad(torch.stack(weighted).sum(), leaf, allow_unused=True)
+    if gradient is None:
         return torch.zeros_like(x[0], dtype=torch.bool)
-    return (slope == 0).all(0)
+    return (gradient == 0).all(0)
