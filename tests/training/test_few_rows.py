@@ -5,7 +5,7 @@ import torch
 from scipy.stats import t
 
 from tikhon.numbers import CERTAIN, certain
-from tikhon.training.yardsticks import _margins
+from tikhon.training.baselines import _margins
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 5, 8, 20, 300])

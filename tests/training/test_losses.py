@@ -15,9 +15,9 @@ from tikhon.paths.path import path
 from tikhon.penalties import L1
 from tikhon.population.losses import RowLosses
 from tikhon.training import fit
+from tikhon.training.baselines import assess
 from tikhon.training.losses import LOSSES, NAMES, broadcasts, in_a_loop, loss_of, name_of
 from tikhon.training.measures import scores_of
-from tikhon.training.yardsticks import assess
 from tikhon.tuning.tune import tune
 
 ROWS = 7

@@ -9,9 +9,9 @@ from torch import nn
 import tikhon as tk
 from tikhon.errors import InputError
 from tikhon.training import fit
-from tikhon.training.judged import judge
 from tikhon.training.losses import loss_of
 from tikhon.training.recipe import Auto, Recipe
+from tikhon.training.strength_verdicts import judge
 
 AUTO = Recipe(tk.Term(tk.L2(), strength=Auto()))
 

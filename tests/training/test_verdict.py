@@ -14,6 +14,7 @@ from tikhon.languages import strings
 from tikhon.report.kinds.scores import baseline_rows as yardsticks_of
 from tikhon.report.saved import SavedRun
 from tikhon.training import fit
+from tikhon.training.baselines import assess
 from tikhon.training.fit import Run
 from tikhon.training.losses import loss_of
 from tikhon.training.measures import scores_of
@@ -27,7 +28,6 @@ from tikhon.training.verdict import (
     judge,
     risen,
 )
-from tikhon.training.yardsticks import assess
 
 PRAISE = {"even", "even_ratio"}
 
@@ -264,9 +264,9 @@ def test_a_linear_model_of_some_rows_says_of_how_many(monkeypatch):
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    from tikhon.training import yardsticks
+    from tikhon.training import baselines
 
-    monkeypatch.setattr(yardsticks, "_CELLS", 100)
+    monkeypatch.setattr(baselines, "_CELLS", 100)
     x = torch.linspace(-1, 1, 400)[:, None] ** 3
     y, far = (x[:, 0] > 0).long(), x * 1e6
     told = assess(nn.Linear(1, 2), {"train": (x, y), "valid": (far, y)}, loss_of("cross_entropy"))
@@ -293,9 +293,9 @@ def test_a_margin_needs_more_than_a_few_rows():
         def forward(self, x):
             return ours[: len(x)]
 
-    from tikhon.training import yardsticks
+    from tikhon.training import baselines
 
-    mean, error = yardsticks._margins(theirs, ours, y)["accuracy"]
+    mean, error = baselines._margins(theirs, ours, y)["accuracy"]
     assert 0 < mean < 1.96 * error
 
 

@@ -91,9 +91,9 @@ def tested(
 
     `train` are the rows it was chosen and trained on, `test` a `Dataset`.
     """
+    from tikhon.training.baselines import assess
     from tikhon.training.losses import loss_of
     from tikhon.training.result import name_of
-    from tikhon.training.yardsticks import assess
 
     if not len(test.x):
         return {}

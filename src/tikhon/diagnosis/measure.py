@@ -39,8 +39,8 @@ from tikhon.diagnosis.wiring.rows import (
 )
 from tikhon.diagnosis.wiring.split import renumbering_facts
 from tikhon.errors import InputError
+from tikhon.training.input_check import check_taken
 from tikhon.training.losses import in_a_loop
-from tikhon.training.taken import check_taken
 from tikhon.wrappers import unwrap
 
 ROUNDING = 1e-5  # relative change of outputs due to rounding

@@ -31,15 +31,15 @@ from tikhon.runs.run_directory import (
     RESULT,
     RunDirectory,
 )
-from tikhon.training import judged, measures, yardsticks
+from tikhon.training import baselines, measures, strength_verdicts
 from tikhon.training.folds import adapts, found_on_folds
+from tikhon.training.input_check import check_taken
 from tikhon.training.loop import Progress, Training
 from tikhon.training.measures import Epoch
 from tikhon.training.recipe import Recipe
 from tikhon.training.refit import check_refit, fixed, train_again
 from tikhon.training.result import Run, result_of
 from tikhon.training.settings import Settings
-from tikhon.training.taken import check_taken
 
 _SAVE_FAILURES = 3  # consecutive failed checkpoints (a full disk) that end the run
 
@@ -311,15 +311,15 @@ def _run(
         if test is not None:
             there = moved(test, training.device)
             parts["test"] = there[0], training.loss.targets(there[1])
-        assessment = yardsticks.assess(
+        assessment = baselines.assess(
             model, parts, training.loss, unit=training.unit, linear=linear
         )
         metrics = assessment.metrics
     penalties = measures.penalties(training.regularizer)
-    if ended != "stopped" and valid is not None and judged.adapts(training.regularizer):
+    if ended != "stopped" and valid is not None and strength_verdicts.adapts(training.regularizer):
         assert training.regularizer is not None
         data = ((training.x, training.y), valid)
-        found = judged.judge(model, training.regularizer, training.loss, *data)
+        found = strength_verdicts.judge(model, training.regularizer, training.loss, *data)
         for name in penalties.keys() & found.keys():
             penalties[name].update(found[name])
     return Run(

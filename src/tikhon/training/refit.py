@@ -14,9 +14,9 @@ from tikhon.errors import InputError
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.regularizer.terms import Term
 from tikhon.strengths.hypergradient import Hypergradient
-from tikhon.training.judged import adapts
 from tikhon.training.loop import Training
 from tikhon.training.recipe import Auto, Recipe
+from tikhon.training.strength_verdicts import adapts
 
 
 def check_refit(training: Training) -> None:

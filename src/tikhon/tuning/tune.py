@@ -23,9 +23,9 @@ from tikhon.options import with_mode
 from tikhon.regularizer.audit import warn
 from tikhon.runs.interrupt import Stopped, never, silent
 from tikhon.runs.run_directory import STATES
+from tikhon.training.input_check import check_taken
 from tikhon.training.losses import Loss, loss_of, name_of
 from tikhon.training.recipe import Recipe
-from tikhon.training.taken import check_taken
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import SearchAudit, audit, blend, choose, near_best
 from tikhon.tuning.draws import batch_size_of, read

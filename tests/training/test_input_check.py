@@ -8,7 +8,7 @@ from torch import nn
 
 import tikhon as tk
 from tikhon.errors import DataError
-from tikhon.training.taken import check_taken
+from tikhon.training.input_check import check_taken
 
 X = torch.randn(40, 6)
 Y = (X[:, 0] > 0).long()
