@@ -485,13 +485,13 @@ def test_an_accuracy_is_not_ranked_against_an_error(tmp_path):
 
 
 def test_the_page_of_a_fit_says_what_the_run_said(tmp_path):
-    from tikhon.training.verdict import LEVELS, Scores, judge
+    from tikhon.training.verdict import LEVELS, Scores, judge_run
 
     assert {f"verdict_{code}" for code in LEVELS} <= strings("en").keys()
     errors = {"train/accuracy": 0.01, "valid/accuracy": 0.02}
     for train, valid in [(1.0, 0.8), (0.9, 0.88), (0.9, 0.95), (0.93, 0.899)]:
         metrics = {"train/accuracy": train, "valid/accuracy": valid}
-        found = judge(Scores(metrics, {"train": 300, "valid": 200}, errors))
+        found = judge_run(Scores(metrics, {"train": 300, "valid": 200}, errors))
         kept = {"metrics": metrics, "statements": [s.to_dict() for s in found]}
         page = report.build(read(save(tmp_path / "run", {"kind": "fit"}, [metrics], kept)))
         assert [w.text("en") for w in page.sentences] == [str(s) for s in found]

@@ -5,7 +5,7 @@ import torch
 from scipy.stats import t
 
 from tikhon.numbers import CERTAIN, certain
-from tikhon.training.baselines import _margins
+from tikhon.training.baselines import _paired_margins
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 5, 8, 20, 300])
@@ -20,6 +20,6 @@ def test_few_rows_prove_little(rows):
     for seed in range(400):
         torch.manual_seed(seed)
         y = torch.randint(0, 2, (rows,))
-        mean, error = _margins(torch.zeros(rows, 2), 0.3 * torch.randn(rows, 2), y)["loss"]
+        mean, error = _paired_margins(torch.zeros(rows, 2), 0.3 * torch.randn(rows, 2), y)["loss"]
         told += mean > CERTAIN * error
     assert told <= 0.05 * 400

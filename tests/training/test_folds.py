@@ -16,7 +16,7 @@ from tikhon.regularizer.terms import Term
 from tikhon.runs.interrupt import Stopped
 from tikhon.strengths.schedules import Recorded
 from tikhon.training import fit
-from tikhon.training.folds import FOLDS, Folded
+from tikhon.training.folds import FOLDS, FoldStrengths
 from tikhon.training.recipe import Auto, Recipe
 
 AUTO = Recipe(Term(tk.L2(), how="decoupled", strength=Auto()))
@@ -92,7 +92,7 @@ def test_what_is_followed_is_the_geometric_mean_at_every_share_of_the_way():
                 "w": [Term(tk.L2(), strength=Recorded(self.strengths, steps)), Term(tk.L1(2.0))]
             }
 
-    mean, fixed = Folded((Ran(1.0, 4.0), Ran(4.0, 1.0, 9.0, 9.0)), 0.0).replay(8)["w"]
+    mean, fixed = FoldStrengths((Ran(1.0, 4.0), Ran(4.0, 1.0, 9.0, 9.0)), 0.0).replay(8)["w"]
     assert [mean.strength(step) for step in range(0, 8, 2)] == pytest.approx([2, 1, 6, 6])
     assert fixed.penalty.strength == 2.0
 

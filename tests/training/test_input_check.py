@@ -8,7 +8,7 @@ from torch import nn
 
 import tikhon as tk
 from tikhon.errors import DataError
-from tikhon.training.input_check import check_taken
+from tikhon.training.input_check import check_model_accepts
 
 X = torch.randn(40, 6)
 Y = (X[:, 0] > 0).long()
@@ -40,12 +40,12 @@ def valid(request):
 
 def test_lengths_that_the_model_takes_are_no_fault():
     model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten())
-    check_taken(model, torch.randn(4, 1, 9), torch.randn(4, 1, 12))
+    check_model_accepts(model, torch.randn(4, 1, 9), torch.randn(4, 1, 12))
     before = network().state_dict()
     model = network()
     model.load_state_dict(before)
     state = torch.get_rng_state()
     with pytest.raises(DataError):
-        check_taken(model, X, X[:, :5])
+        check_model_accepts(model, X, X[:, :5])
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, before[n]) for n, a in model.state_dict().items())

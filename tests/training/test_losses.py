@@ -16,8 +16,8 @@ from tikhon.penalties import L1
 from tikhon.population.losses import RowLosses
 from tikhon.training import fit
 from tikhon.training.baselines import assess
-from tikhon.training.losses import LOSSES, NAMES, broadcasts, in_a_loop, loss_of, name_of
-from tikhon.training.measures import scores_of
+from tikhon.training.losses import LOSSES, NAMES, broadcasts, loss_name, loss_of, unaligned_loss
+from tikhon.training.measures import score_outputs
 from tikhon.tuning.tune import tune
 
 ROWS = 7
@@ -181,7 +181,7 @@ def test_other_names_of_a_loss_are_known():
     ],
 )
 def test_what_a_run_calls_its_loss(loss, name):
-    assert name_of(loss) == name
+    assert loss_name(loss) == name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -214,7 +214,7 @@ def test_outputs_that_are_no_tensors_go_to_a_callable_as_they_are():
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("loss", ["mse", F.mse_loss, nn.MSELoss()])
 def test_a_loop_of_ones_own_broadcasts_as_torch_does(loss):
-    found = in_a_loop(loss, TARGET)(OUTPUT[:, None], TARGET)
+    found = unaligned_loss(loss, TARGET)(OUTPUT[:, None], TARGET)
     assert float(found) == pytest.approx(np.mean((o[:, None] - t) ** 2), rel=1e-5)
 
 
@@ -244,10 +244,10 @@ LOG_RATES = [nn.PoissonNLLLoss(), F.poisson_nll_loss]
 @pytest.mark.parametrize("loss", LOG_RATES, ids=["module", "function"])
 def test_logarithms_of_rates_are_answers_once_they_are_rates(loss):
     counts = torch.tensor([0.0, 1.0, 3.0, 7.0, 2.0])
-    found = scores_of(counts.clamp_min(1e-6).log(), counts, loss_of(loss))
+    found = score_outputs(counts.clamp_min(1e-6).log(), counts, loss_of(loss))
     assert found["rmse"] < 1e-5 and found["r2"] > 0.999
     rates = loss_of(nn.PoissonNLLLoss(log_input=False))
-    assert scores_of(counts + 1e-6, counts, rates)["rmse"] < 1e-5
+    assert score_outputs(counts + 1e-6, counts, rates)["rmse"] < 1e-5
 
 
 def test_counts_are_compared_with_their_mean_and_a_line_in_their_own_unit():
@@ -257,10 +257,10 @@ def test_counts_are_compared_with_their_mean_and_a_line_in_their_own_unit():
     exact.load_state_dict({"weight": torch.tensor([[2.0]]), "bias": torch.zeros(1)})
     rows = {"train": (x, y), "valid": (x[::2], y[::2])}
     found = assess(exact, rows, loss_of(nn.PoissonNLLLoss()))
-    beside = {name: scores["valid/rmse"] for name, scores in found.yardsticks.items()}
+    beside = {name: scores["valid/rmse"] for name, scores in found.baselines.items()}
     assert beside["constant"] == pytest.approx(float((y[::2] - y.mean()).square().mean().sqrt()))
     assert found.metrics["valid/rmse"] < 0.35 < beside["linear"] < beside["constant"]
-    assert found.metrics["valid/loss"] < found.yardsticks["linear"]["valid/loss"]
+    assert found.metrics["valid/loss"] < found.baselines["linear"]["valid/loss"]
 
 
 def test_whole_numbers_are_no_classes_to_a_loss_of_numbers():
@@ -276,13 +276,13 @@ def test_whole_numbers_are_no_classes_to_a_loss_of_numbers():
 def test_one_hot_targets_of_any_type_are_the_classes_they_name(loss, kind):
     output, classes = torch.randn(6, 3), torch.tensor([0, 1, 2, 1, 0, 2])
     entry = loss_of(loss)
-    given, target = entry.agreed(output, F.one_hot(classes, 3).to(kind))
+    given, target = entry.align(output, F.one_hot(classes, 3).to(kind))
     torch.testing.assert_close(entry.function(given, target), F.cross_entropy(output, classes))
 
 
 def test_several_ones_in_a_row_are_no_class():
     with pytest.raises(InputError, match="loss='bce'"):
-        loss_of("cross_entropy").agreed(torch.randn(2, 3), torch.tensor([[1, 1, 0], [0, 1, 0]]))
+        loss_of("cross_entropy").align(torch.randn(2, 3), torch.tensor([[1, 1, 0], [0, 1, 0]]))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tikhon.errors import InputError
 from tikhon.training import fit
 from tikhon.training.losses import loss_of
 from tikhon.training.recipe import Auto, Recipe
-from tikhon.training.strength_verdicts import judge
+from tikhon.training.strength_verdicts import judge_strengths
 
 AUTO = Recipe(tk.Term(tk.L2(), strength=Auto()))
 
@@ -111,7 +111,7 @@ def test_a_wrong_strength_is_judged_wrong(how, optimizer, strength, verdict):
         nn.functional.mse_loss(model(train[0]), train[1]).backward()
         opt.step()
     before = copy.deepcopy(model.state_dict())
-    found = judge(model, reg, loss_of(nn.functional.mse_loss), train, valid)["weight/L2"]
+    found = judge_strengths(model, reg, loss_of(nn.functional.mse_loss), train, valid)["weight/L2"]
     assert found["verdict"] == verdict
     assert torch.equal(model.weight, before["weight"])
 

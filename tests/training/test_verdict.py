@@ -17,16 +17,16 @@ from tikhon.training import fit
 from tikhon.training.baselines import assess
 from tikhon.training.fit import Run
 from tikhon.training.losses import loss_of
-from tikhon.training.measures import scores_of
-from tikhon.training.result import next_commands, result_of, statements
+from tikhon.training.measures import score_outputs
+from tikhon.training.result import next_commands, result_document, statements
 from tikhon.training.verdict import (
     GAP,
     Scores,
     Statement,
-    improving,
-    interval,
-    judge,
-    risen,
+    gap_interval,
+    has_risen,
+    is_improving,
+    judge_run,
 )
 
 PRAISE = {"even", "even_ratio"}
@@ -55,12 +55,12 @@ def codes(found):
     ],
 )
 def test_a_gap_counts_where_its_interval_says_so(train, valid, rows, code):
-    assert codes(judge(accuracy(train, valid, rows))) == [code]
+    assert codes(judge_run(accuracy(train, valid, rows))) == [code]
 
 
 def test_the_same_gap_is_judged_by_the_rows_that_it_rests_on():
     """A fixed limit would call it the same on 20 rows and on 20,000."""
-    found = [codes(judge(accuracy(0.95, 0.95 - 2 * GAP, n)))[0] for n in (20, 160, 20_000)]
+    found = [codes(judge_run(accuracy(0.95, 0.95 - 2 * GAP, n)))[0] for n in (20, 160, 20_000)]
     assert found[0] == "unsure" and found[-1] == "overfits"
 
 
@@ -75,14 +75,14 @@ def test_the_interval_covers_the_gap_95_times_in_100():
             {f"{k}/accuracy": (v * (1 - v) / n) ** 0.5
              for (k, v), n in zip(shares.items(), (300, 100))},
         )  # fmt: skip
-        found = interval(scores)
+        found = gap_interval(scores)
         assert found is not None
         covered.append(found[1] <= 0.1 <= found[2])
     assert 0.92 < np.mean(covered) < 0.98
 
 
 def test_without_validation_rows_nothing_is_claimed():
-    assert codes(judge(Scores({"train/accuracy": 0.9}, {"train": 9}, {}))) == ["unjudged"]
+    assert codes(judge_run(Scores({"train/accuracy": 0.9}, {"train": 9}, {}))) == ["unjudged"]
 
 
 def noise(classes: bool, rows=400, seed=0):
@@ -140,12 +140,14 @@ def test_average_precision_is_that_of_the_rarer_of_two_classes(classes, rare):
     shares = output.double().softmax(1)
     asked = [rare] if classes == 2 else range(3)
     expected = sum(average_precision_score(y == k, shares[:, k]) for k in asked) / len(asked)
-    found = scores_of(output, y, loss_of("cross_entropy"), imbalanced=True)
+    found = score_outputs(output, y, loss_of("cross_entropy"), imbalanced=True)
     assert found["average_precision"] == pytest.approx(expected)
-    constant = scores_of(torch.zeros(300, classes), y, loss_of("cross_entropy"), imbalanced=True)
+    constant = score_outputs(
+        torch.zeros(300, classes), y, loss_of("cross_entropy"), imbalanced=True
+    )
     assert constant["average_precision"] == pytest.approx(0.2 if classes == 2 else 1 / 3)
     frequent = y == 1 - rare
-    alone = scores_of(output[frequent], y[frequent], loss_of("cross_entropy"), imbalanced=True)
+    alone = score_outputs(output[frequent], y[frequent], loss_of("cross_entropy"), imbalanced=True)
     assert ("average_precision" in alone) is False
 
 
@@ -162,16 +164,16 @@ def test_what_counts_as_improving():
     falling = [{"epoch": e, "valid/loss": 1 / e} for e in range(1, 21)]
     flat = [{"epoch": e, "valid/loss": 0.5 + 0.5**e} for e in range(1, 21)]
     turned = [{"epoch": e, "valid/loss": abs(e - 15) / 15 + 0.1} for e in range(1, 21)]
-    assert [improving(h) for h in (falling, flat, turned, falling[:1])] == [True] + 3 * [False]
-    assert not improving([{"epoch": e} for e in range(9)])
+    assert [is_improving(h) for h in (falling, flat, turned, falling[:1])] == [True] + 3 * [False]
+    assert not is_improving([{"epoch": e} for e in range(9)])
     solved = [
         {"valid/loss": 0.7 * 0.99**e} for e in range(1000)
     ]  # falls by the same share for ever
     slow = [{"valid/loss": 2.3 - 1e-5 * e} for e in range(100)]  # a rate that is far too small
-    assert improving(solved[:200]) and not improving(solved) and improving(slow)
-    assert codes(judge(accuracy(0.9, 0.9), falling, "epochs"))[0] == "improving"
-    assert "improving" not in codes(judge(accuracy(0.9, 0.9), falling, "early stopping"))
-    assert codes(judge(accuracy(0.9, 0.9), falling[:1], "epochs"))[0] == "one_epoch"
+    assert is_improving(solved[:200]) and not is_improving(solved) and is_improving(slow)
+    assert codes(judge_run(accuracy(0.9, 0.9), falling, "epochs"))[0] == "improving"
+    assert "improving" not in codes(judge_run(accuracy(0.9, 0.9), falling, "early stopping"))
+    assert codes(judge_run(accuracy(0.9, 0.9), falling[:1], "epochs"))[0] == "one_epoch"
 
 
 def test_a_loss_that_has_turned_is_told():
@@ -180,7 +182,7 @@ def test_a_loss_that_has_turned_is_told():
     errors = {"train/accuracy": 0.01, "valid/accuracy": 0.01}
     for last, told in ((0.4, True), (0.21, False)):
         scores = Scores(metrics | {"valid/loss": last}, {"train": 99, "valid": 99}, errors)
-        assert ("rising" in codes(judge(scores, history, "epochs"))) == told
+        assert ("rising" in codes(judge_run(scores, history, "epochs"))) == told
 
 
 def test_a_loss_that_rose_while_weights_went_has_not_turned():
@@ -189,10 +191,10 @@ def test_a_loss_that_rose_while_weights_went_has_not_turned():
         {"epoch": i + 1, "valid/loss": loss, "sparsity/zeros": share}
         for i, (loss, share) in enumerate(zip(losses, zeros))
     ]
-    assert not risen({"valid/loss": 0.4}, history)
+    assert not has_risen({"valid/loss": 0.4}, history)
     history += [{"epoch": 6, "valid/loss": 0.6, "sparsity/zeros": 0.9}]
-    assert risen({"valid/loss": 0.6}, history)
-    [found] = [s for s in judge(Scores({"valid/loss": 0.6}), history) if s.code == "rising"]
+    assert has_risen({"valid/loss": 0.6}, history)
+    [found] = [s for s in judge_run(Scores({"valid/loss": 0.6}), history) if s.code == "rising"]
     assert found.values["epoch"] == "5"
 
 
@@ -217,10 +219,10 @@ def test_as_good_as_a_linear_model_is_said_where_the_rows_show_it(key, own, line
         {"train": 240, "valid": 80},
         {at: 0.01, f"train/{key}": 0.01},
         part="valid",
-        yardsticks={"linear": {at: linear}},
+        baselines={"linear": {at: linear}},
         margins={"linear": {key: margin}},
     )
-    said = [name for name in codes(judge(scores)) if name.startswith("linear")]
+    said = [name for name in codes(judge_run(scores)) if name.startswith("linear")]
     assert said == ([] if code is None else [code])
 
 
@@ -248,7 +250,7 @@ def test_yardsticks_are_those_of_scikit_learn(classes):
     for name, peer in peers.items():
         peer.fit(scaler.transform(x.double()), y.numpy())
         given = scaler.transform(v.double())
-        ours = found.yardsticks[name]
+        ours = found.baselines[name]
         if classes:
             assert ours["valid/accuracy"] == pytest.approx(peer.score(given, w.numpy()))
             wanted = log_loss(w, peer.predict_proba(given), labels=[0, 1, 2])
@@ -270,13 +272,13 @@ def test_a_linear_model_of_some_rows_says_of_how_many(monkeypatch):
     x = torch.linspace(-1, 1, 400)[:, None] ** 3
     y, far = (x[:, 0] > 0).long(), x * 1e6
     told = assess(nn.Linear(1, 2), {"train": (x, y), "valid": (far, y)}, loss_of("cross_entropy"))
-    linear = told.yardsticks["linear"]
+    linear = told.baselines["linear"]
     assert linear["train/rows"] == 100
     scaler = StandardScaler().fit(x[::4].double())
     peer = LogisticRegression().fit(scaler.transform(x[::4].double()), y[::4])
     wanted = peer.score(scaler.transform(far.double()), y)
     assert linear["valid/accuracy"] == pytest.approx(wanted)
-    run = SavedRun(Path(), {}, (), {"kind": "fit", "yardsticks": told.yardsticks})
+    run = SavedRun(Path(), {}, (), {"kind": "fit", "yardsticks": told.baselines})
     shown = [label.text("en") for label, *_ in yardsticks_of(run)]
     assert "Linear model of 100 rows, validation" in shown
 
@@ -295,7 +297,7 @@ def test_a_margin_needs_more_than_a_few_rows():
 
     from tikhon.training import baselines
 
-    mean, error = baselines._margins(theirs, ours, y)["accuracy"]
+    mean, error = baselines._paired_margins(theirs, ours, y)["accuracy"]
     assert 0 < mean < 1.96 * error
 
 
@@ -303,12 +305,12 @@ def test_targets_without_one_answer_a_row_have_no_yardstick():
     """Segmentation, tokens, a loss of one's own: scored as before, compared with nothing."""
     x, y = torch.randn(30, 2, 4), torch.randint(0, 2, (30, 4))
     run = fit(nn.Conv1d(2, 2, 1), (x, y), epochs=2)
-    assert run.assessment is not None and run.assessment.yardsticks == {}
+    assert run.assessment is not None and run.assessment.baselines == {}
     own = fit(nn.Linear(4, 2), (x[:, 0], y[:, 0]), epochs=2, loss=lambda o, t: o.square().mean())
-    assert own.assessment is not None and own.assessment.yardsticks == {}
+    assert own.assessment is not None and own.assessment.baselines == {}
     tokens = fit(nn.Sequential(nn.Embedding(3, 2), nn.Flatten()),
                  (torch.randint(0, 3, (30, 1)), y[:, 0]), epochs=2)  # fmt: skip
-    assert tokens.assessment is not None and set(tokens.assessment.yardsticks) == {"constant"}
+    assert tokens.assessment is not None and set(tokens.assessment.baselines) == {"constant"}
 
 
 def test_every_sentence_can_be_printed():
@@ -353,7 +355,9 @@ def _run(command, ended="epochs", seconds=1.0):
 
 def test_a_result_names_the_class_that_is_always_answered():
     train, valid, _ = noise(True)
-    result = result_of(fit(nn.Linear(3, 2), train, valid=valid, epochs=2), classes=("no", "yes"))
+    result = result_document(
+        fit(nn.Linear(3, 2), train, valid=valid, epochs=2), classes=("no", "yes")
+    )
     assert result["answer"] == "'no'" and "always answering 'no'" in result["verdict"]
     assert list(itertools.islice(result, 3)) == ["kind", "verdict", "statements"]
 
@@ -367,7 +371,7 @@ def test_a_loss_beyond_that_of_one_answer_is_not_to_be_trained_longer(loss, expl
     scores = Scores(held, {"train": 90, "valid": 90}, {}, "valid", "'a'",
                     {"constant": {"valid/accuracy": 0.6, "valid/loss": 0.7}},
                     {"constant": {"accuracy": (-0.1, 0.1), "loss": (-loss, 1.0)}})  # fmt: skip
-    found = codes(judge(scores, falling, "epochs"))
+    found = codes(judge_run(scores, falling, "epochs"))
     assert ("exploded" in found) == exploded and ("improving" in found) != exploded
     assert found[0] == "no_better_class"
 

@@ -37,10 +37,10 @@ def conclude_fit(
     """Write the result and page of a fit, and print them."""
     from tikhon.report.document import write_page
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
-    from tikhon.training.result import result_of
+    from tikhon.training.result import result_document
 
     folder = RunDirectory(path)
-    result = result_of(run, classes) | dict(more)
+    result = result_document(run, classes) | dict(more)
     result["next"] = asked(folder.read(CONFIG), result["next"])
     folder.write(RESULT, result)
     file, page = write_page(path)
@@ -93,7 +93,7 @@ def tested(
     """
     from tikhon.training.baselines import assess
     from tikhon.training.losses import loss_of
-    from tikhon.training.result import name_of
+    from tikhon.training.result import class_name
 
     if not len(test.x):
         return {}
@@ -103,8 +103,8 @@ def tested(
         "metrics": {k: v for k, v in found.metrics.items() if k.startswith("test/")},
         "score_errors": {k: v for k, v in found.errors.items() if k.startswith("test/")},
         "rows": dict(found.rows),
-        "answer": name_of(found.answer, test.classes),
-        "yardsticks": {name: dict(held) for name, held in found.yardsticks.items()},
+        "answer": class_name(found.most_frequent, test.classes),
+        "yardsticks": {name: dict(held) for name, held in found.baselines.items()},
         "margins": {name: dict(held) for name, held in found.margins.items()},
     }
 

@@ -93,10 +93,10 @@ def loss_of(spec: str, terminal: Terminal) -> Any:
     """Return a built-in loss by name, or the user's own."""
     if "." in spec.rpartition(":")[0]:
         return named(spec, "--loss", terminal)
-    from tikhon.training.losses import known_name
+    from tikhon.training.losses import canonical_name
 
     try:
-        return spec if spec == "auto" else known_name(spec)
+        return spec if spec == "auto" else canonical_name(spec)
     except InputError as error:
         raise InputError(f"--loss: {error}, or FILE.py:NAME") from error
 

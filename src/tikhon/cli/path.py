@@ -272,7 +272,7 @@ def _test_scores(result: PathResult, held: Any) -> list[float]:
     import torch
 
     from tikhon.training.losses import Kind
-    from tikhon.training.measures import quality
+    from tikhon.training.measures import task_scores
 
     found = []
     for index in range(len(result.strengths)):
@@ -281,6 +281,6 @@ def _test_scores(result: PathResult, held: Any) -> list[float]:
             out = model(held.x.flatten(1) if isinstance(model, torch.nn.Linear) else held.x)
         single: Kind = "binary" if out.shape[1] == 1 else "classes"
         kind: Kind = "numbers" if held.y.is_floating_point() else single
-        told = quality(out, held.y, kind, held.unit)
+        told = task_scores(out, held.y, kind, held.unit)
         found.append(told["rmse" if kind == "numbers" else "accuracy"])
     return found

@@ -62,7 +62,7 @@ def predict(
     """
     from tikhon.data.sources import located
     from tikhon.runs.files import write_bytes
-    from tikhon.training.saved_model import SavedModel, escaped
+    from tikhon.training.saved_model import SavedModel, escape_formulas
 
     terminal = shown.terminal()
     if output is not None:
@@ -75,10 +75,10 @@ def predict(
         path = located(data, data_dir)
         tables.announce_reading(terminal, path, fitted.transform, saved.format(encoding))
     rows = saved.read_rows(data, keep=keep or (), **options)
-    frame = rows.beside(saved.predict(rows.x))
+    frame = rows.prepend_kept(saved.predict(rows.x))
     for remark in rows.remarks:
         terminal.note(f"notice: {remark}", "yellow")
-    text = (escaped(frame) if spreadsheet else frame).to_csv(index=False)
+    text = (escape_formulas(frame) if spreadsheet else frame).to_csv(index=False)
     if output is not None:
         write_bytes(output, text.encode())
         terminal.note(f"{len(frame):,} predictions in {output}")

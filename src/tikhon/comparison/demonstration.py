@@ -124,7 +124,7 @@ def _method_result(method: Variant, grid: list[tuple[float, list[Run]]]) -> dict
             "valid_accuracy": _mean(runs, "valid/accuracy"),
             "valid_loss": _mean(runs, "valid/loss"),
             "train_accuracy": _mean(runs, "train/accuracy"),
-            "zeros": fmean(measures.zeros(run.model) for run in runs),
+            "zeros": fmean(measures.zero_share(run.model) for run in runs),
         }
         for strength, runs in grid
     ]

@@ -140,7 +140,7 @@ class Trainer:
             unit=train.unit,
         )
         small = cast("Compaction", compact(run.model, parts.valid.x[:8]).compaction)
-        share = measures.zeros(run.model)
+        share = measures.zero_share(run.model)
         return Fitted(recipe, lr, dict(run.metrics or {}), run.seconds, share, small.parameters)
 
 

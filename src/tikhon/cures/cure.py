@@ -49,7 +49,7 @@ from tikhon.errors import InputError
 from tikhon.numbers import number
 from tikhon.penalties import L2
 from tikhon.regularizer.terms import Term
-from tikhon.training.losses import in_a_loop
+from tikhon.training.losses import unaligned_loss
 from tikhon.training.recipe import Recipe
 
 DIAGNOSING = 0.5  # of the budget, at most
@@ -256,7 +256,7 @@ def cure(
         )
     with isolated(shell(model), seed):
         source = samples(data)
-        loss = in_a_loop(loss, source.probe[1])
+        loss = unaligned_loss(loss, source.probe[1])
         judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
     source, judge = judged_on(source, judge, diagnosis, shell(model))
     trials = Trials(

@@ -39,8 +39,8 @@ from tikhon.diagnosis.wiring.rows import (
 )
 from tikhon.diagnosis.wiring.split import renumbering_facts
 from tikhon.errors import InputError
-from tikhon.training.input_check import check_taken
-from tikhon.training.losses import in_a_loop
+from tikhon.training.input_check import check_model_accepts
+from tikhon.training.losses import unaligned_loss
 from tikhon.wrappers import unwrap
 
 ROUNDING = 1e-5  # relative change of outputs due to rounding
@@ -64,7 +64,7 @@ def measure(
     with isolated(unwrap(model), seed):
         source = samples(data)
         optimizer, foreign = _trained_by(optimizer, loss, unwrap(model))
-        loss = None if loss is None else in_a_loop(loss, source.probe[1])
+        loss = None if loss is None else unaligned_loss(loss, source.probe[1])
         judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
         check_fit(unwrap(model), source.probe)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
@@ -309,7 +309,7 @@ def holds_nothing(optimizer: object, model: nn.Module) -> bool:
 def _check_rows(model: nn.Module, source: Samples, judge: Batch | None) -> None:
     check_target(source.probe)
     if judge is not None:
-        check_taken(model, source.probe[0], judge[0])
+        check_model_accepts(model, source.probe[0], judge[0])
 
 
 def _check(model: object, steps: int, batch_size: int, clip: float | None) -> None:

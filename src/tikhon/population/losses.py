@@ -54,7 +54,7 @@ class RowLosses:
         members, count = output.shape[:2]
         if smoothing is not None and not self.classifies:
             raise InputError("label_smoothing needs the loss cross_entropy")
-        _, targets = self.loss.agreed(output[0], y)
+        _, targets = self.loss.align(output[0], y)
         if self.loss.entries is not None and self.loss.kind in ("numbers", "binary"):
             flat = output.reshape(members, count, -1), targets.reshape(1, count, -1)
             return self.loss.entries(*torch.broadcast_tensors(*flat)).mean(-1)
@@ -82,7 +82,7 @@ class RowLosses:
             return self.loss(output, y)
         if not self.classifies:
             raise InputError("label_smoothing needs the loss cross_entropy")
-        output, y = self.loss.agreed(output, y)
+        output, y = self.loss.align(output, y)
         return F.cross_entropy(output, y, label_smoothing=float(smoothing))
 
     def _check(self, output: Tensor, y: Tensor) -> None:

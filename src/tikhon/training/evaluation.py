@@ -37,22 +37,22 @@ def evaluate(
     output, y = predict(model, x.to(device)).double().cpu(), y.cpu()
     if y.is_floating_point():
         return _of_numbers(output, y.double(), unit, center)
-    confidence, taken = output.softmax(1).max(1)
-    found: dict[str, object] = {"calibration": _calibration(confidence, taken == y)}
+    confidence, predicted_class = output.softmax(1).max(1)
+    found: dict[str, object] = {"calibration": _calibration(confidence, predicted_class == y)}
     if len(classes) <= MOST_CLASSES:
         count = output.shape[1]
-        cells = torch.bincount(y * count + taken, minlength=count**2).view(count, count)
+        cells = torch.bincount(y * count + predicted_class, minlength=count**2).view(count, count)
         found |= {"classes": list(map(str, classes)), "confusion": cells.tolist()}
         found["recall"] = (cells.diag() / cells.sum(1).clamp(min=1)).tolist()
     return found
 
 
-def _calibration(confidence: Tensor, right: Tensor) -> list[dict[str, float]]:
+def _calibration(confidence: Tensor, is_correct: Tensor) -> list[dict[str, float]]:
     bins = (confidence * _BINS).ceil().long().clamp(1, _BINS)
     return [
         {
             "confidence": float(confidence[bins == b].mean()),
-            "accuracy": float(right[bins == b].double().mean()),
+            "accuracy": float(is_correct[bins == b].double().mean()),
             "rows": int((bins == b).sum()),
         }
         for b in bins.unique().tolist()
@@ -62,9 +62,9 @@ def _calibration(confidence: Tensor, right: Tensor) -> list[dict[str, float]]:
 def _of_numbers(output: Tensor, y: Tensor, unit: float, center: float) -> dict[str, object]:
     true, predicted = (v.reshape(len(y), -1)[:, 0] * unit + center for v in (y, output))
     errors = (predicted - true).abs()
-    every = -(-len(true) // MOST_ROWS)
+    stride = -(-len(true) // MOST_ROWS)
     return {
-        "pairs": torch.stack([true, predicted], 1)[::every].tolist(),
+        "pairs": torch.stack([true, predicted], 1)[::stride].tolist(),
         "median_error": float(errors.median()),
         "largest_error": float(errors.max()),
     }

@@ -31,15 +31,17 @@ from tikhon.runs.run_directory import (
     RESULT,
     RunDirectory,
 )
-from tikhon.training import baselines, measures, strength_verdicts
-from tikhon.training.folds import adapts, found_on_folds
-from tikhon.training.input_check import check_taken
+from tikhon.training import measures
+from tikhon.training.baselines import assess
+from tikhon.training.folds import has_auto_strength, tune_on_folds
+from tikhon.training.input_check import check_model_accepts
 from tikhon.training.loop import Progress, Training
 from tikhon.training.measures import Epoch
 from tikhon.training.recipe import Recipe
-from tikhon.training.refit import check_refit, fixed, train_again
-from tikhon.training.result import Run, result_of
+from tikhon.training.refit import check_refit, refit_on_all_rows, with_found_strengths
+from tikhon.training.result import Run, result_document
 from tikhon.training.settings import Settings
+from tikhon.training.strength_verdicts import has_adapted_strengths, judge_strengths
 
 _SAVE_FAILURES = 3  # consecutive failed checkpoints (a full disk) that end the run
 
@@ -118,7 +120,7 @@ def fit(
     >>> run.history[-1]["train/accuracy"] > 0.9
     True
     """
-    recipe, stop = _checked(model, recipe, unit), stop or never
+    recipe, stop = _check_arguments(model, recipe, unit), stop or never
     if not checkpoint_every >= 0:
         raise InputError(f"checkpoint_every must be >= 0, received {checkpoint_every!r}")
     settings = Settings(
@@ -136,50 +138,50 @@ def fit(
     if output is not None:  # fail before any training
         RunDirectory(output).check(resume=resume, overwrite=overwrite)
     train = pair(train, name="train") if isinstance(train, Iterator) else train  # readable once
-    held = None if valid is None else pair(valid, name="valid")
-    tested = None if test is None else pair(test, name="test")
+    held_out = None if valid is None else pair(valid, name="valid")
+    test_rows = None if test is None else pair(test, name="test")
     with torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(seed)
         start = copied(model, model) if refit else None
         found = None
-        if held is None and not refit and adapts(recipe):
-            found = found_on_folds(model, train, recipe, settings, unit, stop)
-        training = Training(model, train, recipe, settings, valid=held, unit=unit, follow=found)
+        if held_out is None and not refit and has_auto_strength(recipe):
+            found = tune_on_folds(model, train, recipe, settings, unit, stop)
+        training = Training(
+            model, train, recipe, settings, unit=unit, valid=held_out, recorded=found
+        )
         training.seconds = 0.0 if found is None else found.seconds
-        if training.stream.held is not None:
-            check_classes(training.y, None if training.valid is None else training.valid[1])
-        _check_taken(training, tested)
+        _check_rows(training, test_rows)
         if refit:
             check_refit(training)
         hooks = {"stop": stop, "on_tick": on_tick, "on_epoch": on_epoch}
         if output is None:
             ended = training.run(**hooks)
             if start is not None and ended != "stopped":
-                ended = train_again(training, start, stop) or ended
-            return _run(training, ended, None, tested, linear=linear)
+                ended = refit_on_all_rows(training, start, stop) or ended
+            return _build_run(training, ended, None, test_rows, linear=linear)
         with RunDirectory(output) as folder:
             config = _config(training, about or {})
-            say = on_warning or (lambda text: warnings.warn(text, stacklevel=2))
-            _open(folder, training, config, say, resume=resume, overwrite=overwrite)
+            notify = on_warning or (lambda text: warnings.warn(text, stacklevel=2))
+            _open_folder(folder, training, config, notify, resume=resume, overwrite=overwrite)
             saver = _Saver(folder, training, on_warning)
 
-            def kept(row: Epoch) -> None:
+            def record_epoch(row: Epoch) -> None:
                 folder.append(row)
                 (on_epoch or silent)(row)
 
-            hooks["on_epoch"] = kept
-            ended = training.run(**hooks, save=saver, save_every=checkpoint_every)
+            hooks |= {"on_epoch": record_epoch, "save": saver, "save_every": checkpoint_every}
+            ended = training.run(**hooks)
             if start is not None and ended != "stopped":
                 saver()  # an interrupted refit restarts here
-                ended = train_again(training, start, stop) or ended
-            command = tuple(config.get("command", ()))
-            run = _run(training, ended, str(folder.path), tested, command, linear=linear)
+                ended = refit_on_all_rows(training, start, stop) or ended
+            where, command = str(folder.path), tuple(config.get("command", ()))
+            run = _build_run(training, ended, where, test_rows, command, linear=linear)
             if ended != "stopped":
-                _close(folder, training, run)
+                _write_results(folder, training, run)
             return run
 
 
-def _checked(model: object, recipe: object, unit: object) -> Recipe:
+def _check_arguments(model: object, recipe: object, unit: object) -> Recipe:
     """Check the types of the arguments and return the recipe, an empty one for None."""
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -198,11 +200,11 @@ def _checked(model: object, recipe: object, unit: object) -> Recipe:
     return recipe or Recipe()
 
 
-def _open(
+def _open_folder(
     folder: RunDirectory,
     training: Training,
     config: Mapping[str, object],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     *,
     resume: bool,
     overwrite: bool,
@@ -214,7 +216,7 @@ def _open(
     if not resume:
         return
     if checkpoint.exists(folder.path / CHECKPOINT):
-        state = checkpoint.load(folder.path / CHECKPOINT, say=say)
+        state = checkpoint.load(folder.path / CHECKPOINT, say=notify)
         try:
             training.load_state_dict(state)
         except KeyError as error:
@@ -225,12 +227,12 @@ def _open(
     folder.rewrite_history(training.history)
 
 
-def _close(folder: RunDirectory, training: Training, run: Run) -> None:
+def _write_results(folder: RunDirectory, training: Training, run: Run) -> None:
     """Write weights, history and result, and seal the folder."""
     write_tensors(folder.path / MODEL, dict(training.model.state_dict()))
     if not (folder.path / HISTORY).exists():
         write_bytes(folder.path / HISTORY, b"")
-    folder.write(RESULT, result_of(run))
+    folder.write(RESULT, result_document(run))
     folder.finish()
 
 
@@ -289,7 +291,7 @@ def versions() -> dict[str, object]:
     }
 
 
-def _run(
+def _build_run(
     training: Training,
     ended: str,
     path: str | None,
@@ -309,17 +311,15 @@ def _run(
         if valid is not None:
             parts["valid"] = valid
         if test is not None:
-            there = moved(test, training.device)
-            parts["test"] = there[0], training.loss.targets(there[1])
-        assessment = baselines.assess(
-            model, parts, training.loss, unit=training.unit, linear=linear
-        )
+            on_device = moved(test, training.device)
+            parts["test"] = on_device[0], training.loss.targets(on_device[1])
+        assessment = assess(model, parts, training.loss, unit=training.unit, linear=linear)
         metrics = assessment.metrics
-    penalties = measures.penalties(training.regularizer)
-    if ended != "stopped" and valid is not None and strength_verdicts.adapts(training.regularizer):
+    penalties = measures.penalty_readings(training.regularizer)
+    if ended != "stopped" and valid is not None and has_adapted_strengths(training.regularizer):
         assert training.regularizer is not None
         data = ((training.x, training.y), valid)
-        found = strength_verdicts.judge(model, training.regularizer, training.loss, *data)
+        found = judge_strengths(model, training.regularizer, training.loss, *data)
         for name in penalties.keys() & found.keys():
             penalties[name].update(found[name])
     return Run(
@@ -334,17 +334,23 @@ def _run(
         penalties,
         command,
         assessment,
-        fixed(training.recipe, training.regularizer),
+        with_found_strengths(training.recipe, training.regularizer),
         None if training.sparsifier is None else training.sparsifier.audit(),
     )
 
 
-def _check_taken(training: Training, tested: tuple[Any, Tensor] | None) -> None:
-    known = None if training.stream.held is None else training.stream.held[0]
-    if training.valid is not None and training.loss.kind != "whole":
-        check_taken(training.model, known, training.valid[0])
-    if tested is not None and training.loss.kind != "whole":
-        check_taken(training.model, known, moved(tested, training.device)[0], name="test")
+def _check_rows(training: Training, test: tuple[Any, Tensor] | None) -> None:
+    """Check the classes of the targets, and that the model accepts the rows it is scored on."""
+    held, valid = training.stream.held, training.valid
+    if held is not None:
+        check_classes(training.y, None if valid is None else valid[1])
+    if training.loss.kind == "whole":
+        return
+    x = None if held is None else held[0]
+    if valid is not None:
+        check_model_accepts(training.model, x, valid[0])
+    if test is not None:
+        check_model_accepts(training.model, x, moved(test, training.device)[0], name="test")
 
 
 def _cuda_devices() -> list[int]:

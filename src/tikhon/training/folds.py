@@ -26,13 +26,13 @@ from tikhon.training.recipe import Auto, Recipe
 from tikhon.training.settings import Settings
 
 FOLDS = 3
-_PART = 3  # a fold takes the run's steps divided by this,
-_LEAST = 500  # but at least this many (or all the run has): strengths need time to adapt
-_TIME = 0.15  # share of the time budget, for each fold
+_STEP_DIVISOR = 3  # a fold takes the run's steps divided by this,
+_MIN_STEPS = 500  # but at least this many (or all the run has): strengths need time to adapt
+_TIME_SHARE = 0.15  # share of the time budget, for each fold
 
 
 @dataclass(frozen=True, eq=False)
-class Folded:
+class FoldStrengths:
     """Strengths found on the folds, combined by their geometric mean at each point of training."""
 
     regularizers: tuple[Regularizer, ...]
@@ -47,14 +47,14 @@ class Folded:
         }
 
 
-def found_on_folds(
+def tune_on_folds(
     model: nn.Module,
     train: Any,
     recipe: Recipe,
     settings: Settings,
     unit: float,
     stop: Callable[[], bool],
-) -> Folded:
+) -> FoldStrengths:
     """Tune the "auto" strengths of a recipe when there are no validation rows.
 
     On each fold a copy of the model trains on two thirds of the rows, for a third of the run's
@@ -77,13 +77,16 @@ def found_on_folds(
             f"are {len(y)}: give a number, or more rows"
         )
     epochs = _epochs(len(y), settings)
-    budget = None if settings.budget is None else _TIME * settings.budget
+    budget = None if settings.budget is None else _TIME_SHARE * settings.budget
     short = dataclasses.replace(settings, epochs=epochs, budget=budget)
-    place = dealt(y, FOLDS, seed=settings.seed)
+    fold_of_row = dealt(y, FOLDS, seed=settings.seed)
     found, seconds = [], 0.0
     for fold in range(FOLDS):
-        kept, left = (part.nonzero()[:, 0].to(y.device) for part in (place != fold, place == fold))
-        rows, valid = take((x, y), kept), take((x, y), left)
+        train_rows, valid_rows = (
+            part.nonzero()[:, 0].to(y.device)
+            for part in (fold_of_row != fold, fold_of_row == fold)
+        )
+        rows, valid = take((x, y), train_rows), take((x, y), valid_rows)
         torch.manual_seed(settings.seed)
         training = Training(copied(model, model), rows, recipe, short, valid=valid, unit=unit)
         if training.run(stop=stop) == "stopped":
@@ -92,30 +95,30 @@ def found_on_folds(
         found.append(training.regularizer)
         seconds += training.seconds
     torch.manual_seed(settings.seed)
-    return Folded(tuple(found), seconds)
+    return FoldStrengths(tuple(found), seconds)
 
 
-def adapts(recipe: Recipe) -> bool:
+def has_auto_strength(recipe: Recipe) -> bool:
     """Return whether any strength of the recipe is "auto"."""
     return any(isinstance(term.strength, Auto) for _, term in recipe.penalties)
 
 
 def _epochs(rows: int, settings: Settings) -> int:
     """Number of epochs to train on each fold."""
-    whole, own = (
+    all_batches, fold_batches = (
         math.ceil(count / settings.batch_size) for count in (rows, rows * (FOLDS - 1) / FOLDS)
     )
-    steps = whole * settings.epochs
-    return math.ceil(max(steps / _PART, min(steps, _LEAST)) / own)
+    steps = all_batches * settings.epochs
+    return math.ceil(max(steps / _STEP_DIVISOR, min(steps, _MIN_STEPS)) / fold_batches)
 
 
 def _mean(terms: Sequence[Term], steps: int) -> Term:
-    places = [t.strength.strengths for t in terms if isinstance(t.strength, Recorded)]
-    if len(places) < len(terms):
+    recorded = [t.strength.strengths for t in terms if isinstance(t.strength, Recorded)]
+    if len(recorded) < len(terms):
         return terms[0]
-    length = max(map(len, places))
+    length = max(map(len, recorded))
     logs = [
-        sum(math.log(max(s[k * len(s) // length], 1e-30)) for s in places) / len(places)
+        sum(math.log(max(s[k * len(s) // length], 1e-30)) for s in recorded) / len(recorded)
         for k in range(length)
     ]
     return dataclasses.replace(terms[0], strength=Recorded(tuple(map(math.exp, logs)), steps))

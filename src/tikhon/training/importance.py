@@ -61,23 +61,26 @@ def importances(
     every = -(-len(x) // MOST_ROWS)
     device = next(model.parameters()).device
     x, y = x[::every].to(device), y[::every].to(device)
-    usual = loss.rows(predict(model, x), y)
+    baseline = loss.rows(predict(model, x), y)
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(x), generator=generator) for _ in range(_REPEATS)]
+    permutations = [torch.randperm(len(x), generator=generator) for _ in range(_REPEATS)]
     found = []
-    for name, places in columns.items():
+    for name, inputs in columns.items():
         rises = torch.stack(
-            [loss.rows(predict(model, _moved(x, places, order)), y) - usual for order in orders]
+            [
+                loss.rows(predict(model, _with_shuffled(x, inputs, permutation)), y) - baseline
+                for permutation in permutations
+            ]
         ).double()
-        of_rows = rises.mean(0)
-        mean = float(of_rows.mean())
-        half = certain(len(of_rows)) * float(of_rows.std()) / math.sqrt(len(of_rows))
-        found.append([name, mean, mean - half, mean + half])
+        row_rises = rises.mean(0)
+        mean = float(row_rises.mean())
+        half_width = certain(len(row_rises)) * float(row_rises.std()) / math.sqrt(len(row_rises))
+        found.append([name, mean, mean - half_width, mean + half_width])
     return {"rows": len(x), "columns": sorted(found, key=lambda entry: -entry[1])}
 
 
-def _moved(x: Tensor, places: Sequence[int], order: Tensor) -> Tensor:
-    moved = x.clone()
-    at = torch.tensor(list(places), device=x.device)
-    moved[:, at] = x[order.to(x.device)][:, at]
-    return moved
+def _with_shuffled(x: Tensor, inputs: Sequence[int], permutation: Tensor) -> Tensor:
+    shuffled = x.clone()
+    index = torch.tensor(list(inputs), device=x.device)
+    shuffled[:, index] = x[permutation.to(x.device)][:, index]
+    return shuffled

@@ -13,14 +13,14 @@ from tikhon.data.rows import call, cut, tensors
 from tikhon.errors import DataError, InputError
 
 
-def check_taken(model: nn.Module, x: Any, scored: Any, *, name: str = "valid") -> None:
+def check_model_accepts(model: nn.Module, x: Any, scored: Any, *, name: str = "valid") -> None:
     """Raise `DataError` if the model fails on rows shaped unlike those of `x` (None: unknown).
 
     The message has both shapes. Different shapes alone are allowed, as a network may accept any
     length or size.
     """
-    own, other = None if x is None else _shapes(x), _shapes(scored)
-    if own == other:
+    train_shapes, row_shapes = None if x is None else _shapes(x), _shapes(scored)
+    if train_shapes == row_shapes:
         return
     try:
         trial = copied(model, model).eval()
@@ -32,10 +32,12 @@ def check_taken(model: nn.Module, x: Any, scored: Any, *, name: str = "valid") -
     except InputError:
         raise
     except Exception as error:
-        had = "" if own is None else f", those of train {_listed(own)}"
+        train_note = (
+            "" if train_shapes is None else f", those of train {_format_shapes(train_shapes)}"
+        )
         raise DataError(
-            f"{name}: its rows have the shape {_listed(other)}{had}, and the model fails on them "
-            f"({error}); prepare both in the same way"
+            f"{name}: its rows have the shape {_format_shapes(row_shapes)}{train_note}, and the "
+            f"model fails on them ({error}); prepare both in the same way"
         ) from error
 
 
@@ -43,5 +45,5 @@ def _shapes(x: Any) -> list[tuple[int, ...]]:
     return [tuple(part.shape[1:]) for part in tensors(x)]
 
 
-def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+def _format_shapes(shapes: Sequence[tuple[int, ...]]) -> str:
     return " and ".join(map(str, shapes))

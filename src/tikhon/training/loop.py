@@ -33,8 +33,8 @@ from tikhon.training.settings import Settings, pick_device
 from tikhon.training.step import Step
 
 _TICK = 0.1  # seconds between checks of progress, finiteness and checkpoints
-_SOLVED = 1e-4  # of the first validation loss: improvements below this do not count
-_SCORED = 10_000  # training rows scored after an epoch, at most
+_MIN_IMPROVEMENT = 1e-4  # of the first validation loss: improvements below this do not count
+_MAX_SCORED_ROWS = 10_000  # training rows scored after an epoch, at most
 
 
 class Best(TypedDict):
@@ -60,7 +60,7 @@ class Progress:
     loss: float
 
 
-class Followed(Protocol):
+class StrengthReplay(Protocol):
     """Strengths recorded by an earlier training run."""
 
     def replay(self, steps: int) -> dict[object, list[Term]]:
@@ -85,7 +85,7 @@ class Training:
         *,
         valid: tuple[Any, Tensor] | None = None,
         unit: float = 1.0,
-        follow: Followed | None = None,
+        recorded: StrengthReplay | None = None,
     ) -> None:
         if recipe.early_stopping and valid is None:
             raise InputError("early_stopping needs validation data: give `valid`")
@@ -97,7 +97,7 @@ class Training:
             held = pair(train, name="train")
             stream = Stream(held, size=settings.batch_size, seed=settings.seed, name="train")
         self.stream = stream.to(self.device)
-        self.x, y = moved(self.stream.held or self.stream.sample(_SCORED), self.device)
+        self.x, y = moved(self.stream.held or self.stream.sample(_MAX_SCORED_ROWS), self.device)
         self.loss = loss_of(settings.loss, y)
         self.y = self.loss.targets(y)
         held_out = None if valid is None else moved(valid, self.device)
@@ -108,17 +108,17 @@ class Training:
         self.steps = self.batches * settings.epochs
         self.objective = Objective(recipe, self.loss, self.x, self.y)
         self.optimizer = settings.build_optimizer(model, recipe.learning_rates)
-        moving = settings.schedule != "constant"
-        self._advance = Step(
+        has_schedule = settings.schedule != "constant"
+        self._take_step = Step(
             model,
             self.optimizer,
             lambda batch: self.objective(model, *batch),
             clip=recipe.clipping or None,
-            rate=(lambda step: settings.rate(step, self.steps)) if moving else None,
+            rate=(lambda step: settings.rate(step, self.steps)) if has_schedule else None,
         )
-        self.regularizer = self._regularize(follow)
-        self.sparsifier = self._sparsify()
-        self.average = self._averaged()
+        self.regularizer = self._attach_penalties(recorded)
+        self.sparsifier = self._attach_sparsifier()
+        self.average = self._build_average()
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
         self.seen = 0  # rows in this epoch so far
@@ -143,22 +143,22 @@ class Training:
 
         `save` is called every `save_every` seconds between steps, and on `stop()`.
         """
-        clock = _Clock(self.seconds, save_every)
+        clock = _Timer(self.seconds, save_every)
         self.model.train()
         while self.epoch < self.settings.epochs and not self.reason:
             if self.epoch == until:
                 return "until"
             batches = self.stream.epoch(self.epoch, self.batch)
             while self.batch < self.batches:
-                self._step(self._next(batches))
+                self._step(self._next_batch(batches))
                 if stop():
                     self.seconds = clock.elapsed()
                     if save is not None:
                         save()
                     return "stopped"
-                if clock.ticks():
-                    self._look(on_tick, clock)
-                    if save is not None and clock.due():
+                if clock.is_tick():
+                    self._check_progress(on_tick, clock)
+                    if save is not None and clock.is_save_due():
                         self.seconds = clock.elapsed()
                         save()
                     if self.reason:
@@ -168,12 +168,12 @@ class Training:
                 self._end_epoch()
                 if on_epoch is not None:
                     on_epoch(self.history[-1])
-            if save is not None and clock.due():
+            if save is not None and clock.is_save_due():
                 save()
-        self._finish()
+        self._load_final_weights()
         return self.reason or "epochs"
 
-    def _next(self, batches: Iterator[Any]) -> Any:
+    def _next_batch(self, batches: Iterator[Any]) -> Any:
         batch = next(batches, None)
         if batch is None:
             raise DataError(
@@ -182,15 +182,15 @@ class Training:
         return batch if self.stream.held is not None else moved(batch, self.device)
 
     def _step(self, batch: tuple[Any, Tensor]) -> None:
-        loss = self._advance(batch, self.step)
-        if self.average is not None and self._averages_now():
+        loss = self._take_step(batch, self.step)
+        if self.average is not None and self._should_average():
             self.average.update_parameters(self.model)
         self.seen += len(batch[1])
         self.total.add_(loss, alpha=len(batch[1]))
         self.batch += 1
         self.step += 1
 
-    def _look(self, on_tick: Callable[[Progress], None] | None, clock: _Clock) -> None:
+    def _check_progress(self, on_tick: Callable[[Progress], None] | None, clock: _Timer) -> None:
         """Check finiteness, progress and budget; rarely called, as it synchronises the device."""
         total = self.total.item()
         if not (abs(total) < float("inf")):
@@ -209,10 +209,10 @@ class Training:
         self.total.zero_()
         if self.average is not None and self.sparsifier is not None:
             self.sparsifier.apply(self.average)
-        self.history.append(self._row(objective))
-        self._judge(self.history[-1])
+        self.history.append(self._score_epoch(objective))
+        self._update_best(self.history[-1])
 
-    def _row(self, objective: float) -> Epoch:
+    def _score_epoch(self, objective: float) -> Epoch:
         row: Epoch = {
             "epoch": self.epoch,
             "step": self.step,
@@ -220,23 +220,23 @@ class Training:
             "lr": self.optimizer.param_groups[0]["lr"],
             "train/objective": objective,
         }
-        thin = slice(None, None, 1 + (len(self.y) - 1) // _SCORED)
-        parts = {"train": cut((self.x, self.y), thin)}
+        stride = slice(None, None, 1 + (len(self.y) - 1) // _MAX_SCORED_ROWS)
+        parts = {"train": cut((self.x, self.y), stride)}
         if self.valid is not None:
             parts["valid"] = self.valid
         for part, (x, y) in parts.items():
             for key, value in measures.score(self.scored, x, y, self.loss, self.unit).items():
                 row[f"{part}/{key}"] = value
-        for name, reading in measures.penalties(self.regularizer).items():
-            numbers = {k: value for k, value in reading.items() if isinstance(value, int | float)}
+        for name, values in measures.penalty_readings(self.regularizer).items():
+            numbers = {k: value for k, value in values.items() if isinstance(value, int | float)}
             row.update({f"penalty/{name}/{key}": value for key, value in numbers.items()})
         if self.sparsifier is not None:
             row["sparsity/zeros"] = self.sparsifier.audit().share
-        for name, sizes in measures.norms(self.model, self.regularized).items():
+        for name, sizes in measures.weight_norms(self.model, self.regularized).items():
             row.update({f"norm/{name}/{key}": value for key, value in sizes.items()})
         return row
 
-    def _judge(self, row: Epoch) -> None:
+    def _update_best(self, row: Epoch) -> None:
         """Keep the best state by validation loss, and stop when patience runs out.
 
         Skipped while `sparsify` is still pruning: those states are not as sparse as requested.
@@ -244,9 +244,9 @@ class Training:
         if self.sparsifier is not None and self.sparsifier.phase != "repair":
             return
         score = row.get("valid/loss", row["train/loss"])
-        patient = self.recipe.early_stopping is not None
-        nothing = _SOLVED * abs(self.history[0]["valid/loss"]) if patient else 0.0
-        if score < self.best["score"] - nothing:
+        stops_early = self.recipe.early_stopping is not None
+        min_gain = _MIN_IMPROVEMENT * abs(self.history[0]["valid/loss"]) if stops_early else 0.0
+        if score < self.best["score"] - min_gain:
             self.best = {"score": score, "epoch": self.epoch, "model": {}}
             if self.recipe.early_stopping:
                 state = self.scored.state_dict()
@@ -255,14 +255,14 @@ class Training:
             if self.epoch - self.best["epoch"] >= self.recipe.early_stopping:
                 self.reason = "early stopping"
 
-    def _finish(self) -> None:
+    def _load_final_weights(self) -> None:
         """Load the best state or the average into the model, if the recipe asks for it."""
         if self.average is not None and not self.best["model"]:
             if self.sparsifier is not None:
                 self.sparsifier.apply(self.average)
             if self.average.n_averaged > 0:
                 self.model.load_state_dict(self.average.module.state_dict())
-                torch.optim.swa_utils.update_bn([(self.x,)], _Called(self.model))
+                torch.optim.swa_utils.update_bn([(self.x,)], _SingleInput(self.model))
         elif self.best["model"]:
             self.model.load_state_dict(self.best["model"])
 
@@ -280,27 +280,33 @@ class Training:
         """Names of the penalised parameters."""
         return [] if self.regularizer is None else list(self.regularizer.sparsity())
 
-    def _regularize(self, follow: Followed | None) -> Regularizer | None:
+    def _attach_penalties(self, recorded: StrengthReplay | None) -> Regularizer | None:
         """Attach the penalties, with strengths of the recipe or replayed from an earlier run."""
-        terms = self.recipe.terms(self._adapting) if follow is None else follow.replay(self.steps)
+        terms = (
+            self.recipe.terms(self._build_hypergradient)
+            if recorded is None
+            else recorded.replay(self.steps)
+        )
         with _as_input_errors():
             return regularize(self.model, self.optimizer, terms) if terms else None
 
-    def _sparsify(self) -> Sparsifier | None:
-        asked = self.recipe.sparsify
-        if asked is None:
+    def _attach_sparsifier(self) -> Sparsifier | None:
+        requested = self.recipe.sparsify
+        if requested is None:
             return None
         example = cut(self.x, slice(2))
         with _as_input_errors():
-            return Sparsifier(self.model, self.optimizer, asked, steps=self.steps, example=example)
+            return Sparsifier(
+                self.model, self.optimizer, requested, steps=self.steps, example=example
+            )
 
-    def _adapting(self) -> object:
+    def _build_hypergradient(self) -> object:
         if self.valid is None:
             raise InputError("strength 'auto' needs validation data: give `valid`")
         every = pace(self.steps)
-        return Hypergradient(self.valid, self.loss.given, steps=self.steps, every=every)
+        return Hypergradient(self.valid, self.loss.for_strengths, steps=self.steps, every=every)
 
-    def _averaged(self) -> torch.optim.swa_utils.AveragedModel | None:
+    def _build_average(self) -> torch.optim.swa_utils.AveragedModel | None:
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
         if self.recipe.averaging is None:
@@ -311,7 +317,7 @@ class Training:
             copied(self.model, self.model), multi_avg_fn=average, use_buffers=False
         )
 
-    def _averages_now(self) -> bool:
+    def _should_average(self) -> bool:
         """EMA from the first step; SWA at each epoch's end in the last quarter."""
         if self.recipe.averaging == "ema":
             return True
@@ -360,7 +366,9 @@ class Training:
         params = dict(self.model.named_parameters())
         for name, values in state["optimizer"].items():
             self.optimizer.state[params[name]] = {
-                key: value.to(params[name].device) if _lives_with(value, params[name]) else value
+                key: value.to(params[name].device)
+                if _has_parameter_shape(value, params[name])
+                else value
                 for key, value in values.items()
             }
         for group, lr in zip(self.optimizer.param_groups, state["lrs"]):
@@ -379,7 +387,7 @@ class Training:
         _set_rng_state(state["rng"], self.device)
 
 
-class _Called(nn.Module):
+class _SingleInput(nn.Module):
     """Wrap a model so that it takes all its inputs as one value."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -391,7 +399,7 @@ class _Called(nn.Module):
         return call(self.model, inputs)
 
 
-class _Clock:
+class _Timer:
     """Monotonic timer of progress ticks and checkpoints."""
 
     def __init__(self, before: float, save_every: float) -> None:
@@ -403,14 +411,14 @@ class _Clock:
     def elapsed(self) -> float:
         return time.perf_counter() - self._start
 
-    def ticks(self) -> bool:
+    def is_tick(self) -> bool:
         now = time.perf_counter()
         if now < self._next:
             return False
         self._next = now + self._tick
         return True
 
-    def due(self) -> bool:
+    def is_save_due(self) -> bool:
         now = time.perf_counter()
         if now - self._saved < self._save_every:
             return False
@@ -420,8 +428,8 @@ class _Clock:
 
 def apply_dropout(model: nn.Module, recipe: Recipe) -> None:
     """Set the rates of the model's noise layers to those of the recipe."""
-    noisy = any(isinstance(module, NoiseLayer) for module in model.modules())
-    if recipe.dropout is None or (recipe.dropout == 0 and not noisy):
+    has_noise = any(isinstance(module, NoiseLayer) for module in model.modules())
+    if recipe.dropout is None or (recipe.dropout == 0 and not has_noise):
         return
     rates = recipe.dropout if isinstance(recipe.dropout, Mapping) else {"*": recipe.dropout}
     for pattern, rate in rates.items():
@@ -437,7 +445,7 @@ def _as_input_errors() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
-def _lives_with(value: Any, param: Tensor) -> bool:
+def _has_parameter_shape(value: Any, param: Tensor) -> bool:
     """Return whether an optimizer state is shaped like its parameter; step counters stay put."""
     return isinstance(value, Tensor) and value.shape == param.shape
 

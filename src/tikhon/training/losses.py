@@ -22,10 +22,10 @@ Kind = Literal["classes", "binary", "numbers", "custom", "whole"]
 
 @dataclass(frozen=True)
 class Link:
-    """Map outputs to the unit of the targets (`answer`) and back (`output`)."""
+    """Map outputs to the unit of the targets (`to_targets`) and back (`to_outputs`)."""
 
-    answer: Callable[[Tensor], Tensor]
-    output: Callable[[Tensor], Tensor]
+    to_targets: Callable[[Tensor], Tensor]
+    to_outputs: Callable[[Tensor], Tensor]
 
 
 LOG = Link(torch.exp, lambda answer: answer.clamp_min(1e-6).log())  # for predicted counts
@@ -52,7 +52,7 @@ class Loss:
     _broadcasting: dict[bool, bool] = field(default_factory=dict, repr=False)
 
     @property
-    def given(self) -> LossFunction:
+    def for_strengths(self) -> LossFunction:
         """The loss for adaptive strengths: of (output, target); (model, batch) if "whole"."""
         return self.function if self.kind == "whole" else self
 
@@ -60,21 +60,21 @@ class Loss:
         """Run the forward pass on a batch (inputs, target); return its mean loss, 0-d."""
         if self.kind != "whole":
             return self(call(model, batch[0]), batch[1])
-        return self._number(graded(lambda: self.function(model, whole(batch))))
+        return self._check_scalar(graded(lambda: self.function(model, whole(batch))))
 
     def __call__(self, output: object, target: object) -> Tensor:
         """Return the mean loss of a batch, 0-d.
 
         Raises `InputError` for mismatched shapes and for outputs that are not a tensor.
         """
-        output, target = self.agreed(output, target)
+        output, target = self.align(output, target)
         try:
             value = self.function(output, target)
         except (IndexError, TypeError) as error:
-            raise self._told(error, output, target) from error
-        return self._number(value)
+            raise self._explain(error, output, target) from error
+        return self._check_scalar(value)
 
-    def _number(self, value: Any) -> Tensor:
+    def _check_scalar(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor):
             raise InputError(
                 f"the loss {self.name} returned {type(value).__name__}, one number is needed, as "
@@ -92,25 +92,25 @@ class Loss:
         if self.entries is None:
             pairs = zip(output.split(1), target.split(1))
             return torch.stack([self(o, t) for o, t in pairs])
-        output, target = self.agreed(output, target)
+        output, target = self.align(output, target)
         try:
             return self.entries(output, target).reshape(len(output), -1).mean(1)
         except IndexError as error:
-            raise self._told(error, output, target) from error
+            raise self._explain(error, output, target) from error
 
-    def _told(self, error: Exception, output: Any, target: Any) -> Exception:
+    def _explain(self, error: Exception, output: Any, target: Any) -> Exception:
         """Explain an out-of-range class index or a wrong signature by an `InputError`.
 
         Returns other errors unchanged.
         """
         if "'Tensor' object is not callable" in str(error):
-            return InputError(f"the loss {self.name} calls its output ({error}): {STEP}")
+            return InputError(f"the loss {self.name} calls its output ({error}): {SIGNATURES}")
         if self.kind != "classes" or target.is_floating_point():
             return error
-        found = f"{int(target.min())} to {int(target.max())}"
+        given_range = f"{int(target.min())} to {int(target.max())}"
         return InputError(
             f"{self.name} needs classes numbered 0 to {output.shape[1] - 1}, one for each output, "
-            f"received classes {found}: number them anew, such as by "
+            f"received classes {given_range}: number them anew, such as by "
             "y = torch.unique(y, return_inverse=True)[1]"
         )
 
@@ -122,15 +122,15 @@ class Loss:
             return y.reshape(-1)  # one class index for each row, despite extra axes of size 1
         return y
 
-    def answers(self, output: Tensor) -> Tensor:
+    def predictions(self, output: Tensor) -> Tensor:
         """Map outputs to the unit of the targets, such as log rates to rates."""
-        return output if self.link is None else self.link.answer(output)
+        return output if self.link is None else self.link.to_targets(output)
 
     def outputs(self, answer: Tensor) -> Tensor:
         """Map predictions in the unit of the targets back to outputs."""
-        return answer if self.link is None else self.link.output(answer)
+        return answer if self.link is None else self.link.to_outputs(answer)
 
-    def agreed(self, output: Any, target: Any) -> tuple[Any, Any]:
+    def align(self, output: Any, target: Any) -> tuple[Any, Any]:
         """Return output and target in the shapes and types the loss compares."""
         if self.kind != "custom" and not isinstance(output, Tensor):
             raise InputError(
@@ -141,10 +141,10 @@ class Loss:
         if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
             return output, target
         if self.kind == "classes":
-            return output, _class_numbers(self.name, output, target)
+            return output, _align_classes(self.name, output, target)
         if self.kind in ("numbers", "binary"):
-            return _same_shape(self.name, output, target), target.to(output.dtype)
-        if output.shape != target.shape and _alike(output, target):
+            return _align_numbers(self.name, output, target), target.to(output.dtype)
+        if output.shape != target.shape and _same_but_unit_axes(output, target):
             column = output.ndim > target.ndim
             if column not in self._broadcasting:
                 self._broadcasting[column] = broadcasts(self.function, column=column)
@@ -153,7 +153,7 @@ class Loss:
         return output, target
 
 
-def _each(function: Callable[..., Tensor]) -> LossFunction:
+def _per_row(function: Callable[..., Tensor]) -> LossFunction:
     return partial(function, reduction="none")
 
 
@@ -165,27 +165,29 @@ def _half_mse(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor
 LOSSES = {
     loss.name: loss
     for loss in (
-        Loss("cross_entropy", F.cross_entropy, "classes", _each(F.cross_entropy)),
-        Loss("nll", F.nll_loss, "classes", _each(F.nll_loss)),
+        Loss("cross_entropy", F.cross_entropy, "classes", _per_row(F.cross_entropy)),
+        Loss("nll", F.nll_loss, "classes", _per_row(F.nll_loss)),
         Loss(
             "bce",
             F.binary_cross_entropy_with_logits,
             "binary",
-            _each(F.binary_cross_entropy_with_logits),
+            _per_row(F.binary_cross_entropy_with_logits),
         ),
-        Loss("mse", F.mse_loss, "numbers", _each(F.mse_loss)),
-        Loss("half_mse", _half_mse, "numbers", _each(_half_mse)),
-        Loss("mae", F.l1_loss, "numbers", _each(F.l1_loss)),
-        Loss("huber", F.huber_loss, "numbers", _each(F.huber_loss)),
+        Loss("mse", F.mse_loss, "numbers", _per_row(F.mse_loss)),
+        Loss("half_mse", _half_mse, "numbers", _per_row(_half_mse)),
+        Loss("mae", F.l1_loss, "numbers", _per_row(F.l1_loss)),
+        Loss("huber", F.huber_loss, "numbers", _per_row(F.huber_loss)),
     )
 }
 NAMES = tuple(LOSSES)
-STEP = "a loss takes (output, target), a step of your own that calls the model (model, batch)"
-_ALSO = {"bce_with_logits": "bce", "squared": "mse", "l1": "mae"}
-_ALSO |= {
+SIGNATURES = (
+    "a loss takes (output, target), a step of your own that calls the model (model, batch)"
+)
+_ALIASES = {"bce_with_logits": "bce", "squared": "mse", "l1": "mae"}
+_ALIASES |= {
     cast(Any, loss.function).__name__: loss.name for loss in LOSSES.values()
 }  # names of torch functions
-_ALSO |= dict.fromkeys(("smooth_l1", "smooth_l1_loss"), "huber")  # equal at the default beta
+_ALIASES |= dict.fromkeys(("smooth_l1", "smooth_l1_loss"), "huber")  # equal at the default beta
 _MODULES: dict[type[nn.Module], str] = {
     nn.CrossEntropyLoss: "cross_entropy",
     nn.NLLLoss: "nll",
@@ -217,13 +219,13 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
         return loss
     if isinstance(loss, str):
         auto = "mse" if y is not None and y.is_floating_point() else "cross_entropy"
-        if loss == "auto" and y is not None and _one_hot(y):
+        if loss == "auto" and y is not None and _is_one_hot(y):
             raise InputError(
                 f"every row of the targets, of shape {tuple(y.shape)}, holds one 1 and zeros: for "
                 "classes give their numbers, y.argmax(1); to train on them as numbers give "
                 "loss='mse'"
             )
-        return LOSSES[auto if loss == "auto" else known_name(loss)]
+        return LOSSES[auto if loss == "auto" else canonical_name(loss)]
     if not callable(loss):
         raise InputError(
             f"loss must be a name ({', '.join(NAMES)}) or a callable of (output, target) or of "
@@ -236,30 +238,30 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
     for entry in LOSSES.values():
         if loss is entry.function:
             return entry
-    if not _takes_two(loss):
-        raise InputError(f"the loss {name_of(loss)} does not take two arguments: {STEP}")
+    if not _takes_two_arguments(loss):
+        raise InputError(f"the loss {loss_name(loss)} does not take two arguments: {SIGNATURES}")
     if takes_model(loss):
-        return Loss(name_of(loss), cast(LossFunction, loss), "whole")
+        return Loss(loss_name(loss), cast(LossFunction, loss), "whole")
     kind: Kind = "numbers" if loss in _ENTRYWISE_FUNCTIONS else "custom"
     link = LOG if loss is F.poisson_nll_loss else None
-    return Loss(name_of(loss), cast(LossFunction, loss), kind, link=link)
+    return Loss(loss_name(loss), cast(LossFunction, loss), kind, link=link)
 
 
-def _one_hot(y: Tensor) -> bool:
+def _is_one_hot(y: Tensor) -> bool:
     if y.ndim != 2 or y.shape[1] < 2 or not y.is_floating_point():
         return False
     return bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all())
 
 
-def known_name(name: str) -> str:
+def canonical_name(name: str) -> str:
     """Return the canonical name of a loss; raise `InputError` if it is unknown."""
-    name = _ALSO.get(name, name)
+    name = _ALIASES.get(name, name)
     if name not in LOSSES:
         raise InputError(unknown("loss", name, (*NAMES, "auto")))
     return name
 
 
-def _takes_two(function: Callable[..., object]) -> bool:
+def _takes_two_arguments(function: Callable[..., object]) -> bool:
     """Return whether a function accepts two arguments; True if its signature is unknown."""
     try:
         inspect.signature(function).bind(None, None)
@@ -270,7 +272,7 @@ def _takes_two(function: Callable[..., object]) -> bool:
     return True
 
 
-def name_of(loss: object) -> str:
+def loss_name(loss: object) -> str:
     """Name of a loss, as recorded by a run."""
     if isinstance(loss, str):
         return loss
@@ -293,7 +295,7 @@ def _of_module(module: nn.Module) -> Loss:
     return Loss(type(module).__name__, module, LOSSES[name].kind)
 
 
-def _class_numbers(name: str, output: Tensor, target: Tensor) -> Tensor:
+def _align_classes(name: str, output: Tensor, target: Tensor) -> Tensor:
     """Return targets for outputs (rows, classes, ...): class indices, or probabilities alike."""
     if output.ndim < 2 or output.shape[1] == 1:
         raise InputError(
@@ -324,10 +326,10 @@ def _class_numbers(name: str, output: Tensor, target: Tensor) -> Tensor:
     return target.long()
 
 
-def _same_shape(name: str, output: Tensor, target: Tensor) -> Tensor:
+def _align_numbers(name: str, output: Tensor, target: Tensor) -> Tensor:
     if output.shape == target.shape:
         return output
-    if not _alike(output, target):
+    if not _same_but_unit_axes(output, target):
         raise InputError(
             f"{name} compares outputs with targets entry by entry, received outputs of shape "
             f"{tuple(output.shape)} and targets of shape {tuple(target.shape)}; only a column "
@@ -336,7 +338,7 @@ def _same_shape(name: str, output: Tensor, target: Tensor) -> Tensor:
     return output.reshape(target.shape)
 
 
-def _alike(output: Tensor, target: Tensor) -> bool:
+def _same_but_unit_axes(output: Tensor, target: Tensor) -> bool:
     """Return whether two shapes with equal row counts differ only by axes of size 1."""
     if not (output.ndim and target.ndim) or len(output) != len(target):
         return False
@@ -355,12 +357,12 @@ def broadcasts(loss: LossFunction, *, column: bool = True) -> bool:
     False
     """
     output, target = torch.tensor([0.3, 0.8]), torch.tensor([0.1, 0.9])
-    wide = (output[:, None], target) if column else (output, target[:, None])
+    column_case = (output[:, None], target) if column else (output, target[:, None])
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about broadcasting
         rows = [_value(loss, output[i : i + 1], target[i : i + 1]) for i in range(2)]
-        given, flat = _value(loss, *wide), _value(loss, output, target)
-    return not _joins(given, rows) and _joins(flat, rows)
+        column_value, flat_value = _value(loss, *column_case), _value(loss, output, target)
+    return not _is_mean_or_sum(column_value, rows) and _is_mean_or_sum(flat_value, rows)
 
 
 def _value(loss: LossFunction, output: Tensor, target: Tensor) -> float:
@@ -371,11 +373,11 @@ def _value(loss: LossFunction, output: Tensor, target: Tensor) -> float:
         return math.nan
 
 
-def _joins(value: float, rows: list[float]) -> bool:
+def _is_mean_or_sum(value: float, rows: list[float]) -> bool:
     return any(math.isclose(value, sum(rows) / n, rel_tol=1e-5) for n in (1, len(rows)))
 
 
-def in_a_loop(loss: object, target: object = None) -> LossFunction:
+def unaligned_loss(loss: object, target: object = None) -> LossFunction:
     """Return the loss as a user's own loop calls it, without aligning shapes.
 
     Measurements of such a loss must not hide that it broadcasts.

@@ -24,16 +24,16 @@ def predict(model: nn.Module, x: object) -> Tensor:
 
     Raises `InputError` for a model that does not return one tensor.
     """
-    output = outputs_of(model, x)
+    output = try_predict(model, x)
     if output is None:
         raise InputError(f"{type(model).__name__} returns something other than one tensor")
     return output
 
 
-def outputs_of(model: nn.Module, x: object) -> Tensor | None:
+def try_predict(model: nn.Module, x: object) -> Tensor | None:
     """Like `predict`, but return None where the outputs are not one tensor."""
     found = []
-    with _evaluating(model):
+    with eval_mode(model):
         for part in in_parts(x):
             found.append(call(model, part))
             if not isinstance(found[0], Tensor):
@@ -42,7 +42,7 @@ def outputs_of(model: nn.Module, x: object) -> Tensor | None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run in eval mode without gradients, and restore the mode."""
     training = model.training
     model.eval()
@@ -57,21 +57,21 @@ def score(
     model: nn.Module, x: object, y: Tensor, loss: Loss, unit: float = 1.0
 ) -> dict[str, float]:
     """Score the model; only the mean loss where outputs are not one tensor."""
-    output = None if loss.kind == "whole" else outputs_of(model, x)
+    output = None if loss.kind == "whole" else try_predict(model, x)
     if output is None:
         return {"loss": mean_loss(model, x, y, loss)}
-    return scores_of(output, y, loss, unit)
+    return score_outputs(output, y, loss, unit)
 
 
 def mean_loss(model: nn.Module, x: object, y: Tensor, loss: Loss) -> float:
     """Mean loss in eval mode, batches weighted by their rows; restores the mode."""
-    with _evaluating(model):
+    with eval_mode(model):
         parts = in_parts((x, y))
         return sum(float(loss.on(model, part)) * len(part[1]) for part in parts) / len(y)
 
 
 @torch.no_grad()
-def scores_of(
+def score_outputs(
     output: Tensor, y: Tensor, loss: Loss, unit: float = 1.0, *, imbalanced: bool = False
 ) -> dict[str, float]:
     """Loss and accuracy; for numeric targets the root mean squared error in their unit, and R2.
@@ -81,14 +81,14 @@ def scores_of(
     """
     found = {
         "loss": float(loss(output, y)),
-        **quality(loss.answers(output), y, loss.kind, unit),
+        **task_scores(loss.predictions(output), y, loss.kind, unit),
     }
     if imbalanced and output.ndim == 2 and output.shape[1] > 1 and "accuracy" in found:
-        found |= _of_rare_classes(output, y)
+        found |= _imbalance_scores(output, y)
     return found
 
 
-def quality(output: Tensor, y: Tensor, kind: Kind, unit: float = 1.0) -> dict[str, float]:
+def task_scores(output: Tensor, y: Tensor, kind: Kind, unit: float = 1.0) -> dict[str, float]:
     """`accuracy` for classes and binary logits; `rmse` in the target's unit and `r2` for numbers.
 
     A custom loss is scored by its targets: floats are numbers, integers are classes. Outputs
@@ -97,40 +97,42 @@ def quality(output: Tensor, y: Tensor, kind: Kind, unit: float = 1.0) -> dict[st
     numbers = kind == "numbers" or (kind == "custom" and y.is_floating_point())
     single = output.numel() == y.numel()
     if numbers and single:
-        return _of_numbers(output.reshape(y.shape), y.to(output.dtype), unit)
+        return _regression_scores(output.reshape(y.shape), y.to(output.dtype), unit)
     if kind == "binary" or (kind == "custom" and single and not numbers):
         return {"accuracy": float(((output.reshape(y.shape) > 0) == (y > 0.5)).double().mean())}
     if numbers or output.ndim < 2:
         return {}
-    taken = output.argmax(1)
+    predicted = output.argmax(1)
     whole = y.shape != output.shape and not y.is_floating_point()
-    classes = y.reshape(taken.shape) if whole else y.argmax(1)
-    return {"accuracy": float((taken == classes).double().mean())}
+    classes = y.reshape(predicted.shape) if whole else y.argmax(1)
+    return {"accuracy": float((predicted == classes).double().mean())}
 
 
-def _of_numbers(output: Tensor, y: Tensor, unit: float) -> dict[str, float]:
+def _regression_scores(output: Tensor, y: Tensor, unit: float) -> dict[str, float]:
     error = float((output - y).square().mean())
     spread = float((y - y.mean(0)).square().mean())
     found = {"rmse": error**0.5 * unit}
     return found | ({"r2": 1 - error / spread} if spread > 0 else {})
 
 
-def _of_rare_classes(output: Tensor, y: Tensor) -> dict[str, float]:
+def _imbalance_scores(output: Tensor, y: Tensor) -> dict[str, float]:
     from sklearn.metrics import average_precision_score, recall_score
 
-    known, there = y.cpu().numpy(), y.unique().tolist()
-    shares = output.double().softmax(1).cpu().numpy()
-    recall = recall_score(known, output.argmax(1).cpu().numpy(), labels=there, average="macro")
+    targets, present = y.cpu().numpy(), y.unique().tolist()
+    probabilities = output.double().softmax(1).cpu().numpy()
+    recall = recall_score(targets, output.argmax(1).cpu().numpy(), labels=present, average="macro")
     found = {"balanced_accuracy": float(recall)}
-    if len(there) > 1:  # any ranking is perfect with one class
-        asked = there if output.shape[1] > 2 else [min(there, key=lambda k: (known == k).sum())]
-        precisions = [average_precision_score(known == k, shares[:, k]) for k in asked]
+    if len(present) > 1:  # any ranking is perfect with one class
+        scored = (
+            present if output.shape[1] > 2 else [min(present, key=lambda k: (targets == k).sum())]
+        )
+        precisions = [average_precision_score(targets == k, probabilities[:, k]) for k in scored]
         found["average_precision"] = float(sum(precisions) / len(precisions))
     return found
 
 
 @torch.no_grad()
-def penalties(regularizer: Regularizer | None) -> dict[str, SavedPenalty]:
+def penalty_readings(regularizer: Regularizer | None) -> dict[str, SavedPenalty]:
     """Value, strength, mode and share of exact zeros of each term on each parameter."""
     if regularizer is None:
         return {}
@@ -146,7 +148,7 @@ def penalties(regularizer: Regularizer | None) -> dict[str, SavedPenalty]:
 
 
 @torch.no_grad()
-def norms(model: nn.Module, names: list[str]) -> dict[str, dict[str, float]]:
+def weight_norms(model: nn.Module, names: list[str]) -> dict[str, dict[str, float]]:
     """L1 and L2 norms of the named parameters."""
     params = dict(model.named_parameters())
     return {
@@ -157,7 +159,7 @@ def norms(model: nn.Module, names: list[str]) -> dict[str, dict[str, float]]:
 
 
 @torch.no_grad()
-def weights(model: nn.Module) -> dict[str, dict[str, object]]:
+def weight_summaries(model: nn.Module) -> dict[str, dict[str, object]]:
     """Zeros, norms and a histogram of each weight with two or more dimensions."""
     found = {}
     for name, param in model.named_parameters():
@@ -177,7 +179,7 @@ def weights(model: nn.Module) -> dict[str, dict[str, object]]:
     return found
 
 
-def zeros(model: nn.Module) -> float:
+def zero_share(model: nn.Module) -> float:
     """Share of exact zeros among all weights with two or more dimensions."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     return 1 - sum(int(w.count_nonzero()) for w in matrices) / sum(w.numel() for w in matrices)

@@ -26,7 +26,7 @@ class Objective:
 
     def __init__(self, recipe: Recipe, loss: LossFunction, x: Any, y: Tensor) -> None:
         self.recipe, self.loss = recipe, loss_of(loss)
-        self._noisy = False
+        self._checked_noise = False
         for name in ("label_smoothing", "confidence_penalty", "r_drop"):
             if getattr(recipe, name) and y.is_floating_point():
                 raise InputError(f"{name} is for classes; the targets are numbers")
@@ -47,12 +47,12 @@ class Objective:
             raise InputError(
                 f"cutmix needs images (channels, height, width), the rows are {tuple(x.shape[1:])}"
             )
-        asked = [name for name in _OF_OUTPUTS if getattr(recipe, name)]
-        self.plain = not asked
-        if asked and self.loss.kind == "whole":
+        requested = [name for name in _OF_OUTPUTS if getattr(recipe, name)]
+        self.plain = not requested
+        if requested and self.loss.kind == "whole":
             raise InputError(
-                f"{asked[0]} works on the outputs, and {self.loss.name}(model, batch) calls the "
-                "model itself: write it there, or give a loss of (output, target)"
+                f"{requested[0]} works on the outputs, and {self.loss.name}(model, batch) calls "
+                "the model itself: write it there, or give a loss of (output, target)"
             )
 
     def __call__(self, model: nn.Module, x: Any, y: Tensor) -> Tensor:
@@ -71,12 +71,12 @@ class Objective:
         output = call(model, x)
         loss = self._data_loss(output, y, mixed)
         if recipe.r_drop:
-            again = call(model, x)  # same rows, new dropout masks
-            if not self._noisy and torch.equal(output, again):
+            second_output = call(model, x)  # same rows, new dropout masks
+            if not self._checked_noise and torch.equal(output, second_output):
                 warn("r_drop does nothing: two passes of the model agree, it has no dropout")
-            self._noisy = True  # check once
-            loss = (loss + self._data_loss(again, y, mixed)) / 2
-            loss = loss + recipe.r_drop * r_drop(output, again)
+            self._checked_noise = True  # check once
+            loss = (loss + self._data_loss(second_output, y, mixed)) / 2
+            loss = loss + recipe.r_drop * r_drop(output, second_output)
         if recipe.confidence_penalty:
             loss = loss + recipe.confidence_penalty * confidence_penalty(output)
         return loss

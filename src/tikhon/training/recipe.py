@@ -83,19 +83,19 @@ class Recipe(RecipeOptions):
         object.__setattr__(self, "penalties", terms)
         rates = self.dropout.values() if isinstance(self.dropout, Mapping) else [self.dropout]
         for rate in rates:
-            _check("dropout", rate, high=1.0)
+            _check_number("dropout", rate, below=1.0)
         for name in ("label_smoothing", "ema_decay"):
-            _check(name, getattr(self, name), high=1.0)
+            _check_number(name, getattr(self, name), below=1.0)
         for name in ("confidence_penalty", "r_drop", "mixup", "cutmix", "input_noise"):
-            _check(name, getattr(self, name))
+            _check_number(name, getattr(self, name))
         for name in ("clip_norm", "clip_value", "clip_adaptive"):
-            _check(name, getattr(self, name), above=True)
-        object.__setattr__(self, "learning_rates", _rates(self.learning_rates))
+            _check_number(name, getattr(self, name), positive=True)
+        object.__setattr__(self, "learning_rates", _parse_learning_rates(self.learning_rates))
         if self.averaging not in (None, "ema", "swa"):
             raise InputError(unknown("averaging", self.averaging, ("ema", "swa")))
         if self.mixup and self.cutmix:
             raise InputError("mixup and cutmix both mix the rows: give one of them")
-        _check("early_stopping", self.early_stopping, above=True)
+        _check_number("early_stopping", self.early_stopping, positive=True)
         if self.sparsify is not None:
             try:
                 object.__setattr__(self, "sparsify", Thinning.read(self.sparsify))
@@ -124,10 +124,10 @@ class Recipe(RecipeOptions):
             )
             for p in entries.pop("penalties", [])
         ]
-        said = [f"{name.replace('_', ' ')}: {value}" for name, value in entries.items()]
+        lines = [f"{name.replace('_', ' ')}: {value}" for name, value in entries.items()]
         head = ("weights", "penalty", "strength", "more")
         return notebook.card(
-            "Recipe", said or ([] if rows else ["nothing is regularized"]), head, rows
+            "Recipe", lines or ([] if rows else ["nothing is regularized"]), head, rows
         )
 
     def __hash__(self) -> int:
@@ -149,7 +149,7 @@ class Recipe(RecipeOptions):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, only where they differ from the defaults."""
-        plain: dict[str, object] = {}
+        values: dict[str, object] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if item.name == "penalties":
@@ -160,8 +160,8 @@ class Recipe(RecipeOptions):
             elif isinstance(value, Mapping):
                 value = dict(value)
             if value != item.default and value != []:
-                plain[item.name] = value
-        return plain
+                values[item.name] = value
+        return values
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Recipe:
@@ -227,16 +227,16 @@ def penalty_names() -> dict[str, type[Penalty]]:
     """
     found = (getattr(penalty_types, name) for name in penalty_types.__all__)
     return {
-        snake(item.__name__): item
+        snake_case(item.__name__): item
         for item in found
         if isinstance(item, type) and issubclass(item, Penalty) and not _abstract(item)
     }
 
 
-def snake(name: str) -> str:
+def snake_case(name: str) -> str:
     """Convert a class name to snake case.
 
-    >>> snake("GroupMCP"), snake("L1Ball"), snake("LInf")
+    >>> snake_case("GroupMCP"), snake_case("L1Ball"), snake_case("LInf")
     ('group_mcp', 'l1_ball', 'l_inf')
     """
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
@@ -250,10 +250,13 @@ def _term_to_dict(pattern: object, term: Term) -> dict[str, object]:
     if not isinstance(pattern, str):
         raise InputError(f"a recipe can only be saved with text patterns, received {pattern!r}")
     strength = term.penalty.strength if term.strength is None else term.strength
-    entry: dict[str, object] = {"pattern": pattern, "penalty": snake(type(term.penalty).__name__)}
+    entry: dict[str, object] = {
+        "pattern": pattern,
+        "penalty": snake_case(type(term.penalty).__name__),
+    }
     if not term.penalty.constraint:
         entry["strength"] = _plain_strength(strength)
-    for item in _settings(type(term.penalty)):
+    for item in _penalty_fields(type(term.penalty)):
         value = getattr(term.penalty, item.name)
         if value is not item.default and value != item.default:
             entry[item.name] = value.tolist() if isinstance(value, Tensor) else value
@@ -271,7 +274,7 @@ def _plain_strength(strength: object) -> object:
         return strength.item()
     if isinstance(strength, int | float):
         return strength
-    kinds = _moving()
+    kinds = _strength_classes()
     if type(strength).__name__ in kinds and dataclasses.is_dataclass(strength):
         values = {
             f.name: getattr(strength, f.name)
@@ -294,7 +297,7 @@ def _term_from_dict(entry: Mapping[str, Any]) -> tuple[str, Term]:
         values.pop("how", None),
     )
     kind = kinds[name]
-    known = {item.name for item in _settings(kind)}
+    known = {item.name for item in _penalty_fields(kind)}
     known |= (
         {"pattern", "rows", "how"} if kind.constraint else {"pattern", "rows", "how", "strength"}
     )
@@ -307,25 +310,25 @@ def _term_from_dict(entry: Mapping[str, Any]) -> tuple[str, Term]:
         return pattern, Term(kind(**values), rows, how)
     if isinstance(strength, int | float):
         return pattern, Term(kind(strength=float(strength), **values), rows, how)
-    return pattern, Term(kind(**values), rows, how, _strength(strength))
+    return pattern, Term(kind(**values), rows, how, _parse_strength(strength))
 
 
-def _settings(kind: type[Penalty]) -> list[Any]:
+def _penalty_fields(kind: type[Penalty]) -> list[Any]:
     """Fields of a penalty other than its strength."""
     return [item for item in dataclasses.fields(kind) if item.init and item.name != "strength"]
 
 
-def _strength(plain: object) -> Any:
+def _parse_strength(plain: object) -> Any:
     if plain == "auto":
         return Auto()
-    if isinstance(plain, Mapping) and plain.get("kind") in (kinds := _moving()):
+    if isinstance(plain, Mapping) and plain.get("kind") in (kinds := _strength_classes()):
         return kinds[plain["kind"]](**{k: v for k, v in plain.items() if k != "kind"})
     if isinstance(plain, Mapping):
-        raise InputError(unknown("kind of strength", plain.get("kind"), _moving()))
+        raise InputError(unknown("kind of strength", plain.get("kind"), _strength_classes()))
     raise InputError(f'strength must be a number >= 0 or "auto", received {plain!r}')
 
 
-def _rates(given: object) -> dict[str, float] | None:
+def _parse_learning_rates(given: object) -> dict[str, float] | None:
     """Parse learning rates by pattern from a table or text."""
     rates = given
     if isinstance(given, str):
@@ -340,11 +343,11 @@ def _rates(given: object) -> dict[str, float] | None:
             f"'trunk.*=1e-5,head.*=1e-3', received {given!r}; one for all of the model is lr"
         )
     for pattern, rate in rates.items():
-        _check(f"the learning rate of {pattern!r}", rate, above=True)
+        _check_number(f"the learning rate of {pattern!r}", rate, positive=True)
     return dict(rates)
 
 
-def _moving() -> dict[str, type]:
+def _strength_classes() -> dict[str, type]:
     """Schedules and controllers by class name; a fixed list, so files cannot import others."""
     found = (
         *(schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Cyclic),
@@ -353,11 +356,15 @@ def _moving() -> dict[str, type]:
     return {item.__name__: item for item in found}
 
 
-def _check(name: str, value: Any, *, high: float = math.inf, above: bool = False) -> None:
-    """Raise `InputError` unless None or a number in [0, high), or > 0 if `above`."""
+def _check_number(
+    name: str, value: Any, *, below: float = math.inf, positive: bool = False
+) -> None:
+    """Raise `InputError` unless None or a number in [0, below), or > 0 if `positive`."""
     if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (0 <= value < high) or (above and value == 0):
-        allowed = f"in [0, {high:g})" if high < math.inf else "> 0" if above else "finite and >= 0"
+    if not number or not (0 <= value < below) or (positive and value == 0):
+        allowed = (
+            f"in [0, {below:g})" if below < math.inf else "> 0" if positive else "finite and >= 0"
+        )
         raise InputError(f"{name} must be {allowed}, received {value!r}")

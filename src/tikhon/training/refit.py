@@ -16,7 +16,7 @@ from tikhon.regularizer.terms import Term
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.training.loop import Training
 from tikhon.training.recipe import Auto, Recipe
-from tikhon.training.strength_verdicts import adapts
+from tikhon.training.strength_verdicts import has_adapted_strengths
 
 
 def check_refit(training: Training) -> None:
@@ -30,7 +30,7 @@ def check_refit(training: Training) -> None:
         raise InputError("refit joins train and valid in memory: give rows, not a loader")
     if training.valid is None:
         raise InputError("refit trains on train + valid: give `valid`")
-    if not adapts(training.regularizer):
+    if not has_adapted_strengths(training.regularizer):
         raise InputError(
             "refit follows the strengths that a training has found, and this recipe has none: "
             "give a penalty the strength 'auto'"
@@ -39,9 +39,9 @@ def check_refit(training: Training) -> None:
         raise InputError("refit has no validation rows to stop early by: leave early_stopping out")
 
 
-def fixed(recipe: Recipe, regularizer: Regularizer | None) -> Recipe | None:
+def with_found_strengths(recipe: Recipe, regularizer: Regularizer | None) -> Recipe | None:
     """Return the recipe with adapted strengths as numbers; None if none adapted."""
-    if regularizer is None or not adapts(regularizer):
+    if regularizer is None or not has_adapted_strengths(regularizer):
         return None
     found = {
         live.name: float(live.value)
@@ -59,7 +59,9 @@ def fixed(recipe: Recipe, regularizer: Regularizer | None) -> Recipe | None:
     return None if found else dataclasses.replace(recipe, penalties=tuple(terms))
 
 
-def train_again(training: Training, start: nn.Module, stop: Callable[[], bool]) -> str | None:
+def refit_on_all_rows(
+    training: Training, start: nn.Module, stop: Callable[[], bool]
+) -> str | None:
     """Retrain `start` on train + valid and load it into `training`; return "stopped" if stopped.
 
     The rows of `training` become train + valid, as all of them have been trained on.
@@ -68,13 +70,13 @@ def train_again(training: Training, start: nn.Module, stop: Callable[[], bool]) 
     rows = join([(training.x, training.y), training.valid])
     torch.manual_seed(training.settings.seed)
     settings = dataclasses.replace(training.settings, budget=None)
-    again = Training(
-        start, rows, training.recipe, settings, unit=training.unit, follow=training.regularizer
+    refitted = Training(
+        start, rows, training.recipe, settings, unit=training.unit, recorded=training.regularizer
     )
-    if again.run(stop=stop) == "stopped":
+    if refitted.run(stop=stop) == "stopped":
         return "stopped"
-    training.model.load_state_dict(again.model.state_dict())
-    training.x, training.y, training.valid = again.x, again.y, None
-    training.seconds += again.seconds
-    training.regularizer, training.sparsifier = again.regularizer, again.sparsifier
+    training.model.load_state_dict(refitted.model.state_dict())
+    training.x, training.y, training.valid = refitted.x, refitted.y, None
+    training.seconds += refitted.seconds
+    training.regularizer, training.sparsifier = refitted.regularizer, refitted.sparsifier
     return None

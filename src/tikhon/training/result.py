@@ -16,10 +16,10 @@ from tikhon.sparsity import Sparsity
 from tikhon.training import measures
 from tikhon.training.measures import Epoch
 from tikhon.training.recipe import Recipe
-from tikhon.training.verdict import Scores, Statement, judge, thinned
+from tikhon.training.verdict import Scores, Statement, describe_sparsity, judge_run
 
-_LONGER = 5  # factor on the epochs of a run that was still improving
-_YARDSTICKS = {"constant": "always the same answer", "linear": "a linear model"}
+_LENGTH_FACTOR = 5  # factor on the epochs of a run that was still improving
+_BASELINE_NAMES = {"constant": "always the same answer", "linear": "a linear model"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,8 @@ class Run:
 
     def _repr_html_(self) -> str:
         key, curves = self._curves()
-        held = self.assessment.yardsticks.items() if self.assessment is not None else ()
-        scores = {"this model": self.metrics or {}} | {_YARDSTICKS[k]: v for k, v in held}
+        baselines = self.assessment.baselines.items() if self.assessment is not None else ()
+        scores = {"this model": self.metrics or {}} | {_BASELINE_NAMES[k]: v for k, v in baselines}
         rows = [(name, k, v) for name, found in scores.items() for k, v in found.items()]
         rows = [row for row in rows if "/loss" not in row[1]]
         chart = notebook.lines(curves, "epoch", key)
@@ -79,9 +79,9 @@ class Run:
         names = {"train": "training rows", "valid": "validation rows"}
         series = {names[part]: line for part, line in curves.items()}
         plotting.lines(display.ax_, series, x="epoch", y=key)
-        held = self.assessment.yardsticks if self.assessment is not None else {}
-        for yardstick, label in _YARDSTICKS.items():
-            score = held.get(yardstick, {}).get(f"valid/{key}")
+        baselines = self.assessment.baselines if self.assessment is not None else {}
+        for baseline_name, label in _BASELINE_NAMES.items():
+            score = baselines.get(baseline_name, {}).get(f"valid/{key}")
             if score is not None:
                 plotting.level(display.ax_, score, label)
         display.ax_.set_title(type(self.model).__name__)
@@ -101,10 +101,10 @@ class Run:
         return " ".join(map(str, statements(self)))
 
 
-def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
+def result_document(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
     """Return the `result.json` of a fit; `classes` are the class names."""
     found = statements(run, classes)
-    scores = scores_of(run, classes)
+    scores = run_scores(run, classes)
     return {
         "kind": "fit",
         "verdict": " ".join(map(str, found)),
@@ -112,14 +112,14 @@ def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
         "metrics": dict(run.metrics or {}),
         "rows": dict(scores.rows),
         "score_errors": dict(scores.errors),
-        "answer": scores.answer,
-        "yardsticks": {name: dict(held) for name, held in scores.yardsticks.items()},
-        "margins": {name: dict(held) for name, held in scores.margins.items()},
+        "answer": scores.most_frequent,
+        "yardsticks": {name: dict(baselines) for name, baselines in scores.baselines.items()},
+        "margins": {name: dict(baselines) for name, baselines in scores.margins.items()},
         "by_row": dict(scores.by_row) if scores.part == "valid" else {},
         "penalties": dict(run.penalties or {}),
         **({} if run.found is None else {"found": run.found.to_dict()}),
         **({} if run.sparsity is None else {"sparsity": run.sparsity.to_dict()}),
-        "weights": measures.weights(run.model),
+        "weights": measures.weight_summaries(run.model),
         "best_epoch": run.best_epoch,
         "epochs": len(run.history),
         "ended": run.ended,
@@ -130,23 +130,25 @@ def result_of(run: Run, classes: Sequence[str] = ()) -> dict[str, Any]:
 
 def statements(run: Run, classes: Sequence[str] = ()) -> tuple[Statement, ...]:
     """Return the sentences of the verdict, most important first."""
-    sentences = judge(scores_of(run, classes), run.history, run.ended)
-    return sentences if run.sparsity is None else (*sentences, thinned(run.sparsity))
+    sentences = judge_run(run_scores(run, classes), run.history, run.ended)
+    return sentences if run.sparsity is None else (*sentences, describe_sparsity(run.sparsity))
 
 
-def scores_of(run: Run, classes: Sequence[str] = ()) -> Scores:
+def run_scores(run: Run, classes: Sequence[str] = ()) -> Scores:
     """Return the scores that the verdict of a run is based on."""
     found = run.assessment
     if found is None:
         return Scores(run.metrics or {})
     weights = [p for p in run.model.parameters() if p.ndim > 1]
-    return replace(found, answer=name_of(found.answer, classes), linear=len(weights) == 1)
+    return replace(
+        found, most_frequent=class_name(found.most_frequent, classes), linear=len(weights) == 1
+    )
 
 
-def name_of(answer: int | str | None, classes: Sequence[str]) -> str | None:
+def class_name(answer: int | str | None, classes: Sequence[str]) -> str | None:
     """Return the constant prediction as the sentences name it.
 
-    >>> name_of(1, ("no", "yes")), name_of(1, ()), name_of(None, ())
+    >>> class_name(1, ("no", "yes")), class_name(1, ()), class_name(None, ())
     ("'yes'", 'class 1', None)
     """
     if not isinstance(answer, int):
@@ -158,47 +160,47 @@ def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
     """Return commands that act on the findings."""
     if run.path is None or not run.command:
         return []
-    again = repeated(run.command)
+    arguments = repeated(run.command)
     codes = {statement.code.removesuffix("_ratio") for statement in found}
-    same = [shlex.join(_repeated(run, again))] if run.found is not None else []
+    repeat = [shlex.join(_command_with_found(run, arguments))] if run.found is not None else []
     if "exploded" in codes:
-        slower = [] if any(a.split("=")[0] == "--lr" for a in again) else ["--lr", "1e-4"]
-        return [shlex.join([*without(again, "--lr"), *slower]), *same]
+        lower_lr = [] if any(a.split("=")[0] == "--lr" for a in arguments) else ["--lr", "1e-4"]
+        return [shlex.join([*without(arguments, "--lr"), *lower_lr]), *repeat]
     if codes & {"improving", "one_epoch"}:
-        return [shlex.join(_longer(run, again)), *same]
+        return [shlex.join(_longer_command(run, arguments)), *repeat]
     commands = []
-    if "overfits" in codes and not {"--l2", "--weight-decay"} & set(again):
-        commands.append(shlex.join([*again, "--weight-decay", "auto"]))
-    if "rising" in codes and "--early-stopping" not in again:
-        commands.append(shlex.join([*again, "--early-stopping", "5"]))
+    if "overfits" in codes and not {"--l2", "--weight-decay"} & set(arguments):
+        commands.append(shlex.join([*arguments, "--weight-decay", "auto"]))
+    if "rising" in codes and "--early-stopping" not in arguments:
+        commands.append(shlex.join([*arguments, "--early-stopping", "5"]))
     if codes & {"no_better_class", "no_better_mean", "linear_better"} and not commands:
-        return [shlex.join(["tikhon", "tune", *rows_of(again)])]
+        return [shlex.join(["tikhon", "tune", *rows_of(arguments)])]
     if not commands:  # compare draws its own splits
-        verb = "tune" if {"--time", "--group"} & set(rows_of(again)) else "compare"
-        commands = [shlex.join(["tikhon", verb, *rows_of(again)])]
-    return [*commands, *same]
+        verb = "tune" if {"--time", "--group"} & set(rows_of(arguments)) else "compare"
+        commands = [shlex.join(["tikhon", verb, *rows_of(arguments)])]
+    return [*commands, *repeat]
 
 
-def _repeated(run: Run, again: Sequence[str]) -> list[str]:
+def _command_with_found(run: Run, arguments: Sequence[str]) -> list[str]:
     """Return the command with the strengths found, in their modes, in place of "auto"."""
     assert run.found is not None
     strengths = (f"--{name.replace('_', '-')}" for name in STRENGTHS)
-    kept = without(again, "--penalty", "--how", "--epochs", *strengths)
+    remaining = without(arguments, "--penalty", "--how", "--epochs", *strengths)
     entries = run.found.to_dict()["penalties"]
     penalties = [part for entry in entries for part in ("--penalty", typed(entry))]
-    return [*kept, "--epochs", str(len(run.history)), *penalties]
+    return [*remaining, "--epochs", str(len(run.history)), *penalties]
 
 
-def _longer(run: Run, again: Sequence[str]) -> list[str]:
+def _longer_command(run: Run, arguments: Sequence[str]) -> list[str]:
     """Return the command with a longer budget or more epochs."""
-    spanned = (
-        run.recipe.averaging == "swa" or run.sparsity or {"--schedule", "--refit"} & set(again)
+    needs_length = (
+        run.recipe.averaging == "swa" or run.sparsity or {"--schedule", "--refit"} & set(arguments)
     )
     if run.ended == "budget":
-        minutes = max(2, -(-_LONGER * round(run.seconds) // 60))
-        return [*without(again, "--budget"), "--budget", f"{minutes}m"]
-    known = run.found is not None or spanned  # these need a fixed length
-    if any(a.split("=")[0] == "--epochs" for a in again) and not known:
-        return without(again, "--epochs")  # then early stopping sets the length
-    kept = without(again, "--epochs")
-    return [*kept, "--epochs", str(_LONGER * len(run.history))]
+        minutes = max(2, -(-_LENGTH_FACTOR * round(run.seconds) // 60))
+        return [*without(arguments, "--budget"), "--budget", f"{minutes}m"]
+    known = run.found is not None or needs_length  # these need a fixed length
+    if any(a.split("=")[0] == "--epochs" for a in arguments) and not known:
+        return without(arguments, "--epochs")  # then early stopping sets the length
+    remaining = without(arguments, "--epochs")
+    return [*remaining, "--epochs", str(_LENGTH_FACTOR * len(run.history))]

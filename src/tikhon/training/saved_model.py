@@ -37,15 +37,15 @@ class NewRows:
     remarks: tuple[str, ...] = ()
     kept: pd.DataFrame | None = None
 
-    def beside(self, answers: pd.DataFrame) -> pd.DataFrame:
+    def prepend_kept(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Prepend the kept columns to the predictions."""
         if self.kept is None:
-            return answers
-        if twice := [name for name in self.kept if name in answers]:
-            raise InputError(f"--keep {twice[0]}: the predictions have a column of this name")
+            return predictions
+        if repeated := [name for name in self.kept if name in predictions]:
+            raise InputError(f"--keep {repeated[0]}: the predictions have a column of this name")
         import pandas as pd
 
-        return pd.concat([self.kept, answers], axis=1)
+        return pd.concat([self.kept, predictions], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class SavedModel:
             state = load_file(path / file)
             if members:
                 nets = [
-                    restore(name, shape, outputs, _part(state, f"members.{k}."))
+                    restore(name, shape, outputs, _without_prefix(state, f"members.{k}."))
                     for k, name in enumerate(members)
                 ]
                 model: nn.Module = Average(nets, probabilities=bool(config["data"].get("classes")))
@@ -84,8 +84,8 @@ class SavedModel:
                 model = restore(name, shape, outputs, state)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise DataError(f"{path / file} cannot be used: {error}") from error
-        plain = config["data"].get("preprocessing")
-        fitted = None if plain is None else Preprocessing.from_dict(plain)
+        escape = config["data"].get("preprocessing")
+        fitted = None if escape is None else Preprocessing.from_dict(escape)
         if fitted is not None and (count := len(fitted.feature_names)) != shape[0]:
             raise DataError(
                 f"{path / CONFIG}: its preprocessing makes {count} inputs, its model takes "
@@ -178,14 +178,18 @@ class SavedModel:
 
 def _named_model(path: Path, config: dict[str, Any]) -> tuple[str, tuple[int, ...], int]:
     """Return name, input shape and output count of the model in a run's configuration."""
-    about, data = config.get("model", {}), config.get("data", {})
-    if isinstance(about, dict) and not {"name", "shape", "outputs"} <= about.keys():
+    model_config, data = config.get("model", {}), config.get("data", {})
+    if isinstance(model_config, dict) and not {"name", "shape", "outputs"} <= model_config.keys():
         raise InputError(f"{path} holds no model that was made by name; predict in Python")
-    whole = isinstance(about, dict) and isinstance(data, dict)
-    if whole and isinstance(about["name"], str) and isinstance(about["shape"], list):
-        sizes = [*about["shape"], about["outputs"]]
-        if about["shape"] and all(type(size) is int and size > 0 for size in sizes):
-            return about["name"], tuple(about["shape"]), about["outputs"]
+    is_readable = isinstance(model_config, dict) and isinstance(data, dict)
+    if (
+        is_readable
+        and isinstance(model_config["name"], str)
+        and isinstance(model_config["shape"], list)
+    ):
+        sizes = [*model_config["shape"], model_config["outputs"]]
+        if model_config["shape"] and all(type(size) is int and size > 0 for size in sizes):
+            return model_config["name"], tuple(model_config["shape"]), model_config["outputs"]
     raise DataError(f"{path / CONFIG} is no run's configuration: its model or data are malformed")
 
 
@@ -197,11 +201,11 @@ def _members(path: Path, config: dict[str, Any]) -> list[str]:
     return names
 
 
-def _part(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _without_prefix(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def escaped(frame: pd.DataFrame) -> pd.DataFrame:
+def escape_formulas(frame: pd.DataFrame) -> pd.DataFrame:
     """Prefix texts that a spreadsheet would run as formulas with `'`.
 
     Excel and LibreOffice treat text starting with `=`, `+`, `-`, `@`, a tab or a line end as a
@@ -209,13 +213,13 @@ def escaped(frame: pd.DataFrame) -> pd.DataFrame:
     """
     from pandas.api import types
 
-    def plain(cell: Any) -> Any:
+    def escape(cell: Any) -> Any:
         starts = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
         return f"'{cell}" if starts and not _is_number(cell) else cell
 
-    safe = frame.set_axis([plain(name) for name in frame], axis=1)
+    safe = frame.set_axis([escape(name) for name in frame], axis=1)
     texts = [name for name in safe if not types.is_numeric_dtype(safe[name])]
-    return safe.assign(**{str(name): safe[name].map(plain) for name in texts})
+    return safe.assign(**{str(name): safe[name].map(escape) for name in texts})
 
 
 def _is_number(text: str) -> bool:

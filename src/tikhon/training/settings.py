@@ -16,7 +16,7 @@ from tikhon.errors import InputError, unknown
 from tikhon.numbers import checked_seed
 from tikhon.options import SCHEDULES, TrainingOptions
 from tikhon.regularizer.targets import entries_matching, entries_of
-from tikhon.training.losses import known_name, name_of
+from tikhon.training.losses import canonical_name, loss_name
 from tikhon.wrappers import unwrap
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -45,7 +45,7 @@ class Settings(TrainingOptions):
         if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
             raise InputError(unknown("optimizer", self.optimizer, OPTIMIZERS))
         if isinstance(self.loss, str) and self.loss != "auto":
-            known_name(self.loss)
+            canonical_name(self.loss)
         if self.schedule not in SCHEDULES:
             raise InputError(unknown("schedule", self.schedule, SCHEDULES))
         if not (isinstance(self.optimizer, (str, Optimizer)) or callable(self.optimizer)):
@@ -84,15 +84,17 @@ class Settings(TrainingOptions):
                     "learning_rates are for an optimizer that is yet to be built, and this one "
                     "has its groups: give its name, or set their lr"
                 )
-            return self._checked(self.optimizer.param_groups, self.optimizer)
+            return self._check_rates(self.optimizer.param_groups, self.optimizer)
         params = [p for p in model.parameters() if p.requires_grad]
         if not params:
             raise InputError(f"{type(model).__name__} has no trainable parameter")
-        groups: Any = _groups(model, params, rates) if rates else params
+        groups: Any = _parameter_groups(model, params, rates) if rates else params
         if not isinstance(self.optimizer, (str, type)):
             built: Any = self.optimizer(groups)
             own = set((rates or {}).values())
-            return self._checked((g for g in built.param_groups if g.get("lr") not in own), built)
+            return self._check_rates(
+                (g for g in built.param_groups if g.get("lr") not in own), built
+            )
         if isinstance(self.optimizer, type):
             return self.optimizer(groups, lr=self.lr)
         options: dict[str, Any] = {"lr": self.lr}
@@ -104,7 +106,7 @@ class Settings(TrainingOptions):
             options["fused"] = True
         return OPTIMIZERS[self.optimizer](groups, **options)
 
-    def _checked(self, groups: Iterable[Mapping[str, Any]], optimizer: Optimizer) -> Optimizer:
+    def _check_rates(self, groups: Iterable[Mapping[str, Any]], optimizer: Optimizer) -> Optimizer:
         rates = {float(group["lr"]) for group in groups if group.get("lr") is not None}
         if self.lr != type(self).lr and rates - {self.lr}:
             found = ", ".join(f"{rate:g}" for rate in sorted(rates))
@@ -138,7 +140,7 @@ class Settings(TrainingOptions):
         if isinstance(given, Optimizer):
             name, lr = type(given).__name__, float(given.param_groups[0].get("lr", lr))
         else:
-            name = given if isinstance(given, str) else name_of(given)
+            name = given if isinstance(given, str) else loss_name(given)
         return {
             "name": name,
             "lr": lr,
@@ -146,17 +148,19 @@ class Settings(TrainingOptions):
             "schedule": self.schedule,
             "batch_size": self.batch_size,
             "epochs": self.epochs,
-            "loss": name_of(self.loss),
+            "loss": loss_name(self.loss),
         }
 
 
-def rates_of(model: nn.Module, rates: Mapping[str, float]) -> dict[nn.Parameter, float]:
+def match_learning_rates(
+    model: nn.Module, rates: Mapping[str, float]
+) -> dict[nn.Parameter, float]:
     """Return the learning rate of each parameter matched by a pattern; the last match wins.
 
     Raises `InputError` for a pattern without a match.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    >>> list(rates_of(model, {"*": 0.1, "1.*": 0.3}).values())
+    >>> list(match_learning_rates(model, {"*": 0.1, "1.*": 0.3}).values())
     [0.1, 0.1, 0.3, 0.3]
     """
     entries = entries_of(unwrap(model))
@@ -169,11 +173,11 @@ def rates_of(model: nn.Module, rates: Mapping[str, float]) -> dict[nn.Parameter,
     return found
 
 
-def _groups(
+def _parameter_groups(
     model: nn.Module, params: Sequence[nn.Parameter], rates: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Build the parameter groups: default learning rate first, then one for each other rate."""
-    own = rates_of(model, rates)
+    own = match_learning_rates(model, rates)
     groups: list[dict[str, Any]] = [{"params": [p for p in params if p not in own]}]
     for rate in dict.fromkeys(own.values()):
         groups.append({"params": [p for p in params if own.get(p) == rate], "lr": rate})
@@ -186,16 +190,16 @@ def pick_device(name: str) -> torch.device:
     >>> pick_device("cpu")
     device(type='cpu')
     """
-    there = {
+    available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
     if name == "auto":
-        return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")
+        return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
     kind = name.partition(":")[0]
-    if kind not in there:
-        raise InputError(unknown("device", name, (*there, "auto")))
-    if not there[kind]:
+    if kind not in available:
+        raise InputError(unknown("device", name, (*available, "auto")))
+    if not available[kind]:
         raise InputError(f"device {name!r} is not available on this machine; use cpu or auto")
     return torch.device(name)

@@ -20,14 +20,14 @@ _FLAT = 0.01  # relative change of validation loss on doubling a strength: less 
 _ROWS = 256
 
 
-def adapts(regularizer: Regularizer | None) -> bool:
+def has_adapted_strengths(regularizer: Regularizer | None) -> bool:
     """Return whether any strength was adapted to the validation loss."""
     return regularizer is not None and any(
         isinstance(live.source, Hypergradient) for live in regularizer.live_strengths()
     )
 
 
-def judge(
+def judge_strengths(
     model: nn.Module,
     regularizer: Regularizer,
     loss: Loss,
@@ -39,25 +39,27 @@ def judge(
     Verdicts are "too much", "too little" or "flat". The slope is that of `implicit_slopes` on a
     batch, relative to the validation loss on it.
     """
-    in_force = regularizer.strengths()
-    held: dict[str, Penalty] = {}
+    current = regularizer.strengths()
+    by_parameter: dict[str, Penalty] = {}
     names: dict[str, str] = {}
     for parameter, terms in regularizer.replay(1).items():
         if not isinstance(parameter, str):
             continue
         for term in terms:
             name = f"{parameter}/{type(term.penalty).__name__}"
-            if name not in in_force or parameter in held:
+            if name not in current or parameter in by_parameter:
                 continue
-            penalty = term.penalty.with_strength(in_force[name])
+            penalty = term.penalty.with_strength(current[name])
             param = model.get_parameter(parameter)
             if term.how in ("independent", "cautious"):  # stationary points of no objective
                 continue
             if term.how == "decoupled":
-                penalty = _coupled(penalty, param, regularizer.optimizer)
+                penalty = _as_coupled(penalty, param, regularizer.optimizer)
             if penalty is not None:
-                held[parameter], names[parameter] = penalty, name
-    slopes = implicit_slopes(model, loss.given, train, valid, held, batch_size=_ROWS)
+                by_parameter[parameter], names[parameter] = penalty, name
+    slopes = implicit_slopes(
+        model, loss.for_strengths, train, valid, by_parameter, batch_size=_ROWS
+    )
     rows = cut(valid, slice(_ROWS))
     with torch.no_grad():
         scale = max(float(loss.on(model, rows)), 1e-12)
@@ -73,7 +75,9 @@ def _verdict(slope: float) -> str:
     return "too much" if slope > 0 else "too little"
 
 
-def _coupled(penalty: Penalty, param: nn.Parameter, optimizer: optim.Optimizer) -> Penalty | None:
+def _as_coupled(
+    penalty: Penalty, param: nn.Parameter, optimizer: optim.Optimizer
+) -> Penalty | None:
     """Return the penalty whose objective has the decoupled one's stationary points (lr / gain)."""
     group = group_of(optimizer, param)
     free = penalty.elementwise and getattr(penalty, "weights", 0) is None

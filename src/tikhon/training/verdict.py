@@ -65,21 +65,21 @@ class Scores:
     """Scores of a trained model with their standard errors and baselines.
 
     `metrics` holds the scores of each part ("valid/accuracy"), `rows` the row counts, `errors` the
-    standard errors (for an rmse, that of its logarithm). `yardsticks` has the scores of "constant"
+    standard errors (for an rmse, that of its logarithm). `baselines` has the scores of "constant"
     (the most frequent class, or the mean) and "linear", keys as in `metrics`; `margins` the
     improvement over each in accuracy, squared error or cross-entropy on the rows of `part`, with
     the standard error of the paired difference. `by_row` allows pairing with another run: a
     fingerprint of the rows of `part` ("rows"), and "1" for each correct prediction in "accuracy"
-    or the squared errors in "rmse". `answer` is the most frequent class, index or name, None for
-    the mean; `linear` tells whether the model itself is linear.
+    or the squared errors in "rmse". `most_frequent` is the class of
+    "constant", index or name, None for the mean; `linear` tells whether the model is linear.
     """
 
     metrics: Mapping[str, float]
     rows: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     part: str = ""
-    answer: int | str | None = None
-    yardsticks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    most_frequent: int | str | None = None
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     margins: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     linear: bool = False
     by_row: Mapping[str, object] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Scores:
         return "accuracy" if f"{self.part or 'train'}/accuracy" in self.metrics else "rmse"
 
 
-def judge(
+def judge_run(
     scores: Scores, history: Sequence[Mapping[str, float]] = (), ended: str = ""
 ) -> tuple[Statement, ...]:
     """Return the sentences of a run, most important first.
@@ -100,22 +100,25 @@ def judge(
 
     >>> metrics = {"train/accuracy": 1.0, "valid/accuracy": 0.8}
     >>> errors = {"train/accuracy": 0.01, "valid/accuracy": 0.04}
-    >>> [found] = judge(Scores(metrics, {"train": 300, "valid": 100}, errors))
+    >>> [found] = judge_run(Scores(metrics, {"train": 300, "valid": 100}, errors))
     >>> found.code, found.values["low"], found.values["high"]
     ('overfits', '0.119', '0.281')
     """
-    found = [*_learned(scores), *(_exploded(scores) or _ended(history, ended))]
+    found = [
+        *_compare_with_constant(scores),
+        *(_check_divergence(scores) or _check_length(history, ended)),
+    ]
     cut_short = bool(found)
-    gap = _gap(scores)
+    gap = _check_gap(scores)
     if gap is not None and not (cut_short and gap.level == "good"):
         found.append(gap)
-    found += _risen(scores, history)
+    found += _check_rise(scores, history)
     if not scores.linear and not any(s.code.startswith("no_better") for s in found):
-        found += _beside_linear(scores)
+        found += _compare_with_linear(scores)
     return tuple(found)
 
 
-def thinned(found: Sparsity) -> Statement:
+def describe_sparsity(found: Sparsity) -> Statement:
     """Compare the sparsity achieved by `sparsify` with what was requested."""
     values = {
         "share": f"{found.share:.2%}",
@@ -131,25 +134,25 @@ def thinned(found: Sparsity) -> Statement:
     return Statement("sparse" if found.saved is None else "cheaper", values)
 
 
-def _learned(scores: Scores) -> list[Statement]:
+def _compare_with_constant(scores: Scores) -> list[Statement]:
     """Report a model no better than a constant prediction."""
     margins = scores.margins.get("constant")
     if not margins:
         return []
-    baseline = scores.yardsticks["constant"]
+    baseline = scores.baselines["constant"]
     at = f"{scores.part}/{scores.key}"
     values = {
-        "answer": str(scores.answer),
+        "answer": str(scores.most_frequent),
         "rows": f"{scores.rows[scores.part]:,}",
         "part": _PARTS[scores.part],
         "score": number(scores.metrics[at]),
         "baseline": number(baseline[at]),
     }
-    if _better(margins[scores.key]):
+    if _is_better(margins[scores.key]):
         return []
     if scores.key == "rmse":
         return [Statement("no_better_mean", values)]
-    if not _better(margins["loss"]):
+    if not _is_better(margins["loss"]):
         return [Statement("no_better_class", values)]
     loss = f"{scores.part}/loss"
     losses = {"loss": number(scores.metrics[loss]), "baseline_loss": number(baseline[loss])}
@@ -159,44 +162,44 @@ def _learned(scores: Scores) -> list[Statement]:
 _PARTS = {"train": "training", "valid": "validation", "test": "test"}
 
 
-def _better(margin: Sequence[float]) -> bool:
+def _is_better(margin: Sequence[float]) -> bool:
     mean, error = margin
     return mean > CERTAIN * error
 
 
-def _equal(key: str, linear: float, margin: Sequence[float]) -> bool:
+def _is_equal(key: str, linear: float, margin: Sequence[float]) -> bool:
     """Return whether the model's advantage is negligible at the upper end of its interval.
 
     A margin of errors is in squared units, hence compared with squared errors.
     """
-    most = margin[0] + CERTAIN * margin[1]
+    upper = margin[0] + CERTAIN * margin[1]
     if key == "accuracy":
-        return most <= GAP
-    return linear**2 <= RATIO**2 * (linear**2 - most)
+        return upper <= GAP
+    return linear**2 <= RATIO**2 * (linear**2 - upper)
 
 
-def _exploded(scores: Scores) -> list[Statement]:
+def _check_divergence(scores: Scores) -> list[Statement]:
     """Report a loss so far above a constant prediction's that more training cannot help."""
     at = f"{scores.part}/loss"
-    baseline = scores.yardsticks.get("constant", {}).get(at, 0.0)
+    baseline = scores.baselines.get("constant", {}).get(at, 0.0)
     loss = scores.metrics.get(at, 0.0)
     if not 0 < _EXPLODED * baseline < loss:
         return []
     values = {"loss": number(loss), "baseline_loss": number(baseline)}
-    return [Statement("exploded", values | {"answer": str(scores.answer or "the mean")})]
+    return [Statement("exploded", values | {"answer": str(scores.most_frequent or "the mean")})]
 
 
-def _ended(history: Sequence[Mapping[str, float]], ended: str) -> list[Statement]:
+def _check_length(history: Sequence[Mapping[str, float]], ended: str) -> list[Statement]:
     if ended == "early stopping" or not history:
         return []
     if len(history) == 1:
         return [Statement("one_epoch", {})]
-    if improving(history):
+    if is_improving(history):
         return [Statement("improving", {"epochs": f"{len(history):,}"})]
     return []
 
 
-def improving(history: Sequence[Mapping[str, float]]) -> bool:
+def is_improving(history: Sequence[Mapping[str, float]]) -> bool:
     """Return whether the validation loss was at its lowest and still falling at the end.
 
     True if its minimum is in the last tenth of the epochs and it fell over the last quarter by
@@ -204,7 +207,7 @@ def improving(history: Sequence[Mapping[str, float]]) -> bool:
     has halved, falls below a thousandth of its first value are ignored: the loss of a solved task
     keeps falling slightly. False without validation rows.
 
-    >>> improving([{"valid/loss": 1 / epoch} for epoch in range(1, 21)])
+    >>> is_improving([{"valid/loss": 1 / epoch} for epoch in range(1, 21)])
     True
     """
     losses = [row["valid/loss"] for row in history if "valid/loss" in row]
@@ -219,7 +222,7 @@ def improving(history: Sequence[Mapping[str, float]]) -> bool:
     return fall > FALL * abs(before) or fall > SHARE * whole > 0
 
 
-def interval(scores: Scores) -> tuple[float, float, float] | None:
+def gap_interval(scores: Scores) -> tuple[float, float, float] | None:
     """Return the gap between training and validation rows with its 95 % interval.
 
     A difference of accuracies or a ratio of errors. The two parts share no rows, so their
@@ -238,17 +241,17 @@ def interval(scores: Scores) -> tuple[float, float, float] | None:
     return valid / train, valid / train * math.exp(-half), valid / train * math.exp(half)
 
 
-def _gap(scores: Scores) -> Statement | None:
-    found = interval(scores)
+def _check_gap(scores: Scores) -> Statement | None:
+    found = gap_interval(scores)
     if found is None:
         scored = any(name.startswith("valid/") for name in scores.metrics)
         return None if scored else Statement("unjudged", {})
     gap, low, high = found
-    even, limit = (0.0, GAP) if scores.key == "accuracy" else (1.0, RATIO)
+    zero_gap, limit = (0.0, GAP) if scores.key == "accuracy" else (1.0, RATIO)
     code = "unsure"
-    if low > even and gap > limit:
+    if low > zero_gap and gap > limit:
         code = "overfits"
-    elif low > even or high <= limit:
+    elif low > zero_gap or high <= limit:
         code = "even"
     values = {
         "rows": f"{scores.rows['valid']:,}",
@@ -259,7 +262,7 @@ def _gap(scores: Scores) -> Statement | None:
     return Statement(code if scores.key == "accuracy" else f"{code}_ratio", values)
 
 
-def lowest(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
     """Return the epoch with the lowest validation loss."""
     return min(
         (row for row in history if "valid/loss" in row),
@@ -268,31 +271,35 @@ def lowest(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None
     )
 
 
-def as_sparse(history: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
+def epochs_at_final_sparsity(
+    history: Sequence[Mapping[str, float]],
+) -> Sequence[Mapping[str, float]]:
     """Return the epochs with at least the final share of zero weights."""
-    zeros = [row.get("sparsity/zeros", 0.0) for row in history]
-    return [row for row, share in zip(history, zeros) if share >= zeros[-1]]
+    zero_shares = [row.get("sparsity/zeros", 0.0) for row in history]
+    return [row for row, share in zip(history, zero_shares) if share >= zero_shares[-1]]
 
 
-def risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
+def has_risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
     """Return whether the validation loss of the model is well above its lowest value."""
-    history = as_sparse(history)
-    low = lowest(history)
+    history = epochs_at_final_sparsity(history)
+    low = best_epoch(history)
     last = metrics.get("valid/loss")  # absent after a refit, which trains on these rows
     if low is None or last is None:
         return False
-    return last - low["valid/loss"] > max((RISE - 1) * low["valid/loss"], FLOOR * _first(history))
+    return last - low["valid/loss"] > max(
+        (RISE - 1) * low["valid/loss"], FLOOR * _initial_loss(history)
+    )
 
 
-def _first(history: Sequence[Mapping[str, float]]) -> float:
+def _initial_loss(history: Sequence[Mapping[str, float]]) -> float:
     """First validation loss, the scale for rises and falls."""
     return next((abs(row["valid/loss"]) for row in history if "valid/loss" in row), 0.0)
 
 
-def _risen(scores: Scores, history: Sequence[Mapping[str, float]]) -> list[Statement]:
-    if not risen(scores.metrics, history):
+def _check_rise(scores: Scores, history: Sequence[Mapping[str, float]]) -> list[Statement]:
+    if not has_risen(scores.metrics, history):
         return []
-    low = lowest(as_sparse(history)) or {}
+    low = best_epoch(epochs_at_final_sparsity(history)) or {}
     return [
         Statement(
             "rising",
@@ -305,22 +312,22 @@ def _risen(scores: Scores, history: Sequence[Mapping[str, float]]) -> list[State
     ]
 
 
-def _beside_linear(scores: Scores) -> list[Statement]:
+def _compare_with_linear(scores: Scores) -> list[Statement]:
     margins = scores.margins.get("linear")
     if not margins:
         return []
-    at = f"{scores.part}/{scores.key}"
-    linear = scores.yardsticks["linear"]
+    key = f"{scores.part}/{scores.key}"
+    linear = scores.baselines["linear"]
     values = {
         "rows": f"{scores.rows[scores.part]:,}",
         "part": _PARTS[scores.part],
-        "score": number(linear[at]),
-        "own": number(scores.metrics[at]),
+        "score": number(linear[key]),
+        "own": number(scores.metrics[key]),
     }
     mean, error = margins[scores.key]
-    if _better((mean, error)):
+    if _is_better((mean, error)):
         return []
-    if _better((-mean, error)):
+    if _is_better((-mean, error)):
         return [Statement("linear_better", values)]
-    equal = _equal(scores.key, linear[at], (mean, error))
+    equal = _is_equal(scores.key, linear[key], (mean, error))
     return [Statement("linear_equal" if equal else "linear_unsure", values)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tikhon.data.splits import dealt
 from tikhon.errors import InputError, unknown
-from tikhon.training.losses import Loss, name_of
+from tikhon.training.losses import Loss, loss_name
 
 BLOCKS = 20  # blocks of validation rows, for the standard error of a metric
 LEAST_BLOCKED = 4  # rows: two blocks of two
@@ -86,7 +86,7 @@ def metric_of(metric: Any, direction: str | None, loss: Loss) -> Metric:
         return _scorer(str(metric), metric, direction, loss)
     if not callable(metric):
         raise InputError(f"metric must be a scorer's name or a function, received {metric!r}")
-    name = name_of(metric)
+    name = loss_name(metric)
     if getattr(metric, "__module__", "").startswith("sklearn.metrics"):
         raise InputError(
             f"{name} takes (y_true, y_pred), and a metric here takes (output, target) as a loss "
@@ -130,7 +130,7 @@ def _scorer(name: str, scorer: Any, direction: str | None, loss: Loss) -> Metric
         )
 
     def function(output: Tensor, y: Tensor) -> float:
-        answers, target = _answers(loss.answers(output).cpu(), y.cpu(), loss.kind)
+        answers, target = _answers(loss.predictions(output).cpu(), y.cpu(), loss.kind)
         return float(scorer(answers, np.zeros((len(target), 1)), target))
 
     return Metric(name, function, True)
@@ -159,7 +159,7 @@ class _Answered:
     """The interface of a fitted estimator that scorers use."""
 
     def __init__(self, answers: np.ndarray) -> None:
-        self.answers = answers
+        self.predictions = answers
 
     def fit(self, x: object, y: object = None) -> _Answered:
         """Return self; already fitted."""
@@ -183,7 +183,7 @@ class _Answered:
 class _Numbers(_Answered):
     def predict(self, x: object) -> np.ndarray:
         """Return the outputs."""
-        return self.answers
+        return self.predictions
 
 
 class _Ranks(_Numbers):
@@ -193,7 +193,7 @@ class _Ranks(_Numbers):
 
     def decision_function(self, x: object) -> np.ndarray:
         """Return the outputs."""
-        return self.answers
+        return self.predictions
 
     def predict(self, x: object) -> np.ndarray:
         """Raise, as the threshold is unknown."""
@@ -213,16 +213,16 @@ class _Classes(_Answered):
     def decision_function(self, x: object) -> np.ndarray:
         """Return log-odds (rows,) for two classes, otherwise logits (rows, classes)."""
         if len(self.classes_) == 2:
-            return self.answers[:, 1] - self.answers[:, 0]
-        return self.answers
+            return self.predictions[:, 1] - self.predictions[:, 0]
+        return self.predictions
 
     def predict_proba(self, x: object) -> np.ndarray:
         """Return probabilities (rows, classes)."""
-        return torch.from_numpy(self.answers).softmax(1).numpy()
+        return torch.from_numpy(self.predictions).softmax(1).numpy()
 
     def predict(self, x: object) -> np.ndarray:
         """Return the most probable class."""
-        return self.answers.argmax(1)
+        return self.predictions.argmax(1)
 
 
 class _Labels(_Classes):
@@ -230,12 +230,12 @@ class _Labels(_Classes):
 
     def decision_function(self, x: object) -> np.ndarray:
         """Return logits (rows, labels)."""
-        return self.answers
+        return self.predictions
 
     def predict_proba(self, x: object) -> np.ndarray:
         """Return probabilities (rows, labels)."""
-        return torch.from_numpy(self.answers).sigmoid().numpy()
+        return torch.from_numpy(self.predictions).sigmoid().numpy()
 
     def predict(self, x: object) -> np.ndarray:
         """Return labels with probability above one half."""
-        return (self.answers > 0).astype(int)
+        return (self.predictions > 0).astype(int)

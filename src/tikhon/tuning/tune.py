@@ -23,8 +23,8 @@ from tikhon.options import with_mode
 from tikhon.regularizer.audit import warn
 from tikhon.runs.interrupt import Stopped, never, silent
 from tikhon.runs.run_directory import STATES
-from tikhon.training.input_check import check_taken
-from tikhon.training.losses import Loss, loss_of, name_of
+from tikhon.training.input_check import check_model_accepts
+from tikhon.training.losses import Loss, loss_name, loss_of
 from tikhon.training.recipe import Recipe
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import SearchAudit, audit, blend, choose, near_best
@@ -103,7 +103,7 @@ class TuneResult:
             "kind": "tune",
             "config": dict(self.config),
             "recipe": self.recipe.to_dict(),
-            "settings": {k: name_of(v) if callable(v) else v for k, v in self.settings.items()},
+            "settings": {k: loss_name(v) if callable(v) else v for k, v in self.settings.items()},
             "score": self.audit.chosen_score,
             "metric": self.audit.metric,
             "audit": self.audit.to_dict(),
@@ -286,7 +286,7 @@ def tune(
         loader,
     )
     if held_out is not None and loss.kind != "whole":
-        check_taken(build(job, usual), job.x, cut(job.scored[0], slice(2)))
+        check_model_accepts(build(job, usual), job.x, cut(job.scored[0], slice(2)))
     job.objective.probe(build(job, usual), cut((job.x, job.y), slice(_PROBED)))
     journal = open_journal(output, resume, space, job, budget)
     plan = _plan(job, space, budget, journal, fixed=epochs is not None)
