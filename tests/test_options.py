@@ -14,7 +14,7 @@ import typer
 import tikhon as tk
 from tikhon import options as names
 from tikhon.cli import build
-from tikhon.cli.groups import expand, given_of, values_of
+from tikhon.cli.option_groups import expand_groups, given_options, option_group
 from tikhon.errors import InputError
 from tikhon.options import (
     FLAGS,
@@ -125,7 +125,7 @@ def test_a_strength_has_one_name_in_shell_and_space(name, shell):
 
 
 def test_the_names_that_the_shell_completes_are_those_that_are_taken():
-    from tikhon.cli.path import FOLLOWED
+    from tikhon.cli.path import PENALTIES
     from tikhon.comparison import NAMES as METHODS
     from tikhon.data.sources import NAMES as SOURCES
     from tikhon.models.build import NAMES as MODELS
@@ -141,7 +141,7 @@ def test_the_names_that_the_shell_completes_are_those_that_are_taken():
         (names.OPTIMIZERS, OPTIMIZERS),
         (names.PENALTIES, kinds),
         (names.METHODS, METHODS),
-        (FOLLOWED, followed),
+        (PENALTIES, followed),
     ):
         assert sorted(told) == sorted(taken)
 
@@ -205,14 +205,16 @@ def test_a_group_becomes_options_and_comes_back_as_one_value():
 
     def command(
         name: str,
-        shape: Annotated[Shape, values_of(Shape, without=("tall",))],
-        given: Annotated[Any, given_of({"rate": Option("Rate.", float), "other": Option("O.")})],
+        shape: Annotated[Shape, option_group(Shape, without=("tall",))],
+        given: Annotated[
+            Any, given_options({"rate": Option("Rate.", float), "other": Option("O.")})
+        ],
     ) -> None:
         """Say it."""
         found.extend((name, shape, given))
 
     app = typer.Typer()
-    app.command()(expand(command))
+    app.command()(expand_groups(command))
     parsed: Any = typer.main.get_command(app)
     parsed.main(["it", "--width", "5", "--rate", "0.5"], standalone_mode=False)
     assert found == ["it", Shape(width=5), {"rate": 0.5}]

@@ -208,7 +208,7 @@ def test_resume_with_a_changed_configuration(folder, command, capsys):
     ],
 )
 def test_ray_without_an_address_is_this_machine(given, meant):
-    assert cli._spelled_out(given) == meant
+    assert cli._complete_ray_option(given) == meant
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_compare_writes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(("long", "said"), [(0, ", about "), (10**9, "epochs\n")])
 def test_it_tells_how_much_it_is_before_it_begins(tmp_path, capsys, monkeypatch, long, said):
     """Two methods on two splits, three trials each, and two more seeds of each choice."""
-    monkeypatch.setattr("tikhon.cli.length._LONG", long)
+    monkeypatch.setattr("tikhon.cli.training_length._ANNOUNCED_FROM", long)
     arguments = ["compare", "iris", "--methods", "none,l2", "--splits", "2", "--trials", "3",
                  "--epochs", "2", "--output", str(tmp_path / "run")]  # fmt: skip
     assert main(arguments) == 0

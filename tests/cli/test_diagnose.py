@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tikhon.cli import main, named
+from tikhon.cli import main, user_objects
 from tikhon.report.document import build
 from tikhon.report.saved import read
 
@@ -50,7 +50,7 @@ def flat():
 @pytest.fixture
 def program(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(named, "_loaded", {})
+    monkeypatch.setattr(user_objects, "_modules", {})
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "train.py").write_text(PROGRAM)
     return tmp_path

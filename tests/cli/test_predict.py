@@ -12,7 +12,7 @@ from torch import nn
 
 import tikhon as tk
 from tikhon.cli import main
-from tikhon.cli.compacted import write_onnx
+from tikhon.cli.exporting import write_onnx
 from tikhon.errors import DataError
 from tikhon.training.saved_model import SavedModel
 

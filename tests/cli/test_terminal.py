@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from tikhon.cli.streams import warned
+from tikhon.cli.streams import one_line_warnings
 from tikhon.cli.terminal import Terminal
 
 HEADS = ["Method", "Verdict", "Test", "95% interval", "Train minus test", "Exact zeros",
@@ -43,7 +43,7 @@ def test_a_table_wider_than_any_window_keeps_every_cell(columns, capsys, monkeyp
 
 
 def test_a_warning_is_one_line_once(capsys):
-    with warnings.catch_warnings(), warned():
+    with warnings.catch_warnings(), one_line_warnings():
         warnings.simplefilter("always")
         for _ in range(2):
             warnings.warn("valid is small", stacklevel=1)

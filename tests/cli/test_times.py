@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tikhon.cli import main
-from tikhon.cli.length import training_time
+from tikhon.cli.training_length import estimate_seconds
 from tikhon.data import heads, pace
 from tikhon.models.mlp import MLP
 
@@ -35,8 +35,8 @@ def test_the_time_of_a_training_changes_nothing_and_grows_with_its_epochs():
     y, before = (x[:, 0] > 0).long(), {n: t.clone() for n, t in network.state_dict().items()}
     state = torch.get_rng_state()
     training = {"batch_size": 10, "loss": "auto"}
-    assert training_time(network, x, y, {**training, "epochs": 1}) is None
-    short, long = (training_time(network, x, y, {**training, "epochs": n}) for n in (20, 400))
+    assert estimate_seconds(network, x, y, {**training, "epochs": 1}) is None
+    short, long = (estimate_seconds(network, x, y, {**training, "epochs": n}) for n in (20, 400))
     assert long > 5 * short > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())

@@ -90,10 +90,10 @@ def test_a_search_answers_with_the_mean_of_its_networks(tmp_path, command):
 
 def test_the_board_takes_trials_that_ran_out_of_time(capsys):
     from tikhon.cli.terminal import Terminal
-    from tikhon.cli.tune import Board
+    from tikhon.cli.tune import SearchTable
     from tikhon.tuning.trials import Outcome, Trial
 
-    board = Board(Terminal(json=False, quiet=False))
+    board = SearchTable(Terminal(json=False, quiet=False))
     board.event({"event": "batch", "trials": 2, "budget": 18})
     outcome = Outcome(Trial(0, {"lr": 0.1}, 11), 0.5, curve=((11, 0.5),))
     board.event({"event": "outcomes", "outcomes": [outcome]})

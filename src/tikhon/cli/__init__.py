@@ -16,8 +16,8 @@ import typer
 from tikhon import __version__
 from tikhon.cli import startup
 from tikhon.cli.configuration import defaults
-from tikhon.cli.groups import expand
-from tikhon.cli.streams import Stdout, give_up, warned
+from tikhon.cli.option_groups import expand_groups
+from tikhon.cli.streams import Stdout, discard_output, one_line_warnings
 from tikhon.errors import DataError, InputError, StorageError, unknown
 from tikhon.runs.files import FULL
 
@@ -61,12 +61,12 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     for name in COMMANDS:
-        command = expand(getattr(import_module(f"tikhon.cli.{name}"), name))
-        app.command(name, context_settings=SETTINGS)(_told_of_ctrl_c(command))
+        command = expand_groups(getattr(import_module(f"tikhon.cli.{name}"), name))
+        app.command(name, context_settings=SETTINGS)(_exit_on_interrupt(command))
     return app
 
 
-def _told_of_ctrl_c(command: Callable[..., object]) -> Callable[..., object]:
+def _exit_on_interrupt(command: Callable[..., object]) -> Callable[..., object]:
     """Report Ctrl-C, on which the parser would exit silently."""
 
     @wraps(command)
@@ -74,12 +74,12 @@ def _told_of_ctrl_c(command: Callable[..., object]) -> Callable[..., object]:
         try:
             return command(*arguments, **options)
         except KeyboardInterrupt:
-            return _stopped()
+            return _report_interrupt()
 
     return run
 
 
-def _stopped() -> int:
+def _report_interrupt() -> int:
     print("stopped", file=sys.stderr)
     return 128 + signal.SIGINT
 
@@ -105,21 +105,21 @@ def _root(
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors are one message, never a traceback."""
     startup.is_program = arguments is None
-    arguments = _spelled_out(sys.argv[1:] if arguments is None else arguments)
+    arguments = _complete_ray_option(sys.argv[1:] if arguments is None else arguments)
     try:
-        with warned() if startup.is_program else nullcontext():
+        with one_line_warnings() if startup.is_program else nullcontext():
             code = parser().main(arguments, prog_name="tikhon", standalone_mode=False)
         Stdout().flush()
         return code if isinstance(code, int) else 0
     except Exception as error:
         if "--debug" in arguments:
             raise
-        return _explain(error, arguments)
+        return _report_error(error, arguments)
     except KeyboardInterrupt:
-        return _stopped()
+        return _report_interrupt()
 
 
-def _spelled_out(arguments: list[str]) -> list[str]:
+def _complete_ray_option(arguments: list[str]) -> list[str]:
     """Rewrite `--ray` without an address as `--ray=local`, as the parser lacks optional values."""
     following = [*arguments[1:], "-"]
     return [
@@ -134,15 +134,15 @@ def _is_out_of_memory(error: Exception) -> bool:
     return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
-def _explain(error: Any, arguments: list[str]) -> int:
+def _report_error(error: Any, arguments: list[str]) -> int:
     if isinstance(error, BrokenPipeError):
-        give_up()
+        discard_output()
         return 128 + signal.SIGPIPE
     if hasattr(error, "format_message"):  # raised by the argument parser
         shown = error.format_message()
         if "No such command" in shown and arguments:
             shown = unknown("command", arguments[0], COMMANDS)
-        shown += _received(error, arguments)
+        shown += _received_value(error, arguments)
         path = getattr(getattr(error, "ctx", None), "command_path", "tikhon")
         print(f"tikhon: {shown}\n  see: {path} --help", file=sys.stderr)
         return 2
@@ -153,16 +153,16 @@ def _explain(error: Any, arguments: list[str]) -> int:
     elif isinstance(error, OSError) and error.filename and not isinstance(error, StorageError):
         error = StorageError(f"{error.filename}: {error.strerror}; look at its kind and rights")
     if _is_out_of_memory(error):
-        said = str(error).strip().splitlines() or ["not enough memory"]
+        lines = str(error).strip().splitlines() or ["not enough memory"]
         error = InputError(
-            f"the memory is full ({said[0]}); give fewer rows or columns, or a smaller model, "
+            f"the memory is full ({lines[0]}); give fewer rows or columns, or a smaller model, "
             "batch size or number of runs"
         )
     kinds = ((DataError, 4), (InputError, 2), (StorageError, 5))
     for kind, code in kinds:
         if isinstance(error, kind):
             print(f"tikhon: {error}", file=sys.stderr)
-            give_up()
+            discard_output()
             return code
     print(
         f"tikhon: unexpected {type(error).__name__}: {error}\n  --debug shows where",
@@ -171,7 +171,7 @@ def _explain(error: Any, arguments: list[str]) -> int:
     return 1
 
 
-def _received(error: object, arguments: list[str]) -> str:
+def _received_value(error: object, arguments: list[str]) -> str:
     """Return the value that the parser could not read, which its message omits."""
     for option in getattr(getattr(error, "param", None), "opts", ()):
         for i, argument in enumerate(arguments):

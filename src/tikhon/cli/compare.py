@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tikhon.budget import seconds_of
 from tikhon.cli import tables
 from tikhon.cli.folders import config_of, output_of
-from tikhon.cli.groups import flag
+from tikhon.cli.option_groups import flag
 from tikhon.cli.options import BatchSize, Budget, Data, DataDir, Resumable, Seed
-from tikhon.cli.resuming import completed, interrupted
+from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.errors import InputError
 from tikhon.options import METHODS, MODEL, MODELS, REGULARIZATION, TRAINING, rows_of, typed
 
@@ -67,9 +67,9 @@ def compare(
     --widths draws the test score over width x strength, --depths over depth x kind x strength.
     """
     seconds_of(budget)
-    wide, deep = _sizes(widths, "--widths"), _sizes(depths, "--depths")
+    wide, deep = _parse_sizes(widths, "--widths"), _parse_sizes(depths, "--depths")
     from tikhon.cli.progress import StepProgress
-    from tikhon.cli.threads import limit_threads
+    from tikhon.cli.startup import limit_threads
     from tikhon.comparison import DEFAULT, Method, Records
     from tikhon.data import load
     from tikhon.runs.interrupt import Stopped, interruptible
@@ -78,7 +78,7 @@ def compare(
 
     terminal, read = run.terminal(), table.read()
     limit_threads(0)
-    tables.announce(terminal, data, read, data_dir)
+    tables.announce_loading(terminal, data, read, data_dir)
     source = load(data, data_dir=data_dir, table=read)
     names: list[str] = methods.split(",") if methods else list(DEFAULT)
     if not methods and source.task != "classification":
@@ -92,8 +92,8 @@ def compare(
         "budget": budget,
     }
     path = output_of(run.output, f"{source.name}-compare", run.resume)
-    tables.introduce(terminal, source)
-    if run.resume and completed(terminal, path):
+    tables.print_notices(terminal, source)
+    if run.resume and complete_files(terminal, path):
         return 0
     about = {
         "name": source.name,
@@ -115,20 +115,20 @@ def compare(
             terminal.note(f"the end of {journal.path} is damaged: it is done again", "yellow")
         with interruptible() as interrupt, StepProgress(terminal) as progress:
             records = Records(journal, stop=interrupt.__bool__)
-            planned = _planned(terminal, source, settings, progress)
+            planned = _announcing_progress(terminal, source, settings, progress)
             given: dict[str, object] = {"seed": seed, "records": records, "on_event": planned}
             try:
-                result = _result(source, names, settings, wide, deep, given)
+                result = _run_comparison(source, names, settings, wide, deep, given)
             except Stopped:
                 kept = f"{len(records)} trainings are kept in {path}"
-                return interrupted(terminal, interrupt, config["command"], kept)
-        result["next"] = _following(result, config)
+                return report_interruption(terminal, interrupt, config["command"], kept)
+        result["next"] = _suggest_next(result, config)
         folder.write("result.json", result)
         _conclude(terminal, path, result)
     return 0
 
 
-def _planned(
+def _announcing_progress(
     terminal: Terminal, source: Dataset, settings: dict[str, Any], progress: StepProgress
 ) -> Callable[[str, int, int], None]:
     """Report progress, after announcing the number of trainings and their estimated time."""
@@ -137,17 +137,19 @@ def _planned(
         if done == 0 and settings["budget"] is None:
             epochs = settings["epochs"]
             passes = f"{epochs} epoch{'s' if epochs > 1 else ''}"
-            terminal.note(f"plan: {total} trainings of {passes}{_about(source, settings, total)}")
+            terminal.note(
+                f"plan: {total} trainings of {passes}{_estimated_time(source, settings, total)}"
+            )
         progress(text, done, total)
 
     return on_event
 
 
-def _about(source: Dataset, settings: dict[str, Any], trainings: int) -> str:
+def _estimated_time(source: Dataset, settings: dict[str, Any], trainings: int) -> str:
     """Format the estimated time of all trainings, if it is long."""
     import torch
 
-    from tikhon.cli.length import training_time
+    from tikhon.cli.training_length import estimate_seconds
     from tikhon.data import split
     from tikhon.models import build
     from tikhon.numbers import duration
@@ -156,12 +158,12 @@ def _about(source: Dataset, settings: dict[str, Any], trainings: int) -> str:
     with torch.random.fork_rng(devices=[]):
         network = build(settings["model"], train.shape, train.outputs, rows=train.x)
     epochs = settings["epochs"] * trainings
-    asked = {"batch_size": settings["batch_size"], "epochs": epochs, "loss": "auto"}
-    seconds = training_time(network, train.x, train.y, asked)
+    training = {"batch_size": settings["batch_size"], "epochs": epochs, "loss": "auto"}
+    seconds = estimate_seconds(network, train.x, train.y, training)
     return "" if seconds is None else f", about {duration(seconds)}"
 
 
-def _result(
+def _run_comparison(
     source: Any,
     names: list[str],
     settings: dict[str, Any],
@@ -179,39 +181,39 @@ def _result(
 
 
 def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
-    from tikhon.cli.conclusion import following, show
+    from tikhon.cli.results import print_next, print_page
     from tikhon.report.document import write_page
     from tikhon.runs.run_directory import RunDirectory
 
     file, page = write_page(path)
     RunDirectory(path).finish()
-    show(terminal, page)
+    print_page(terminal, page)
     spread = any(row["seed_std"] is not None for row in result["methods"])
-    terminal.say(
+    terminal.print(
         "tied: no clear difference from the first"
         + "; seed spread: standard deviation of the test score over seeds" * spread
     )
     shapes = result.get("architecture", {}).get("rows", [])
     for kind in ("width", "depth"):
         if chosen := [row for row in shapes if kind in row]:
-            head, body = _grid(chosen, kind)
+            head, body = _score_grid(chosen, kind)
             terminal.table(head, body, "test score by the strength of L2 (objective)")
-    following(terminal, file, result["next"])
-    terminal.document({"output": str(path), "report": str(file), **result})
+    print_next(terminal, file, result["next"])
+    terminal.print_document({"output": str(path), "report": str(file), **result})
 
 
-def _following(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def _suggest_next(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Suggest what to run next: a search, or the best method as tuned on one split."""
-    from tikhon.cli.conclusion import asked
+    from tikhon.cli.results import with_rerun_without_leaks
 
     named, rows = rows_of(config["command"]), result["methods"]
     bare = any(row["method"] == "none" and row["tied"] for row in rows)
     # no method beats plain training
-    then = ["tune", *named] if bare else ["fit", *named, *_chosen(rows[0])]
-    return asked(config, [shlex.join(["tikhon", *then])])
+    then = ["tune", *named] if bare else ["fit", *named, *_recipe_options(rows[0])]
+    return with_rerun_without_leaks(config, [shlex.join(["tikhon", *then])])
 
 
-def _chosen(first: dict[str, Any]) -> list[str]:
+def _recipe_options(first: dict[str, Any]) -> list[str]:
     """Return the options that train with a method's recipe."""
     options = ["--lr", f"{first['lr']:.3g}"]
     for name, value in first["recipe"].items():
@@ -224,7 +226,7 @@ def _chosen(first: dict[str, Any]) -> list[str]:
     return options
 
 
-def _sizes(text: str | None, option: str) -> list[int]:
+def _parse_sizes(text: str | None, option: str) -> list[int]:
     if text is None:
         return []
     try:
@@ -233,7 +235,7 @@ def _sizes(text: str | None, option: str) -> list[int]:
         raise InputError(f"{option} takes whole numbers like 32,128, received {text!r}") from error
 
 
-def _grid(rows: list[dict[str, Any]], kind: str) -> tuple[list[str], list[list[str]]]:
+def _score_grid(rows: list[dict[str, Any]], kind: str) -> tuple[list[str], list[list[str]]]:
     """Tabulate test scores by strength, one line for each network."""
     metric = "test/accuracy" if "test/accuracy" in rows[0] else "test/rmse"
     strengths = sorted({row["strength"] for row in rows})

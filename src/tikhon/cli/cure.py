@@ -14,11 +14,11 @@ from tikhon.cli.diagnose import (
     PenaltyOption,
     TargetOption,
     ValidOption,
-    conclude,
-    read,
+    load_program,
+    save_and_print,
 )
-from tikhon.cli.groups import flag
-from tikhon.cli.options import Plain, Seed
+from tikhon.cli.option_groups import flag
+from tikhon.cli.options import OptionalOutput, Seed
 from tikhon.options import TRAINING
 
 
@@ -40,7 +40,7 @@ def cure(
     clip: Clip = None,
     seed: Seed = 0,
     *,
-    run: Plain,
+    run: OptionalOutput,
 ) -> int:
     """Find a change that makes the model of a Python file train, and test it on copies.
 
@@ -51,7 +51,7 @@ def cure(
     from tikhon.cures import cure as search
 
     terminal = run.terminal()
-    program = read(
+    program = load_program(
         model, data, loss, optimizer, valid, penalty, target=target, seed=seed, terminal=terminal
     )
     terminal.note(f"trying treatments for up to {budget}")
@@ -66,7 +66,7 @@ def cure(
             clip=clip,
             on_progress=progress,
         )
-    terminal.say(str(found.diagnosis))
-    terminal.say(str(found))
-    conclude(terminal, run, found)
+    terminal.print(str(found.diagnosis))
+    terminal.print(str(found))
+    save_and_print(terminal, run, found)
     return 0 if found.confirmed or found.diagnosis.ok else 3

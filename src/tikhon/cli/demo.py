@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tikhon.cli.folders import config_of
-from tikhon.cli.groups import flag
-from tikhon.cli.options import Printed
+from tikhon.cli.option_groups import flag
+from tikhon.cli.options import PrintOptions
 from tikhon.options import OUTPUT, TRAINING
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ def demo(
         ),
     ] = Path("runs/demo"),
     *,
-    shown: Printed,
+    shown: PrintOptions,
 ) -> int:
     """Overfit digits with wrong labels, then compare L1, L2 and dropout, in under a minute."""
     from tikhon import report
     from tikhon.cli.progress import StepProgress
-    from tikhon.cli.threads import limit_threads
+    from tikhon.cli.startup import limit_threads
     from tikhon.comparison import demonstration
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
@@ -101,7 +101,7 @@ def _introduce(terminal: Terminal, setting: Any) -> None:
 
 
 def _conclude(terminal: Terminal, result: dict[str, Any], output: Path, page: Path) -> None:
-    from tikhon.cli.conclusion import following
+    from tikhon.cli.results import print_next
 
     rows = []
     for method in result["arms"]:
@@ -121,6 +121,6 @@ def _conclude(terminal: Terminal, result: dict[str, Any], output: Path, page: Pa
         ["trained with", "strength", "train", "valid", "gap", "zeros", "test [95% of 3 seeds]"],
         rows,
     )
-    terminal.say(f"{result['verdict']} ({result['seconds']:.0f} s)")
-    following(terminal, page, result["next"])
-    terminal.document({"output": str(output), **result})
+    terminal.print(f"{result['verdict']} ({result['seconds']:.0f} s)")
+    print_next(terminal, page, result["next"])
+    terminal.print_document({"output": str(output), **result})

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tikhon.cli.groups import flag
-from tikhon.cli.options import Plain, Seed
+from tikhon.cli.option_groups import flag
+from tikhon.cli.options import OptionalOutput, Seed
 from tikhon.errors import InputError, unknown
 from tikhon.options import DATA, LOSSES, OPTIMIZERS, OUTPUT, REGULARIZATION, SOURCES, TRAINING
 
@@ -84,7 +84,7 @@ def diagnose(
     full: Annotated[bool, flag("Print all findings and layers.", OUTPUT)] = False,
     seed: Seed = 0,
     *,
-    run: Plain,
+    run: OptionalOutput,
 ) -> int:
     """Find out why a model does not train: diagnose copies of the one that a Python file makes.
 
@@ -98,31 +98,31 @@ def diagnose(
     if fail_on is not None and fail_on not in SEVERITIES:
         raise InputError(f"--fail-on: {unknown('severity', fail_on, SEVERITIES)}")
     terminal = run.terminal()
-    program = read(
+    program = load_program(
         model, data, loss, optimizer, valid, penalty, target=target, seed=seed, terminal=terminal
     )
     found = examine(**program, steps=steps, batch_size=batch_size, seed=seed, clip=clip)
-    terminal.say(whole(found.record, found.findings) if full else str(found))
-    conclude(terminal, run, found)
+    terminal.print(whole(found.record, found.findings) if full else str(found))
+    save_and_print(terminal, run, found)
     limit = SEVERITIES.index(fail_on) if fail_on is not None else len(SEVERITIES)
     worst = max((SEVERITIES.index(f.severity) for f in found.findings), default=-1)
     return 3 if worst >= limit else 0
 
 
-def conclude(terminal: Terminal, run: RunOptions, found: Diagnosis | Cure) -> None:
+def save_and_print(terminal: Terminal, run: RunOptions, found: Diagnosis | Cure) -> None:
     """Save the result and its page if a folder was given; print the JSON document if requested."""
     document = found.to_dict()
     if run.output is not None:
-        from tikhon.cli.conclusion import following
+        from tikhon.cli.results import print_next
         from tikhon.report.document import write_page
 
         found.save(run.output, overwrite=run.overwrite)
         file, page = write_page(run.output)
-        following(terminal, file, page.next_commands)
-    terminal.document(document)
+        print_next(terminal, file, page.next_commands)
+    terminal.print_document(document)
 
 
-def read(
+def load_program(
     model: str,
     data: str,
     loss: str,
@@ -137,24 +137,26 @@ def read(
     """Load the program named by the options."""
     import torch
 
-    from tikhon.cli import named
-    from tikhon.cli.threads import limit_threads
+    from tikhon.cli import user_objects
+    from tikhon.cli.startup import limit_threads
 
     limit_threads(0)
     torch.manual_seed(seed)
-    made = named.named(model, "MODEL", terminal)
+    made = user_objects.load_object(model, "MODEL", terminal)
     if not isinstance(made, torch.nn.Module) and not callable(made):
         raise InputError(f"MODEL: {model} is a {type(made).__name__}, not a module or a function")
-    train, judge = named.data_of(data, "--data", terminal, seed, target, made)
+    train, judge = user_objects.load_data(data, "--data", terminal, seed, target, made)
     if valid is not None:
-        judge = named.data_of(valid, "--valid", terminal, seed, target, made)[0]
+        judge = user_objects.load_data(valid, "--valid", terminal, seed, target, made)[0]
     program: dict[str, object] = {
         "model": made,
         "data": train,
         "valid": judge,
-        "loss": named.loss_of(loss, terminal),
-        "optimizer": named.optimizer_of(optimizer, terminal) if optimizer is not None else None,
+        "loss": user_objects.parse_loss(loss, terminal),
+        "optimizer": user_objects.parse_optimizer(optimizer, terminal)
+        if optimizer is not None
+        else None,
     }
     if penalty is not None:
-        program["penalty"] = named.named(penalty, "--penalty", terminal)
+        program["penalty"] = user_objects.load_object(penalty, "--penalty", terminal)
     return program

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from tikhon.cli.groups import OptionGroup, flag, values_of
+from tikhon.cli.fit_options import FitRequest, ModelOptions, Shares
+from tikhon.cli.option_groups import OptionGroup, flag, option_group
 from tikhon.cli.options import (
     Data,
     DataDir,
-    Given,
+    GivenOptions,
     Output,
     Penalties,
     RecipeGiven,
     Strengths,
 )
-from tikhon.cli.request import ModelOptions, Request, Shares
 from tikhon.cli.tables import Rows
 from tikhon.options import (
     MODES,
@@ -25,10 +25,12 @@ from tikhon.options import (
     options_of,
 )
 
-_told = options_of(TrainingOptions)
-_told["epochs"] = (_told["epochs"][0], None)  # omitted: train until no improvement
+_training = options_of(TrainingOptions)
+_training["epochs"] = (_training["epochs"][0], None)  # omitted: train until no improvement
 _ORDER = ("epochs", "budget", "optimizer", "lr", "momentum", "schedule", "loss", "batch_size")
-Training = Annotated[Given, OptionGroup({n: _told[n] for n in (*_ORDER, "seed", "device")}, dict)]
+Training = Annotated[
+    GivenOptions, OptionGroup({n: _training[n] for n in (*_ORDER, "seed", "device")}, dict)
+]
 How = Annotated[
     str | None,
     flag(
@@ -55,11 +57,11 @@ CheckpointEvery = Annotated[float, flag("Seconds between checkpoints.", OUTPUT)]
 
 def fit(
     data: Data,
-    shares: Annotated[Shares, values_of(Shares)],
+    shares: Annotated[Shares, option_group(Shares)],
     table: Rows,
     data_dir: DataDir = None,
     *,
-    network: Annotated[ModelOptions, values_of(ModelOptions)],
+    network: Annotated[ModelOptions, option_group(ModelOptions)],
     strengths: Strengths,
     penalty: Penalties = None,
     how: How = None,
@@ -75,10 +77,10 @@ def fit(
     --l1 S adds S times the sum of |w| to the loss, --l2 S adds S/2 times the sum of the squares;
     auto finds S in the run.
     """
-    from tikhon.cli.fitting import carry_out, penalty_entries
+    from tikhon.cli.fit_job import penalty_entries, run_fit
 
-    return carry_out(
-        Request(
+    return run_fit(
+        FitRequest(
             data,
             data_dir,
             shares,

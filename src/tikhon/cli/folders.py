@@ -92,8 +92,8 @@ def about_data(
 
 def _with_options(table: dict[str, Any], options: TableOptions) -> dict[str, Any]:
     """Return the description of a table, with the columns excluded by options."""
-    asked = {name: sentence("reason_drop") for name in options.drop}
+    reasons = {name: sentence("reason_drop") for name in options.drop}
     if options.group is not None:
-        asked[options.group] = sentence("reason_group")
-    told = [{"name": name, "reason": why.with_text()} for name, why in asked.items()]
-    return table | {"left_out": [*table["left_out"], *told]}
+        reasons[options.group] = sentence("reason_group")
+    excluded = [{"name": name, "reason": why.with_text()} for name, why in reasons.items()]
+    return table | {"left_out": [*table["left_out"], *excluded]}

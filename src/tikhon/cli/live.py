@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tikhon.cli.groups import flag
-from tikhon.cli.options import Silent
+from tikhon.cli.option_groups import flag
+from tikhon.cli.options import QuietOptions
 from tikhon.options import OUTPUT
 
 
@@ -30,7 +30,7 @@ def live(
         ),
     ] = None,
     *,
-    shown: Silent,
+    shown: QuietOptions,
 ) -> None:
     """Show a run in the browser while it trains: read-only, on this machine."""
     from tikhon.errors import InputError
@@ -41,4 +41,4 @@ def live(
         raise InputError(f"tikhon live needs {error.name}: pip install 'tikhon[live]'") from error
     terminal = shown.terminal()
     terminal.note("Ctrl-C stops the page, not the run.")
-    serve(run, host=host, port=port, language=language, say=terminal.say)
+    serve(run, host=host, port=port, language=language, say=terminal.print)

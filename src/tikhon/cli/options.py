@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tikhon.cli.groups import as_flag, flag, given_of, suggested, values_of
+from tikhon.cli.option_groups import completion, flag, given_options, option_group, typer_option
 from tikhon.errors import InputError
 from tikhon.options import (
     DATA,
@@ -34,14 +34,16 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA",
         help="digits, mnist, ..., a table with --target, or a file or folder of arrays.",
-        autocompletion=suggested(SOURCES),
+        autocompletion=completion(SOURCES),
     ),
 ]
 DataDir = Annotated[
     Path | None,
     flag("Folder of the data files.", DATA, "DIR"),
 ]
-_training = {name: as_flag(told) for name, (told, _) in options_of(TrainingOptions).items()}
+_training = {
+    name: typer_option(option) for name, (option, _) in options_of(TrainingOptions).items()
+}
 Seed = Annotated[int, _training["seed"]]
 Device = Annotated[str, _training["device"]]
 Budget = Annotated[str | None, _training["budget"]]
@@ -82,7 +84,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class _Asked(RunOptions):
+class _OptionalRunOptions(RunOptions):
     """A run kept only if a folder is given."""
 
     output: Path | None = option(
@@ -96,35 +98,37 @@ class _Asked(RunOptions):
     )
 
 
-Output = Annotated[RunOptions, values_of(RunOptions)]  # for long trainings
-Resumable = Annotated[RunOptions, values_of(RunOptions, without=("verbose",))]
-Plain = Annotated[RunOptions, values_of(_Asked, without=("resume", "verbose"))]
-_kept = ("output", "resume", "overwrite", "verbose")
-Printed = Annotated[RunOptions, values_of(RunOptions, without=_kept)]
-Silent = Annotated[RunOptions, values_of(RunOptions, without=(*_kept, "json"))]
+Output = Annotated[RunOptions, option_group(RunOptions)]  # for long trainings
+Resumable = Annotated[RunOptions, option_group(RunOptions, without=("verbose",))]
+OptionalOutput = Annotated[
+    RunOptions, option_group(_OptionalRunOptions, without=("resume", "verbose"))
+]
+_without_folder = ("output", "resume", "overwrite", "verbose")
+PrintOptions = Annotated[RunOptions, option_group(RunOptions, without=_without_folder)]
+QuietOptions = Annotated[RunOptions, option_group(RunOptions, without=(*_without_folder, "json"))]
 
-Given = Mapping[str, Any]  # the options given in a group
+GivenOptions = Mapping[str, Any]  # the options given in a group
 Strengths = Annotated[
-    Given,
-    given_of(
+    GivenOptions,
+    given_options(
         {
             name: Option(
-                f"{told.help} on all weight matrices, or auto.",
+                f"{option.help} on all weight matrices, or auto.",
                 panel=REGULARIZATION,
                 metavar="S",
                 shown="off",
             )
-            for name, told in STRENGTHS.items()
-            if told.flag
+            for name, option in STRENGTHS.items()
+            if option.flag
         }
     ),
 ]
-_recipe = {name: told for name, (told, _) in options_of(RecipeOptions).items()}
-Penalties = Annotated[list[str] | None, as_flag(_recipe.pop("penalties"))]
-RecipeGiven = Annotated[Given, given_of(_recipe)]
+_recipe = {name: option for name, (option, _) in options_of(RecipeOptions).items()}
+Penalties = Annotated[list[str] | None, typer_option(_recipe.pop("penalties"))]
+RecipeGiven = Annotated[GivenOptions, given_options(_recipe)]
 
 
-def strength(text: str, option: str) -> float | str:
+def parse_strength(text: str, option: str) -> float | str:
     """Parse a strength: a finite number >= 0, or "auto".
 
     >>> strength("1e-4", "l1")
@@ -149,7 +153,7 @@ _PENALTY = re.compile(
 )
 
 
-def penalty_entry(text: str) -> dict[str, object]:
+def parse_penalty(text: str) -> dict[str, object]:
     """Parse a penalty PATTERN=NAME:STRENGTH[,KEY=VALUE...] with optional pattern.
 
     >>> penalty_entry("fc1.weight=mcp:1e-3,gamma=3")
@@ -163,14 +167,14 @@ def penalty_entry(text: str) -> dict[str, object]:
     name = found["name"]
     entry: dict[str, object] = {"pattern": found["pattern"] or "*", "penalty": name}
     if found["strength"]:
-        entry["strength"] = strength(found["strength"], f"--penalty {name}")
+        entry["strength"] = parse_strength(found["strength"], f"--penalty {name}")
     for setting in filter(None, found["settings"].split(",")):
         key, _, value = setting.partition("=")
-        entry[key] = _value(value)
+        entry[key] = _parse_setting(value)
     return entry
 
 
-def _value(text: str) -> object:
+def _parse_setting(text: str) -> object:
     if text in ("true", "false"):
         return text == "true"
     try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tikhon.cli import rows, tables
+from tikhon.cli import tables
 from tikhon.cli.folders import about_data, config_of, output_of
-from tikhon.cli.groups import flag
+from tikhon.cli.option_groups import flag
 from tikhon.cli.options import Data, DataDir, Resumable, Seed
-from tikhon.cli.resuming import completed, interrupted
+from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.errors import InputError, unknown
 from tikhon.options import DATA, MODEL, MODELS, REGULARIZATION
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tikhon.paths.path import PathResult
     from tikhon.runs.run_directory import RunDirectory
 
-FOLLOWED = (  # for shell completion
+PENALTIES = (  # for shell completion
     "l1",
     "elastic_net",
     "group_lasso",
@@ -46,7 +46,7 @@ def path(
             "l1, mcp, scad, elastic_net, group_lasso, hierarchical, ...",
             REGULARIZATION,
             "NAME",
-            names=FOLLOWED,
+            names=PENALTIES,
         ),
     ] = "l1",
     model: Annotated[
@@ -100,39 +100,41 @@ def path(
     if penalty not in kinds:
         followed = [name for name, kind in kinds.items() if not (kind.constraint or kind.smooth)]
         raise InputError(unknown("penalty", penalty, followed))
-    model, grid = _model(model, penalty), _strengths(strengths)
+    model, grid = _check_model(model, penalty), _parse_strengths(strengths)
     _check_folds(folds, grid, model)
 
-    from tikhon.cli.conclusion import conclude_saved
     from tikhon.cli.progress import StepProgress
-    from tikhon.cli.threads import limit_threads
+    from tikhon.cli.results import conclude_saved
+    from tikhon.cli.startup import limit_threads
     from tikhon.paths.path import check_linear, path as follow
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import RunDirectory
 
     terminal = run.terminal()
-    options, source, parts = rows.read(terminal, data, table, data_dir, test=test, seed=seed)
+    options, source, parts = tables.load_and_split(
+        terminal, data, table, data_dir, test=test, seed=seed
+    )
     folder_path = output_of(run.output, source.name, run.resume)
     limit_threads(0)
     train, valid = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)
     build = None if model == "linear" else _network(model, parts, source.outputs)
     settings: dict[str, Any] = {"strengths": grid, "select": select, "seed": seed}
     if build is None:
-        train, valid = rows.all_but_test(parts), None
+        train, valid = tables.all_but_test(parts), None
         check_linear(train, kinds[penalty](), strengths=grid, debias=debias)
         settings |= {"folds": 0 if grid == "universal" else folds, "debias": debias}
     terminal.note(
         f"{source.name}: {len(train[0]):,} rows, {train[0][0].numel()} features; "
         f"{penalty} path of model {model}"
     )
-    if run.resume and completed(terminal, folder_path):
+    if run.resume and complete_files(terminal, folder_path):
         return 0
     network = {
         "name": _saved_name(model, penalty),
         "shape": list(parts.train.shape),
         "outputs": source.outputs,
     }
-    about = about_data(source, parts, rows.VALID, test, options)
+    about = about_data(source, parts, tables.VALID, test, options)
     config = config_of("path", folder_path, about, network, seed=seed)
     with RunDirectory(folder_path) as folder:
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
@@ -153,7 +155,7 @@ def path(
                 )
             except Stopped:
                 kept = f"what is solved is kept in {folder_path}"
-                return interrupted(terminal, interrupt, config["command"], kept)
+                return report_interruption(terminal, interrupt, config["command"], kept)
         document = _save(folder, result, parts, config, data)
         left_out = ("importances", "errors", "score_errors", "margins")
         conclude_saved(terminal, document, folder_path, kept="model", left_out=left_out)
@@ -167,7 +169,7 @@ def _save(
     config: dict[str, Any],
     data: str,
 ) -> dict[str, Any]:
-    from tikhon.cli.conclusion import asked, predicted
+    from tikhon.cli.results import suggest_predict, with_rerun_without_leaks
     from tikhon.report.kinds.path import selected
     from tikhon.runs.files import write_tensors
     from tikhon.runs.run_directory import MODEL, RESULT
@@ -175,15 +177,17 @@ def _save(
     name, outputs = config["model"]["name"], config["model"]["outputs"]
     state = _state(result, outputs)
     write_tensors(folder.path / MODEL, state)
-    document = result.to_dict() | _tests(result, state, parts, name, outputs)
+    document = result.to_dict() | _test_results(result, state, parts, name, outputs)
     entered = selected(document).items()
     document["features"] = {name: {"importance": w, "enters": s} for name, (w, s) in entered}
-    document["next"] = asked(config, predicted(document, folder.path, data))
+    document["next"] = with_rerun_without_leaks(
+        config, suggest_predict(document, folder.path, data)
+    )
     folder.write(RESULT, document)
     return document
 
 
-def _model(model: str | None, penalty: str) -> str:
+def _check_model(model: str | None, penalty: str) -> str:
     """Return the model of a path, after checking it."""
     model = model or ("mlp:64" if penalty == "hierarchical" else "linear")
     if model != "linear" and penalty not in _NETWORKS:
@@ -240,7 +244,7 @@ def _state(result: PathResult, outputs: int) -> dict[str, Tensor]:
     return {"fc1.weight": weight, "fc1.bias": bias}
 
 
-def _strengths(text: str) -> int | str | list[float]:
+def _parse_strengths(text: str) -> int | str | list[float]:
     if text == "universal":
         return text
     if text.isdigit() and int(text) > 0:
@@ -254,20 +258,20 @@ def _strengths(text: str) -> int | str | list[float]:
         ) from None
 
 
-def _tests(
+def _test_results(
     result: PathResult, state: dict[str, Tensor], parts: Any, name: str, outputs: int
 ) -> dict[str, Any]:
     """Return test scores of the chosen model and its baselines, and of each strength."""
-    from tikhon.cli.conclusion import tested
+    from tikhon.cli.results import score_on_test_rows
     from tikhon.models import build
 
     chosen = build(name, parts.train.shape, outputs)
     chosen.load_state_dict(state)
-    found = tested(chosen, rows.all_but_test(parts), parts.test)
+    found = score_on_test_rows(chosen, tables.all_but_test(parts), parts.test)
     return {**found, "test_scores": _test_scores(result, parts.test)}
 
 
-def _test_scores(result: PathResult, held: Any) -> list[float]:
+def _test_scores(result: PathResult, test: Any) -> list[float]:
     """Return accuracy, or rmse in the target's unit, of the model at each strength."""
     import torch
 
@@ -278,9 +282,9 @@ def _test_scores(result: PathResult, held: Any) -> list[float]:
     for index in range(len(result.strengths)):
         model = result.model(index)
         with torch.no_grad():
-            out = model(held.x.flatten(1) if isinstance(model, torch.nn.Linear) else held.x)
+            out = model(test.x.flatten(1) if isinstance(model, torch.nn.Linear) else test.x)
         single: Kind = "binary" if out.shape[1] == 1 else "classes"
-        kind: Kind = "numbers" if held.y.is_floating_point() else single
-        told = task_scores(out, held.y, kind, held.unit)
-        found.append(told["rmse" if kind == "numbers" else "accuracy"])
+        kind: Kind = "numbers" if test.y.is_floating_point() else single
+        scores = task_scores(out, test.y, kind, test.unit)
+        found.append(scores["rmse" if kind == "numbers" else "accuracy"])
     return found

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tikhon.cli import tables
-from tikhon.cli.groups import flag
-from tikhon.cli.options import DataDir, Printed
+from tikhon.cli.option_groups import flag
+from tikhon.cli.options import DataDir, PrintOptions
 from tikhon.options import DATA, MODEL, OUTPUT
 
 
@@ -49,7 +49,7 @@ def predict(
     ] = False,
     data_dir: DataDir = None,
     *,
-    shown: Printed,
+    shown: PrintOptions,
 ) -> None:
     """Predict the rows of DATA with the model and the preprocessing of RUN.
 
@@ -66,7 +66,7 @@ def predict(
 
     terminal = shown.terminal()
     if output is not None:
-        _spare(output, located(data, data_dir), run)
+        _check_output(output, located(data, data_dir), run)
     saved = SavedModel.load(run, single=single)
     given = {"data_dir": data_dir, "encoding": encoding}
     options = {name: value for name, value in given.items() if value is not None}
@@ -86,10 +86,10 @@ def predict(
         terminal.write(text)
     written = None if output is None else str(output)
     answers = frame.iloc[:, len(set(keep or ()))].tolist() if output is None else None
-    terminal.document({"rows": len(frame), "output": written, "predictions": answers})
+    terminal.print_document({"rows": len(frame), "output": written, "predictions": answers})
 
 
-def _spare(output: Path, data: Path, run: Path) -> None:
+def _check_output(output: Path, data: Path, run: Path) -> None:
     """Refuse to overwrite the input rows, or a file of the run."""
     from tikhon.errors import InputError
 

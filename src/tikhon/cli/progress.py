@@ -57,10 +57,10 @@ class FitProgress:
         self.step = row["step"]
         kind = "accuracy" if "train/accuracy" in row else "rmse"
         if f"valid/{kind}" in row:
-            self._score = f", valid {kind} {_digits(row[f'valid/{kind}'])}"
-        if not self._verbose and (not self._bar.disable or not _round(row["epoch"])):
+            self._score = f", valid {kind} {_format_score(row[f'valid/{kind}'])}"
+        if not self._verbose and (not self._bar.disable or not _is_round(row["epoch"])):
             return
-        cells = _wide(row, kind) if self._verbose else _narrow(row, kind)
+        cells = _full_row(row, kind) if self._verbose else _short_row(row, kind)
         header = "  ".join(name.rjust(len(value)) for name, value in cells)
         if header.split() != self._header.split():
             self._header = header
@@ -74,7 +74,7 @@ class StepProgress:
     def __init__(self, terminal: Terminal) -> None:
         self._terminal, self._bar = terminal, terminal.progress()
         self._task = self._bar.add_task("", total=None, rate="", note="")
-        self._began, self._said = time.perf_counter(), -math.inf
+        self._began, self._last_note = time.perf_counter(), -math.inf
 
     def __enter__(self) -> StepProgress:
         self._bar.start()
@@ -87,32 +87,32 @@ class StepProgress:
         """Report that `done` of `total` is finished, and what comes next."""
         self._bar.update(self._task, description=text, completed=done, total=total)
         spent = time.perf_counter() - self._began
-        if self._bar.disable and spent - self._said >= _EVERY:
-            self._said = spent
+        if self._bar.disable and spent - self._last_note >= _EVERY:
+            self._last_note = spent
             share = f"{done / total:.0%}" if total else ""
             self._terminal.note(f"{spent:5.0f} s  {share:>4}  {text}")
 
 
-def _round(epoch: int) -> bool:
+def _is_round(epoch: int) -> bool:
     """Whether an epoch is 1, 2 or 5 times a power of ten."""
     return epoch / 10 ** math.floor(math.log10(epoch)) in (1, 2, 5)
 
 
-def _digits(value: float) -> str:
+def _format_score(value: float) -> str:
     """Format with four decimals, unless the number is large."""
     return f"{value:.4f}" if abs(value) < 1000 else number(value)
 
 
-def _narrow(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
+def _short_row(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
     cells = [("epoch", f"{row['epoch']:>5}"), ("seconds", f"{row['seconds']:7.1f}")]
     for part in ("train", "valid"):
         for key in ("loss", kind):
             if f"{part}/{key}" in row:
-                cells.append((f"{part} {key}", _digits(row[f"{part}/{key}"])))
+                cells.append((f"{part} {key}", _format_score(row[f"{part}/{key}"])))
     return cells
 
 
-def _wide(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
+def _full_row(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
     cells = [("epoch", f"{row['epoch']:>5}"), ("data loss", f"{row['train/loss']:9.4f}")]
     values = [v for k, v in row.items() if k.startswith("penalty/") and k.endswith("/value")]
     if values:
@@ -126,5 +126,5 @@ def _wide(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
         cells.append((f"{short} zeros", f"{zeros.get(name, 0.0):7.1%}"))
     for part in ("train", "valid"):
         if f"{part}/{kind}" in row:
-            cells.append((f"{part} {kind}", _digits(row[f"{part}/{kind}"])))
+            cells.append((f"{part} {kind}", _format_score(row[f"{part}/{kind}"])))
     return cells

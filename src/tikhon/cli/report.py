@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tikhon.cli.groups import flag
-from tikhon.cli.options import Printed
+from tikhon.cli.option_groups import flag
+from tikhon.cli.options import PrintOptions
 from tikhon.options import OUTPUT
 
 
@@ -36,13 +36,13 @@ def report(
     ] = None,
     open: Annotated[bool, flag("Open it in the browser.", OUTPUT)] = False,
     *,
-    shown: Printed,
+    shown: PrintOptions,
 ) -> None:
     """Write the page of a run, or one page that compares several; it works offline.
 
     Several runs are compared where their data and their score are the same.
     """
-    from tikhon.cli.conclusion import text
+    from tikhon.cli.results import english
     from tikhon.errors import InputError
     from tikhon.report.document import write_page
 
@@ -51,13 +51,13 @@ def report(
             raise InputError(f"{run} is not the folder of a run: it has no config.json")
     path, page = write_page(*runs, output=output, language=language)
     terminal = shown.terminal()
-    said = [text(sentence) for sentence in page.sentences]
-    for sentence in said:
+    sentences = [english(sentence) for sentence in page.sentences]
+    for sentence in sentences:
         terminal.note(sentence)
-    terminal.say(str(path))
+    terminal.print(str(path))
     if open:
         import webbrowser
 
         if not webbrowser.open(path.resolve().as_uri()):
             terminal.note(f"no browser was found: open {path} in one")
-    terminal.document({"report": str(path), "verdict": " ".join(said)})
+    terminal.print_document({"report": str(path), "verdict": " ".join(sentences)})

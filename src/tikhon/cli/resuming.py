@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tikhon.runs.interrupt import Interrupt
 
 
-def completed(terminal: Terminal, path: Path) -> bool:
+def complete_files(terminal: Terminal, path: Path) -> bool:
     """Write the remaining files of a run that already has its result.
 
     Returns False if more is missing, or nothing.
@@ -31,12 +31,12 @@ def completed(terminal: Terminal, path: Path) -> bool:
         folder.lock()
         page, _ = write_page(path)
         folder.finish()
-    terminal.say(f"the work had ended; what was missing is written now\nreport: {page}")
-    terminal.document({"output": str(path), **result})
+    terminal.print(f"the work had ended; what was missing is written now\nreport: {page}")
+    terminal.print_document({"output": str(path), **result})
     return True
 
 
-def interrupted(
+def report_interruption(
     terminal: Terminal, interrupt: Interrupt, command: Sequence[str], kept: str
 ) -> int:
     """Print what was kept and how to continue; return the exit code."""

@@ -44,7 +44,7 @@ class Stdout:
         except OSError as error:
             raise StorageError(
                 f"cannot print the result ({error.strerror}): {self._waiting:,} bytes are "
-                f"needed, {_free()} free; files that were written are complete"
+                f"needed, {_free_space()} free; files that were written are complete"
             ) from error
 
 
@@ -73,13 +73,13 @@ def _printable(text: str, stream: TextIO) -> str:
 
 
 @contextmanager
-def warned() -> Iterator[None]:
+def one_line_warnings() -> Iterator[None]:
     """Print each warning once, on one line, without source location."""
-    told: set[str] = set()
+    shown: set[str] = set()
 
     def show(message: Warning | str, *place: Any, **more: Any) -> None:
-        if str(message) not in told:
-            told.add(str(message))
+        if str(message) not in shown:
+            shown.add(str(message))
             Stderr().write(f"warning: {message}\n")
 
     before = warnings.showwarning
@@ -90,7 +90,7 @@ def warned() -> Iterator[None]:
         warnings.showwarning = before
 
 
-def give_up() -> None:
+def discard_output() -> None:
     """Discard unwritable output, which would raise again at exit."""
     try:
         sys.stdout.flush()
@@ -98,7 +98,7 @@ def give_up() -> None:
         sys.stdout = open(os.devnull, "w")
 
 
-def _free() -> str:
+def _free_space() -> str:
     """Return the free space where stdout goes."""
     with suppress(OSError, ValueError, AttributeError):
         status = os.fstatvfs(sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Table options, shared by the commands that read tables."""
+"""Options of tables, and DATA loaded and split for the commands that train."""
 
 from __future__ import annotations
 
@@ -6,71 +6,77 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from tikhon.cli.groups import values_of
+from tikhon.cli.option_groups import option_group
 from tikhon.numbers import duration
 from tikhon.options import DATA, option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tikhon.cli.terminal import Terminal
     from tikhon.data.dataset import Dataset
     from tikhon.data.reading import Format, Source
+    from tikhon.data.splits import Split
     from tikhon.data.table import TableOptions
 
-
-def _column(
-    default: object,
-    help: str,
-    kind: object = str,
-    *flags: str,
-    metavar: str | None = None,
-    names: tuple[str, ...] = (),
-) -> Any:
-    return option(default, help, kind, DATA, flags=flags, metavar=metavar, names=names)
+VALID = 0.2  # share of rows for validation, where no option sets it
 
 
 @dataclass(frozen=True)
 class TableArguments:
     """How to read a table, and the roles of its columns."""
 
-    target: str | None = _column(None, "Column to predict.", metavar="COLUMN")
-    task: str | None = _column(
+    target: str | None = option(None, "Column to predict.", str, DATA, metavar="COLUMN")
+    task: str | None = option(
         None,
         "classification or regression; inferred if left out.",
+        str,
+        DATA,
         metavar="TASK",
         names=("classification", "regression"),
     )
-    time: str | None = _column(None, "Hold out the latest rows by this column.", metavar="COLUMN")
-    group: str | None = _column(
-        None, "Keep rows with the same value in one part.", metavar="COLUMN"
+    time: str | None = option(
+        None, "Hold out the latest rows by this column.", str, DATA, metavar="COLUMN"
     )
-    drop: list[str] | None = _column(
-        None, "Column to leave out; may be repeated.", list[str], metavar="COLUMN"
+    group: str | None = option(
+        None, "Keep rows with the same value in one part.", str, DATA, metavar="COLUMN"
     )
-    categorical: list[str] | None = _column(
-        None, "Column to read as text; may be repeated.", list[str], metavar="COLUMN"
+    drop: list[str] | None = option(
+        None, "Column to leave out; may be repeated.", list[str], DATA, metavar="COLUMN"
     )
-    separator: str | None = _column(
-        None, "Field separator; detected if left out.", str, "--sep", metavar="CHAR"
+    categorical: list[str] | None = option(
+        None, "Column to read as text; may be repeated.", list[str], DATA, metavar="COLUMN"
     )
-    decimal: str | None = _column(
-        None, "Decimal mark, '.' or ','; detected if left out.", metavar="CHAR", names=(".", ",")
+    separator: str | None = option(
+        None, "Field separator; detected if left out.", str, DATA, flags=("--sep",), metavar="CHAR"
     )
-    dates: str | None = _column(
+    decimal: str | None = option(
+        None,
+        "Decimal mark, '.' or ','; detected if left out.",
+        str,
+        DATA,
+        metavar="CHAR",
+        names=(".", ","),
+    )
+    dates: str | None = option(
         None,
         "dmy, mdy, ymd or a format such as %d/%m/%Y; detected if left out.",
+        str,
+        DATA,
         metavar="ORDER",
         names=("dmy", "mdy", "ymd"),
     )
     encoding: str = option(
-        "utf-8", "Text encoding: utf-8, cp1252, gb18030, ...", panel=DATA, metavar="NAME"
+        "utf-8", "Text encoding: utf-8, cp1252, gb18030, ...", str, DATA, metavar="NAME"
     )
-    missing: list[str] | None = _column(
+    missing: list[str] | None = option(
         None,
         "Cell text that means a missing value; may be repeated.",
         list[str],
-        "--na-values",
+        DATA,
+        flags=("--na-values",),
         metavar="TEXT",
     )
     bad_rows: str = option(
@@ -107,16 +113,16 @@ class TableArguments:
         )
 
 
-Rows = Annotated[TableArguments, values_of(TableArguments)]
+Rows = Annotated[TableArguments, option_group(TableArguments)]
 
 
-def leave_to_notices() -> None:
+def silence_class_warnings() -> None:
     """Silence warnings about missing classes, which notices of `split` name."""
     for start in ("valid lacks classes of train", "classes with fewer rows than there are folds"):
         warnings.filterwarnings("ignore", message=start)
 
 
-def announce(
+def announce_loading(
     terminal: Terminal, data: str, table: TableOptions | None, data_dir: Path | None = None
 ) -> None:
     """Announce how long a large table will take to load and split."""
@@ -141,10 +147,38 @@ def announce_reading(
         terminal.note(f"{path.name}: {size:,.0f} MB, about {duration(seconds)} to read")
 
 
-def introduce(terminal: Terminal, source: Dataset) -> None:
+def print_notices(terminal: Terminal, source: Dataset) -> None:
     """Print what was inferred from a table: the task, and notices about its columns."""
-    leave_to_notices()
+    silence_class_warnings()
     if "task" in source.origin:
         terminal.note(str(source.origin["task"]))
     for notice in source.notices:
         terminal.note(f"notice: {notice}", "yellow")
+
+
+def load_and_split(
+    terminal: Terminal,
+    data: str,
+    table: TableArguments,
+    data_dir: Path | None,
+    *,
+    test: float,
+    seed: int,
+) -> tuple[TableOptions | None, Dataset, Split]:
+    """Announce, load and split DATA, and print notices."""
+    from tikhon.data import load, split
+
+    options = table.read()
+    announce_loading(terminal, data, options, data_dir)
+    source = load(data, data_dir=data_dir, table=options)
+    parts = split(source, valid=VALID, test=test, seed=seed)
+    print_notices(terminal, parts.train)
+    return options, source, parts
+
+
+def all_but_test(parts: Split) -> tuple[Tensor, Tensor]:
+    """Join training and validation rows, for callers that split themselves."""
+    import torch
+
+    pieces = (parts.train, parts.valid)
+    return torch.cat([p.x for p in pieces]), torch.cat([p.y for p in pieces])

@@ -41,11 +41,11 @@ class Terminal:
         """Print a line of progress."""
         self.err.print(text, style=style or None, markup=False)
 
-    def say(self, text: str = "", style: str = "") -> None:
+    def print(self, text: str = "", style: str = "") -> None:
         """Print a line of the result."""
         self.out.print(text, style=style or None, markup=False)
 
-    def tell(self, text: str) -> None:
+    def print_wrapped(self, text: str) -> None:
         """Print a sentence of the result, wrapped at words on a terminal."""
         self.out.print(text, markup=False, soft_wrap=not self.out.is_terminal)
 
@@ -59,15 +59,15 @@ class Terminal:
         """
         widest = [max((len(row[i]) for row in rows), default=0) for i in range(len(columns))]
         heads, gap = list(columns), 2
-        if _width(heads, widest, gap) > self.out.width:
-            heads = [_broken(head, width) for head, width in zip(columns, widest, strict=True)]
-            gap = 2 if _width(heads, widest, 2) <= self.out.width else 1
-        fits = _width(heads, widest, gap) <= self.out.width
+        if _table_width(heads, widest, gap) > self.out.width:
+            heads = [_wrap_head(head, width) for head, width in zip(columns, widest, strict=True)]
+            gap = 2 if _table_width(heads, widest, 2) <= self.out.width else 1
+        fits = _table_width(heads, widest, gap) <= self.out.width
         first = max((len(word) for row in rows for word in row[0].split()), default=0)
-        if _width(["", *heads[1:]], [first, *widest[1:]], gap) > self.out.width:
+        if _table_width(["", *heads[1:]], [first, *widest[1:]], gap) > self.out.width:
             first = widest[0]  # too narrow in any case
         first = min(first, _PROSE)
-        least = _width(["", *heads[1:]], [first, *widest[1:]], gap)
+        least = _table_width(["", *heads[1:]], [first, *widest[1:]], gap)
         table = Table(
             title=title or None,
             title_justify="left",
@@ -94,7 +94,7 @@ class Terminal:
         self.stdout.write(text)
         self.stdout.flush()
 
-    def document(self, document: Mapping[str, object]) -> None:
+    def print_document(self, document: Mapping[str, object]) -> None:
         """Print the JSON document, if requested."""
         if self.json:
             from tikhon.runs.files import json_text
@@ -117,13 +117,13 @@ class Terminal:
         )
 
 
-def _broken(head: str, width: int) -> str:
+def _wrap_head(head: str, width: int) -> str:
     """Wrap a header at words if it is wider than its cells."""
     longest = max(map(len, head.split()), default=0)
     return "\n".join(textwrap.wrap(head, max(width, longest))) if len(head) > width else head
 
 
-def _width(heads: Sequence[str], widest: Sequence[int], gap: int) -> int:
+def _table_width(heads: Sequence[str], widest: Sequence[int], gap: int) -> int:
     """Return the width of a table with wrapped sentences."""
     lines = [max(map(len, head.split("\n"))) for head in heads]
     cells = [min(width, _PROSE) for width in widest]

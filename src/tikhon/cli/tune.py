@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tikhon.budget import Budget
-from tikhon.cli import rows, tables
+from tikhon.cli import tables
 from tikhon.cli.folders import about_data, config_of, output_of
-from tikhon.cli.groups import flag, suggested
+from tikhon.cli.option_groups import completion, flag
 from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed
-from tikhon.cli.resuming import completed, interrupted
+from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.errors import InputError
 from tikhon.numbers import duration
 from tikhon.options import DATA, LOSSES, MODEL, MODELS, TRAINING, with_mode, without
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tikhon.tuning.space import Space
     from tikhon.tuning.tune import TuneResult
 
-_SAID = 20.0  # seconds from which a plan is announced
+_ANNOUNCED_FROM = 20.0  # seconds from which a plan is announced
 SHARING = "Several processes"  # the --help panel
 
 
@@ -37,7 +37,7 @@ def _scorers(incomplete: str) -> list[str]:
     """Return the scorers of scikit-learn, for shell completion."""
     from sklearn.metrics import get_scorer_names
 
-    return suggested(get_scorer_names())(incomplete)
+    return completion(get_scorer_names())(incomplete)
 
 
 def tune(
@@ -129,17 +129,19 @@ def tune(
     entries = None if space is None else Space.from_toml(space)
     _check_sharing(workers, join, storage)
 
-    from tikhon.cli.conclusion import asked, conclude_saved, predicted
-    from tikhon.cli.threads import limit_threads
+    from tikhon.cli.results import conclude_saved, suggest_predict, with_rerun_without_leaks
+    from tikhon.cli.startup import limit_threads
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import CONFIG, JOURNAL, RunDirectory
 
     terminal = run.terminal()
-    options, source, parts = rows.read(terminal, data, table, data_dir, test=test, seed=seed)
-    train = rows.all_but_test(parts)
+    options, source, parts = tables.load_and_split(
+        terminal, data, table, data_dir, test=test, seed=seed
+    )
+    train = tables.all_but_test(parts)
     path = output_of(run.output, source.name, run.resume)
-    names = _models(model, parts)
-    network = _builder(names, parts, source.outputs)
+    names = _model_names(model, parts)
+    network = _network_builder(names, parts, source.outputs)
     entries = _with_models(names, entries, network)
     size = sum(p.numel() for p in network({}).parameters())
     limit_threads(size * 64)
@@ -147,7 +149,7 @@ def tune(
     config = config_of(
         "tune",
         path,
-        about_data(source, parts, rows.VALID, test, options),
+        about_data(source, parts, tables.VALID, test, options),
         {
             "name": names[0],
             "shape": list(parts.train.shape),
@@ -177,37 +179,40 @@ def tune(
     )
     if storage or ray or workers > 1:
         searching |= _distributed(storage, ray, path, seed, workers)
-    if run.resume and completed(terminal, path):
+    if run.resume and complete_files(terminal, path):
         return 0
     with RunDirectory(path) as folder:
         if len(names) > 1 and run.resume and folder.exists:  # set by the final choice
             config["model"] = folder.read(CONFIG).get("model")
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
         helpers = 0 if join else workers - 1
-        with _helped(helpers, storage or _own_storage(path), path), interruptible() as interrupt:
+        with (
+            _worker_processes(helpers, storage or _own_storage(path), path),
+            interruptible() as interrupt,
+        ):
             from tikhon.tuning.tune import tune as search
 
             try:
-                with Board(terminal, joins=join) as board:
+                with SearchTable(terminal, joins=join) as board:
                     searching |= {"stop": interrupt.__bool__, "on_event": board.event}
                     result = search(network, train, **searching)
-            except _Joined:
+            except _SearchFinished:
                 return 0
             except Stopped:
                 kept = f"no trial was finished yet in {path}"
-                return interrupted(terminal, interrupt, config["command"], kept)
-        more = _tests(result, train, parts, loss)
-        more["next"] = asked(config, predicted(more, path, data))
+                return report_interruption(terminal, interrupt, config["command"], kept)
+        more = _test_results(result, train, parts, loss)
+        more["next"] = with_rerun_without_leaks(config, suggest_predict(more, path, data))
         document = _save(folder, result, config, more)
     left_out = ("trials", "space", "plan", "score_errors", "margins")
     conclude_saved(terminal, document, path, kept="models", left_out=left_out)
     if not interrupt:
         return 0
     kept = f"the finished trials are kept in {path}"
-    return interrupted(terminal, interrupt, config["command"], kept)
+    return report_interruption(terminal, interrupt, config["command"], kept)
 
 
-def _builder(
+def _network_builder(
     names: Sequence[str], parts: Split, outputs: int
 ) -> Callable[[Mapping[str, Any]], nn.Module]:
     """Return a function that builds the network of a configuration, by default the first."""
@@ -239,14 +244,14 @@ def _check_sharing(workers: int, join: bool, storage: str | None) -> None:
         raise InputError("--join needs --storage, the search to train for")
 
 
-class _Joined(Exception):
+class _SearchFinished(Exception):
     """This process has finished its part of a shared search."""
 
 
-class Board:
+class SearchTable:
     """The live table of rungs, survivors and time, on stderr.
 
-    A process that `joins` a search leaves by `_Joined` once no trials remain.
+    A process that `joins` a search leaves by `_SearchFinished` once no trials remain.
     """
 
     def __init__(self, terminal: Terminal, *, joins: bool = False) -> None:
@@ -259,7 +264,7 @@ class Board:
         still = terminal.quiet or not terminal.err.is_terminal
         self._live = None if still else Live(console=terminal.err, refresh_per_second=4)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> SearchTable:
         if self._live is not None:
             self._live.start()
         return self
@@ -285,15 +290,15 @@ class Board:
         if self._live is not None:
             self._live.update(self._table())
         if kind == "searched" and self._joins:
-            raise _Joined
+            raise _SearchFinished
 
     def _plan(self, plan: dict[str, Any]) -> None:
         self._seconds, self._metric = plan["seconds"], plan["metric"]
         how = f"{plan['chunk']} at a time" if plan["chunk"] > 1 else "one after another"
-        told = f"plan: {plan['members']} members of {plan['epochs']} epochs, trained {how}"
-        if (expected := plan["expected"] or 0.0) > _SAID:
-            told += f"; about {duration(expected)}"
-        self._terminal.note(told)
+        text = f"plan: {plan['members']} members of {plan['epochs']} epochs, trained {how}"
+        if (expected := plan["expected"] or 0.0) > _ANNOUNCED_FROM:
+            text += f"; about {duration(expected)}"
+        self._terminal.note(text)
         if plan["chunk"] == 1 and plan["reason"]:
             self._terminal.note(f"not vectorised: {plan['reason']}", "yellow")
 
@@ -316,7 +321,7 @@ class Board:
             best = rung["best"]
             shown = "none"
             if best is not None:
-                shown = f"{self._shown(best)} ({_config(best.trial.config)})"
+                shown = f"{self._shown(best)} ({_format_config(best.trial.config)})"
             self._terminal.note(
                 f"rung of {outcomes[0].trial.budget} epochs: {rung['done']} members, "
                 f"{rung['failed']} diverged, best {shown}"
@@ -345,12 +350,12 @@ class Board:
                 str(rung["epoch"]) if rung["done"] < rung["members"] else "done",
                 str(rung["failed"]),
                 "" if best is None else self._shown(best),
-                "" if best is None else _config(best.trial.config),
+                "" if best is None else _format_config(best.trial.config),
             )
         return table
 
 
-def _config(config: Any) -> str:
+def _format_config(config: Any) -> str:
     shown = {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in config.items()}
     return ", ".join(f"{with_mode(name)} {value}" for name, value in shown.items())
 
@@ -381,7 +386,7 @@ def _own_storage(path: Path) -> str:
 
 
 @contextmanager
-def _helped(count: int, storage: str, path: Path) -> Iterator[None]:
+def _worker_processes(count: int, storage: str, path: Path) -> Iterator[None]:
     """Run `count` helper processes that join the search, in their own folders."""
     import sys
 
@@ -402,7 +407,7 @@ def _helped(count: int, storage: str, path: Path) -> Iterator[None]:
             helper.wait()
 
 
-def _models(name: str | None, parts: Split) -> tuple[str, ...]:
+def _model_names(name: str | None, parts: Split) -> tuple[str, ...]:
     """Return the networks to choose from, the plain one first."""
     if name is not None:
         return tuple(name.split("|"))
@@ -428,10 +433,12 @@ def _save(
     return document
 
 
-def _tests(result: TuneResult, train: tuple[Any, Any], parts: Split, loss: str) -> dict[str, Any]:
+def _test_results(
+    result: TuneResult, train: tuple[Any, Any], parts: Split, loss: str
+) -> dict[str, Any]:
     """Return test scores of the chosen model, its baselines and the average."""
-    from tikhon.cli.conclusion import tested
+    from tikhon.cli.results import score_on_test_rows
 
-    average = tested(result.average, train, parts.test, loss, linear=False)
-    found = tested(result.model, train, parts.test, loss)
+    average = score_on_test_rows(result.average, train, parts.test, loss, linear=False)
+    found = score_on_test_rows(result.model, train, parts.test, loss)
     return found | {"average": average.get("metrics", {})}

@@ -30,7 +30,7 @@ def check_export(export: str | None) -> None:
         raise InputError("--export onnx needs onnxscript: pip install 'tikhon[export]'") from error
 
 
-def finish(
+def compact_and_export(
     terminal: Terminal,
     model: nn.Module,
     example: Tensor,
@@ -48,12 +48,12 @@ def finish(
         found: Compaction = small.compaction  # type: ignore[assignment]
         ratio = speedup(model, small, example)
         done["compaction"] = {**found.to_dict(), "speedup": ratio}
-        terminal.say(f"{found}\ntime of a batch of {len(example)}: {ratio:.2f}x shorter")
+        terminal.print(f"{found}\ntime of a batch of {len(example)}: {ratio:.2f}x shorter")
         model = small
     if export == "onnx":
         write_onnx(model, example, path / ONNX)
         done["export"] = str(path / ONNX)
-        terminal.say(f"exported: {path / ONNX}")
+        terminal.print(f"exported: {path / ONNX}")
     return done
 
 

@@ -28,36 +28,36 @@ class OptionGroup:
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=default,
-                annotation=Annotated[told.kind | None if default is None else told.kind, flag],
+                annotation=Annotated[option.kind | None if default is None else option.kind, flag],
             )
-            for name, (told, default) in self.options.items()
-            for flag in [as_flag(told)]
+            for name, (option, default) in self.options.items()
+            for flag in [typer_option(option)]
         ]
 
 
-def values_of(kind: type, *, without: tuple[str, ...] = ()) -> OptionGroup:
+def option_group(kind: type, *, without: tuple[str, ...] = ()) -> OptionGroup:
     """Return options for the fields of a dataclass; those in `without` keep their defaults."""
     kept = {name: found for name, found in options_of(kind).items() if name not in without}
     return OptionGroup(kept, lambda values: kind(**values))
 
 
-def given_of(options: Mapping[str, Option]) -> OptionGroup:
+def given_options(options: Mapping[str, Option]) -> OptionGroup:
     """Return options without defaults, collected into a mapping of those given."""
     return OptionGroup(
-        {name: (told, None) for name, told in options.items()},
+        {name: (option, None) for name, option in options.items()},
         lambda values: {name: value for name, value in values.items() if value is not None},
     )
 
 
-def as_flag(told: Option) -> object:
+def typer_option(option: Option) -> object:
     """Convert an option to typer's form."""
     return typer.Option(
-        *told.flags,
-        help=told.help,
-        metavar=told.metavar,
-        show_default=told.shown or True,
-        rich_help_panel=told.panel,
-        autocompletion=suggested(told.names) if told.names else None,
+        *option.flags,
+        help=option.help,
+        metavar=option.metavar,
+        show_default=option.shown or True,
+        rich_help_panel=option.panel,
+        autocompletion=completion(option.names) if option.names else None,
     )
 
 
@@ -71,12 +71,12 @@ def flag(
     flags: tuple[str, ...] = (),
 ) -> object:
     """Return an option of a single command; arguments as for `Option`."""
-    return as_flag(
+    return typer_option(
         Option(help, panel=panel, metavar=metavar, shown=shown, names=tuple(names), flags=flags)
     )
 
 
-def suggested(names: Sequence[str]) -> Callable[[str], list[str]]:
+def completion(names: Sequence[str]) -> Callable[[str], list[str]]:
     """Return a completion by these names, of the last part where several are joined.
 
     >>> suggested(["l1", "l2", "mcp"])("fc1.weight=l"), suggested(["none", "l2"])("none,")
@@ -94,21 +94,21 @@ def suggested(names: Sequence[str]) -> Callable[[str], list[str]]:
 _PLACEHOLDERS = {bool: "", int: "N", float: "X"}  # for options without a metavar
 
 
-def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
+def _with_placeholder(parameter: inspect.Parameter) -> inspect.Parameter:
     """Add a placeholder for the value; flags that default to off get no negation."""
     kind, *flags = get_args(parameter.annotation) or (parameter.annotation,)
     kinds = [part for part in get_args(kind) or (kind,) if part in _PLACEHOLDERS]
-    for told in flags:
-        if not kinds or not isinstance(told, OptionInfo):
+    for flag in flags:
+        if not kinds or not isinstance(flag, OptionInfo):
             continue
-        if told.metavar is None:
-            told.metavar = _PLACEHOLDERS[kinds[0]]
-        if kind is bool and parameter.default is False and not told.param_decls:
-            told.param_decls = (f"--{parameter.name.replace('_', '-')}",)
+        if flag.metavar is None:
+            flag.metavar = _PLACEHOLDERS[kinds[0]]
+        if kind is bool and parameter.default is False and not flag.param_decls:
+            flag.param_decls = (f"--{parameter.name.replace('_', '-')}",)
     return parameter
 
 
-def expand(command: Callable[..., object]) -> Callable[..., Any]:
+def expand_groups(command: Callable[..., object]) -> Callable[..., Any]:
     """Expand groups to one parameter for each option, in order."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -130,14 +130,14 @@ def expand(command: Callable[..., object]) -> Callable[..., Any]:
             values[name] = group.make({option: values.pop(option) for option in group.options})
         return command(**values)
 
-    call.__doc__ = _flowing(command.__doc__ or "")
-    parameters = [_completed(parameter) for parameter in parameters]
+    call.__doc__ = _join_lines(command.__doc__ or "")
+    parameters = [_with_placeholder(parameter) for parameter in parameters]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__signature__ = inspect.Signature(parameters)
     return call
 
 
-def _flowing(text: str) -> str:
+def _join_lines(text: str) -> str:
     """Join the lines of each paragraph of help, as the terminal wraps them."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

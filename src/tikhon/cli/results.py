@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.training.fit import Run
 
-_LEFT_OUT = (
+_ONLY_IN_FILE = (
     "weights",
     "predictions",
     "importances",
@@ -24,7 +24,7 @@ _LEFT_OUT = (
     "margins",
     "by_row",
 )  # only in result.json
-_ENDED = {
+_HOW_IT_ENDED = {
     "epochs": "ran all {epochs} epochs",
     "early stopping": "stopped after {epochs} epochs, the state of epoch {best_epoch} was kept",
     "budget": "its time was over after {epochs} epochs",
@@ -41,15 +41,15 @@ def conclude_fit(
 
     folder = RunDirectory(path)
     result = result_document(run, classes) | dict(more)
-    result["next"] = asked(folder.read(CONFIG), result["next"])
+    result["next"] = with_rerun_without_leaks(folder.read(CONFIG), result["next"])
     folder.write(RESULT, result)
     file, page = write_page(path)
     folder.finish()
-    show(terminal, page)
-    ended = _ENDED[run.ended].format_map(result).replace("all 1 epochs", "1 epoch")
-    terminal.say(f"{run.seconds:.1f} s, {ended}.")
-    following(terminal, file, result["next"])
-    document(terminal, path, file, result, _LEFT_OUT)
+    print_page(terminal, page)
+    ended = _HOW_IT_ENDED[run.ended].format_map(result).replace("all 1 epochs", "1 epoch")
+    terminal.print(f"{run.seconds:.1f} s, {ended}.")
+    print_next(terminal, file, result["next"])
+    print_document(terminal, path, file, result, _ONLY_IN_FILE)
 
 
 def conclude_saved(
@@ -68,23 +68,23 @@ def conclude_saved(
     file, page = write_page(path)
     if result.get("stopped") != REQUESTED:
         RunDirectory(path).finish()
-    show(terminal, page)
-    terminal.say(f"{result['seconds']:.1f} s; {kept} in {path}")
-    following(terminal, file, result["next"])
-    document(terminal, path, file, result, left_out)
+    print_page(terminal, page)
+    terminal.print(f"{result['seconds']:.1f} s; {kept} in {path}")
+    print_next(terminal, file, result["next"])
+    print_document(terminal, path, file, result, left_out)
 
 
-def document(
+def print_document(
     terminal: Terminal, path: Path, page: Path, result: Mapping[str, Any], left_out: Sequence[str]
 ) -> None:
     """Print the short JSON document: the result without `left_out`."""
     metrics = result.get("metrics") or {}
     test = {k.removeprefix("test/"): v for k, v in metrics.items() if k.startswith("test/")}
     small = {key: value for key, value in result.items() if key not in left_out}
-    terminal.document({"output": str(path), "report": str(page), "test": test, **small})
+    terminal.print_document({"output": str(path), "report": str(page), "test": test, **small})
 
 
-def tested(
+def score_on_test_rows(
     model: Any, train: tuple[Any, Any], test: Any, loss: str = "auto", *, linear: bool = True
 ) -> dict[str, Any]:
     """Score a chosen model and its baselines on test rows, for `result.json`.
@@ -109,15 +109,15 @@ def tested(
     }
 
 
-def show(terminal: Terminal, page: Page) -> None:
+def print_page(terminal: Terminal, page: Page) -> None:
     """Print the tables and sentences of a run's page."""
     for table in _tables(page.sections[0]):
-        terminal.table([text(head) for head in table.head], cells(table))
+        terminal.table([english(head) for head in table.head], table_cells(table))
     for sentence in page.sentences:
-        terminal.tell(text(sentence))
+        terminal.print_wrapped(english(sentence))
 
 
-def asked(config: Mapping[str, Any], commands: Sequence[str]) -> list[str]:
+def with_rerun_without_leaks(config: Mapping[str, Any], commands: Sequence[str]) -> list[str]:
     """Suggest what to run next, starting with a rerun without columns that leak the target."""
     notices = (config["data"].get("table") or {}).get("notices", ())
     leaks = [n["values"] for n in notices if n.get("key", "").startswith("notice_leak")]
@@ -125,33 +125,33 @@ def asked(config: Mapping[str, Any], commands: Sequence[str]) -> list[str]:
     return [*([shlex.join([*repeated(config["command"]), *drop])] if drop else []), *commands]
 
 
-def predicted(result: Mapping[str, Any], path: Path, data: str) -> list[str]:
+def suggest_predict(result: Mapping[str, Any], path: Path, data: str) -> list[str]:
     """Suggest predicting new rows, unless the model learned nothing."""
     if learned_nothing(result):
         return []
     return [shlex.join(["tikhon", "predict", str(path), data])]
 
 
-def following(terminal: Terminal, page: Path, commands: Sequence[str]) -> None:
+def print_next(terminal: Terminal, page: Path, commands: Sequence[str]) -> None:
     """Print the path of the page and what to run next."""
-    terminal.say(f"report: {page}")
+    terminal.print(f"report: {page}")
     for command in commands:
-        terminal.say(f"next:   {command}")
+        terminal.print(f"next:   {command}")
 
 
 def _tables(section: Section) -> list[PageTable]:
     return [block for block in section.blocks if isinstance(block, PageTable)]
 
 
-def cells(table: PageTable) -> list[list[str]]:
+def table_cells(table: PageTable) -> list[list[str]]:
     """Return a page table as text, marking the chosen row."""
-    rows = [[text(cell) for cell in row] for row in table.rows]
+    rows = [[english(cell) for cell in row] for row in table.rows]
     if table.chosen is not None:
         rows[table.chosen][0] += " *"
     return rows
 
 
-def text(cell: object) -> str:
+def english(cell: object) -> str:
     """Return a text of the page in English."""
     if isinstance(cell, Mark):
         return cell.label.text("en")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tikhon.cli.options import Given, Output
+from tikhon.cli.options import GivenOptions, Output
 from tikhon.cli.tables import TableArguments
 from tikhon.options import DATA, MODEL, MODELS, option
 
@@ -46,7 +46,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class Request:
+class FitRequest:
     """All options of `tikhon fit`."""
 
     data: str
@@ -55,9 +55,9 @@ class Request:
     table: TableArguments
     network: ModelOptions
     penalties: list[Mapping[str, object]]  # recipe entries
-    given: Given  # the rest of the recipe
+    given: GivenOptions  # the rest of the recipe
     recipe: Path | None
-    training: Given
+    training: GivenOptions
     refit: bool
     checkpoint_every: float
     run: Output

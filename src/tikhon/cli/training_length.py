@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 FIXED = 20  # epochs if the number must be fixed beforehand
 SECONDS = 60.0  # limit of a training of open length
 _PATIENCE = 10, 100  # epochs, or this many steps if longer
-_LONG = 3_000  # steps from which the training time is announced
-_TIMED = 20  # steps timed to estimate it
-_MOST = 100, 20_000, 2_000  # epochs, or this many steps if longer, up to a maximum of epochs
+_ANNOUNCED_FROM = 3_000  # steps from which the training time is announced
+_TIMED_STEPS = 20  # steps timed to estimate it
+_LIMITS = 100, 20_000, 2_000  # epochs, or this many steps if longer, up to a maximum of epochs
 
 
 @dataclass(frozen=True)
-class Length:
+class TrainingLength:
     """Maximal epochs, patience in epochs, maximal seconds, and a description."""
 
     epochs: int
@@ -30,29 +30,31 @@ class Length:
     words: str
 
 
-def length_of(
+def choose_length(
     epochs: int | None, budget: float | None, recipe: Recipe, *, batches: int, needs: str
-) -> Length:
+) -> TrainingLength:
     """Train for `epochs`, or by default until the validation loss stops improving.
 
     `needs` names what requires a fixed number of epochs, if anything; the default is then `FIXED`.
     """
     patience = recipe.early_stopping
     if epochs is None and needs:
-        return Length(FIXED, patience, budget, f"{FIXED} epochs, because {needs}; or --epochs N")
+        return TrainingLength(
+            FIXED, patience, budget, f"{FIXED} epochs, because {needs}; or --epochs N"
+        )
     if epochs is not None:
-        return Length(epochs, patience, budget, "")
+        return TrainingLength(epochs, patience, budget, "")
     patience = patience or max(_PATIENCE[0], -(-_PATIENCE[1] // batches))
-    most = min(_MOST[2], max(_MOST[0], -(-_MOST[1] // batches)))
+    most = min(_LIMITS[2], max(_LIMITS[0], -(-_LIMITS[1] // batches)))
     budget = SECONDS if budget is None else budget
     words = (
         f"until the validation loss has not improved for {patience} epochs; "
         f"at most {most:,} epochs and {budget:g} s"
     )
-    return Length(most, patience, budget, words)
+    return TrainingLength(most, patience, budget, words)
 
 
-def needs_length(recipe: Recipe, schedule: str, *, refit: bool, validated: bool) -> str:
+def why_fixed_length(recipe: Recipe, schedule: str, *, refit: bool, validated: bool) -> str:
     """Return why a training needs a fixed number of epochs, or ""."""
     if not validated:
         return "there are no validation rows to stop by"
@@ -70,7 +72,7 @@ def needs_length(recipe: Recipe, schedule: str, *, refit: bool, validated: bool)
     return ""
 
 
-def training_time(
+def estimate_seconds(
     network: nn.Module, x: Tensor, y: Tensor, training: Mapping[str, Any]
 ) -> float | None:
     """Estimate the seconds of all epochs by timing a few steps on a copy, without penalties and
@@ -84,15 +86,15 @@ def training_time(
 
     size = training["batch_size"]
     steps = -(-len(x) // size) * training["epochs"]
-    if steps < _LONG:
+    if steps < _ANNOUNCED_FROM:
         return None
     model, loss = copied(network, network), loss_of(training["loss"], y)
     optimizer = torch.optim.AdamW(model.parameters())
     step = Step(model, optimizer, lambda batch: loss(model(batch[0]), batch[1]))
     began = 0.0
     with torch.random.fork_rng(devices=[]):
-        for number in range(_TIMED + 1):
+        for number in range(_TIMED_STEPS + 1):
             if number == 1:  # the first step initialises the optimizer
                 began = time.perf_counter()
             step((x[:size], y[:size]))
-    return (time.perf_counter() - began) / _TIMED * steps
+    return (time.perf_counter() - began) / _TIMED_STEPS * steps

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from tikhon.cli.terminal import Terminal
 
-_loaded: dict[str, ModuleType] = {}
+_modules: dict[str, ModuleType] = {}
 
 
-def named(spec: str, option: str, terminal: Terminal) -> Any:
+def load_object(spec: str, option: str, terminal: Terminal) -> Any:
     """Return the object FILE.py:NAME or MODULE:NAME; running the file is noted on stderr.
 
     Raises `InputError` for a missing file or name, with the closest names, and for code that
@@ -36,10 +36,10 @@ def named(spec: str, option: str, terminal: Terminal) -> Any:
             f"{option}: {spec!r} names a module {source}, which is not there; give FILE.py:NAME "
             "or MODULE:NAME"
         )
-    if source not in _loaded:
+    if source not in _modules:
         terminal.note(f"running {source} for {option}")
-        _loaded[source] = _import(source, option)
-    module = _loaded[source]
+        _modules[source] = _import_source(source, option)
+    module = _modules[source]
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise InputError(f"{option}: {unknown(f'name in {source}', name, public)}")
@@ -56,7 +56,7 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def _import(source: str, option: str) -> ModuleType:
+def _import_source(source: str, option: str) -> ModuleType:
     try:
         if not source.endswith(".py"):
             return importlib.import_module(source)
@@ -78,7 +78,7 @@ def _import(source: str, option: str) -> ModuleType:
         raise InputError(f"{option}: {source} failed when it ran ({text})") from error
 
 
-def given(value: object, option: str) -> Any:
+def call_if_function(value: object, option: str) -> Any:
     """Return the value, or the result of calling it if it is a function."""
     if inspect.isfunction(value):
         try:
@@ -89,10 +89,10 @@ def given(value: object, option: str) -> Any:
     return value
 
 
-def loss_of(spec: str, terminal: Terminal) -> Any:
+def parse_loss(spec: str, terminal: Terminal) -> Any:
     """Return a built-in loss by name, or the user's own."""
     if "." in spec.rpartition(":")[0]:
-        return named(spec, "--loss", terminal)
+        return load_object(spec, "--loss", terminal)
     from tikhon.training.losses import canonical_name
 
     try:
@@ -101,7 +101,7 @@ def loss_of(spec: str, terminal: Terminal) -> Any:
         raise InputError(f"--loss: {error}, or FILE.py:NAME") from error
 
 
-def optimizer_of(spec: str, terminal: Terminal) -> object:
+def parse_optimizer(spec: str, terminal: Terminal) -> object:
     """Return an optimizer factory for adam, adam:1e-3, sgd:0.1,momentum=0.9, or the user's own."""
     import torch
 
@@ -110,7 +110,7 @@ def optimizer_of(spec: str, terminal: Terminal) -> object:
     known = {n.lower(): n for n in classes}
     if name.lower() not in known:
         if "." in spec.rpartition(":")[0]:
-            return named(spec, "--optimizer", terminal)
+            return load_object(spec, "--optimizer", terminal)
         raise InputError(f"--optimizer: {unknown('optimizer', name, known)}, or FILE.py:NAME")
     settings: dict[str, Any] = {}
     for index, part in enumerate(p for p in rest.split(",") if p):
@@ -131,7 +131,7 @@ def optimizer_of(spec: str, terminal: Terminal) -> object:
     return lambda parameters: kind(parameters, **settings)
 
 
-def data_of(
+def load_data(
     spec: str, option: str, terminal: Terminal, seed: int, target: str | None, model: Any
 ) -> tuple[object, object]:
     """Return (training, validation): user data, or a source split and scaled as by `fit`, with
@@ -139,19 +139,19 @@ def data_of(
     """
     own = spec.rpartition(":")[0]
     if own.endswith(".py") or (own and not Path(spec).exists()):
-        return given(named(spec, option, terminal), option), None
+        return call_if_function(load_object(spec, option, terminal), option), None
     from tikhon.data import load, split
     from tikhon.data.table import TableOptions
 
     table = TableOptions(target) if target is not None else None
     parts = split(load(spec, table=table), valid=0.2, test=0.2, seed=seed)
-    held = [(part.x, part.y) for part in (parts.train, parts.valid)]
-    if parts.train.task == "regression" and _is_column(model, parts.train.x):
-        held = [(x, y[:, None] if y.ndim == 1 else y) for x, y in held]
-    return held[0], held[1]
+    loaded = [(part.x, part.y) for part in (parts.train, parts.valid)]
+    if parts.train.task == "regression" and _outputs_one_column(model, parts.train.x):
+        loaded = [(x, y[:, None] if y.ndim == 1 else y) for x, y in loaded]
+    return loaded[0], loaded[1]
 
 
-def _is_column(model: Any, x: Tensor) -> bool:
+def _outputs_one_column(model: Any, x: Tensor) -> bool:
     """Return whether the model outputs a column, one number for each row."""
     import torch
 

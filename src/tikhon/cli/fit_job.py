@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tikhon.budget import seconds_of
-from tikhon.cli import compacted, tables
-from tikhon.cli.conclusion import conclude_fit
+from tikhon.cli import exporting, tables
 from tikhon.cli.folders import about_data, command_of, output_of
-from tikhon.cli.length import length_of, needs_length, training_time
-from tikhon.cli.options import penalty_entry, strength
+from tikhon.cli.options import parse_penalty, parse_strength
 from tikhon.cli.progress import FitProgress
-from tikhon.cli.resuming import completed, interrupted
-from tikhon.cli.tables import introduce
-from tikhon.cli.threads import limit_threads
+from tikhon.cli.results import conclude_fit
+from tikhon.cli.resuming import complete_files, report_interruption
+from tikhon.cli.startup import limit_threads
+from tikhon.cli.tables import print_notices
+from tikhon.cli.training_length import choose_length, estimate_seconds, why_fixed_length
 from tikhon.errors import InputError, unknown
 from tikhon.languages import sentence
 from tikhon.numbers import duration
@@ -25,7 +25,7 @@ from tikhon.options import MODES, STRENGTHS
 if TYPE_CHECKING:
     from torch import nn
 
-    from tikhon.cli.request import ModelOptions, Request
+    from tikhon.cli.fit_options import FitRequest, ModelOptions
     from tikhon.cli.terminal import Terminal
     from tikhon.data import Split
     from tikhon.training.recipe import Recipe
@@ -44,7 +44,7 @@ class FitJob:
     length: str  # training length in words, if the options leave it open
 
 
-def carry_out(request: Request) -> int:
+def run_fit(request: FitRequest) -> int:
     """Train as requested; return the exit code."""
     from tikhon.runs.interrupt import interruptible
     from tikhon.training import fit
@@ -52,9 +52,9 @@ def carry_out(request: Request) -> int:
     run = request.run
     terminal = run.terminal()
     job = _prepare(request)
-    if run.resume and completed(terminal, job.path):
+    if run.resume and complete_files(terminal, job.path):
         return 0
-    _introduce(terminal, job)
+    _print_plan(terminal, job)
     limit_threads(job.about["model"]["parameters"] * request.training["batch_size"])
     showing = FitProgress(terminal, verbose=run.verbose)
     with interruptible() as interrupt, showing as progress:
@@ -80,27 +80,29 @@ def carry_out(request: Request) -> int:
         )
     if found.ended == "stopped":
         kept = f"step {progress.step:,} is saved in {job.path}"
-        return interrupted(terminal, interrupt, job.about["command"], kept)
-    more = _more(terminal, request.network, job, found.model)
+        return report_interruption(terminal, interrupt, job.about["command"], kept)
+    more = _test_results(terminal, request.network, job, found.model)
     conclude_fit(terminal, found, job.path, more, job.parts.train.classes)
     return 0
 
 
-def _more(
-    terminal: Terminal, asked: ModelOptions, job: FitJob, model: nn.Module
+def _test_results(
+    terminal: Terminal, options: ModelOptions, job: FitJob, model: nn.Module
 ) -> dict[str, Any]:
     """Evaluate on test rows, and compact or export as requested."""
     from tikhon.training.evaluation import evaluate
 
     test, center = job.parts.test, job.parts.scaling.get("target_mean", 0.0)
     center = center if isinstance(center, float) else center[0]
-    told = evaluate(model, test.x, test.y, classes=test.classes, unit=test.unit, center=center)
-    more: dict[str, object] = {"predictions": told}
-    if asked.importances and job.parts.preprocessing is not None:
+    predictions = evaluate(
+        model, test.x, test.y, classes=test.classes, unit=test.unit, center=center
+    )
+    more: dict[str, object] = {"predictions": predictions}
+    if options.importances and job.parts.preprocessing is not None:
         more["importances"] = _importances(model, job)
-    if asked.compact or asked.export:
-        more |= compacted.finish(
-            terminal, model, test.x[:256], job.path, shrink=asked.compact, export=asked.export
+    if options.compact or options.export:
+        more |= exporting.compact_and_export(
+            terminal, model, test.x[:256], job.path, shrink=options.compact, export=options.export
         )
     return more
 
@@ -112,13 +114,13 @@ def _importances(model: nn.Module, job: FitJob) -> dict[str, object]:
     from tikhon.training.importance import importances
     from tikhon.training.losses import loss_of
 
-    fitted, held = job.parts.preprocessing, (job.parts.valid, job.parts.test)
+    fitted, held_out = job.parts.preprocessing, (job.parts.valid, job.parts.test)
     assert fitted is not None
     names = [column.name for column in fitted.columns]
-    y = torch.cat([part.y for part in held])
+    y = torch.cat([part.y for part in held_out])
     return importances(
         model,
-        torch.cat([part.x for part in held]),
+        torch.cat([part.x for part in held_out]),
         y,
         dict(zip(names, fitted.inputs, strict=True)),
         loss_of(job.training["loss"], y),
@@ -126,7 +128,7 @@ def _importances(model: nn.Module, job: FitJob) -> dict[str, object]:
     )
 
 
-def _prepare(request: Request) -> FitJob:
+def _prepare(request: FitRequest) -> FitJob:
     """Check the request, cheapest checks first, and read the data."""
     from tikhon.data import load, split
     from tikhon.training import Settings
@@ -134,18 +136,18 @@ def _prepare(request: Request) -> FitJob:
     training, shares, run = dict(request.training), request.shares, request.run
     budget, epochs = seconds_of(training.pop("budget")), training.pop("epochs")
     table = request.table.read()
-    compacted.check_export(request.network.export)
+    exporting.check_export(request.network.export)
     recipe = _recipe(request)
     Settings(**training, budget=budget, epochs=1 if epochs is None else epochs)
-    tables.announce(run.terminal(), request.data, table, request.data_dir)
+    tables.announce_loading(run.terminal(), request.data, table, request.data_dir)
     source = load(request.data, data_dir=request.data_dir, table=table)
     parts = split(source, valid=shares.valid, test=shares.test, seed=training["seed"])
-    length = length_of(
+    length = choose_length(
         epochs,
         budget,
         recipe,
         batches=-(-len(parts.train.x) // training["batch_size"]),
-        needs=needs_length(
+        needs=why_fixed_length(
             recipe,
             training["schedule"],
             refit=request.refit,
@@ -174,7 +176,7 @@ def _prepare(request: Request) -> FitJob:
     return FitJob(network, parts, recipe, training, path, about, length.words)
 
 
-def _network(request: Request, recipe: Recipe, parts: Split, outputs: int) -> nn.Module:
+def _network(request: FitRequest, recipe: Recipe, parts: Split, outputs: int) -> nn.Module:
     """Build the network with initial weights drawn from the seed."""
     import torch
 
@@ -187,7 +189,7 @@ def _network(request: Request, recipe: Recipe, parts: Split, outputs: int) -> nn
         return build(name, shape, outputs, rate=rate, rows=parts.train.x)
 
 
-def _recipe(request: Request) -> Recipe:
+def _recipe(request: FitRequest) -> Recipe:
     """Return the recipe file's recipe, updated by the options."""
     from tikhon.training.recipe import Recipe
 
@@ -206,18 +208,18 @@ def penalty_entries(
         raise InputError("--how: " + unknown("mode", how, MODES))
     entries: list[Mapping[str, object]] = []
     for name, text in strengths.items():
-        told = STRENGTHS[name]
-        mode = told.how if told.how == "decoupled" else how or told.how
-        given = strength(text, "--" + name.replace("_", "-"))
-        entries.append({"penalty": told.penalty, "strength": given, "how": mode})
+        option = STRENGTHS[name]
+        mode = option.how if option.how == "decoupled" else how or option.how
+        given = parse_strength(text, "--" + name.replace("_", "-"))
+        entries.append({"penalty": option.penalty, "strength": given, "how": mode})
     for text in penalties:
-        entries.append(({"how": how} if how else {}) | penalty_entry(text))
+        entries.append(({"how": how} if how else {}) | parse_penalty(text))
     return entries
 
 
-def _introduce(terminal: Terminal, job: FitJob) -> None:
+def _print_plan(terminal: Terminal, job: FitJob) -> None:
     parts, train = job.parts, job.parts.train
-    introduce(terminal, train)
+    print_notices(terminal, train)
     classes = len(train.classes)
     features = sentence("told_features", count=train.x[0].numel())
     terminal.note(
@@ -228,26 +230,26 @@ def _introduce(terminal: Terminal, job: FitJob) -> None:
     shown = job.recipe.to_dict()
     if job.length:
         shown.pop("early_stopping", None)  # printed below
-    told = [_penalty(entry) for entry in shown.pop("penalties", [])]
-    told += [f"{name} {_inline(value)}" for name, value in shown.items()]
-    text = ", ".join(told)
+    entries = [_format_penalty(entry) for entry in shown.pop("penalties", [])]
+    entries += [f"{name} {_format_setting(value)}" for name, value in shown.items()]
+    text = ", ".join(entries)
     terminal.note(f"recipe: {text or 'none'}")
     if job.length:
         terminal.note(f"trains {job.length}")
-    elif seconds := training_time(job.network, train.x, train.y, job.training):
+    elif seconds := estimate_seconds(job.network, train.x, train.y, job.training):
         epochs = job.training["epochs"]
         terminal.note(sentence("told_epochs", count=epochs, time=duration(seconds)))
 
 
-def _penalty(entry: Mapping[str, object]) -> str:
+def _format_penalty(entry: Mapping[str, object]) -> str:
     """Format a penalty with its strength and mode."""
     named = f"{entry['penalty']} on {entry['pattern']}"
     if "strength" not in entry:
         return named
-    return f"{named} {_inline(entry['strength'])} ({entry['how']})"
+    return f"{named} {_format_setting(entry['strength'])} ({entry['how']})"
 
 
-def _inline(value: object) -> str:
+def _format_setting(value: object) -> str:
     """Format a setting: a table as `Linear(start=0, end=0.1)`, rates by pattern unchanged."""
     if not isinstance(value, Mapping):
         return str(value)
