@@ -17,7 +17,7 @@ from tikhon.diagnosis.checks import data as data_checks, static
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.record import Failure
 from tikhon.diagnosis.static import _shared
-from tikhon.diagnosis.wiring.dataset import _deviations
+from tikhon.diagnosis.wiring.dataset import _agreement_z
 
 
 def network(outputs: int = 2) -> nn.Sequential:
@@ -202,7 +202,7 @@ def test_the_noise_of_a_relation_is_that_of_all_orders_of_the_targets():
     ]
     every = torch.tensor([a + b for a, b in itertools.product(*sums)], dtype=torch.float64)
     wanted = (float((scores * y).sum()) - every.mean()) / every.std(correction=0)
-    assert _deviations(scores, y, halves) == pytest.approx(float(wanted), rel=1e-9)
+    assert _agreement_z(scores, y, halves) == pytest.approx(float(wanted), rel=1e-9)
 
 
 def test_a_clean_verdict_stands_beside_what_others_reach_on_the_same_rows():

@@ -11,7 +11,7 @@ import torch
 import wired
 import wired_answers
 from tikhon.diagnosis import Record, diagnose, judge
-from tikhon.diagnosis.checks.wiring import order_of, registered
+from tikhon.diagnosis.checks.wiring import axis_order, registration_line
 from tikhon.diagnosis.thresholds import MEASURES
 
 SLOW = (
@@ -80,11 +80,13 @@ def test_symptoms_fold_under_the_wire_that_makes_them():
 
 
 def test_the_lines_to_write_follow_the_names_and_shapes():
-    assert registered("body.blocks['a'].weight") == "self.blocks = nn.ModuleDict(self.blocks)"
-    assert registered("weights[1]") == "self.weights = nn.ParameterList(self.weights)"
-    assert registered("scale") == "self.scale = nn.Parameter(self.scale)"
-    assert order_of([13, 8, 8, 3], [13, 3, 8, 8]) == []
-    assert order_of([13, 7, 3], [13, 3, 7]) == [0, 2, 1]
+    assert (
+        registration_line("body.blocks['a'].weight") == "self.blocks = nn.ModuleDict(self.blocks)"
+    )
+    assert registration_line("weights[1]") == "self.weights = nn.ParameterList(self.weights)"
+    assert registration_line("scale") == "self.scale = nn.Parameter(self.scale)"
+    assert axis_order([13, 8, 8, 3], [13, 3, 8, 8]) == []
+    assert axis_order([13, 7, 3], [13, 3, 7]) == [0, 2, 1]
 
 
 def test_a_test_that_the_model_does_not_let_run_is_said():

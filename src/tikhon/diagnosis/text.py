@@ -7,7 +7,7 @@ import math
 import textwrap
 
 from tikhon import notebook
-from tikhon.diagnosis.checks.causes import gains
+from tikhon.diagnosis.checks.causes import layer_gains
 from tikhon.diagnosis.codes import NO_CURE
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.findings import Finding, worst
@@ -146,7 +146,7 @@ def _layers(record: Record, room: int) -> list[str]:
     ev = Evidence(record)
     if ev.first is None or not ev.chain or room < 4:
         return []
-    gain = {position: value for position, value, _, _ in gains(ev)}
+    gain = {position: value for position, value, _, _ in layer_gains(ev)}
     signals = [ev.first.readings[i].signal for i in ev.chain]
     lines = [f" signal back to the first layer  {sparkline(signals)}  (log scale, first to last)"]
     columns = (("gain", 7), ("signal", 8), ("output", 8), ("dead", 5), ("sat", 5), ("update", 7))

@@ -10,7 +10,7 @@ from tikhon.diagnosis.evidence import Evidence, middle, number
 from tikhon.languages import Sentence, sentence
 
 
-def names(ev: Evidence, activation: int) -> tuple[str, ...]:
+def layer_names(ev: Evidence, activation: int) -> tuple[str, ...]:
     """Return the names of an activation and of the layer before it."""
     if ev.site(activation).role != "activation":
         return (ev.site(activation).name,)
@@ -19,14 +19,14 @@ def names(ev: Evidence, activation: int) -> tuple[str, ...]:
     return (ev.site(before).name, own) if before is not None else (own,)
 
 
-def called(name: str) -> str:
+def display_name(name: str) -> str:
     """Return a module's name for a sentence; indices of a `Sequential` are called layers."""
     if name.replace(".", "").isdigit():
         return sentence("called_layer", name=name)
     return name or sentence("called_model")
 
 
-def gains(ev: Evidence) -> list[tuple[int, float, float, float]]:
+def layer_gains(ev: Evidence) -> list[tuple[int, float, float, float]]:
     """Return (position, gain, weight factor, slope) of each step back through the chain.
 
     The gain at position k is the gradient at the layer before k / the gradient at k. In plain
@@ -51,10 +51,10 @@ def gains(ev: Evidence) -> list[tuple[int, float, float, float]]:
     return rows
 
 
-def decline(ev: Evidence) -> tuple[float, float, dict[str, float]]:
+def gradient_decline(ev: Evidence) -> tuple[float, float, dict[str, float]]:
     """Return the loss of gradient per layer due to weights and to slopes, as -log."""
     weights, slopes, ideals, factors = [], [], [], []
-    for after, _, weight, slope in gains(ev):
+    for after, _, weight, slope in layer_gains(ev):
         before = ev.layer_before(after)
         activation = ev.activation_after(before) if before is not None else None
         label = ev.site(activation).kind if activation is not None else ""
@@ -69,20 +69,20 @@ def decline(ev: Evidence) -> tuple[float, float, dict[str, float]]:
     return sum(weights) / len(weights), sum(slopes) / len(slopes), numbers
 
 
-def why_gain(ev: Evidence) -> tuple[tuple[str, ...], Sentence | Literal[""]]:
+def explain_gain(ev: Evidence) -> tuple[tuple[str, ...], Sentence | Literal[""]]:
     """Return the layers where the gradient vanishes or explodes, and the reason."""
-    rows = gains(ev)
+    rows = layer_gains(ev)
     if not rows:
         return (), ""
-    odd = _odd(ev, rows)
-    if odd:
-        position, gain, weight, slope = odd[0]
-        place = tuple(dict.fromkeys(n for row in odd for n in _culprit(ev, row)))
+    outliers = _outlier_steps(ev, rows)
+    if outliers:
+        position, gain, weight, slope = outliers[0]
+        place = tuple(dict.fromkeys(n for row in outliers for n in _faulty_layer(ev, row)))
         at_fault = "weights" if weight < 0.2 or weight > 5 else "activation"
-        layer = called(ev.site(position).name)
+        layer = display_name(ev.site(position).name)
         values = {"gain": gain, "weight": weight, "slope": slope}
         return place, sentence(f"why_passes_{at_fault}", layer=layer, **values)
-    weights, slopes, _ = decline(ev)
+    weights, slopes, _ = gradient_decline(ev)
     gain = math.exp(sum(math.log(max(g, 1e-30)) for _, g, _, _ in rows) / len(rows))
     weight = middle(w for _, _, w, _ in rows) or 0.0
     slope = middle(s for _, _, _, s in rows) or 0.0
@@ -109,18 +109,20 @@ def why_gain(ev: Evidence) -> tuple[tuple[str, ...], Sentence | Literal[""]]:
     return tuple(ev.site(i).name for i in far or ev.chain), why
 
 
-def _odd(
+def _outlier_steps(
     ev: Evidence, rows: list[tuple[int, float, float, float]]
 ) -> list[tuple[int, float, float, float]]:
     """Return the steps whose gain is far from the median, if they are few."""
     usual = middle(g for _, g, _, _ in rows)
     if usual is None or len(rows) < 2:
         return []
-    odd = [r for r in rows if r[1] == 0 or r[1] < usual / e.OUTLIER or r[1] > usual * e.OUTLIER]
-    return odd if len(odd) <= max(1, len(rows) // 3) else []
+    outliers = [
+        r for r in rows if r[1] == 0 or r[1] < usual / e.OUTLIER or r[1] > usual * e.OUTLIER
+    ]
+    return outliers if len(outliers) <= max(1, len(rows) // 3) else []
 
 
-def _culprit(ev: Evidence, row: tuple[int, float, float, float]) -> tuple[str, ...]:
+def _faulty_layer(ev: Evidence, row: tuple[int, float, float, float]) -> tuple[str, ...]:
     """Return the layer of a step if its weights are extreme, else the activation before it."""
     position, _, weight, slope = row
     if weight < 0.2 or weight > 5:
@@ -128,7 +130,7 @@ def _culprit(ev: Evidence, row: tuple[int, float, float, float]) -> tuple[str, .
     before = ev.layer_before(position)
     activation = ev.activation_after(before) if before is not None else None
     if activation is not None and slope < 0.2:
-        return names(ev, activation)
+        return layer_names(ev, activation)
     return (ev.site(position).name,)
 
 
@@ -176,6 +178,6 @@ def penalty_share(ev: Evidence) -> float:
     return max(shares) if share >= e.BALANCED else share
 
 
-def weak_dropout(ev: Evidence) -> tuple[str, ...]:
+def strong_dropout(ev: Evidence) -> tuple[str, ...]:
     """Return the dropout layers that pass less than a tenth."""
     return tuple(n for n, rate in (ev.static.get("dropout") or {}).items() if rate > 0.9)

@@ -14,22 +14,24 @@ from tikhon.diagnosis.functions import BINARY
 from tikhon.languages import sentence
 
 
-def _constant(ev: Evidence) -> Iterable[Finding]:
+def _constant_inputs(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     share = ev.fact("constant_columns")
     if share is None:
         return
     count = float(w.get("columns") or 0)
     numbers = {"constant_columns": share, "columns": count}
-    if _mostly_still(ev):
-        told = max(0.0, ev.fact("explained_straight") or 0.0, ev.fact("explained_bent") or 0.0)
-        why = sentence("why_most_constant", share=share, count=count, told=told)
+    if _is_mostly_constant(ev):
+        explained = max(
+            0.0, ev.fact("explained_straight") or 0.0, ev.fact("explained_bent") or 0.0
+        )
+        why = sentence("why_most_constant", share=share, count=count, told=explained)
         fix = "print((x != x[0]).sum(0)) before and after each step that cleans or scales x"
         yield Finding("constant_inputs", "warning", ("inputs",), numbers, why, fix=fix)
         return
-    still = list(w.get("still_parts") or ())
-    if still and share < 1 and ev.harmed:  # masks and positions may be constant
-        where = tuple(f"inputs[{k}]" for k in still)
+    constant_parts = list(w.get("still_parts") or ())
+    if constant_parts and share < 1 and ev.harmed:  # masks and positions may be constant
+        where = tuple(f"inputs[{k}]" for k in constant_parts)
         why = sentence("why_input_constant", place=", ".join(where))
         severity = "warning" if ev.learned < e.LITTLE else "info"
         fix = f"print({where[0]}[:3]) where the batch is made"
@@ -50,16 +52,16 @@ def _constant(ev: Evidence) -> Iterable[Finding]:
         )
 
 
-def _mostly_still(ev: Evidence) -> bool:
+def _is_mostly_constant(ev: Evidence) -> bool:
     """Whether most columns of a table are constant and the others uninformative."""
     share, straight = ev.fact("constant_columns"), ev.fact("explained_straight")
     if share is None or straight is None or not ev.wiring.get("table"):
         return False
-    told = max(straight, ev.fact("explained_bent") or 0.0)
-    return e.MOST_STILL <= share < 1 and told < e.LITTLE
+    explained = max(straight, ev.fact("explained_bent") or 0.0)
+    return e.MOST_STILL <= share < 1 and explained < e.LITTLE
 
 
-def _same_answer(ev: Evidence) -> Iterable[Finding]:
+def _constant_targets(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     if not w.get("constant_target") or w.get("candidates"):
         return
@@ -76,7 +78,7 @@ def _same_answer(ev: Evidence) -> Iterable[Finding]:
     yield Finding("constant_targets", "info" if goal else "critical", where, numbers, why, fix=fix)
 
 
-def _unrelated(ev: Evidence) -> Iterable[Finding]:
+def _unrelated_labels(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     z, rows = ev.fact("relation"), ev.fact("related_rows")
     beside, shift = ev.fact("row_beside") or 0.0, w.get("shift_of_rows")
@@ -87,8 +89,8 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
         yield Finding("unrelated_labels", "critical", ("target",), numbers, why, fix=fix)
         return
     if untold := w.get("untold"):
-        gain, told = max(0.0, float(untold["gain"])), float(untold["told"])
-        why = sentence("why_untold", place=untold["place"], gain=gain, told=told)
+        gain, explained = max(0.0, float(untold["gain"])), float(untold["told"])
+        why = sentence("why_untold", place=untold["place"], gain=gain, told=explained)
         fix = "one order for all parts of a row: shuffle=False where outputs are stored"
         where, numbers = (untold["place"],), {"part_gain": gain}
         yield Finding("unrelated_labels", "warning", where, numbers, why, fix=fix)
@@ -96,7 +98,7 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
         return
     if (
         w.get("constant_columns") == 1
-        or _mostly_still(ev)
+        or _is_mostly_constant(ev)
         or w.get("constant_target")
         or w.get("indifferent")
     ):
@@ -107,7 +109,7 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
     advantage = number(control.get("advantage"))
     if advantage is not None and advantage >= e.ADVANTAGE:
         return  # the network fits true targets better than shuffled ones
-    if _validated(ev):
+    if _beats_constant_on_validation(ev):
         return
     numbers = {"relation": z, "related_rows": rows}
     why = sentence("why_unrelated", z=z, limit=e.RELATED)
@@ -119,7 +121,7 @@ def _unrelated(ev: Evidence) -> Iterable[Finding]:
     yield Finding("unrelated_labels", severity, ("target",), numbers, why, fix=fix)
 
 
-def _validated(ev: Evidence) -> bool:
+def _beats_constant_on_validation(ev: Evidence) -> bool:
     """Whether the network beats a constant on validation rows."""
     if ev.end is None or ev.end.valid_loss is None:
         return False
@@ -129,17 +131,17 @@ def _validated(ev: Evidence) -> bool:
     return valid > (share or 0.0) + 0.1
 
 
-def _counted_less(ev: Evidence) -> Iterable[Finding]:
+def _inverted_class_weights(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     shares, weights = w.get("class_shares"), w.get("class_weights")
     found = [(shares, weights)] if shares and weights else []
     pairs = zip(w.get("positive_shares") or (), w.get("positive_weights") or ())
     columns = [([1 - share, share], [1.0, weight]) for share, weight in pairs]
-    turned = [pair for pair in found or columns if upside_down(*pair) is not None]
+    turned = [pair for pair in found or columns if find_inverted_weights(*pair) is not None]
     if not turned or 2 * len(turned) < len(found or columns):
         return
     shares, weights = turned[0]
-    rare, common = upside_down(shares, weights) or (0, 0)
+    rare, common = find_inverted_weights(shares, weights) or (0, 0)
     times = weights[common] / weights[rare]
     why = sentence(
         "why_weights_upside_down",
@@ -157,21 +159,25 @@ def _counted_less(ev: Evidence) -> Iterable[Finding]:
     yield Finding("class_imbalance", severity, ("the loss",), numbers, why, fix=fix)
 
 
-def upside_down(shares: Sequence[float], weights: Sequence[float]) -> tuple[int, int] | None:
+def find_inverted_weights(
+    shares: Sequence[float], weights: Sequence[float]
+) -> tuple[int, int] | None:
     """Return the rarest and the commonest class if the rare one has the smaller weight.
 
-    >>> upside_down([0.9, 0.1], [1.0, 0.2])
+    >>> find_inverted_weights([0.9, 0.1], [1.0, 0.2])
     (1, 0)
     """
-    known = [k for k, share in enumerate(shares) if share > 0 and (number(weights[k]) or 0.0) > 0]
-    if len(known) < 2:
+    weighted = [
+        k for k, share in enumerate(shares) if share > 0 and (number(weights[k]) or 0.0) > 0
+    ]
+    if len(weighted) < 2:
         return None
-    rare, common = (pick(known, key=lambda k: shares[k]) for pick in (min, max))
+    rare, common = (pick(weighted, key=lambda k: shares[k]) for pick in (min, max))
     less = weights[rare] < weights[common] / e.COUNTED_LESS
     return (rare, common) if less and shares[common] >= e.RARER * shares[rare] else None
 
 
-def _imbalance(ev: Evidence) -> Iterable[Finding]:
+def _class_imbalance(ev: Evidence) -> Iterable[Finding]:
     share, end = ev.fact("majority"), ev.end
     metric = number(end.metric) if end is not None else None
     answered = ev.fact("answered")
@@ -199,7 +205,7 @@ def _imbalance(ev: Evidence) -> Iterable[Finding]:
     yield Finding("class_imbalance", "warning", ("target",), numbers, why, fix=fix)
 
 
-def _copied(ev: Evidence) -> Iterable[Finding]:
+def _target_in_inputs(ev: Evidence) -> Iterable[Finding]:
     columns = ev.wiring.get("target_columns_in_inputs") or []
     steps = ev.wiring.get("input_steps")
     if columns:
@@ -214,7 +220,7 @@ def _copied(ev: Evidence) -> Iterable[Finding]:
         yield Finding("target_among_inputs", "warning", ("inputs",), numbers, why, fix=fix)
 
 
-def _drifting(ev: Evidence) -> Iterable[Finding]:
+def _changed_in_place(ev: Evidence) -> Iterable[Finding]:
     moved = ev.fact("targets_moved")
     if moved is not None and moved > e.TARGETS_MOVED:
         why = sentence("why_targets_moved", moved=moved)
@@ -232,7 +238,7 @@ def _drifting(ev: Evidence) -> Iterable[Finding]:
     yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
 
 
-def _moved_alone(ev: Evidence) -> Iterable[Finding]:
+def _masks_left_behind(ev: Evidence) -> Iterable[Finding]:
     share, turned = ev.fact("moved_alone"), ev.fact("fits_moved")
     if turned is not None and turned > e.MOVED:
         why = sentence("why_fits_moved", turned=turned)
@@ -277,7 +283,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
 
 def _another_relation(ev: Evidence) -> Iterable[Finding]:
     """Find validation targets that contradict the relation of the training rows."""
-    known, asked, own = (ev.fact(f"fits_{k}") for k in ("train", "valid", "own"))
+    train_fit, valid_fit, own_fit = (ev.fact(f"fits_{k}") for k in ("train", "valid", "own"))
     right, mapped = ev.fact("valid_right"), ev.fact("valid_mapped")
     fix = "the same list of classes, words and columns for both: sorted(os.listdir(folder))"
     numbers, why = dict[str, float](), ""
@@ -285,16 +291,16 @@ def _another_relation(ev: Evidence) -> Iterable[Finding]:
         named = "; ".join(f"{a} for {b}" for a, b in (ev.wiring.get("valid_names") or [])[:3])
         why = sentence("why_renamed_classes", right=right, mapped=mapped, named=named)
         numbers = {"valid_right": right, "valid_mapped": mapped}
-    elif known is not None and asked is not None and own is not None:
+    elif train_fit is not None and valid_fit is not None and own_fit is not None:
         chance = 2 / (ev.fact("fits_rows") or 1.0) ** 0.5  # four standard errors of a share
-        plain = known >= e.FITS and asked <= known - max(e.FITS, 0.6 * known)
-        faint = known >= e.HARDLY_FITS and asked <= 0 and own > 0.5 * known
-        if not (plain or faint) or known - asked < chance:
+        plain = train_fit >= e.FITS and valid_fit <= train_fit - max(e.FITS, 0.6 * train_fit)
+        faint = train_fit >= e.HARDLY_FITS and valid_fit <= 0 and own_fit > 0.5 * train_fit
+        if not (plain or faint) or train_fit - valid_fit < chance:
             return
-        why = sentence("why_another_relation", known=known, asked=asked)
-        if own > 0.5 * known:
-            why = sentence("why_own_relation", why=why, own=own)
-        numbers = {"fits_train": known, "fits_valid": asked}
+        why = sentence("why_another_relation", known=train_fit, asked=valid_fit)
+        if own_fit > 0.5 * train_fit:
+            why = sentence("why_own_relation", why=why, own=own_fit)
+        numbers = {"fits_train": train_fit, "fits_valid": valid_fit}
     if numbers:
         yield Finding("valid_differs", "warning", ("valid",), numbers, why, fix=fix)
 
@@ -319,7 +325,7 @@ def _copies(ev: Evidence) -> Iterable[Finding]:
     yield Finding("rows_in_both", "warning", ("valid",), numbers, why, fix=fix)
 
 
-def _interpolated(ev: Evidence) -> Iterable[Finding]:
+def _interpolated_labels(ev: Evidence) -> Iterable[Finding]:
     share = ev.fact("rims")
     if share is None or share < e.RIMS:
         return
@@ -328,7 +334,7 @@ def _interpolated(ev: Evidence) -> Iterable[Finding]:
     yield Finding("labels_interpolated", "warning", ("target",), {"rims": share}, why, fix=fix)
 
 
-def _not_drawn(ev: Evidence) -> Iterable[Finding]:
+def _undrawn_rows(ev: Evidence) -> Iterable[Finding]:
     drawn, rows = ev.fact("drawable"), ev.fact("rows_there")
     if drawn is None or not rows or rows < 50 or drawn > e.DRAWN * rows:
         return
@@ -362,16 +368,16 @@ def _few_classes(ev: Evidence) -> tuple[float, float, float] | None:
 
 
 CHECKS = (
-    _constant,
-    _same_answer,
-    _unrelated,
-    _counted_less,
-    _imbalance,
-    _copied,
-    _drifting,
-    _moved_alone,
-    _interpolated,
-    _not_drawn,
+    _constant_inputs,
+    _constant_targets,
+    _unrelated_labels,
+    _inverted_class_weights,
+    _class_imbalance,
+    _target_in_inputs,
+    _changed_in_place,
+    _masks_left_behind,
+    _interpolated_labels,
+    _undrawn_rows,
     _validation,
     _copies,
     _sorted,

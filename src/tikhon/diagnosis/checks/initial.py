@@ -8,28 +8,28 @@ from __future__ import annotations
 import math
 
 from tikhon.diagnosis import thresholds as e
-from tikhon.diagnosis.checks.causes import called, decline, names
+from tikhon.diagnosis.checks.causes import display_name, gradient_decline, layer_names
 from tikhon.diagnosis.evidence import Evidence, middle, number
 from tikhon.diagnosis.findings import Finding
 from tikhon.languages import Sentence, sentence
 
-_Judged = tuple[tuple[str, ...], dict[str, float], Sentence] | None
+_Cause = tuple[tuple[str, ...], dict[str, float], Sentence] | None
 
 
 def poor_init(ev: Evidence) -> Finding | None:
     """Find initial weights that block training: too large, too small, all equal, all dead."""
     first = ev.first
     if first is None or min(ev.learned, ev.generalised) >= e.LEARNED:
-        return _loud(ev)
-    for judge in (_equal_weights, _singled_out, _dead_at_birth, _too_large, _too_small):
-        found = judge(ev)
+        return _large_initial_logits(ev)
+    for test in (_equal_weights, _outlier_layer, _dead_or_saturated, _too_large, _too_small):
+        found = test(ev)
         if found is not None:
             where, numbers, why = found
             return Finding("poor_init", "critical", where, numbers, why)
     return None
 
 
-def _loud(ev: Evidence) -> Finding | None:
+def _large_initial_logits(ev: Evidence) -> Finding | None:
     """Find initial logits so large that much of the run is spent on shrinking them."""
     found = _too_large(ev) if ev.static.get("own_softmax") else None
     metric = number(ev.end.metric) if ev.end is not None else None
@@ -41,7 +41,7 @@ def _loud(ev: Evidence) -> Finding | None:
     return Finding("poor_init", "warning", where, numbers, why)
 
 
-def _equal_weights(ev: Evidence) -> _Judged:
+def _equal_weights(ev: Evidence) -> _Cause:
     first = ev.first
     assert first is not None
     same = [i for i in ev.chain if first.readings[i].constant]
@@ -52,7 +52,7 @@ def _equal_weights(ev: Evidence) -> _Judged:
     return tuple(ev.site(i).name for i in same), {"constant_layers": len(same)}, why
 
 
-def _singled_out(ev: Evidence) -> _Judged:
+def _outlier_layer(ev: Evidence) -> _Cause:
     factors = forward_factors(ev)
     usual = middle(factors.values())
     if usual is None or len(factors) < 3:
@@ -68,7 +68,7 @@ def _singled_out(ev: Evidence) -> _Judged:
     return where, {"weight_factor": worst, "usual": usual}, why
 
 
-def _dead_at_birth(ev: Evidence) -> _Judged:
+def _dead_or_saturated(ev: Evidence) -> _Cause:
     first = ev.first
     assert first is not None
     for i, reading in enumerate(first.readings):
@@ -80,11 +80,11 @@ def _dead_at_birth(ev: Evidence) -> _Judged:
         bias = bias_share(ev, before)
         if saturated and bias < 3 and factor < e.LARGE_WEIGHTS:
             continue  # the inputs are too large, not the weights
-        layer, state = called(ev.site(i).name), "saturated" if saturated else "dead"
+        layer, state = display_name(ev.site(i).name), "saturated" if saturated else "dead"
         why = sentence(f"why_born_{state}", layer=layer)
         if bias >= 3:
             why = sentence(f"why_born_{state}_bias", layer=layer, bias=bias)
-        return names(ev, i), {"bias": bias, "weight_factor": factor}, why
+        return layer_names(ev, i), {"bias": bias, "weight_factor": factor}, why
     return None
 
 
@@ -99,7 +99,7 @@ def bias_share(ev: Evidence, position: int | None) -> float:
     return reading.bias / rest if rest > 0 else math.inf
 
 
-def _too_large(ev: Evidence) -> _Judged:
+def _too_large(ev: Evidence) -> _Cause:
     large = [i for i, f in forward_factors(ev).items() if f > e.LARGE_WEIGHTS]
     first, trivial = ev.first, ev.trivial
     if not large or first is None:
@@ -116,13 +116,13 @@ def _too_large(ev: Evidence) -> _Judged:
     return tuple(ev.site(i).name for i in large), numbers, why
 
 
-def _too_small(ev: Evidence) -> _Judged:
+def _too_small(ev: Evidence) -> _Cause:
     if ev.record.failure is not None:
         return None
     ratio, early = ev.first_ratio, ev.early_ratio
     if ratio is None or early is None or max(ratio, early) >= e.VANISHED or ev.silent:
         return None
-    weights, slopes, numbers = decline(ev)
+    weights, slopes, numbers = gradient_decline(ev)
     if weights <= slopes:
         return None
     why = sentence("why_small", gain=numbers["weight_factor"], ideal=numbers["ideal"])

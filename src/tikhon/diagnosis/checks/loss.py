@@ -37,7 +37,7 @@ OPERATIONS = {
 }
 
 
-def _indifferent(ev: Evidence) -> Iterable[Finding]:
+def _ignored_targets(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     used = w.get("targets_used")
     if not w.get("indifferent") or w.get("broadcast") or w.get("flat") or used is None:
@@ -58,20 +58,20 @@ def _indifferent(ev: Evidence) -> Iterable[Finding]:
     yield Finding("loss_ignores_targets", severity, ("the loss",), numbers, why, fix=fix)
 
 
-def _deaf(ev: Evidence) -> Iterable[Finding]:
-    deaf = ev.wiring.get("deaf_columns")
-    if not deaf:
+def _ignored_columns(ev: Evidence) -> Iterable[Finding]:
+    ignored = ev.wiring.get("deaf_columns")
+    if not ignored:
         return
-    named = ", ".join(map(str, deaf[:5]))
+    named = ", ".join(map(str, ignored[:5]))
     why = sentence("why_deaf_columns", named=named)
     fix = "loss(output, target) over all columns; look for an index that is used twice"
-    numbers = {"columns": float(len(deaf))}
+    numbers = {"columns": float(len(ignored))}
     where = ("the loss",)
     code, severity = "loss_ignores_targets", "critical" if ev.harmed else "warning"
     yield Finding(code, severity, where, numbers, why, fix=fix)
 
 
-def _unknown_answers(ev: Evidence) -> Iterable[Finding]:
+def _costly_correct_boxes(ev: Evidence) -> Iterable[Finding]:
     share = ev.fact("box_beaten")
     if share is None or share < e.UNKNOWN:
         return
@@ -83,7 +83,7 @@ def _unknown_answers(ev: Evidence) -> Iterable[Finding]:
     yield Finding(code, "critical", where, numbers, why, fix=fix)
 
 
-def _upside_down(ev: Evidence) -> Iterable[Finding]:
+def _inverted_loss(ev: Evidence) -> Iterable[Finding]:
     if ev.static.get("maximize"):
         why = sentence("why_climbs_on_purpose")
         fix = "maximize=False"
@@ -97,29 +97,29 @@ def _upside_down(ev: Evidence) -> Iterable[Finding]:
         where = ("the loss",)
         yield Finding("loss_upside_down", "critical", where, numbers, why, fix=fix)
         return
-    part = next(_parts_upside_down(ev), None)
+    part = next(_inverted_parts(ev), None)
     if part is not None:
         yield part
         return
-    away = ev.fact("pulls_away")
+    pulls_away = ev.fact("pulls_away")
     pull = ev.fact("pull_on_others") or 0.0
     alike = ev.fact("alike_label")
-    if away is not None and alike is not None:
-        if away == 1 - alike:
+    if pulls_away is not None and alike is not None:
+        if pulls_away == 1 - alike:
             why = sentence("why_pairs_apart")
             fix = "swap the two parts of the loss, or the labels: y = 1 - y"
-            numbers = {"pulls_away": away}
+            numbers = {"pulls_away": pulls_away}
             yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
         return
-    if away is None or away < 1 or pull >= e.PULL or _distances(ev):
+    if pulls_away is None or pulls_away < 1 or pull >= e.PULL or _outputs_distances(ev):
         return
     why = sentence("why_pulls_away")
-    numbers = {"pulls_away": away}
+    numbers = {"pulls_away": pulls_away}
     fix = "loss = -loss, or 1 - loss where it is a share that is right"
     yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
 
 
-def _parts_upside_down(ev: Evidence) -> Iterator[Finding]:
+def _inverted_parts(ev: Evidence) -> Iterator[Finding]:
     """Find a part of the loss, or one of several outputs, with the wrong sign."""
     w = ev.wiring
     code, where = "loss_upside_down", ("the loss",)
@@ -147,10 +147,10 @@ def _parts_upside_down(ev: Evidence) -> Iterator[Finding]:
         yield Finding(code, "critical", where, {}, why, fix=fix)
 
 
-def _endless(ev: Evidence) -> Iterable[Finding]:
+def _unbounded_loss(ev: Evidence) -> Iterable[Finding]:
     """Find a loss that falls without bound for no other known reason."""
-    fall = _ever_faster(ev)
-    if fall is None or any(True for _ in _upside_down(ev)):
+    fall = _accelerating_fall(ev)
+    if fall is None or any(True for _ in _inverted_loss(ev)):
         return
     why = sentence("why_ever_faster", first=fall[0], last=fall[1])
     fix = "print the parts of the loss one by one and check their signs"
@@ -158,7 +158,7 @@ def _endless(ev: Evidence) -> Iterable[Finding]:
     yield Finding("loss_upside_down", "warning", ("the loss",), numbers, why, fix=fix)
 
 
-def _ever_faster(ev: Evidence) -> tuple[float, float] | None:
+def _accelerating_fall(ev: Evidence) -> tuple[float, float] | None:
     """Return first and last loss of a run that falls far below zero and accelerates."""
     curve = ev.curve
     if len(curve) < 9:
@@ -171,12 +171,12 @@ def _ever_faster(ev: Evidence) -> tuple[float, float] | None:
     return (marks[0], marks[-1]) if faster and below else None
 
 
-def _distances(ev: Evidence) -> bool:
+def _outputs_distances(ev: Evidence) -> bool:
     """Whether outputs for binary targets are distances: >= 0 and without a final sigmoid."""
     return bool(ev.wiring.get("distances")) and not ev.static.get("head")
 
 
-def _domain(ev: Evidence) -> Iterable[Finding]:
+def _target_range(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     used = set(w.get("loss_functions") or ())
     low, high = ev.fact("target_low"), ev.fact("target_high")
@@ -221,7 +221,7 @@ def _domain(ev: Evidence) -> Iterable[Finding]:
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
 
 
-def _several(ev: Evidence) -> Iterable[Finding]:
+def _multilabel_softmax(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     used = set(w.get("loss_functions") or ())
     most = number((w.get("target_sums") or [0, 0])[1]) or 0.0
@@ -268,18 +268,18 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
         fix = "keep the background as class 0; ignore_index for what nobody labelled"
         numbers = {"left_out": float(left_out["share"])}
         yield Finding("ignored_rows", "warning", ("target",), numbers, why, fix=fix)
-    unheard = ev.fact("unheard") or 0.0
-    silent = w.get("silent_classes") or []
-    if unheard >= e.UNHEARD and not silent:
-        why = sentence("why_unheard", share=unheard)
+    without_gradient = ev.fact("unheard") or 0.0
+    ignored_classes = w.get("silent_classes") or []
+    if without_gradient >= e.UNHEARD and not ignored_classes:
+        why = sentence("why_unheard", share=without_gradient)
         fix = "loss(output, target) of all rows, not of output[0] or a part of them"
         yield Finding(
-            "ignored_rows", "critical", ("the loss",), {"unheard": unheard}, why, fix=fix
+            "ignored_rows", "critical", ("the loss",), {"unheard": without_gradient}, why, fix=fix
         )
-    if silent:
-        named = ", ".join(map(str, silent[:5]))
+    if ignored_classes:
+        named = ", ".join(map(str, ignored_classes[:5]))
         why = sentence("why_ignored", named=named)
-        numbers = {"silent_classes": float(len(silent))}
+        numbers = {"silent_classes": float(len(ignored_classes))}
         fix = "another ignore_index (torch's own is -100), weights above 0"
         yield Finding("ignored_rows", "warning", ("the loss",), numbers, why, fix=fix)
 
@@ -348,13 +348,13 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
 
 
 CHECKS = (
-    _indifferent,
-    _deaf,
-    _unknown_answers,
-    _upside_down,
-    _endless,
-    _domain,
-    _several,
+    _ignored_targets,
+    _ignored_columns,
+    _costly_correct_boxes,
+    _inverted_loss,
+    _unbounded_loss,
+    _target_range,
+    _multilabel_softmax,
     _kind_of_loss,
     _padding,
     _operation,

@@ -24,104 +24,106 @@ INTO_RANGE = {
 
 
 @dataclass(frozen=True)
-class Place:
+class PlacedFinding:
     """The finding of a fact that is a place in the program, or holds one as `place`.
 
-    `say` formats the reason; severity "harmed" means critical if harm was measured, else warning.
+    `reason` formats the reason; severity "harmed": critical if harm was measured, else warning.
     """
 
     fact: str
     code: str
-    say: Callable[[Any], Sentence]
+    reason: Callable[[Any], Sentence]
     fix: str
     severity: str = "critical"
 
 
-PLACES = (
-    Place(
+PLACED_FINDINGS = (
+    PlacedFinding(
         "weighed",
         "broadcast_loss",
         lambda fact: sentence("why_weighed"),
         "(criterion(output, target) * weight).mean() with reduction='none'",
     ),
-    Place(
+    PlacedFinding(
         "no_curvature",
         "no_nonlinearity",
         lambda fact: sentence("why_no_curvature"),
         "nn.Tanh(), nn.SiLU() or torch.sin in place of nn.ReLU()",
     ),
-    Place(
+    PlacedFinding(
         "unlearned_part",
         "loss_not_connected",
         lambda fact: sentence("why_unlearned_part", place=fact),
         "the output of the model that is trained as the first argument",
         "warning",
     ),
-    Place(
+    PlacedFinding(
         "logs_of_targets",
         "target_out_of_range",
         lambda fact: sentence("why_answers_for_targets", name="log_softmax"),
         "-(target * scores.log_softmax(-1)).sum(-1).mean()",
     ),
-    Place("index_mask", "ignored_rows", lambda fact: sentence("why_index_mask"), "x[mask.bool()]"),
-    Place(
+    PlacedFinding(
+        "index_mask", "ignored_rows", lambda fact: sentence("why_index_mask"), "x[mask.bool()]"
+    ),
+    PlacedFinding(
         "finds_itself",
         "target_among_inputs",
         lambda fact: sentence("why_finds_itself"),
         "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a))), a and b two views",
     ),
-    Place(
+    PlacedFinding(
         "nearer",
         "loss_upside_down",
         lambda fact: sentence("why_nearer", sure=fact["sure"]),
         "F.triplet_margin_loss(anchor, positive, negative)",
     ),
-    Place(
+    PlacedFinding(
         "pulled_goal",
         "target_not_detached",
         lambda fact: sentence("why_pulled_goal"),
         "goal = reward + discount * following.detach()",
         "warning",
     ),
-    Place(
+    PlacedFinding(
         "squashed_twice",
         "head_mismatch",
         lambda fact: sentence("why_squashed_twice", loss=fact["loss"], by=fact["by"]),
         "the scores themselves: the loss squashes them",
         "harmed",
     ),
-    Place(
+    PlacedFinding(
         "index_as_number",
         "classes_as_numbers",
         lambda fact: sentence("why_place_for_value"),
         "x.max(1).values in place of x.argmax(1), .max(1)[0] in place of .max(1)[1]",
     ),
-    Place(
+    PlacedFinding(
         "mixed_derivatives",
         "mixed_derivatives",
         lambda fact: sentence("why_mixed_slopes"),
         "torch.autograd.grad(u_x[:, k].sum(), x, create_graph=True)[0][:, k], for each k",
         "warning",
     ),
-    Place(
+    PlacedFinding(
         "gathered_over_rows",
         "rows_mixed",
         lambda fact: sentence("why_gathered", place=fact),
         "answers.gather(1, index[:, None])",
     ),
-    Place(
+    PlacedFinding(
         "compared_over_rows",
         "rows_mixed",
         lambda fact: sentence("why_cosines_over_rows", place=fact),
         "F.cosine_similarity(output, target, dim=1)",
     ),
-    Place(
+    PlacedFinding(
         "normed_over_rows",
         "rows_mixed",
         lambda fact: sentence("why_normed_over_rows", place=fact),
         "F.normalize(z, dim=1), z / z.norm(dim=1, keepdim=True)",
     ),
-    Place(
+    PlacedFinding(
         "over_queries",
         "positions_mixed",
         lambda fact: sentence("why_over_queries", place=fact),
@@ -131,8 +133,8 @@ PLACES = (
 )
 
 
-def _places(ev: Evidence) -> Iterable[Finding]:
-    for row in PLACES:
+def _placed(ev: Evidence) -> Iterable[Finding]:
+    for row in PLACED_FINDINGS:
         fact = ev.wiring.get(row.fact)
         if not fact:
             continue
@@ -141,10 +143,10 @@ def _places(ev: Evidence) -> Iterable[Finding]:
             severity = "critical" if ev.harmed else "warning"
         where = fact["place"] if isinstance(fact, dict) else fact
         numbers = {"nearer": float(fact["sure"])} if row.fact == "nearer" else {}
-        yield Finding(row.code, severity, (where,), numbers, row.say(fact), fix=row.fix)
+        yield Finding(row.code, severity, (where,), numbers, row.reason(fact), fix=row.fix)
 
 
-def _broadcast(ev: Evidence) -> Iterable[Finding]:
+def _broadcast_loss(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     pull, spread = ev.fact("pull_on_others"), w.get("broadcast")
     numbers = {"pull_on_others": pull} if pull is not None else {}
@@ -166,7 +168,7 @@ def _broadcast(ev: Evidence) -> Iterable[Finding]:
     yield Finding("broadcast_loss", "critical", where, numbers, why, fix=fix)
 
 
-def _unequal(ev: Evidence) -> Iterable[Finding]:
+def _unequal_columns(ev: Evidence) -> Iterable[Finding]:
     found = ev.wiring.get("unequal")
     if not found or ev.wiring.get("broadcast"):
         return
@@ -177,7 +179,7 @@ def _unequal(ev: Evidence) -> Iterable[Finding]:
     yield Finding("broadcast_loss", "critical", where, {}, why, fix=fix)
 
 
-def _sampled(ev: Evidence) -> Iterable[Finding]:
+def _sampled_detached(ev: Evidence) -> Iterable[Finding]:
     draw = ev.wiring.get("sampled")
     if not draw:
         return
@@ -189,7 +191,7 @@ def _sampled(ev: Evidence) -> Iterable[Finding]:
     yield Finding("detached", "critical", where, {}, why, fix=fix)
 
 
-def _asked_back(ev: Evidence) -> Iterable[Finding]:
+def _denoising_target(ev: Evidence) -> Iterable[Finding]:
     found = ev.wiring.get("asked_back")
     widths = [ev.site(i).fan_out for i in ev.chain if ev.site(i).role == "weight"]
     if not found or min(widths, default=0) < found["numbers"]:
@@ -212,7 +214,7 @@ def _bounded_scores(ev: Evidence) -> Iterable[Finding]:
     yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
 
 
-def _ends(ev: Evidence) -> Iterable[Finding]:
+def _unmasked_ends(ev: Evidence) -> Iterable[Finding]:
     place, mark = ev.wiring.get("looks_ahead"), ev.wiring.get("idle_mark")
     if not place or not mark:
         return
@@ -222,14 +224,14 @@ def _ends(ev: Evidence) -> Iterable[Finding]:
     yield Finding("ends_not_masked", "critical", where, numbers, why, fix=fix)
 
 
-def _breaches(ev: Evidence) -> Iterable[Finding]:
-    told = set()
+def _domain_violations(ev: Evidence) -> Iterable[Finding]:
+    reported = set()
     for breach in ev.wiring.get("breaches") or ():
         name, place, kind = breach["function"], breach["place"], breach.get("kind", "")
         where = (place or "the loss",)
-        if (name, kind) in told or (kind == "shares" and not ev.wiring.get("whole")):
+        if (name, kind) in reported or (kind == "shares" and not ev.wiring.get("whole")):
             continue  # known from all rows where targets are separate
-        told.add((name, kind))
+        reported.add((name, kind))
         if breach["code"] == "constant_targets":
             ranked = kind == "pairs" and ev.wiring.get("candidates")
             if ev.wiring.get("constant_target") and not ev.wiring.get("whole") and not ranked:
@@ -248,7 +250,7 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
             yield Finding("constant_targets", "critical", where, numbers, why, fix=fix)
             continue
         if breach["code"] in ("head_mismatch", "undefined_operation"):
-            yield from _inside(ev, breach)
+            yield from _violations_inside(ev, breach)
             continue
         if breach["code"] == "missing_log":
             why = sentence("why_no_log", name=name)
@@ -265,7 +267,7 @@ def _breaches(ev: Evidence) -> Iterable[Finding]:
         yield Finding("target_out_of_range", "critical", where, numbers, why, fix=fix)
 
 
-def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
+def _violations_inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
     """Find faults inside of the network: softmax over one entry, log of a free parameter."""
     name, where = breach["function"], (breach["place"] or "forward",)
     if breach["code"] == "undefined_operation":
@@ -274,7 +276,7 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
         yield Finding("undefined_operation", "warning", where, {}, why, fix=fix)
     elif breach.get("kind") == "probabilities":
         if not {"softmax"} & set(ev.static.get("head") or ()):
-            yield from _probabilities(ev, where)
+            yield from _probabilities_given(ev, where)
     elif not ev.wiring.get("softmax_over_one") and "softmax" not in (ev.static.get("head") or ()):
         why = sentence("why_softmax_of_one")
         fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
@@ -285,7 +287,7 @@ def _inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
         yield Finding("head_mismatch", severity, where, {}, why, fix=fix)
 
 
-def _probabilities(ev: Evidence, where: tuple[str, ...]) -> Iterable[Finding]:
+def _probabilities_given(ev: Evidence, where: tuple[str, ...]) -> Iterable[Finding]:
     if ev.wiring.get("squashed_twice"):
         return
     why = sentence("why_given_probabilities")
@@ -295,12 +297,12 @@ def _probabilities(ev: Evidence, where: tuple[str, ...]) -> Iterable[Finding]:
 
 
 CHECKS = (
-    _broadcast,
-    _unequal,
-    _sampled,
-    _asked_back,
-    _places,
-    _ends,
+    _broadcast_loss,
+    _unequal_columns,
+    _sampled_detached,
+    _denoising_target,
+    _placed,
+    _unmasked_ends,
     _bounded_scores,
-    _breaches,
+    _domain_violations,
 )

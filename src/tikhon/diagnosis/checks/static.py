@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tikhon.diagnosis import thresholds as e
-from tikhon.diagnosis.checks.causes import called, head_floor, head_site
+from tikhon.diagnosis.checks.causes import display_name, head_floor, head_site
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
 from tikhon.languages import sentence
@@ -40,7 +40,7 @@ def scales(ev: Evidence) -> Iterable[Finding]:
         elif (rms > 10 or 0 < rms < 0.01) and not learned:
             why = sentence("why_inputs", size=rms)
             yield Finding("unscaled_inputs", "warning", ("inputs",), {"rms": rms}, why)
-        elif (apart := number(inputs.get("std"))) and _far_off(ev) and not learned:
+        elif (apart := number(inputs.get("std"))) and _is_far_off(ev) and not learned:
             why = sentence("why_offset", mean=inputs.get("mean", 0.0), apart=apart)
             numbers = {"offset": rms / apart}
             fix = (
@@ -54,10 +54,10 @@ def scales(ev: Evidence) -> Iterable[Finding]:
         yield Finding(
             "unscaled_inputs", "warning", ("inputs",), {"squeezed": squeezed}, why, fix=fix
         )
-    drowned = ev.wiring.get("drowned") or {}
-    times = number(drowned.get("times")) or 0.0
+    dominant = ev.wiring.get("drowned") or {}
+    times = number(dominant.get("times")) or 0.0
     if times > e.DROWNED:
-        why = sentence("why_drowned", **drowned)
+        why = sentence("why_drowned", **dominant)
         fix = "y[:, k] = (y[:, k] - mean) / std before the loss; undo it in the prediction"
         numbers = {"column_pull": times}
         yield Finding("unscaled_targets", "warning", ("target",), numbers, why, fix=fix)
@@ -69,7 +69,7 @@ def scales(ev: Evidence) -> Iterable[Finding]:
         yield Finding("unscaled_targets", "warning", ("target",), {"rms": size}, why)
 
 
-def _far_off(ev: Evidence) -> bool:
+def _is_far_off(ev: Evidence) -> bool:
     """Whether inputs lie many standard deviations from zero."""
     inputs = ev.record.data.get("inputs") or {}
     rms, apart = number(inputs.get("rms")), number(inputs.get("std"))
@@ -89,7 +89,7 @@ def _rectified_scores(ev: Evidence) -> Iterable[Finding]:
 WITH_LOGITS = "binary_cross_entropy_with_logits"
 
 
-def _used(ev: Evidence) -> list[str]:
+def _loss_functions(ev: Evidence) -> list[str]:
     return ev.wiring.get("loss_functions") or []
 
 
@@ -113,7 +113,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         return
     if ev.gained("bared") > e.STEADIER:
         where, numbers = tuple(ev.norms_at_end), ev.shown("bared")
-        why = sentence("why_bared", layer=called(where[0]), **numbers)
+        why = sentence("why_bared", layer=display_name(where[0]), **numbers)
         fix = f"remove {where[0]}: the last layer comes last"
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
         return
@@ -124,10 +124,10 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         fix = "loss(torch.sigmoid(output), target)"
         yield Finding("head_mismatch", "critical", ("the loss",), {"loss": lowest}, why, fix=fix)
         return
-    twice = head[-1:] == ["sigmoid"] and ev.harmed and WITH_LOGITS in _used(ev)
+    twice = head[-1:] == ["sigmoid"] and ev.harmed and WITH_LOGITS in _loss_functions(ev)
     if not head or (floor < e.FLOOR and not twice):
         return
-    if ev.wiring.get("target_is_input") and _far_off(ev):
+    if ev.wiring.get("target_is_input") and _is_far_off(ev):
         return  # the head is made for scaled inputs
     name = " and ".join(head)
     if twice:
@@ -158,7 +158,7 @@ def _reduction(ev: Evidence) -> Iterable[Finding]:
 def _dropout(ev: Evidence) -> Iterable[Finding]:
     for name, rate in (ev.static.get("dropout") or {}).items():
         if rate > 0.9:
-            why = sentence("why_drops", layer=called(name), rate=rate)
+            why = sentence("why_drops", layer=display_name(name), rate=rate)
             yield Finding("excessive_dropout", "warning", (name,), {"rate": rate}, why)
     last = ev.static.get("dropout_at_end") or []
     rates = {n: r for n, r in (ev.static.get("dropout") or {}).items() if 0 < r <= 0.9}
@@ -179,7 +179,7 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
             "dropout_at_end", severity, where, {"learned": max(ev.learned, 0.0)}, why, fix=fix
         )
     for name in ev.static.get("dropout_before_norm") or []:
-        layer = called(name)
+        layer = display_name(name)
         why = sentence("why_dropout_norm", layer=layer)
         yield Finding("dropout_before_norm", "info", (name,), {}, why)
 
@@ -211,7 +211,7 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
         numbers = {"parameters": float(ev.record.trainable)}
         fix = "build the optimizer after the last line that makes, loads or wraps the model"
         yield Finding("missing_from_optimizer", "critical", ("optimizer",), numbers, why, fix=fix)
-    yield from _of_the_loss(ev)
+    yield from _loss_parameters(ev)
     cut = set(ev.wiring.get("detached") or ())
     rows = (
         ("frozen", "frozen_parameters", "info", sentence("why_frozen")),
@@ -237,7 +237,7 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
         yield Finding("changes_in_forward", "warning", (), {}, why)
 
 
-def _of_the_loss(ev: Evidence) -> Iterable[Finding]:
+def _loss_parameters(ev: Evidence) -> Iterable[Finding]:
     """Find parameters of the loss that are not in the optimizer."""
     judge, small = ev.wiring.get("judge"), ev.fact("weights_of_loss") or 0.0
     if not judge and not small:
@@ -259,7 +259,7 @@ def _modes(ev: Evidence) -> Iterable[Finding]:
         yield Finding("train_eval_mismatch", "warning", (), numbers, why)
 
 
-def _nothing_past(ev: Evidence) -> Iterable[Finding]:
+def _missing_residual(ev: Evidence) -> Iterable[Finding]:
     if ev.gained("skipped") > e.STEADIER:
         layers, numbers = tuple(ev.wiring.get("nothing_past") or ()), ev.shown("skipped")
         why = sentence("why_skipped", count=len(layers), **numbers)
@@ -267,13 +267,13 @@ def _nothing_past(ev: Evidence) -> Iterable[Finding]:
         yield Finding("residual_missing", "critical", layers, numbers, why, fix=fix)
 
 
-def _attention(ev: Evidence) -> Iterable[Finding]:
+def _collapsed_attention(ev: Evidence) -> Iterable[Finding]:
     first = ev.first
     if first is None or ev.learned >= e.LEARNED:
         return
     for site, reading in zip(ev.record.sites, first.readings):
         if reading.entropy is not None and reading.entropy < 0.1:
-            layer = called(site.name)
+            layer = display_name(site.name)
             why = sentence("why_attention", layer=layer, entropy=reading.entropy)
             numbers = {"entropy": reading.entropy}
             yield Finding("collapsed_attention", "warning", (site.name,), numbers, why)
@@ -289,6 +289,6 @@ CHECKS = (
     _batch_of_one,
     _parameters,
     _modes,
-    _nothing_past,
-    _attention,
+    _missing_residual,
+    _collapsed_attention,
 )

@@ -11,13 +11,13 @@ from typing import Literal
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.checks.causes import (
-    called,
+    display_name,
+    explain_gain,
     head_floor,
     head_site,
-    names,
+    layer_names,
     penalty_share,
-    weak_dropout,
-    why_gain,
+    strong_dropout,
 )
 from tikhon.diagnosis.checks.initial import poor_init
 from tikhon.diagnosis.evidence import Evidence, back_share, middle, number, upward
@@ -39,7 +39,7 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
     ratio = ev.first_ratio
     if ratio is not None and ratio > e.EXPLODED and ev.learned < e.LEARNED:
         numbers["signal_ratio"] = ratio
-        grown, why = why_gain(ev)
+        grown, why = explain_gain(ev)
         where = where or grown
     for position, first, later in ev.time_ratios():
         factor = max(p.readings[position].weight_factor or 0.0 for p in ev.early)
@@ -64,7 +64,7 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
     if ev.record.failure is not None or not ev.record.probes or ev.learned >= e.LEARNED:
         return None
     if ev.silent:
-        where = _silencer(ev)
+        where = _first_site_with_gradient(ev)
         why = sentence("why_no_gradient")
         return Finding("vanishing_gradient", "critical", where, {"signal_ratio": 0.0}, why)
     for position, first, later in ev.time_ratios():
@@ -76,18 +76,18 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
             place = (ev.site(position).name,)
             return Finding("vanishing_gradient", "critical", place, numbers, why)
     first, early = ev.first_ratio, ev.early_ratio
-    born_low = first is None or first < e.VANISHED
-    if not born_low or early is None or early >= e.VANISHED:
+    vanished_at_start = first is None or first < e.VANISHED
+    if not vanished_at_start or early is None or early >= e.VANISHED:
         return None
     late = middle(ev.ratio(p) for p in ev.record.probes[-3:])
     if ev.trained and ev.learned >= 0.5 and late is not None and late >= e.VANISHED:
         return None  # the gradient has recovered, and the network learns
-    where, why = why_gain(ev)
+    where, why = explain_gain(ev)
     numbers = {"signal_ratio": early}
     return Finding("vanishing_gradient", "critical", where, numbers, why)
 
 
-def _silencer(ev: Evidence) -> tuple[str, ...]:
+def _first_site_with_gradient(ev: Evidence) -> tuple[str, ...]:
     """Return the first site with a gradient: before it there is none."""
     probe = ev.record.probes[0]
     loud = [i for i, r in enumerate(probe.readings) if r.signal]
@@ -108,17 +108,17 @@ def dying_relu(ev: Evidence) -> Finding | None:
     probe = last if ev.record.failure is None else first
     if penalty_share(ev) >= e.DOMINANT:
         return None
-    sick = ev.dying
-    if not sick:
+    affected = ev.dying
+    if not affected:
         return None
-    share = max(probe.readings[i].dead or 0.0 for i in sick)
-    start = first.readings[sick[0]].dead or 0.0
-    culprit = next((i for i in sick if (probe.readings[i].dead or 0) > 0.95), sick[0])
-    where = names(ev, culprit)
+    share = max(probe.readings[i].dead or 0.0 for i in affected)
+    start = first.readings[affected[0]].dead or 0.0
+    culprit = next((i for i in affected if (probe.readings[i].dead or 0) > 0.95), affected[0])
+    where = layer_names(ev, culprit)
     numbers = {"dead": share, "dead_at_start": start}
-    why = sentence("why_dead", share=share, layer=called(where[-1]), start=start)
+    why = sentence("why_dead", share=share, layer=display_name(where[-1]), start=start)
     if start >= e.DEAD:
-        why = sentence("why_dead_start", share=share, layer=called(where[-1]))
+        why = sentence("why_dead_start", share=share, layer=display_name(where[-1]))
     # units that died during the run may be a consequence of another fault
     severity = "critical"
     if ev.control("leaky") is not None:
@@ -143,7 +143,7 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     if last is None or first is None:
         return None
     fails = ev.record.failure is not None
-    sick = []
+    affected = []
     for i, reading in enumerate(first.readings):
         if reading.saturated is None:
             continue
@@ -151,25 +151,25 @@ def saturated_activation(ev: Evidence) -> Finding | None:
         late = start if fails else ev.late("saturated", i)
         # after the last layer saturation is a confident prediction
         last = i > max(ev.chain, default=-1)
-        bar = e.HARDLY if last and start < e.SATURATED else e.LEARNED
-        harmed = min(ev.learned, ev.generalised) < bar
-        if (start >= e.SATURATED or late >= e.SATURATED) and harmed and _not_decayed(ev):
-            sick.append((i, start, late))
-    if not sick:
+        limit = e.HARDLY if last and start < e.SATURATED else e.LEARNED
+        harmed = min(ev.learned, ev.generalised) < limit
+        if (start >= e.SATURATED or late >= e.SATURATED) and harmed and _penalty_is_minor(ev):
+            affected.append((i, start, late))
+    if not affected:
         return None
-    born = [s for s in sick if s[1] >= e.SATURATED]
-    position, start, late = (born or sick)[0]
-    where = names(ev, position)
+    from_start = [s for s in affected if s[1] >= e.SATURATED]
+    position, start, late = (from_start or affected)[0]
+    where = layer_names(ev, position)
     numbers = {"saturated": max(start, late), "at_start": start}
     share, severity = max(start, late), "critical"
-    why = sentence("why_saturated", share=share, layer=called(where[-1]))
-    if not born and ev.control("leaky") is not None:
+    why = sentence("why_saturated", share=share, layer=display_name(where[-1]))
+    if not from_start and ev.control("leaky") is not None:
         numbers |= ev.shown("leaky")
         severity = "critical" if ev.gained("leaky") > e.STEADIER else "info"
     return Finding("saturated_activation", severity, where, numbers, _with_cause(ev, why))
 
 
-def _not_decayed(ev: Evidence) -> bool:
+def _penalty_is_minor(ev: Evidence) -> bool:
     return penalty_share(ev) < e.DOMINANT
 
 
@@ -178,19 +178,19 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     curve = ev.curve
     if ev.record.failure is not None or len(curve) < 12:
         return None
-    bar = max(ev.trivial or 0.0, curve[0])
+    limit = max(ev.trivial or 0.0, curve[0])
     end = median(curve[-len(curve) // 3 :])
-    climbs = end > e.DIVERGED * bar > 0
+    climbs = end > e.DIVERGED * limit > 0
     steadier = ev.control("steadier")
     if steadier is not None and steadier - max(ev.usually, 0.0) > e.STEADIER:
-        return _heavy(ev, {"climb": end / bar} if climbs else {})
+        return _heavy_momentum(ev, {"climb": end / limit} if climbs else {})
     if climbs:
         why = sentence("why_climbs", end=end, start=curve[0])
         return Finding(
-            "oscillating_loss", "critical", (), {"climb": end / bar}, _with_cause(ev, why)
+            "oscillating_loss", "critical", (), {"climb": end / limit}, _with_cause(ev, why)
         )
-    if _too_fast(ev):
-        return _long_steps(ev)
+    if _learns_at_lower_rate(ev):
+        return _steps_too_long(ev)
     if not ev.swings:
         return None
     late = curve[len(curve) // 3 :]
@@ -212,12 +212,12 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     return Finding("oscillating_loss", severity, (), numbers, _with_cause(ev, why))
 
 
-def _too_fast(ev: Evidence) -> bool:
+def _learns_at_lower_rate(ev: Evidence) -> bool:
     """Whether a control run learned more with a tenth of the learning rate."""
     return ev.gained("calmer") > e.FREED
 
 
-def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
+def _heavy_momentum(ev: Evidence, climb: dict[str, float]) -> Finding:
     learned, steadier = max(ev.usually, 0.0), ev.control("steadier") or 0.0
     why = sentence(
         "why_steadier",
@@ -227,10 +227,10 @@ def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
         count=1 / max(1e-09, 1 - ev.momentum),
     )
     numbers = {"momentum": ev.momentum, "learned": learned, "steadier": steadier, **climb}
-    grave = bool(climb) or steadier - learned > e.FREED
+    severe = bool(climb) or steadier - learned > e.FREED
     return Finding(
         "oscillating_loss",
-        "critical" if grave else "warning",
+        "critical" if severe else "warning",
         (),
         numbers,
         why,
@@ -238,7 +238,7 @@ def _heavy(ev: Evidence, climb: dict[str, float]) -> Finding:
     )
 
 
-def _long_steps(ev: Evidence) -> Finding:
+def _steps_too_long(ev: Evidence) -> Finding:
     numbers = ev.shown("calmer")
     why = sentence("why_calmer", **numbers)
     if ev.blind:
@@ -264,12 +264,12 @@ def slow_convergence(ev: Evidence) -> Finding | None:
         fix = "leave out parameter.register_hook(...), or let more through"
         return Finding("slow_convergence", "warning", hooked, numbers, why, fix=fix)
     if ev.gained("faster") > e.FREED:
-        return _short_steps(ev)
+        return _steps_too_short(ev)
     update = ev.updates
     if (
         update is None
         or update >= e.SLOW_UPDATE
-        or _dead_now(ev)
+        or _died_in_training(ev)
         or penalty_share(ev) > e.RESTRAINING
     ):
         return None
@@ -277,15 +277,15 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     why = _with_cause(ev, sentence("why_small_steps", update=update))
     if update == 0:
         why = sentence("why_unmoved")
-    return Finding("slow_convergence", "warning", (), numbers, _shortened(ev, why))
+    return Finding("slow_convergence", "warning", (), numbers, _explain_small_steps(ev, why))
 
 
-def _short_steps(ev: Evidence) -> Finding:
+def _steps_too_short(ev: Evidence) -> Finding:
     """Report that a control run learned more with ten times the learning rate."""
     numbers = ev.shown("faster")
     why = sentence("why_faster", **numbers)
     numbers["update_ratio"] = ev.updates or 0.0
-    return Finding("slow_convergence", "warning", (), numbers, _shortened(ev, why))
+    return Finding("slow_convergence", "warning", (), numbers, _explain_small_steps(ev, why))
 
 
 def _mostly_masked(ev: Evidence) -> Finding | None:
@@ -300,7 +300,7 @@ def _mostly_masked(ev: Evidence) -> Finding | None:
     return Finding("slow_convergence", "warning", where, numbers, why, fix=fix)
 
 
-def _shortened(ev: Evidence, why: Sentence) -> Sentence:
+def _explain_small_steps(ev: Evidence, why: Sentence) -> Sentence:
     """Add the reason for small steps in the optimizer: rate 0, clipping or a large eps."""
     engine = ev.record.optimizer
     if not number(engine.get("lr")):
@@ -314,7 +314,7 @@ def _shortened(ev: Evidence, why: Sentence) -> Sentence:
     return why
 
 
-def _dead_now(ev: Evidence) -> bool:
+def _died_in_training(ev: Evidence) -> bool:
     """Whether units died or saturated during training, which explains small updates."""
     last, first = ev.last, ev.first
     if last is None or first is None:
@@ -340,7 +340,7 @@ def overfitting(ev: Evidence) -> Finding | None:
         gap = metric - valid
     else:
         gap = ((end.valid_loss or 0.0) - (end.eval_loss or 0.0)) / abs(end.valid_loss or 1.0)
-    steady = rise >= 0.05 and _rises(points)
+    steady = rise >= 0.05 and _rises_steadily(points)
     if not (rise >= e.RISE or steady) or gap < e.GAP or ev.learned < 0.5:
         return None
     if (end.eval_loss or 0.0) > (lowest.eval_loss or math.inf):
@@ -357,7 +357,7 @@ def overfitting(ev: Evidence) -> Finding | None:
     return Finding("overfitting", "warning", (), numbers, why)
 
 
-def _rises(points: list[Point]) -> bool:
+def _rises_steadily(points: list[Point]) -> bool:
     """Whether the validation loss rises steadily over the last half."""
     tail = [p.valid_loss or 0.0 for p in points[len(points) // 2 :]]
     return len(tail) > 3 and back_share(tail) > 0.7
@@ -370,7 +370,7 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     if not ev.trained or ev.record.failure is not None or ev.learned >= e.RESTRAINED:
         return None
     share = penalty_share(ev)
-    dropped = weak_dropout(ev)
+    dropped = strong_dropout(ev)
     numbers = {"learned": max(ev.learned, 0.0)}
     if ev.gained("undecayed") > e.FREED:
         decay = number(ev.record.optimizer.get("weight_decay")) or 0.0
@@ -385,20 +385,20 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     if dropped:
         rate = ev.static["dropout"][dropped[0]]
         numbers["dropout"] = rate
-        why = sentence("why_dropped", share=1 - rate, layer=called(dropped[0]))
+        why = sentence("why_dropped", share=1 - rate, layer=display_name(dropped[0]))
         return Finding("underfitting", "critical", dropped, numbers, why)
-    narrow = _narrow(ev)
+    narrow = _narrow_layers(ev)
     if ev.learned >= 0.6 or found & explained or (ev.falling and not narrow):
         return None
     if narrow:
         width = min(ev.site(i).fan_out for i in ev.chain if ev.site(i).name in narrow)
         numbers["width"] = float(width)
-        why = sentence("why_narrow", width=width, layer=called(narrow[0]))
+        why = sentence("why_narrow", width=width, layer=display_name(narrow[0]))
         return Finding("underfitting", "warning", narrow, numbers, why)
-    return None if ev.learning else _unexplained(ev, numbers)
+    return None if ev.learning else _behind_baseline(ev, numbers)
 
 
-def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
+def _behind_baseline(ev: Evidence, numbers: dict[str, float]) -> Finding:
     """Report low skill relative to a reference model for no known reason."""
     end, trivial = ev.end, ev.trivial
     metric = number(end.metric) if end is not None else None
@@ -419,7 +419,7 @@ def _unexplained(ev: Evidence, numbers: dict[str, float]) -> Finding:
     return Finding("underfitting", "info", (), numbers, why)
 
 
-def _narrow(ev: Evidence) -> tuple[str, ...]:
+def _narrow_layers(ev: Evidence) -> tuple[str, ...]:
     """Return hidden layers with at most a quarter as many units as there are outputs."""
     outputs = ev.static.get("output_units") or 1
     if ev.wiring.get("target_is_input"):

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tikhon.diagnosis import thresholds as e
-from tikhon.diagnosis.checks.causes import called
+from tikhon.diagnosis.checks.causes import display_name
 from tikhon.diagnosis.checks.initial import bias_share, poor_init
 from tikhon.diagnosis.checks.static import scales
 from tikhon.diagnosis.evidence import Evidence, middle, number, sizes
@@ -60,7 +60,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         count = len(loose)
         why = sentence("why_unregistered", count=count)
         numbers = {"parameters": float(count)}
-        fix = registered(loose[0])
+        fix = registration_line(loose[0])
         yield Finding("unregistered_parameters", "critical", tuple(loose), numbers, why, fix=fix)
     if w.get("made_in_forward"):
         made = float(w["made_in_forward"])
@@ -71,7 +71,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         yield Finding("layers_made_in_forward", "critical", where, numbers, why, fix=fix)
 
 
-def _silent(ev: Evidence) -> Iterable[Finding]:
+def _zero_gradients(ev: Evidence) -> Iterable[Finding]:
     """Find a loss whose gradient is 0 at every output."""
     silent = ev.wiring.get("answers_silent")
     if silent and ev.silent and not ev.wiring.get("flat"):
@@ -81,12 +81,12 @@ def _silent(ev: Evidence) -> Iterable[Finding]:
         yield Finding("loss_not_connected", "critical", (silent,), numbers, why, fix=fix)
 
 
-def registered(name: str) -> str:
+def registration_line(name: str) -> str:
     """Return the line that registers the attribute `name` of a module.
 
-    >>> registered("blocks[0].weight")
+    >>> registration_line("blocks[0].weight")
     'self.blocks = nn.ModuleList(self.blocks)'
-    >>> registered("block(Block).linear.weight")
+    >>> registration_line("block(Block).linear.weight")
     'class Block(nn.Module), with super().__init__() in its __init__'
     """
     held = re.match(r"(?:.*\.)?(\w+)\((\w+)\)", name)
@@ -123,24 +123,24 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
     yield Finding("detached", "info" if meant else "critical", lost, numbers, why, fix=fix)
 
 
-def _blind(ev: Evidence) -> Iterable[Finding]:
+def _equal_outputs(ev: Evidence) -> Iterable[Finding]:
     single = tuple(ev.wiring.get("norms_of_one") or ())
     if single:
-        why = sentence("why_norm_of_one", place=called(single[0]))
+        why = sentence("why_norm_of_one", place=display_name(single[0]))
         fix = "a norm over more values: fewer groups, or the feature axis"
         yield Finding("inputs_ignored", "critical", single, {"norm_values": 1.0}, why, fix=fix)
         return
-    yield from _one_step(ev)
+    yield from _one_step_used(ev)
     alike = ev.wiring.get("alike")
     if alike is None or (alike.get("zero") and not ev.trained):
         return
     if ev.record.failure is not None:
         return  # NaNs are equal, too
-    if _named_otherwise(ev, alike) or _lost_in_padding(ev):
+    if _explained_otherwise(ev, alike) or _padding_dominates(ev):
         return
     module, after = alike.get("module", ""), alike.get("after", "")
     where = (module,) if module else tuple(v for v in (after, alike.get("before")) if v)
-    why = sentence("why_alike", layer=called(module), kind=alike.get("kind", ""))
+    why = sentence("why_alike", layer=display_name(module), kind=alike.get("kind", ""))
     if not module:
         why = sentence("why_alike_after", place=after)
     if not module and not after:
@@ -149,13 +149,13 @@ def _blind(ev: Evidence) -> Iterable[Finding]:
     yield Finding("inputs_ignored", "critical", where, {}, why, fix=fix)
 
 
-def _lost_in_padding(ev: Evidence) -> bool:
+def _padding_dominates(ev: Evidence) -> bool:
     """Whether rows get equal outputs because padding dominates."""
     share, apart = (ev.fact(key) or 0.0 for key in ("padding", "padding_apart"))
     return share >= e.PADDING and apart >= e.PADDED
 
 
-def _one_step(ev: Evidence) -> Iterable[Finding]:
+def _one_step_used(ev: Evidence) -> Iterable[Finding]:
     step, length = ev.wiring.get("only_step"), ev.wiring.get("input_length")
     mixed = any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows"))
     if step is None or length is None or mixed:
@@ -168,7 +168,7 @@ def _one_step(ev: Evidence) -> Iterable[Finding]:
     )
 
 
-def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
+def _explained_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
     """Whether other findings explain equal rows: dead or saturated units, equal weights."""
     first = ev.first
     head = (ev.static.get("head"), ev.static.get("output_units"))
@@ -190,7 +190,7 @@ def _named_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
     return False
 
 
-def _rows(ev: Evidence) -> Iterable[Finding]:
+def _rows_mixed(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     apart = ev.fact("rows_apart") or 0.0
     softmax = w.get("softmax_over_rows")
@@ -213,13 +213,13 @@ def _rows(ev: Evidence) -> Iterable[Finding]:
         why = sentence("why_softmax_rows", place=softmax)
         fix = "softmax(x, dim=1), or dim=-1: the axis of the classes"
     elif _in_time(kind) and place.get("batch_first") != "True":
-        why = sentence("why_rows_as_time", layer=called(module), kind=kind)
+        why = sentence("why_rows_as_time", layer=display_name(module), kind=kind)
         fix = f"nn.{kind}(..., batch_first=True)"
     elif "BatchNorm" in kind:
-        why = sentence("why_batch_statistics", layer=called(module), kind=kind)
+        why = sentence("why_batch_statistics", layer=display_name(module), kind=kind)
         fix = "track_running_stats=True; F.batch_norm(..., training=self.training)"
     elif module:
-        why = sentence("why_layer_mixes", layer=called(module), kind=kind)
+        why = sentence("why_layer_mixes", layer=display_name(module), kind=kind)
         fix = "keep axis 0, the rows, out of sums, views and norms"
     else:
         behind = place.get("after") or "the inputs"
@@ -240,7 +240,7 @@ def _in_time(kind: str) -> bool:
     return kind in ("LSTM", "GRU", "RNN") or "Transformer" in kind or "Attention" in kind
 
 
-def _future(ev: Evidence) -> Iterable[Finding]:
+def _future_visible(ev: Evidence) -> Iterable[Finding]:
     apart = ev.fact("future_apart") or 0.0
     if apart < e.APART:
         return
@@ -254,7 +254,7 @@ def _future(ev: Evidence) -> Iterable[Finding]:
     yield Finding("future_visible", "critical", (), {"future_apart": apart}, why, fix=fix)
 
 
-def _told(ev: Evidence) -> Iterable[Finding]:
+def _target_given(ev: Evidence) -> Iterable[Finding]:
     apart = ev.fact("target_given")
     if apart is None:
         return
@@ -274,7 +274,7 @@ def _shifted_twice(ev: Evidence) -> Iterable[Finding]:
     yield Finding("shifted_twice", "critical", where, numbers, why, fix=fix)
 
 
-def _positions(ev: Evidence) -> Iterable[Finding]:
+def _positions_mixed(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     change = w.get("reshape")
     elsewhere = ev.fact("answers_elsewhere") or 0.0
@@ -284,7 +284,7 @@ def _positions(ev: Evidence) -> Iterable[Finding]:
         return
     if change:
         before, after = (sizes(change[k], w["rows"]) for k in ("from", "to"))
-        axes = order_of(change["from"], change["to"])
+        axes = axis_order(change["from"], change["to"])
         where = (change["place"],)
         why = sentence("why_reshape", before=before, after=after)
         fix = (
@@ -310,10 +310,10 @@ def _interleaved(ev: Evidence) -> Iterable[Finding]:
         yield Finding("positions_mixed", "warning", ("inputs",), numbers, why, fix=fix)
 
 
-def order_of(before: list[int], after: list[int]) -> list[int]:
+def axis_order(before: list[int], after: list[int]) -> list[int]:
     """Return the permutation between two shapes; empty if sizes repeat or differ.
 
-    >>> order_of([8, 5, 3], [8, 3, 5])
+    >>> axis_order([8, 5, 3], [8, 3, 5])
     [0, 2, 1]
     """
     if sorted(before) != sorted(after) or len(set(before)) != len(before):
@@ -321,7 +321,7 @@ def order_of(before: list[int], after: list[int]) -> list[int]:
     return [before.index(size) for size in after]
 
 
-def _straight(ev: Evidence) -> Iterable[Finding]:
+def _no_nonlinearity(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     bend = ev.fact("bend")
     layers = [i for i in ev.chain if ev.site(i).role == "weight"]
@@ -344,7 +344,7 @@ def _straight(ev: Evidence) -> Iterable[Finding]:
         why = sentence("why_straight_through", count=len(layers), kinds=kinds)
         fix = "use what the activation returns, x = F.relu(x), and a slope below 1"
     elif len(layers) < 2:
-        why = sentence("why_straight_alone", name=called(names[0]))
+        why = sentence("why_straight_alone", name=display_name(names[0]))
         fix = (
             f"a hidden layer in front of {names[0] or 'the model'}: nn.Linear(..., 64), nn.ReLU()"
         )
@@ -372,14 +372,14 @@ def _one_sign(ev: Evidence) -> bool:
     return bool(seen) and all(abs(dead + slope**2 - 1) < e.ONE_SIGN for dead, slope in seen)
 
 
-def _order(ev: Evidence) -> Iterable[Finding]:
+def _no_positions(ev: Evidence) -> Iterable[Finding]:
     apart = ev.fact("order_apart")
-    if apart is None or apart >= e.APART or _broken_at_once(ev):
+    if apart is None or apart >= e.APART or _fails_at_once(ev):
         return
     nexts = (ev.fact("target_is_next") or 0.0) >= 0.95
     gain = ev.fact("order_gain") or 0.0
     harmed = ev.harmed or ev.generalised < e.LEARNED
-    matters = nexts or (gain > e.BENDS and harmed and not _lost_in_padding(ev))
+    matters = nexts or (gain > e.BENDS and harmed and not _padding_dominates(ev))
     why = sentence("why_no_order")
     if gain > e.BENDS:
         why = sentence("why_order_gain", why=why, gain=gain)
@@ -388,7 +388,7 @@ def _order(ev: Evidence) -> Iterable[Finding]:
     yield Finding("no_positions", "critical" if matters else "info", (), numbers, why, fix=fix)
 
 
-def _undivided(ev: Evidence) -> Iterable[Finding]:
+def _unscaled_attention(ev: Evidence) -> Iterable[Finding]:
     scores = ev.wiring.get("undivided")
     if not scores or scores["now"] >= e.FOCUSED or scores["then"] - scores["now"] < 0.2:
         return
@@ -400,7 +400,7 @@ def _undivided(ev: Evidence) -> Iterable[Finding]:
     yield Finding("collapsed_attention", "warning", (place,), numbers, why, fix=fix)
 
 
-def _collapsed(ev: Evidence) -> Iterable[Finding]:
+def _posterior_collapse(ev: Evidence) -> Iterable[Finding]:
     later = {"given_back": ev.fact("given_back"), "given_steps": ev.record.steps}
     later |= ev.record.reference
     left, steps = (number(later[k]) or 0.0 for k in ("given_back", "given_steps"))
@@ -411,12 +411,12 @@ def _collapsed(ev: Evidence) -> Iterable[Finding]:
     yield Finding("posterior_collapse", "critical", (), {"given_back": left}, why, fix=fix)
 
 
-def _broken_at_once(ev: Evidence) -> bool:
+def _fails_at_once(ev: Evidence) -> bool:
     """Whether outputs of the first pass are not finite, which makes other tests meaningless."""
     return ev.record.failure is not None and ev.record.failure.step == 0
 
 
-def _random(ev: Evidence) -> Iterable[Finding]:
+def _random_in_eval(ev: Evidence) -> Iterable[Finding]:
     w = ev.wiring
     spread, carried = ev.fact("eval_spread") or 0.0, ev.fact("carried")
     if carried is not None:
@@ -438,7 +438,7 @@ def _random(ev: Evidence) -> Iterable[Finding]:
     yield Finding("random_in_eval", severity, places, {"eval_spread": spread}, why, fix=fix)
 
 
-def _few_rows(ev: Evidence) -> Iterable[Finding]:
+def _few_rows_per_norm(ev: Evidence) -> Iterable[Finding]:
     counts = ev.wiring.get("norm_values") or {}
     few = {n: c for n, c in counts.items() if 2 <= c <= e.FEW_VALUES}
     if not few:
@@ -456,7 +456,7 @@ def _few_rows(ev: Evidence) -> Iterable[Finding]:
     )
 
 
-def _short_floats(ev: Evidence) -> Iterable[Finding]:
+def _updates_lost(ev: Evidence) -> Iterable[Finding]:
     stuck = {
         i: share
         for i in ev.chain
@@ -473,7 +473,7 @@ def _short_floats(ev: Evidence) -> Iterable[Finding]:
     yield Finding("updates_lost", "critical", names, numbers, why, fix=fix)
 
 
-def _shared(ev: Evidence) -> Iterable[Finding]:
+def _shared_layers(ev: Evidence) -> Iterable[Finding]:
     shared = tuple(ev.static.get("shared") or ())
     if shared:
         why = sentence("why_shared", count=len(shared))
@@ -488,7 +488,7 @@ def _shared(ev: Evidence) -> Iterable[Finding]:
         )
 
 
-def _unread(ev: Evidence) -> Iterable[Finding]:
+def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
     """Find parts of the inputs that no output depends on, though the targets do."""
     found = ev.wiring.get("unread")
     if not found or any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows")):
@@ -519,7 +519,7 @@ def _unread(ev: Evidence) -> Iterable[Finding]:
     )
 
 
-def _lost_eps(ev: Evidence) -> Iterable[Finding]:
+def _eps_rounds_to_zero(ev: Evidence) -> Iterable[Finding]:
     lost = tuple(ev.static.get("eps_lost") or ())
     if not lost or (ev.record.failure is None and not ev.harmed):
         return
@@ -532,23 +532,23 @@ def _lost_eps(ev: Evidence) -> Iterable[Finding]:
 
 CHECKS = (
     _graph,
-    _silent,
+    _zero_gradients,
     _detached,
-    _blind,
-    _rows,
-    _future,
-    _told,
+    _equal_outputs,
+    _rows_mixed,
+    _future_visible,
+    _target_given,
     _shifted_twice,
-    _positions,
+    _positions_mixed,
     _interleaved,
-    _straight,
-    _order,
-    _undivided,
-    _collapsed,
-    _random,
-    _few_rows,
-    _short_floats,
-    _shared,
-    _unread,
-    _lost_eps,
+    _no_nonlinearity,
+    _no_positions,
+    _unscaled_attention,
+    _posterior_collapse,
+    _random_in_eval,
+    _few_rows_per_norm,
+    _updates_lost,
+    _shared_layers,
+    _unused_inputs,
+    _eps_rounds_to_zero,
 )
