@@ -22,10 +22,8 @@ def _constant_inputs(ev: Evidence) -> Iterable[Finding]:
     count = float(w.get("columns") or 0)
     numbers = {"constant_columns": share, "columns": count}
     if _is_mostly_constant(ev):
-        explained = max(
-            0.0, ev.fact("explained_straight") or 0.0, ev.fact("explained_bent") or 0.0
-        )
-        why = sentence("why_most_constant", share=share, count=count, told=explained)
+        found = max(0.0, ev.fact("explained_straight") or 0.0, ev.fact("explained_bent") or 0.0)
+        why = sentence("why_most_constant", share=share, count=count, told=found)
         fix = "print((x != x[0]).sum(0)) before and after each step that cleans or scales x"
         yield Finding("constant_inputs", "warning", ("inputs",), numbers, why, fix=fix)
         return
@@ -167,9 +165,7 @@ def find_inverted_weights(
     >>> find_inverted_weights([0.9, 0.1], [1.0, 0.2])
     (1, 0)
     """
-    weighted = [
-        k for k, share in enumerate(shares) if share > 0 and (number(weights[k]) or 0.0) > 0
-    ]
+    weighted = [k for k, s in enumerate(shares) if s > 0 and (number(weights[k]) or 0.0) > 0]
     if len(weighted) < 2:
         return None
     rare, common = (pick(weighted, key=lambda k: shares[k]) for pick in (min, max))

@@ -46,9 +46,7 @@ class AttentionScores(Functions):
         self.found: list[dict[str, Any]] = []
         self.query_mask = ""  # place where a mask hides queries instead of keys
         self.query_softmax = ""  # place where a softmax over the queries weights the values
-        self.masked_keys: list[
-            tuple[Tensor, str]
-        ] = []  # keys masked for all queries of a row, place
+        self.masked_keys: list[tuple[Tensor, str]] = []  # hidden from all queries, and place
         self._over_queries: list[tuple[weakref.ref[Tensor], str]] = []
         self._known_tensors: dict[int, weakref.ref[Tensor]] = {}
         self._scalings: dict[int, tuple[int, bool]] = {}  # tensor: size of its products, divided
@@ -160,14 +158,14 @@ def relative_entropy(scores: Tensor) -> float | None:
     return float((entropy[rows] / count[rows].double().log()).mean())
 
 
-def _find_inverted_mask(program: Program, tape: AttentionScores) -> str:
+def _find_inverted_mask(program: Program, trace: AttentionScores) -> str:
     """Return the place where a mask hides the tokens and leaves the padding; else ""."""
     for part in tensors(program.batch[0]):
         ends = lengths(part)
         if ends is None:
             continue
         padded = torch.arange(part.shape[1]) >= ends[:, None]
-        for keys, place in tape.masked_keys:
+        for keys, place in trace.masked_keys:
             if keys.shape == padded.shape and padded.any():
                 tokens_masked, padding_masked = (
                     keys[~padded].double().mean(),
@@ -202,10 +200,10 @@ def _zero_output(module: torch.nn.Module, args: Any, output: Any) -> Any:
 
 def attention_facts(program: Program) -> dict[str, Any]:
     """Return the unscaled attention of the lowest entropy, if any, and misplaced masks."""
-    with torch.no_grad(), undisturbed(program.model, training=False), AttentionScores() as tape:
+    with torch.no_grad(), undisturbed(program.model, training=False), AttentionScores() as trace:
         program.forward(program.batch)
-    plain = [s for s in tape.found if not s["divided"]]
-    facts: dict[str, Any] = {"masked_queries": tape.query_mask} if tape.query_mask else {}
-    facts |= {"over_queries": tape.query_softmax} if tape.query_softmax else {}
-    facts |= {"masked_words": place} if (place := _find_inverted_mask(program, tape)) else {}
+    plain = [s for s in trace.found if not s["divided"]]
+    facts: dict[str, Any] = {"masked_queries": trace.query_mask} if trace.query_mask else {}
+    facts |= {"over_queries": trace.query_softmax} if trace.query_softmax else {}
+    facts |= {"masked_words": place} if (place := _find_inverted_mask(program, trace)) else {}
     return facts | ({"undivided": min(plain, key=lambda s: s["now"])} if plain else {})

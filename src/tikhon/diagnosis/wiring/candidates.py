@@ -25,13 +25,11 @@ def candidate_facts(program: Program) -> Facts:
         return {}
     with WithoutDropout():
         before = program.outputs(program.batch)
-    found = _rolling_input_rolls_output(program, before) or _swapping_inputs_swaps_outputs(
-        program, before
-    )
+    found = _rolls_along(program, before) or _swaps_along(program, before)
     return {"candidates": True} if found else {}
 
 
-def _rolling_input_rolls_output(program: Program, before: list[Tensor]) -> bool:
+def _rolls_along(program: Program, before: list[Tensor]) -> bool:
     """Whether rolling the second axis of an input rolls that of the output."""
     for part in tensors(program.batch[0]):
         if part.ndim < 2 or part.shape[1] < 2:
@@ -46,7 +44,7 @@ def _rolling_input_rolls_output(program: Program, before: list[Tensor]) -> bool:
     return False
 
 
-def _swapping_inputs_swaps_outputs(program: Program, before: list[Tensor]) -> bool:
+def _swaps_along(program: Program, before: list[Tensor]) -> bool:
     """Whether exchanging two inputs reverses the output or exchanges two outputs."""
     for one, other in combinations(tensors(program.batch[0]), 2):
         if one.shape != other.shape or one.dtype != other.dtype:

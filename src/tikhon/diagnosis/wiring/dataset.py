@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
@@ -12,14 +12,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from tikhon.data.rows import Batch, split, take, tensors
-from tikhon.diagnosis.reference import (
-    MANY_CLASSES,
-    binary,
-    design_of,
-    middle_half,
-    ridge,
-    within,
-)
+from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, middle_half, ridge, within
 from tikhon.diagnosis.samples import Samples, read_on
 from tikhon.diagnosis.wiring.program import Facts
 
@@ -130,10 +123,7 @@ def _adjacent_lines(inputs: Tensor) -> Facts:
 def _target_facts(target: Tensor) -> Facts:
     """Return range and kind of the targets, and the share of the majority class."""
     values = target.detach().reshape(len(target), -1).double()
-    facts: Facts = {
-        "target_low": float(values.min()),
-        "target_high": float(values.max()),
-    }
+    facts: Facts = {"target_low": float(values.min()), "target_high": float(values.max())}
     facts["amounts"] = target.is_floating_point() and not binary(values)
     facts["target_columns"] = values.shape[1]
     facts["constant_target"] = len(values) > 1 and bool((values == values[:1]).all())
@@ -248,9 +238,7 @@ def relation(inputs: Tensor, target: Tensor) -> Facts:
     designs = {"straight": design[:, :straight], "bent": design, "added": hinges}
     for name, x in designs.items():
         for strength in (1.0, 100.0) if x.shape[1] else ():
-            scores = torch.zeros_like(y)
-            for fit, test in (halves, halves[::-1]):
-                scores[test] = x[test] @ ridge(x[fit], y[fit], strength)
+            scores = _held_out(x, y, halves, strength)
             best = max(best, _agreement_z(scores, y, halves))
             explained = 1 - float((y - scores).square().mean() / y.square().mean())
             skills[name] = max(skills.get(name, -math.inf), explained)
@@ -262,6 +250,14 @@ def relation(inputs: Tensor, target: Tensor) -> Facts:
     facts["explained_straight"] = skills["straight"]
     facts["explained_bent"] = max(skills["bent"], skills.get("added", -math.inf))
     return facts
+
+
+def _held_out(x: Tensor, y: Tensor, halves: Sequence[Tensor], strength: float) -> Tensor:
+    """Return the predictions for each half by a ridge fitted to the other."""
+    scores = torch.zeros_like(y)
+    for fit, test in (halves, halves[::-1]):
+        scores[test] = x[test] @ ridge(x[fit], y[fit], strength)
+    return scores
 
 
 def _neighbouring_rows(data: Batch, known: Facts) -> Facts:
@@ -342,9 +338,7 @@ def _angle_gain(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> F
     angle = angle * (2 * math.pi / full_turn)
     y = torch.cat([angle, angle.cos(), angle.sin()], 1)
     y = (y - y.mean(0)) / y.std(0)
-    scores = torch.zeros_like(y)
-    for fit, test in (halves, halves[::-1]):
-        scores[test] = design[test] @ ridge(design[fit], y[fit], 10.0)
+    scores = _held_out(design, y, halves, 10.0)
     number, *circle = (y - scores).square().mean(0).tolist()
     return {"turn": number / max(*circle, 1e-9)}
 
@@ -360,29 +354,20 @@ def _class_gain(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> F
     classes = torch.searchsorted(distinct, values.flatten())
     hot = torch.nn.functional.one_hot(classes, len(distinct)).double()
     mean = values.mean()
-    right = {"classes": 0.0, "numbers": 0.0}
-    for fit, test in (halves, halves[::-1]):
-        both = torch.cat([hot[fit], values[fit] - mean], 1)
-        scores = design[test] @ ridge(design[fit], both, 10.0)
-        near = (scores[:, -1:] + mean - distinct).abs().argmin(1)
-        for name, answer in (("classes", scores[:, :-1].argmax(1)), ("numbers", near)):
-            right[name] += float((answer == classes[test]).sum()) / len(values)
-    return {"class_gain": right["classes"] - right["numbers"]}
+    scores = _held_out(design, torch.cat([hot, values - mean], 1), halves, 10.0)
+    rounded = (scores[:, -1:] + mean - distinct).abs().argmin(1)
+    predicted = scores[:, :-1].argmax(1), rounded
+    by_class, by_number = (float((p == classes).double().mean()) for p in predicted)
+    return {"class_gain": by_class - by_number}
 
 
 def _bag_skill(inputs: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
     """Return the held-out variance explained by a bag of tokens, without their order."""
     shuffled = torch.stack([row[torch.randperm(len(row))] for row in inputs.flatten(1)])
     design, straight = design_of(shuffled)
-    best = -math.inf
-    for strength in (1.0, 100.0):
-        scores = torch.zeros_like(y)
-        for fit, test in (halves, halves[::-1]):
-            assert design is not None
-            x = design[:, :straight]
-            scores[test] = x[test] @ ridge(x[fit], y[fit], strength)
-        best = max(best, 1 - float((y - scores).square().mean() / y.square().mean()))
-    return best
+    assert design is not None
+    errors = [y - _held_out(design[:, :straight], y, halves, s) for s in (1.0, 100.0)]
+    return 1 - float(min(e.square().mean() for e in errors) / y.square().mean())
 
 
 def _agreement_z(scores: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:

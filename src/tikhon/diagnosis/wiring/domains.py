@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tikhon.diagnosis.functions import BINARY
+from tikhon.diagnosis.wiring.origins import TracedCall
 from tikhon.diagnosis.wiring.program import Facts
-from tikhon.diagnosis.wiring.provenance import TracedCall
 
 Breach = Facts
 TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.1}  # of a sum of probabilities
@@ -23,10 +23,7 @@ SIGNED_TARGETS = {  # position of the targets
 }
 
 
-SIMILARITY_LOSSES = (
-    "cosine_embedding_loss",
-    "hinge_embedding_loss",
-)  # of similar and dissimilar pairs
+SIMILARITY_LOSSES = ("cosine_embedding_loss", "hinge_embedding_loss")
 
 
 def breach(step: TracedCall) -> Breach | None:
@@ -125,12 +122,8 @@ def _softmax_over_one(step: TracedCall) -> Breach | None:
 def _cross_entropy_arguments(step: TracedCall) -> Breach | None:
     """Check that logits are no probabilities, and that contrastive targets differ by row."""
     scores, target = argument(step, 0, "input"), argument(step, 1, "target")
-    if (
-        scores.ndim == 2
-        and scores.shape[1] > 1
-        and scores.requires_grad
-        and _are_probabilities(scores)
-    ):
+    learned = scores.ndim == 2 and scores.shape[1] > 1 and scores.requires_grad
+    if learned and _are_probabilities(scores):
         return {"code": "head_mismatch", "kind": "probabilities"}
     square = scores.ndim == 2 and scores.shape[0] == scores.shape[1] > 2
     named = square and isinstance(target, Tensor) and target.ndim == 1

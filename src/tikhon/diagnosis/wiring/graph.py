@@ -18,17 +18,8 @@ from tikhon.diagnosis.wiring.torch_calls import CallTrace, WithoutDetach
 from tikhon.errors import InputError
 
 INITIALISERS = ("kaiming_uniform", "empty", "randn", "rand", "zeros", "ones")
-ZERO_DERIVATIVE = (
-    "round",
-    "floor",
-    "ceil",
-    "trunc",
-    "fix",
-    "sign",
-    "sgn",
-    "heaviside",
-)  # derivative 0
-MAX_LOSS_WEIGHTS = 8  # maximum size of a parameter that weights the parts of a loss
+ZERO_DERIVATIVE = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside")
+MAX_WEIGHTS = 8  # maximum size of a parameter that weights the parts of a loss
 MAX_DEPTH = 4  # nesting depth of containers searched for a tensor
 
 
@@ -39,18 +30,18 @@ def graph_facts(program: Program, optimizer_ids: set[int]) -> Facts:
     """
     model = program.model
     facts: Facts = {}
-    first, tape, found = _training_pass(program)
+    first, trace, found = _training_pass(program)
     second, _, _ = _training_pass(program)
     facts["connected"] = any(g is not None for g in found)
     if facts["connected"]:
         facts |= _foreign_tensors(
-            program, first, second, optimizer_ids, slopes=bool(tape.named("grad"))
+            program, first, second, optimizer_ids, slopes=bool(trace.named("grad"))
         )
         if optimizer_ids and facts["outside"]:
             facts["judge"] = _untrained_loss_layer(program, optimizer_ids)
-        made = [c.line for c in tape.named(*INITIALISERS) if c.line and c.module != LOSS]
+        made = [c.line for c in trace.named(*INITIALISERS) if c.line and c.module != LOSS]
         facts["made_place"] = made[0] if made and facts["made_in_forward"] else ""
-    flat = [c for c in tape.named(*ZERO_DERIVATIVE) if c.attached]
+    flat = [c for c in trace.named(*ZERO_DERIVATIVE) if c.attached]
     names = [n for n, _ in _trainable(model)]
     reached = [n for n, g in zip(names, found) if g is not None and bool(g.any())]
     if facts["connected"] and flat and not reached:  # it leaves every gradient zero
@@ -58,7 +49,7 @@ def graph_facts(program: Program, optimizer_ids: set[int]) -> Facts:
     stuck = [n for n, g in zip(names, found) if g is not None and not bool(g.any())]
     without = [n for n, g in zip(names, found) if g is None]
     if without:
-        facts |= _find_cuts(program, without, tape)
+        facts |= _find_cuts(program, without, trace)
     partly = reached and flat and stuck and not facts.get("detached")
     if partly and _changes_loss(program, stuck):
         cut = {"name": flat[0].name, "place": flat[0].place}
@@ -87,9 +78,9 @@ def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _training_pass(program: Program) -> tuple[Tensor, CallTrace, list[Tensor | None]]:
     model = program.model
     with undisturbed(model, training=True):
-        with CallTrace(model) as tape:
+        with CallTrace(model) as trace:
             loss = program.replica.value(program.batch)
-        return loss, tape, gradients(loss, [p for _, p in _trainable(model)], model)
+        return loss, trace, gradients(loss, [p for _, p in _trainable(model)], model)
 
 
 def _foreign_tensors(
@@ -113,7 +104,7 @@ def _foreign_tensors(
     known = [(t, next((n for n, other in named if other is t), "")) for t in foreign]
     small = [t for t, n in known if not n and isinstance(t, nn.Parameter) and id(t) in second_ids]
     own_weights = (
-        optimizer_ids and small and all(t.numel() <= MAX_LOSS_WEIGHTS for t, n in known if not n)
+        optimizer_ids and small and all(t.numel() <= MAX_WEIGHTS for t, n in known if not n)
     )
     return {
         "weights_of_loss": len(small) if own_weights else 0,
@@ -183,7 +174,7 @@ def _search_tensors(value: object, name: str, depth: int, seen: set[int]) -> Any
             yield from _search_tensors(part, f"{inside}.{k}", depth - 1, seen)
 
 
-def _find_cuts(program: Program, without: list[str], tape: CallTrace) -> Facts:
+def _find_cuts(program: Program, without: list[str], trace: CallTrace) -> Facts:
     """Find the calls that keep gradients from parameters.
 
     They are the cause if the parameters get a gradient with `.detach()`, `.data` and `no_grad`
@@ -201,7 +192,7 @@ def _find_cuts(program: Program, without: list[str], tape: CallTrace) -> Facts:
         # numpy rejects attached tensors, which proves that the conversion cuts the graph
         partly = len(without) < len(_trainable(model))
         detached = without if partly and "numpy" in str(error) else []
-    cuts = [c for c in tape.calls if c.cut or c.silent] or [c for c in tape.calls if c.parts]
+    cuts = [c for c in trace.calls if c.cut or c.silent] or [c for c in trace.calls if c.parts]
     partly = len(without) < len(_trainable(model))
     if partly and not detached and cuts and _changes_loss(program, without):
         detached = without

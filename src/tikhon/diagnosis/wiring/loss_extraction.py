@@ -30,7 +30,7 @@ Step = tuple[Function, Args, Options]
 Steps = tuple[Step, ...]  # applied to a tensor in order
 
 
-def apply_steps(steps: Steps, value: Tensor) -> Tensor:
+def rearrange(steps: Steps, value: Tensor) -> Tensor:
     """Apply the steps to a tensor."""
     for func, args, kwargs in steps:
         value = func(value, *args, **kwargs)
@@ -58,8 +58,8 @@ class ExtractedLoss:
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a model output."""
-        known, target_steps = self.loss_call, apply_steps(self.target_steps, target)
-        output_steps = apply_steps(self.output_steps, output.contiguous())  # required by view
+        known, target_steps = self.loss_call, rearrange(self.target_steps, target)
+        output_steps = rearrange(self.output_steps, output.contiguous())  # required by view
         return known.func(output_steps, target_steps, *known.args[2:], **known.kwargs)
 
 
@@ -159,7 +159,7 @@ def _extract(
     if not loss_call.by_model:  # targets that the model rearranges itself stay as given
         target, target_steps = _arrange_rows(target, target_steps, rows)
     same = (
-        apply_steps(output_steps, model_outputs[output_index]).shape
+        rearrange(output_steps, model_outputs[output_index]).shape
         == model_outputs[output_index].shape
     )
     flat = same and _flattens_rows(target_steps, target, model_outputs[output_index])
@@ -178,7 +178,7 @@ def _arrange_rows(target: Tensor, steps: Steps, rows: int) -> tuple[Tensor, Step
     """Apply steps to the target while rows stay on the first axis; return it and the rest."""
     reached, values = 0, [target]
     for count in range(1, len(steps) + 1):
-        values.append(apply_steps(steps[count - 1 : count], values[-1]))
+        values.append(rearrange(steps[count - 1 : count], values[-1]))
         if values[-1].ndim and len(values[-1]) == rows:
             reached = count
     return values[reached], steps[reached:]
@@ -189,4 +189,4 @@ def _flattens_rows(steps: Steps, target: Tensor, output_steps: Tensor) -> bool:
     if target.ndim != 2 or len(output_steps) != target.numel():
         return False
     order = torch.arange(target.numel(), device=target.device).reshape(target.shape)
-    return torch.equal(apply_steps(steps, order), order.flatten())
+    return torch.equal(rearrange(steps, order), order.flatten())

@@ -78,9 +78,7 @@ def loss_part_facts(replica: Replica, batch: Batch) -> Facts:
     for part, again in zip(*passes):
         target = part.target
         drawn = target.shape != again.target.shape or not torch.equal(target, again.target)
-        single = target.ndim == 1 and len(target.unique()) == len(
-            target
-        )  # indices of a pairwise matrix
+        single = target.ndim == 1 and len(target.unique()) == len(target)  # indices of pairs
         related = part.gain > UNTOLD or best_gain < TOLD_MORE * part.gain
         if related or drawn or single or not bool((target != target[:1]).any()):
             continue

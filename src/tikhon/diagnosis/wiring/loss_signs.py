@@ -73,9 +73,9 @@ def _zero_gradients(program: Program) -> Facts:
             found = torch.autograd.grad(loss, leaves, allow_unused=True)
         if all(g is None for g in found) or any(g is not None and bool(g.any()) for g in found):
             return {}
-    with torch.enable_grad(), undisturbed(model, training=True), _ZeroFactorTrace() as tape:
+    with torch.enable_grad(), undisturbed(model, training=True), _ZeroFactorTrace() as trace:
         program.replica.value(program.batch)
-    return {"answers_silent": tape.place or "the loss"}
+    return {"answers_silent": trace.place or "the loss"}
 
 
 class _ZeroFactorTrace(Functions):
@@ -105,11 +105,11 @@ def _unbounded(program: Program) -> Facts:
     whole = program.replica.whole
     with torch.no_grad(), undisturbed(program.model, training=True):
         with (
-            CallTrace(program.model) as tape,
+            CallTrace(program.model) as trace,
             replace_outputs(program.model, Tensor.detach) as given,
         ):
             start = float(program.replica.value(program.batch))
-    draws = any(c.module != "the loss" for c in tape.named(*RANDOM_FUNCTIONS))
+    draws = any(c.module != "the loss" for c in trace.named(*RANDOM_FUNCTIONS))
     count = len(float_tensors(program.forward(program.batch))) if given else 0
     if not given or not math.isfinite(start) or (count < 2 and not whole):
         return {}
@@ -219,16 +219,16 @@ def _entropy_gradient(program: Program) -> Facts:
     if not program.replica.whole:
         return {}
     with torch.enable_grad(), undisturbed(program.model, training=True):
-        tape = _EntropyTrace(program.model)
+        trace = _EntropyTrace(program.model)
         try:
-            with tape:
+            with trace:
                 loss = program.replica.value(program.batch)
         finally:
-            tape.close()
-        if not tape.found or not tape.has_advantages or not loss.requires_grad:
+            trace.close()
+        if not trace.found or not trace.has_advantages or not loss.requires_grad:
             return {}
-        slopes = torch.autograd.grad(loss, [t for t, _, _ in tape.found], allow_unused=True)
-    for (_, sign, index), slope in zip(tape.found, slopes):
+        slopes = torch.autograd.grad(loss, [t for t, _, _ in trace.found], allow_unused=True)
+    for (_, sign, index), slope in zip(trace.found, slopes):
         if slope is not None and bool(slope.any()):
             return {"entropy_pulled": sign * float(slope.sum()), "entropy_place": index}
     return {}

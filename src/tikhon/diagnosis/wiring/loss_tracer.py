@@ -32,6 +32,16 @@ from tikhon.diagnosis.modes import (
 )
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.domains import CHECKED, breach
+from tikhon.diagnosis.wiring.origins import (
+    UNKNOWN,
+    Broadcast,
+    Origin,
+    Summand,
+    TracedCall,
+    broadcast_shape,
+    row_pairs,
+    union,
+)
 from tikhon.diagnosis.wiring.program import Facts, Program
 from tikhon.diagnosis.wiring.propagation import (
     check_cosine_over_rows,
@@ -45,16 +55,6 @@ from tikhon.diagnosis.wiring.propagation import (
     is_index,
     is_norm_over_rows,
     raises_random_samples,
-)
-from tikhon.diagnosis.wiring.provenance import (
-    UNKNOWN,
-    Broadcast,
-    Provenance,
-    Summand,
-    TracedCall,
-    broadcast_shape,
-    has_row_pairs,
-    union,
 )
 from tikhon.diagnosis.wiring.torch_calls import RANDOM_FUNCTIONS
 
@@ -73,10 +73,7 @@ DECISIONS = {"multinomial", "bernoulli", "poisson", "binomial"}  # samplers with
 SQUASHING = {"sigmoid": "binary_cross_entropy_with_logits", "softmax": "cross_entropy"}
 LAYERS = {*PRODUCTS, "linear", "addmm", "conv1d", "conv2d", "conv3d"}
 MIN_Z = 5.0  # z-score of negatives being nearer than positives
-COMPARED = {
-    *REGRESSIONS,
-    *("poisson_nll_loss", "gaussian_nll_loss", "kl_div", "soft_margin_loss"),
-}
+COMPARED = {*REGRESSIONS, *("poisson_nll_loss", "gaussian_nll_loss", "kl_div", "soft_margin_loss")}
 
 
 class LossTracer(Located):
@@ -89,29 +86,27 @@ class LossTracer(Located):
         super().__init__(model)
         self.rows = rows
         self.facts: dict[str, Any] = {"breaches": []}
-        self._provenances: dict[int, tuple[weakref.ref[Tensor], Provenance]] = {}
+        self._origins: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
         self._inputs_of: dict[int, Tensor] = {}  # by output: its input
         self._arguments_of: dict[int, list[Tensor]] = {}  # by output: arguments of the model
         self._count = 0
         self._squashed_tensors: list[tuple[weakref.ref[Tensor], str]] = []
-        self._self_similarities: list[
-            weakref.ref[Tensor]
-        ] = []  # similarities of rows with themselves
+        self._similarities: list[weakref.ref[Tensor]] = []  # similarities of rows with themselves
         self.outputs: list[tuple[Tensor, bool]] = []  # and whether the inputs were noise
         for part in batch:
             self._root(part, UNKNOWN)
 
-    def provenance_of(self, tensor: Tensor) -> Provenance:
-        """Return the provenance of a tensor."""
-        known = self._provenances.get(id(tensor))
+    def origin_of(self, tensor: Tensor) -> Origin:
+        """Return the origin of a tensor."""
+        known = self._origins.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else UNKNOWN
 
-    def _set(self, tensor: Tensor, provenance: Provenance) -> None:
-        self._provenances[id(tensor)] = weakref.ref(tensor), provenance
+    def _set(self, tensor: Tensor, origin: Origin) -> None:
+        self._origins[id(tensor)] = weakref.ref(tensor), origin
 
-    def _root(self, tensor: Tensor, before: Provenance) -> int:
+    def _root(self, tensor: Tensor, before: Origin) -> int:
         self._count += 1
-        self._set(tensor, Provenance(frozenset({self._count}), random=before.random))
+        self._set(tensor, Origin(frozenset({self._count}), random=before.random))
         return self._count
 
     def leave(self, name: str, module: nn.Module, args: Args, output: object) -> None:
@@ -121,10 +116,8 @@ class LossTracer(Located):
             given = tensors(args)
             outputs = tensors(output)
             for place, tensor in enumerate(outputs):
-                root = self._root(tensor, union([self.provenance_of(t) for t in given]))
-                drawn = any(
-                    self.provenance_of(t).random and not t.is_floating_point() for t in given
-                )
+                root = self._root(tensor, union([self.origin_of(t) for t in given]))
+                drawn = any(self.origin_of(t).random and not t.is_floating_point() for t in given)
                 self.outputs.append((tensor, drawn))
                 self._arguments_of[root] = given
                 if len(outputs) == len(given):  # as many outputs as inputs: pair them
@@ -139,7 +132,7 @@ class LossTracer(Located):
         inputs = tensors((*args, *options.values()))
         graded = torch.is_grad_enabled()
         line, written = user_line(), not inside_torch()
-        provenances = [self.provenance_of(t) for t in inputs]
+        origins = [self.origin_of(t) for t in inputs]
         shapes = [tuple(t.shape) for t in inputs]
         output = func(*args, **options)
         with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -148,7 +141,8 @@ class LossTracer(Located):
                 args,
                 options,
                 inputs,
-                provenances,
+                shapes,
+                origins,
                 tensors(output),
                 line,
                 written,
@@ -159,21 +153,21 @@ class LossTracer(Located):
                 self.facts["breaches"].append(found)
             if outside:
                 drawn = self.graded and not graded and name in SAMPLERS
-                of_outputs = any(not n.roots.isdisjoint(self._arguments_of) for n in provenances)
+                of_outputs = any(not n.roots.isdisjoint(self._arguments_of) for n in origins)
                 if of_outputs and name in DECISIONS:
                     self.facts.setdefault("decides", line)
-                self._follow(step, shapes, sampled=drawn and of_outputs)
+                self._follow(step, sampled=drawn and of_outputs)
         return output
 
-    def _follow(self, step: TracedCall, shapes: list[tuple[int, ...]], *, sampled: bool) -> None:
-        provenance = union(step.provenances)
+    def _follow(self, step: TracedCall, *, sampled: bool) -> None:
+        origin = union(step.origins)
         if step.name == "__setitem__":
             target = step.inputs[0]
-            self._set(target, replace(provenance, explicit_axes=step.provenances[0].explicit_axes))
+            self._set(target, replace(origin, explicit_axes=step.origins[0].explicit_axes))
         if not step.results:
             return
         check_index_mask(step, self.rows)
-        check_column_counts(step, shapes)
+        check_column_counts(step)
         check_second_derivative(step)
         self._check_denoising(step)
         self._check_self_contrast(step)
@@ -185,106 +179,100 @@ class LossTracer(Located):
         check_gather_over_rows(step, self.rows, set(self._arguments_of))
         check_cosine_over_rows(step, self.rows)
         check_mixed_derivatives(step)
-        provenance = replace(
-            provenance,
+        origin = replace(
+            origin,
             row_norm=is_norm_over_rows(step, self.rows),
             normed_line=follow_norm_over_rows(step, self.rows),
             bound=follow_bound(step),
             explicit_axes=has_explicit_axes(step),
-            discounted=provenance.discounted
+            discounted=origin.discounted
             or (step.name in TIMES and any(map(is_discount, step.args))),
-            bootstrap_line=provenance.bootstrap_line or self._bootstrap_line(step),
-            random=provenance.random or step.name in RANDOM_FUNCTIONS,
+            bootstrap_line=origin.bootstrap_line or self._bootstrap_line(step),
+            random=origin.random or step.name in RANDOM_FUNCTIONS,
             masked_share=masked_share(step),
-            derivative=provenance.derivative or step.name == "grad",
+            derivative=origin.derivative or step.name == "grad",
             detached_line=follow_detached_loss(step),
             log_targets=follow_log_targets(step),
         )
-        for summand in provenance.summands:
+        for summand in origin.summands:
             summand.intended |= not is_linear(step, summand)
-        provenance = self._check_late_weights(
-            step, shapes, self._follow_sample(step, provenance, sampled)
-        )
-        provenance = self._check_broadcast(step, shapes, provenance)
+        origin = self._check_late_weights(step, self._follow_sample(step, origin, sampled))
+        origin = self._check_broadcast(step, origin)
         for result in step.results:
-            self._set(result, replace(provenance, is_index=is_index(step, result)))
+            self._set(result, replace(origin, is_index=is_index(step, result)))
 
-    def _follow_sample(
-        self, step: TracedCall, provenance: Provenance, sampled: bool
-    ) -> Provenance:
+    def _follow_sample(self, step: TracedCall, origin: Origin, sampled: bool) -> Origin:
         """Follow a sample without gradient into a sum with tensors that have one."""
         if sampled:
-            return replace(provenance, sampled=(step.name, step.place))
-        origin = next((n.sampled for n in step.provenances if n.sampled), None)
-        if origin is None:
-            return provenance
+            return replace(origin, sampled=(step.name, step.place))
+        sample = next((n.sampled for n in step.origins if n.sampled), None)
+        if sample is None:
+            return origin
         if not step.attached:
-            mixed = any(n.mixed for n in step.provenances) or len(step.inputs) > 1
-            return replace(provenance, sampled=origin, mixed=mixed)
+            mixed = any(n.mixed for n in step.origins) or len(step.inputs) > 1
+            return replace(origin, sampled=sample, mixed=mixed)
         beside = [
-            n for t, n in zip(step.inputs, step.provenances) if not t.requires_grad and n.sampled
+            n for t, n in zip(step.inputs, step.origins) if not t.requires_grad and n.sampled
         ]
         if step.written and step.name in ADDING and beside and all(n.mixed for n in beside):
-            return replace(
-                provenance, summands=(*provenance.summands, Summand("sampled", *origin))
-            )
-        return provenance
+            return replace(origin, summands=(*origin.summands, Summand("sampled", *sample)))
+        return origin
 
-    def _check_late_weights(
-        self, step: TracedCall, shapes: list[tuple[int, ...]], provenance: Provenance
-    ) -> Provenance:
+    def _check_late_weights(self, step: TracedCall, origin: Origin) -> Origin:
         """Detect a mean over the rows that is multiplied by one number per row."""
         whole = step.plain and step.results[0].ndim == 0 and step.attached
-        before = [n.averaged for n in step.provenances]
-        if whole and (any(before) or any(self.rows in s for s in shapes)):
-            return replace(provenance, averaged=True)
+        before = [n.averaged for n in step.origins]
+        if whole and (any(before) or any(self.rows in s for s in step.shapes)):
+            return replace(origin, averaged=True)
         if step.name not in TIMES | SHARES or sum(before) != 1 or len(before) != 2:
-            return provenance
+            return origin
         mean = before.index(True)
-        other, shape = step.inputs[1 - mean], shapes[1 - mean]
-        if shapes[mean] == () and not other.requires_grad and shape[:1] == (self.rows,):
+        other, shape = step.inputs[1 - mean], step.shapes[1 - mean]
+        if step.shapes[mean] == () and not other.requires_grad and shape[:1] == (self.rows,):
             late = Summand("weighed", step.name, step.place)
-            return replace(provenance, summands=(*provenance.summands, late))
-        return provenance
+            return replace(origin, summands=(*origin.summands, late))
+        return origin
 
-    def _check_broadcast(
-        self, step: TracedCall, shapes: list[tuple[int, ...]], provenance: Provenance
-    ) -> Provenance:
+    def _check_broadcast(self, step: TracedCall, origin: Origin) -> Origin:
         """Detect rows broadcast against rows on another axis, and whether pairs are intended."""
-        spread = broadcast_shape(shapes) if len(shapes) > 1 and step.name not in JOINING else None
-        table = spread is not None and has_row_pairs(spread, self.rows)
-        if table and spread is not None and not any(has_row_pairs(s, self.rows) for s in shapes):
+        spread = (
+            broadcast_shape(step.shapes)
+            if len(step.shapes) > 1 and step.name not in JOINING
+            else None
+        )
+        table = spread is not None and row_pairs(spread, self.rows)
+        if table and spread is not None and not any(row_pairs(s, self.rows) for s in step.shapes):
             same = all(tuple(r.shape) == spread for r in step.results) or step.name in COMPARED
-            by_axes = sorted(zip(map(len, shapes), range(len(shapes))))
+            by_axes = sorted(zip(map(len, step.shapes), range(len(step.shapes))))
             small, large = by_axes[0], by_axes[-1]
             if same and small[0] < large[0]:
-                a, b = step.provenances[small[1]].roots, step.provenances[large[1]].roots
+                a, b = step.origins[small[1]].roots, step.origins[large[1]].roots
                 unrelated = step.name in ARITHMETIC and bool(a and b) and not a & b
-                explicit = step.provenances[large[1]].explicit_axes and step.name not in COMPARED
-                pair = shapes[0], shapes[1]
+                explicit = step.origins[large[1]].explicit_axes and step.name not in COMPARED
+                pair = step.shapes[0], step.shapes[1]
                 found = Broadcast(step.name, pair, step.place, explicit, unrelated)
-                return replace(provenance, broadcasts=(*provenance.broadcasts, found))
+                return replace(origin, broadcasts=(*origin.broadcasts, found))
         others = [
             n
-            for n, s in zip(step.provenances, shapes)
-            if has_row_pairs(s, self.rows) and not n.broadcasts
+            for n, s in zip(step.origins, step.shapes)
+            if row_pairs(s, self.rows) and not n.broadcasts
         ]
-        kept = step.plain and tuple(step.results[0].shape) in shapes
+        kept = step.plain and tuple(step.results[0].shape) in step.shapes
         whole = step.plain and step.results[0].ndim == 0
-        for broadcast in provenance.broadcasts:
+        for broadcast in origin.broadcasts:
             meets = bool(others) and spread is not None
             broadcast.intended |= meets or (broadcast.explicit and not (kept or whole))
-        return provenance
+        return origin
 
     def _bootstrap_line(self, step: TracedCall) -> str:
         """Return the line that adds a discounted output to data: reward plus next value."""
         if step.name not in ADDING or len(step.inputs) != 2 or not step.results[0].ndim:
             return ""
         for value, reward in ((0, 1), (1, 0)):
-            provenance, other = step.provenances[value], step.provenances[reward]
+            origin, other = step.origins[value], step.origins[reward]
             of_data = bool(other.roots) and other.roots.isdisjoint(self._arguments_of)
-            of_output = not provenance.roots.isdisjoint(self._arguments_of)
-            if of_output and of_data and provenance.discounted and not provenance.derivative:
+            of_output = not origin.roots.isdisjoint(self._arguments_of)
+            if of_output and of_data and origin.discounted and not origin.derivative:
                 step.facts.setdefault("looks_ahead", step.place)
                 if step.inputs[value].requires_grad:
                     return step.place
@@ -295,17 +283,17 @@ class LossTracer(Located):
         if step.name not in ADDING | COMPARED or len(step.inputs) < 2:
             return
         given, learned = set(self._arguments_of), [t.requires_grad for t in step.inputs[:2]]
-        roots = [n.roots & given for n in step.provenances[:2]]
+        roots = [n.roots & given for n in step.origins[:2]]
         for target, output in ((0, 1), (1, 0)):
             apart = roots[target] - roots[output] and roots[output] - roots[target]
-            line = step.provenances[target].bootstrap_line
-            plain = not step.provenances[output].bootstrap_line
+            line = step.origins[target].bootstrap_line
+            plain = not step.origins[output].bootstrap_line
             if line and plain and apart and all(learned):
                 step.facts.setdefault("pulled_goal", line)
 
     def _check_discriminator(self, step: TracedCall) -> None:
         """Detect outputs passed through a layer outside of the model, such as a discriminator."""
-        of_outputs = any(not n.roots.isdisjoint(self._arguments_of) for n in step.provenances)
+        of_outputs = any(not n.roots.isdisjoint(self._arguments_of) for n in step.origins)
         if step.name not in LAYERS or not of_outputs:
             return
         own = set(map(id, self.model.parameters()))
@@ -317,9 +305,9 @@ class LossTracer(Located):
         if step.name not in ADDING | COMPARED or len(step.inputs) < 2:
             return
         for output, other in ((0, 1), (1, 0)):
-            for root in step.provenances[output].roots:
+            for root in step.origins[output].roots:
                 same = [t for t in self._arguments_of.get(root, ()) if t is step.inputs[other]]
-                if same and step.provenances[other].random and same[0].ndim:
+                if same and step.origins[other].random and same[0].ndim:
                     found = {"place": step.place, "numbers": same[0][0].numel()}
                     step.facts.setdefault("asked_back", found)
 
@@ -328,8 +316,8 @@ class LossTracer(Located):
         if step.name in PRODUCTS and len(step.inputs) == 2 and step.results[0].ndim == 2:
             a, b = step.inputs
             if a.ndim == 2 and a.shape == b.T.shape and a.shape[0] > 2 and torch.equal(a, b.T):
-                self._self_similarities = [*self._self_similarities, weakref.ref(step.results[0])]
-        elif any(t() is step.inputs[0] for t in self._self_similarities if step.inputs):
+                self._similarities = [*self._similarities, weakref.ref(step.results[0])]
+        elif any(t() is step.inputs[0] for t in self._similarities if step.inputs):
             table, target = step.inputs[0], step.inputs[-1]
             if step.name == "cross_entropy" and target.ndim == 1 and target.numel() == len(table):
                 if torch.equal(target.cpu(), torch.arange(len(target))):
@@ -337,7 +325,7 @@ class LossTracer(Located):
             elif (
                 step.name in TIMES | SHARES and step.plain and step.results[0].shape == table.shape
             ):
-                self._self_similarities = [*self._self_similarities, weakref.ref(step.results[0])]
+                self._similarities = [*self._similarities, weakref.ref(step.results[0])]
 
     def _check_double_squash(self, step: TracedCall) -> None:
         """Detect a loss that applies its sigmoid or softmax to a squashed input."""
@@ -353,8 +341,7 @@ class LossTracer(Located):
         if step.name != "triplet_margin_loss" or len(step.inputs) < 3:
             return
         given = [
-            [self._inputs_of[r] for r in n.roots if r in self._inputs_of]
-            for n in step.provenances[:3]
+            [self._inputs_of[r] for r in n.roots if r in self._inputs_of] for n in step.origins[:3]
         ]
         places = [[t for t in parts if t.is_floating_point()] for parts in given]
         if any(len(parts) != 1 for parts in places):
@@ -372,11 +359,11 @@ def loss_facts(program: Program) -> Facts:
     """Find broadcast rows, misused masks, samples without gradient, arguments out of domain."""
     parts = tensors(program.batch)
     with torch.enable_grad(), undisturbed(program.model, training=True):
-        with LossTracer(program.model, parts, program.rows) as tape:
+        with LossTracer(program.model, parts, program.rows) as trace:
             loss = program.replica.value(program.batch)
-        provenance = tape.provenance_of(loss)
-    facts = dict(tape.facts)
-    unintended = [b for b in provenance.broadcasts if b.is_unintended]
+        origin = trace.origin_of(loss)
+    facts = dict(trace.facts)
+    unintended = [b for b in origin.broadcasts if b.is_unintended]
     if unintended:
         first = unintended[0]
         facts["broadcast"] = {
@@ -384,9 +371,9 @@ def loss_facts(program: Program) -> Facts:
             "shapes": [list(s) for s in first.shapes],
             "place": first.place,
         }
-    if raises_random_samples(tape.outputs, loss):
+    if raises_random_samples(trace.outputs, loss):
         facts["draws_above"] = True
-    for summand in provenance.summands:
+    for summand in origin.summands:
         if not summand.intended:
             facts.setdefault(summand.kind, {"name": summand.function, "place": summand.place})
     return facts
@@ -403,7 +390,7 @@ def is_linear(step: TracedCall, summand: Summand) -> bool:
     """Whether a step is linear in a summand: sums, means, products with single numbers."""
     if step.name in LINEAR:
         return True
-    others = [t for t, n in zip(step.inputs, step.provenances) if summand not in n.summands]
+    others = [t for t, n in zip(step.inputs, step.origins) if summand not in n.summands]
     return step.name in TIMES | SHARES and all(t.numel() == 1 for t in others)
 
 
@@ -411,19 +398,19 @@ def has_explicit_axes(step: TracedCall) -> bool:
     """Whether the axes of size one of a result are explicit in the program."""
     if step.name == "__getitem__":
         index = step.args[1] if isinstance(step.args[1], tuple) else (step.args[1],)
-        return step.provenances[0].explicit_axes or any(part is None for part in index)
+        return step.origins[0].explicit_axes or any(part is None for part in index)
     if step.name in SHAPING:
-        return step.written or any(n.explicit_axes for n in step.provenances)
+        return step.written or any(n.explicit_axes for n in step.origins)
     if not step.plain:
         return False
     ndim = step.results[0].ndim
-    own = [n for t, n in zip(step.inputs, step.provenances) if t.ndim == ndim]
+    own = [n for t, n in zip(step.inputs, step.origins) if t.ndim == ndim]
     return bool(own) and all(n.explicit_axes for n in own)
 
 
 def masked_share(step: TracedCall) -> float:
     """Return the share of entries zeroed by a mask; stored in `facts` if averaged."""
-    before = max((n.masked_share for n in step.provenances), default=0.0)
+    before = max((n.masked_share for n in step.origins), default=0.0)
     averaged = step.name == "mean" or (
         step.name in COMPARED and step.kwargs.get("reduction", "mean") == "mean"
     )
@@ -456,11 +443,11 @@ def check_index_mask(step: TracedCall, rows: int) -> None:
         step.facts.setdefault("index_mask", step.place)
 
 
-def check_column_counts(step: TracedCall, shapes: list[tuple[int, ...]]) -> None:
+def check_column_counts(step: TracedCall) -> None:
     """Detect a loss of outputs and targets of which one has one column and the other several."""
-    if step.name not in COMPARED or not step.attached or len(shapes) < 2:
+    if step.name not in COMPARED or not step.attached or len(step.shapes) < 2:
         return
-    a, b = shapes[:2]
+    a, b = step.shapes[:2]
     if a != b and a and b and 1 not in (step.inputs[0].numel(), step.inputs[1].numel()):
         step.facts.setdefault("unequal", {"shapes": [list(a), list(b)], "place": step.place})
 
@@ -469,6 +456,6 @@ def check_second_derivative(step: TracedCall) -> None:
     """Detect a second derivative that is zero everywhere."""
     if step.name != "grad" or not step.results:
         return
-    again = any(n.derivative for n in step.provenances)
+    again = any(n.derivative for n in step.origins)
     if again and not any(bool(t.any()) for t in step.results):
         step.facts.setdefault("no_curvature", step.place)

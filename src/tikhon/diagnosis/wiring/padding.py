@@ -134,14 +134,14 @@ def _padding_share_in_loss(program: Program, ends: Tensor, size: int) -> Facts:
     axis = next((k for k in range(1, pull.ndim) if pull.shape[k] == size), None)
     if axis is None:
         return {}
-    has_gradient = (
+    counted = (
         pull.movedim(axis, 1).flatten(2).sum(2).cpu() > 0 if pull.ndim > 2 else pull.cpu() > 0
     )
     padded = torch.arange(size) >= ends[:, None]
     filler = target.cpu()[padded]
-    if not bool(has_gradient.any()) or not filler.numel() or bool((filler != filler[:1]).any()):
+    if not bool(counted.any()) or not filler.numel() or bool((filler != filler[:1]).any()):
         return {}  # padded inputs have targets of their own
-    return {"padding_counted": float((has_gradient & padded).sum()) / float(has_gradient.sum())}
+    return {"padding_counted": float((counted & padded).sum()) / float(counted.sum())}
 
 
 def _padding_share_in_closure(program: Program, ends: Tensor, size: int) -> Facts:
@@ -162,6 +162,6 @@ def _padding_share_in_closure(program: Program, ends: Tensor, size: int) -> Fact
             before, after = (float(program.replica.value((inputs, y))) for y in (target, marked))
     except (InputError, *FIXED_LENGTH_ERRORS):  # a loss with another ignore_index
         return {}
-    has_gradient = abs(before - after) > CHANGED * abs(before)
+    counted = abs(before - after) > CHANGED * abs(before)
     share = float(padded.sum()) / float((target != IGNORED).sum())
-    return {"padding_counted": share} if has_gradient else {}
+    return {"padding_counted": share} if counted else {}

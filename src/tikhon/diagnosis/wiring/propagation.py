@@ -1,4 +1,4 @@
-"""Propagation of provenances through one operation: indices, norms over rows, bounds.
+"""Propagation of origins through one operation: indices, norms over rows, bounds.
 
 Functions of one call, used by the tracer for each operation of the loss.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tikhon.diagnosis.functions import ADDING, COMPARED, JUDGES, PRODUCTS, SHARES, TIMES
-from tikhon.diagnosis.wiring.provenance import TracedCall
+from tikhon.diagnosis.wiring.origins import TracedCall
 
 SHAPES = set(
     "T mT t transpose permute view reshape flatten squeeze unsqueeze expand contiguous clone "
@@ -21,7 +21,7 @@ CASTS = set("float double half to type type_as long int bfloat16 cpu".split())
 WITH_INDICES = {"max", "min", "topk", "sort", "kthvalue"}  # return values and indices
 NORMS = {"norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "linalg_matrix_norm"}
 SOFTMAX_LOSSES = {"cross_entropy", "log_softmax", "logsumexp"}
-JOINING_OR_ADDING = {*ADDING, "stack", "cat"}
+SUMMING = {*ADDING, "stack", "cat"}
 SAME_NORM = 1e-3  # relative difference of norms due to rounding
 MIN_FLOOR = 0.7  # share of the trivial loss that bounded logits cannot get below
 
@@ -32,7 +32,7 @@ def is_index(step: TracedCall, result: Tensor) -> bool:
         return True
     if step.name in WITH_INDICES and not result.is_floating_point():
         return bool(step.inputs) and step.inputs[0].is_floating_point()
-    return step.name in SHAPES | CASTS and bool(step.provenances) and step.provenances[0].is_index
+    return step.name in SHAPES | CASTS and bool(step.origins) and step.origins[0].is_index
 
 
 def check_index_as_number(step: TracedCall, outputs: set[int]) -> None:
@@ -41,10 +41,10 @@ def check_index_as_number(step: TracedCall, outputs: set[int]) -> None:
         return
     if not step.results[0].is_floating_point():
         return
-    for place, (tensor, provenance) in enumerate(zip(step.inputs, step.provenances)):
-        if not provenance.is_index or provenance.roots.isdisjoint(outputs) or not tensor.ndim:
+    for place, (tensor, origin) in enumerate(zip(step.inputs, step.origins)):
+        if not origin.is_index or origin.roots.isdisjoint(outputs) or not tensor.ndim:
             continue
-        others = [n for k, n in enumerate(step.provenances) if k != place]
+        others = [n for k, n in enumerate(step.origins) if k != place]
         of_data = any(n.roots and n.roots.isdisjoint(outputs) for n in others)
         numbers = [a for a in step.args if isinstance(a, float) and 0 < a < 1]
         compared = step.name in COMPARED and any(not n.roots.isdisjoint(outputs) for n in others)
@@ -60,7 +60,7 @@ def check_gather_over_rows(step: TracedCall, rows: int, outputs: set[int]) -> No
     source, index = step.inputs[0], step.inputs[-1]
     if axis not in (0, -2) or source.ndim != 2 or len(source) != rows or source.shape[1] >= rows:
         return
-    if not index.numel() or step.provenances[0].roots.isdisjoint(outputs):
+    if not index.numel() or step.origins[0].roots.isdisjoint(outputs):
         return
     if 1 < int(index.max()) + 1 <= source.shape[1]:
         step.facts.setdefault("gathered_over_rows", step.place)
@@ -72,13 +72,8 @@ def check_cosine_over_rows(step: TracedCall, rows: int) -> None:
         return
     axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else 1)
     a, b = step.inputs[:2]
-    if (
-        axis in (0, -2)
-        and a.shape == b.shape
-        and a.ndim == 2
-        and len(a) == rows
-        and a.shape[1] > 1
-    ):
+    table = a.shape == b.shape and a.ndim == 2 and len(a) == rows
+    if axis in (0, -2) and table and a.shape[1] > 1:
         step.facts.setdefault("compared_over_rows", step.place)
 
 
@@ -86,8 +81,8 @@ def check_mixed_derivatives(step: TracedCall) -> None:
     """Detect second derivatives of a sum of first ones, which include all mixed derivatives."""
     if (
         step.name != "grad"
-        or not step.provenances
-        or not step.provenances[0].derivative
+        or not step.origins
+        or not step.origins[0].derivative
         or not step.results
     ):
         return
@@ -103,17 +98,15 @@ def check_mixed_derivatives(step: TracedCall) -> None:
 
 def follow_detached_loss(step: TracedCall) -> str:
     """Return the line of a loss without gradient; detect it when added to one with gradient."""
-    known = next((n.detached_line for n in step.provenances if n.detached_line), "")
+    known = next((n.detached_line for n in step.origins if n.detached_line), "")
     if step.attached:
-        if known and step.name in JOINING_OR_ADDING:
+        if known and step.name in SUMMING:
             step.facts.setdefault("unlearned_part", known)
         return ""
-    given = step.name in JUDGES and any(n.roots for n in step.provenances)
+    given = step.name in JUDGES and any(n.roots for n in step.origins)
     if given:
         return step.place
-    return (
-        known if step.name in JOINING_OR_ADDING | TIMES | SHARES | SHAPES | {"mean", "sum"} else ""
-    )
+    return known if step.name in SUMMING | TIMES | SHARES | SHAPES | {"mean", "sum"} else ""
 
 
 def follow_log_targets(step: TracedCall) -> bool:
@@ -127,12 +120,10 @@ def follow_log_targets(step: TracedCall) -> bool:
             shares = float(values.max()) <= 1 and (
                 float(values.min()) >= 0 or not (values > 0).any()
             )
-            if step.provenances[logs].log_targets and not shares:
+            if step.origins[logs].log_targets and not shares:
                 step.facts.setdefault("logs_of_targets", step.place)
     made = step.name == "log_softmax" and not step.attached
-    return made or (
-        step.name in SHAPES and bool(step.provenances) and step.provenances[0].log_targets
-    )
+    return made or (step.name in SHAPES and bool(step.origins) and step.origins[0].log_targets)
 
 
 def is_norm_over_rows(step: TracedCall, rows: int) -> bool:
@@ -148,7 +139,7 @@ def follow_norm_over_rows(step: TracedCall, rows: int) -> str:
 
     Detects a matrix of similarities between rows made of such outputs.
     """
-    known = next((n.normed_line for n in step.provenances if n.normed_line), "")
+    known = next((n.normed_line for n in step.origins if n.normed_line), "")
     if step.name in PRODUCTS and known and tuple(step.results[0].shape) == (rows, rows):
         step.facts.setdefault("normed_over_rows", known)
     if step.name in SHAPES | TIMES or (step.name in SHARES and known):
@@ -159,8 +150,8 @@ def follow_norm_over_rows(step: TracedCall, rows: int) -> str:
     if step.name == "normalize" and given.requires_grad:
         axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else 1)
         return step.place if axis in (0, -2) else ""
-    divided = step.name in SHARES and len(step.provenances) == 2 and step.provenances[1].row_norm
-    return step.place if divided and step.provenances[0].roots & step.provenances[1].roots else ""
+    divided = step.name in SHARES and len(step.origins) == 2 and step.origins[1].row_norm
+    return step.place if divided and step.origins[0].roots & step.origins[1].roots else ""
 
 
 def follow_bound(step: TracedCall) -> float | None:
@@ -168,7 +159,7 @@ def follow_bound(step: TracedCall) -> float | None:
 
     Detects logits bounded too tightly for a softmax.
     """
-    known = next((n.bound for n in step.provenances if n.bound is not None), None)
+    known = next((n.bound for n in step.origins if n.bound is not None), None)
     if step.name in PRODUCTS and len(step.inputs) == 2 and step.results[0].ndim == 2:
         a, b = (t.detach() for t in step.inputs)
         lengths = [a.norm(dim=1), b.norm(dim=0)] if a.ndim == b.ndim == 2 else []

@@ -20,11 +20,7 @@ from tikhon.diagnosis.wiring.program import (
     record_modules,
     relative_change,
 )
-from tikhon.diagnosis.wiring.torch_calls import (
-    DROPOUTS,
-    RANDOM_FUNCTIONS,
-    CallTrace,
-)
+from tikhon.diagnosis.wiring.torch_calls import DROPOUTS, RANDOM_FUNCTIONS, CallTrace
 
 ATTENTION = (
     "scaled_dot_product_attention",
@@ -123,9 +119,9 @@ def reconstruction_facts(program: Program) -> dict[str, Any]:
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or program.rows < 3:
         return {}
     with torch.no_grad(), undisturbed(program.model, training=True):
-        with CallTrace(program.model) as tape:
+        with CallTrace(program.model) as trace:
             program.replica.value(program.batch)
-    if not tape.named(*RANDOM_FUNCTIONS):
+    if not trace.named(*RANDOM_FUNCTIONS):
         return {}
     passes = []
     for seed in range(PASSES):
@@ -363,27 +359,15 @@ def _target_given(program: Program, part: Tensor) -> dict[str, Any]:
     """
     size = part.shape[1]
     place = size // 2
-
-    def change(t: Tensor) -> Tensor:
-        if t is not part:
-            return t
-        changed = t.clone()
-        changed[:, place] = t.roll(1, 0)[:, place]
-        return changed
-
-    inputs = each(program.batch[0], change)
+    inputs = _with_others(program, part, slice(place, place + 1))
     here, before, behind = (
         _change_at(program, inputs, size, where)
         for where in (slice(place, place + 1), slice(0, place), slice(place + 1, None))
     )
     alone = len(tensors(program.batch[0])) == 1
-    if (
-        here < 1e-3
-        or here < MIN_LOCALITY * before
-        or (alone and (before > EQUAL or behind < DISTINCT))
-    ):
-        return {}
-    return {"target_given": here}
+    elsewhere = alone and (before > EQUAL or behind < DISTINCT)
+    given = here >= 1e-3 and here >= MIN_LOCALITY * before and not elsewhere
+    return {"target_given": here} if given else {}
 
 
 def _change_from_later(program: Program, part: Tensor) -> float:
@@ -393,15 +377,15 @@ def _change_from_later(program: Program, part: Tensor) -> float:
     """
     size = part.shape[1]
     half = size // 2
+    inputs = _with_others(program, part, slice(half, None))
+    return _change_at(program, inputs, size, slice(0, half))
 
-    def change(t: Tensor) -> Tensor:
-        if t is not part:
-            return t
-        changed = t.clone()
-        changed[:, half:] = t.roll(1, 0)[:, half:]
-        return changed
 
-    return _change_at(program, each(program.batch[0], change), size, slice(0, half))
+def _with_others(program: Program, part: Tensor, positions: slice) -> object:
+    """Return the inputs with some positions of one part taken from the previous row."""
+    changed = part.clone()
+    changed[:, positions] = part.roll(1, 0)[:, positions]
+    return each(program.batch[0], lambda t: changed if t is part else t)
 
 
 def _change_when_shuffled(program: Program, size: int) -> float:
@@ -438,10 +422,10 @@ def has_attention(program: Program) -> bool:
     """Whether the model uses self-attention, as a layer or hand-written."""
     if any(isinstance(m, nn.MultiheadAttention) for m in program.model.modules()):
         return True
-    tape = program.trace_forward()
-    square = [c for c in tape.named("softmax") if c.shapes and len(c.shapes[0]) >= 3]
+    trace = program.trace_forward()
+    square = [c for c in trace.named("softmax") if c.shapes and len(c.shapes[0]) >= 3]
     scores = [c for c in square if c.shapes[0][-1] == c.shapes[0][-2] > 2]
-    return bool(tape.named(*ATTENTION) or scores)
+    return bool(trace.named(*ATTENTION) or scores)
 
 
 def bypass_facts(program: Program) -> Facts:

@@ -19,35 +19,33 @@ RESHAPES = ("view", "reshape", "view_as", "reshape_as", "unflatten")
 def shape_facts(program: Program) -> Facts:
     """Find reshapes that reorder axes, and softmaxes over the rows or over one entry."""
     with torch.no_grad(), undisturbed(program.model, training=False):
-        with CallTrace(program.model) as tape:
+        with CallTrace(program.model) as trace:
             program.replica.value(program.batch)
-    reordering = [c for c in tape.named(*RESHAPES) if reorders(c)] or _reordering_when_shorter(
-        program
-    )
+    calls = [c for c in trace.named(*RESHAPES) if reorders(c)] or _reorders_shorter(program)
     facts: Facts = {}
-    if reordering:
-        call = reordering[0]
+    if calls:
+        call = calls[0]
         facts["reshape"] = {
             "from": list(call.shapes[0]),
             "to": list(call.output or ()),
             "place": call.place,
         }
-    facts |= _unit_scores(program, tape)
+    facts |= _unit_scores(program, trace)
     over_rows = [
         c
-        for c in tape.calls
+        for c in trace.calls
         if c.dim == 0 and len(c.shapes[0]) > 1 and c.shapes[0][0] == program.rows
     ]
     if over_rows:
         facts["softmax_over_rows"] = over_rows[0].place
     singles = [
         c
-        for c in tape.named("softmax", "log_softmax")
+        for c in trace.named("softmax", "log_softmax")
         if c.module == LOSS and c.dim is not None and c.shapes[0] and c.shapes[0][c.dim] == 1
     ]
     entropies = [
         c
-        for c in tape.named("cross_entropy")
+        for c in trace.named("cross_entropy")
         if c.shapes and len(c.shapes[0]) > 1 and c.shapes[0][1] == 1
     ]
     if singles or entropies:
@@ -55,7 +53,7 @@ def shape_facts(program: Program) -> Facts:
     return facts
 
 
-def _reordering_when_shorter(program: Program) -> list[Call]:
+def _reorders_shorter(program: Program) -> list[Call]:
     """Find them with shorter sequences, since axes of equal size are ambiguous."""
     lengths = {t.shape[1] for t in tensors(program.batch[0]) if t.ndim in (2, 3)}
     plain = all(t.ndim == 3 or not t.is_floating_point() for t in tensors(program.batch[0]))
@@ -66,19 +64,19 @@ def _reordering_when_shorter(program: Program) -> list[Call]:
     if short is None:
         return []
     try:
-        with CallTrace(program.model) as tape:
+        with CallTrace(program.model) as trace:
             program.outputs(truncated(program.batch, size, short))
     except FIXED_LENGTH_ERRORS:
         return []
     # networks of fixed length flatten whole rows by a view
-    return [c for c in tape.named(*RESHAPES) if reorders(c) and short in (c.output or ())]
+    return [c for c in trace.named(*RESHAPES) if reorders(c) and short in (c.output or ())]
 
 
-def _unit_scores(program: Program, tape: CallTrace) -> Facts:
+def _unit_scores(program: Program, trace: CallTrace) -> Facts:
     """Return the lowest cross-entropy of logits of norm 1, relative to a constant's."""
     answers = program.outputs(program.batch)
     target = program.batch[1]
-    if not tape.named("cross_entropy") or len(answers) != 1 or answers[0].ndim != 2:
+    if not trace.named("cross_entropy") or len(answers) != 1 or answers[0].ndim != 2:
         return {}
     length, classes = answers[0].norm(dim=1), answers[0].shape[1]
     plain = isinstance(target, torch.Tensor) and target.ndim == 1

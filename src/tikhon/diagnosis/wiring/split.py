@@ -11,7 +11,7 @@ from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.wiring.program import Facts
 
 MAX_FITTED = 1200  # maximum number of training rows for a shallow model
-MIN_VALID = 50  # minimum number of validation rows
+MIN_ROWS = 50  # minimum number of validation rows
 NEIGHBOURS = 10
 MAX_SEARCHED = 4000  # training rows searched for neighbours
 MAX_VALID = 300  # validation rows whose neighbours are searched
@@ -25,21 +25,20 @@ def split_facts(train: Batch, valid: Batch | None) -> Facts:
     if valid is None:
         return {}
     (x, y), (other, goal) = train, valid
-    if (
-        not isinstance(x, Tensor)
-        or not isinstance(other, Tensor)
-        or x.shape[1:] != other.shape[1:]
-    ):
+    if not isinstance(x, Tensor) or not isinstance(other, Tensor):
         return {}
-    if x.dtype != other.dtype or x.ndim < 2 or len(x) < 2 * NEIGHBOURS or not len(other):
+    if (
+        x.shape[1:] != other.shape[1:]
+        or x.dtype != other.dtype
+        or x.ndim < 2
+        or len(x) < 2 * NEIGHBOURS
+        or not len(other)
+    ):
         return {}
     facts: Facts = {"windows_in_both": windows_in_both(x, other)}
     if x.is_floating_point() and x[0].numel() >= MIN_COLUMNS:
-        facts |= _noisy_copies(x.detach().flatten(1), other.detach().flatten(1))
-        if (
-            _noisy_copies(x[::2].detach().flatten(1), x[1::2].detach().flatten(1)).get("copies", 0)
-            > SELF_COPIES
-        ):
+        facts |= _noisy_copies(x, other)
+        if _noisy_copies(x[::2], x[1::2]).get("copies", 0) > SELF_COPIES:
             return facts  # a model of one half would know copies in the other
     if isinstance(y, Tensor) and isinstance(goal, Tensor) and y.shape[1:] == goal.shape[1:]:
         facts |= relation_moved((x, y), (other, goal))
@@ -69,7 +68,7 @@ def _noisy_copies(x: Tensor, other: Tensor) -> dict[str, float]:
     generator = torch.Generator().manual_seed(6)
     some = torch.randperm(len(other), generator=generator)[:MAX_VALID]
     rows = torch.randperm(len(x), generator=generator)[:MAX_SEARCHED]
-    a, b = other[some].double().cpu(), x[rows].double().cpu()
+    a, b = (t.detach().flatten(1).double().cpu() for t in (other[some], x[rows]))
     if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
         return {}
     distances = torch.cdist(a, b)
@@ -95,11 +94,7 @@ def relation_moved(train: Batch, valid: Batch) -> Facts:
     the same for a model of validation rows on held-out ones.
     """
     (x, y), (other, goal) = train, valid
-    if (
-        len(other) < MIN_VALID
-        or len(x) < 2 * MIN_VALID
-        or bool(torch.isinf(x).any() if x.is_floating_point() else False)
-    ):
+    if len(other) < MIN_ROWS or len(x) < 2 * MIN_ROWS or bool(torch.isinf(x).any()):
         return {}
     generator = torch.Generator().manual_seed(7)
     parts = [torch.randperm(len(t), generator=generator)[:MAX_FITTED] for t in (x, other)]
@@ -109,21 +104,14 @@ def relation_moved(train: Batch, valid: Batch) -> Facts:
         return {}
     predictions, classes = targets
     x = design if classes else design[:, :straight]
-    train_rows = torch.arange(len(parts[0]))
-    valid_rows = torch.arange(len(parts[0]), len(design))
-    fit, held_out = train_rows[: len(train_rows) // 2], train_rows[len(train_rows) // 2 :]
-    first, second = valid_rows[: len(valid_rows) // 2], valid_rows[len(valid_rows) // 2 :]
+    train_rows, valid_rows = torch.arange(len(design)).split([len(part) for part in parts])
+    fit, held_out = train_rows.tensor_split([len(train_rows) // 2])
+    first, second = valid_rows.tensor_split([len(valid_rows) // 2])
     best: tuple[float, ...] = (-1.0, -1.0)
     for strength in RIDGES:
-        best = max(
-            best, _ridge_skills(x, predictions, classes, fit, (held_out, valid_rows), strength)
-        )
-    own_skill = max(_ridge_skills(x, predictions, classes, first, (second,), s)[0] for s in RIDGES)
-    found: Facts = {
-        "fits_train": best[0],
-        "fits_valid": best[1],
-        "fits_own": own_skill,
-    }
+        best = max(best, _skills(x, predictions, classes, fit, (held_out, valid_rows), strength))
+    own_skill = max(_skills(x, predictions, classes, first, (second,), s)[0] for s in RIDGES)
+    found: Facts = {"fits_train": best[0], "fits_valid": best[1], "fits_own": own_skill}
     return found | {"fits_rows": len(valid_rows)}
 
 
@@ -143,7 +131,7 @@ def _target_columns(y: Tensor) -> tuple[Tensor, bool] | None:
     return flat, False
 
 
-def _ridge_skills(
+def _skills(
     x: Tensor, y: Tensor, classes: bool, fit: Tensor, row_sets: tuple[Tensor, ...], strength: float
 ) -> tuple[float, ...]:
     """Fit a ridge to some rows and return its skill on others."""
@@ -179,7 +167,7 @@ def renumbering_facts(replica: Replica, valid: Batch) -> Facts:
     if (
         classes < 2
         or not 0 <= int(goal.min()) <= int(goal.max()) < classes
-        or len(goal) < MIN_VALID
+        or len(goal) < MIN_ROWS
     ):
         return {}
     table = torch.zeros(classes, classes)

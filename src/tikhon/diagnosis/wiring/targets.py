@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import each
+from tikhon.data.rows import LossFunction, each
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import number_of, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.wiring.program import Facts, Program, relative_change
+from tikhon.diagnosis.wiring.program import Facts, Program, relative_change, restored
 from tikhon.diagnosis.wiring.torch_calls import CallTrace
 
 SAME = 1e-5  # relative change of a gradient due to rounding
@@ -18,6 +21,8 @@ MAX_INSIDE = 0.2  # share of an ignored class inside of rows, from which it is n
 MIN_SIZE_RATIO = 10.0  # rms of a target column / of another, and at least this
 MAX_COLUMNS = 64  # maximum number of target columns compared
 TESTED_COLUMNS = 4  # target columns that are tested one by one
+
+Gradient = list[Tensor] | None  # of the loss at the float outputs
 
 
 def target_facts(program: Program) -> Facts:
@@ -29,13 +34,10 @@ def target_facts(program: Program) -> Facts:
         output = each(program.forward(program.batch), lambda t: t.detach().clone())
     probe = LossProbe(program, output)
     base = probe.gradient(target)
-    facts = _target_effects(program, probe, base, target)
-    facts |= _target_dependence(program, probe, base, target)
+    facts = _effects(program, probe, base, target)
+    facts |= _dependence(program, probe, base, target)
     facts |= _ignored_columns(probe, base, target)
-    facts |= _below_zero(program, output, target)
-    facts |= _ignores_zeros(program, output, target)
-    facts |= _cost_of_correct_boxes(program, output, target)
-    facts |= _cost_of_correct_shares(program, output, target)
+    facts |= _cost_facts(program.replica.loss, output, target)
     facts |= _dominant_column(probe, base, target)
     facts |= _loss_calls(program, probe, target)
     facts |= _target_kinds(output, target)
@@ -62,7 +64,7 @@ class LossProbe:
 
         self.output = each(output, leaf)
 
-    def gradient(self, target: Tensor) -> list[Tensor] | None:
+    def gradient(self, target: Tensor) -> Gradient:
         """Return the gradients of the loss at the float outputs; None if there are none."""
         with torch.enable_grad():
             loss = number_of(self.loss(self.output, target))
@@ -71,7 +73,7 @@ class LossProbe:
         found = torch.autograd.grad(loss, self.leaves, allow_unused=True)
         return [torch.zeros_like(t) if g is None else g for g, t in zip(found, self.leaves)]
 
-    def gradient_or_none(self, target: Tensor) -> list[Tensor] | None:
+    def gradient_or_none(self, target: Tensor) -> Gradient:
         """Return `gradient` at artificial targets; None also if the loss rejects them.
 
         A column may be an index, for which not every number is valid.
@@ -81,10 +83,14 @@ class LossProbe:
         except (RuntimeError, IndexError, ValueError):
             return None
 
+    def gradients_at(self, output: Tensor, targets: Iterable[Tensor]) -> list[Gradient]:
+        """Return `gradient_or_none` of targets with another value of the only output."""
+        with restored(self.leaves):
+            self.leaves[0].data.copy_(output)
+            return [self.gradient_or_none(target) for target in targets]
 
-def _target_effects(
-    program: Program, probe: LossProbe, base: list[Tensor] | None, target: Tensor
-) -> Facts:
+
+def _effects(program: Program, probe: LossProbe, base: Gradient, target: Tensor) -> Facts:
     """Change single targets and measure at which outputs the gradient changes."""
     rows = program.rows
     if base is None or rows < 3:
@@ -93,7 +99,7 @@ def _target_effects(
     if not any(t.ndim and len(t) == rows for t in probe.leaves):
         return facts
     found = [
-        _effects_of_targets(probe, target, column)
+        _column_effects(probe, target, column)
         for column in range(min(columns_of(target), TESTED_COLUMNS))
     ]
     others = [share for shares, _ in found for share in shares]
@@ -104,7 +110,7 @@ def _target_effects(
     if len(signs) >= 3:
         facts["pulls_away"] = sum(sign > 0 for sign in signs) / len(signs)
     size = sum(
-        (_sizes_by_row(g, rows) for g in (base, *_extreme_gradients(probe, target))),
+        (_sizes_by_row(g, rows) for g in (base, *_gradients_at_ends(probe, target))),
         torch.zeros(rows),
     )
     counts = target.flatten(1) != IGNORED if target.ndim > 1 else (target != IGNORED)[:, None]
@@ -114,13 +120,13 @@ def _target_effects(
     return facts | _classes_without_gradient(base, target, rows)
 
 
-def _ignored_columns(probe: LossProbe, base: list[Tensor] | None, target: Tensor) -> Facts:
+def _ignored_columns(probe: LossProbe, base: Gradient, target: Tensor) -> Facts:
     """Return the output columns with a target that the loss never reads."""
     if base is None or len(base) != 1 or base[0].shape != target.shape or target.ndim != 2:
         return {}
     if target.shape[1] < 2 or not target.is_floating_point():
         return {}
-    has_gradient = sum(g[0].abs().sum(0) for g in (base, *_extreme_gradients(probe, target)))
+    has_gradient = sum(g[0].abs().sum(0) for g in (base, *_gradients_at_ends(probe, target)))
     assert isinstance(has_gradient, Tensor)
     ignored = (has_gradient == 0).nonzero().flatten().tolist()
     return {"deaf_columns": ignored} if 0 < len(ignored) < target.shape[1] else {}
@@ -130,7 +136,7 @@ def _sizes_by_row(gradient: list[Tensor], rows: int) -> Tensor:
     return _change_by_row(gradient, [torch.zeros_like(g) for g in gradient], rows)
 
 
-def _extreme_gradients(probe: LossProbe, target: Tensor) -> list[list[Tensor]]:
+def _gradients_at_ends(probe: LossProbe, target: Tensor) -> list[list[Tensor]]:
     """Return gradients with all targets low, and high, since correct rows have none."""
     if not target.is_floating_point():
         return []
@@ -139,9 +145,7 @@ def _extreme_gradients(probe: LossProbe, target: Tensor) -> list[list[Tensor]]:
     return [g for g in found if g is not None]
 
 
-def _target_dependence(
-    program: Program, probe: LossProbe, base: list[Tensor] | None, target: Tensor
-) -> Facts:
+def _dependence(program: Program, probe: LossProbe, base: Gradient, target: Tensor) -> Facts:
     """Whether the gradient is the same with permuted targets, and with different ones."""
     others = 3 * target.flip(0) + 1 if target.is_floating_point() else target[:1].expand_as(target)
     if target.is_floating_point() and not _varies(target):  # all equal
@@ -168,17 +172,11 @@ def _depends_near_targets(probe: LossProbe, target: Tensor, rolled: list[Tensor]
     leaf = probe.leaves[0]
     if len(probe.leaves) != 1 or leaf.numel() != target.numel() or not target.is_floating_point():
         return False
-    kept = leaf.detach().clone()
-    with torch.no_grad():
-        # wider than the targets, since the gradient is 0 where both are equal
-        leaf.copy_((1.3 * target.flip(0) - 0.3 * target.mean(0)).reshape(leaf.shape))
-    found = [probe.gradient_or_none(t) for t in (target, *rolled)]
-    with torch.no_grad():
-        leaf.copy_(kept)
-    if any(g is None for g in found):
-        return False
-    first, *others = [g for g in found if g is not None]
-    return any(relative_change(first, g) > SAME for g in others)
+    # wider than the targets, since the gradient is 0 where both are equal
+    outputs = (1.3 * target.flip(0) - 0.3 * target.mean(0)).reshape(leaf.shape)
+    found = [g for g in probe.gradients_at(outputs, (target, *rolled)) if g is not None]
+    complete = len(found) == 1 + len(rolled)
+    return complete and any(relative_change(found[0], g) > SAME for g in found[1:])
 
 
 def _varies(t: Tensor) -> bool:
@@ -190,7 +188,7 @@ def columns_of(target: Tensor) -> int:
     return target.shape[1] if target.ndim == 2 and target.is_floating_point() else 1
 
 
-def _effects_of_targets(
+def _column_effects(
     probe: LossProbe, target: Tensor, column: int
 ) -> tuple[list[float], list[float]]:
     """Return effects of three targets on the gradient: other rows / own row, and own signs.
@@ -307,100 +305,93 @@ def _change_by_row(before: list[Tensor], after: list[Tensor], rows: int) -> Tens
     total = torch.zeros(rows, dtype=torch.float64)
     for a, b in zip(before, after):
         if a.ndim and len(a) == rows:
-            total += (
-                (a - b).double().abs().flatten(1 if a.ndim > 1 else 0).reshape(rows, -1).sum(1)
-            )
+            total += (a - b).double().abs().reshape(rows, -1).sum(1).cpu()
     return total
 
 
-def _below_zero(program: Program, output: object, target: Tensor) -> Facts:
+Cost = Callable[[Tensor, Tensor], float]
+
+
+def _cost_facts(loss: LossFunction, output: object, target: Tensor) -> Facts:
+    """Return what the loss of chosen outputs and targets says about the targets it expects."""
+    facts: Facts = {}
+
+    def cost(prediction: Tensor, goal: Tensor) -> float:
+        return float(number_of(loss(prediction, goal)))
+
+    for test in (_below_zero, _ignores_zeros, _cost_of_correct_boxes, _cost_of_correct_shares):
+        # the loss may take no such outputs or targets, or the whole batch only
+        with suppress(RuntimeError, ValueError, IndexError), torch.no_grad():
+            facts |= test(cost, output, target) if isinstance(output, Tensor) else {}
+    return facts
+
+
+def _below_zero(cost: Cost, output: Tensor, target: Tensor) -> Facts:
     """Whether the loss expects binary targets, and falls below zero on the given ones.
 
     Binary losses are symmetric: equal for (z, y) and (-z, 1 - y), or (p, y) and (1 - p, 1 - y). So
     is a squared error, but that is never negative.
     """
-    if not isinstance(output, Tensor) or output.numel() != target.numel():
+    if output.numel() != target.numel():
         return {}
     y = target.to(output.dtype).reshape(output.shape)
     generator = torch.Generator().manual_seed(0)
     p = (0.1 + 0.8 * torch.rand(output.shape, generator=generator)).to(output)
-    loss = program.replica.loss
 
     def value(z: Tensor, goal: Tensor) -> float:
-        return float(number_of(loss(z, goal.reshape(target.shape).to(target.dtype))))
+        return cost(z, goal.reshape(target.shape).to(target.dtype))
 
-    try:
-        with torch.no_grad():
-            same = any(
-                abs(value(a, y) - value(b, 1 - y)) <= 1e-4 * (1 + abs(value(a, y)))
-                for a, b in ((p, 1 - p), (4 * p - 2, 2 - 4 * p))
-            )
-            sure = torch.where(y > 0.5, 0.99, 0.01).to(p)
-            lowest = min(value(sure, y), value(20 * sure - 10, y))
-            inside = y.clamp(0, 1)  # a binary loss is >= 0 here
-            same &= min(value(sure, inside), value(20 * sure - 10, inside)) >= 0
-    except (RuntimeError, ValueError):  # a loss that takes no such outputs
-        return {}
+    same = any(
+        abs(value(a, y) - value(b, 1 - y)) <= 1e-4 * (1 + abs(value(a, y)))
+        for a, b in ((p, 1 - p), (4 * p - 2, 2 - 4 * p))
+    )
+    sure = torch.where(y > 0.5, 0.99, 0.01).to(p)
+    lowest = min(value(sure, y), value(20 * sure - 10, y))
+    inside = y.clamp(0, 1)  # a binary loss is >= 0 here
+    same &= min(value(sure, inside), value(20 * sure - 10, inside)) >= 0
     return {"below_zero": lowest} if same and lowest < 0 else {}
 
 
-def _ignores_zeros(program: Program, output: object, target: Tensor) -> Facts:
+def _ignores_zeros(cost: Cost, output: Tensor, target: Tensor) -> Facts:
     """Whether a loss that expects targets -1 and 1 is given 0 and 1, and ignores those of 0.
 
     Such a loss is equal for (z, 1) and (-z, -1), and the same for (z, 0) at every z.
     """
-    if not isinstance(output, Tensor) or output.numel() != target.numel():
+    if output.numel() != target.numel():
         return {}
     if not binary(target) or float(target.min()) < 0 or len(target.unique()) < 2:
         return {}
-    loss, generator = program.replica.loss, torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     z = (torch.rand(output.shape, generator=generator) - 0.5).to(output)
     one = torch.ones_like(target).to(z.dtype)
-
-    def value(prediction: Tensor, goal: Tensor) -> float:
-        return float(number_of(loss(prediction, goal)))
-
-    try:
-        with torch.no_grad():
-            low = [value(k * z, 0 * one) for k in (-1.0, 0.5, 1.0)]
-            mirrored = abs(value(z, one) - value(-z, -one))
-            pulled = abs(value(z, one) - value(-z, one))
-    except (RuntimeError, ValueError, IndexError):  # a loss that takes no such targets
-        return {}
+    low = [cost(k * z, 0 * one) for k in (-1.0, 0.5, 1.0)]
+    mirrored = abs(cost(z, one) - cost(-z, -one))
+    pulled = abs(cost(z, one) - cost(-z, one))
     size = 1e-5 * (1 + abs(low[0]))
-    return (
-        {"zeros_unheard": True}
-        if max(low) - min(low) <= size and mirrored <= size < pulled
-        else {}
-    )
+    ignores = max(low) - min(low) <= size and mirrored <= size < pulled
+    return {"zeros_unheard": True} if ignores else {}
 
 
-def _cost_of_correct_boxes(program: Program, output: object, target: Tensor) -> Facts:
+def _cost_of_correct_boxes(cost: Cost, output: Tensor, target: Tensor) -> Facts:
     """Return the share of target boxes that cost more, as output, than another row's box."""
-    if not isinstance(output, Tensor) or output.shape != target.shape or target.ndim != 2:
+    if output.shape != target.shape or target.ndim != 2:
         return {}
     if not target.is_floating_point() or target.shape[1] != 4 or binary(target):
         return {}
-    loss, costs = program.replica.loss, []
-    try:
-        with torch.no_grad():
-            for row in range(len(target)):
-                goal = target[row : row + 1]
-                others = [target[k : k + 1] for k in range(len(target)) if k != row]
-                own, *rest = (float(number_of(loss(o, goal))) for o in (goal, *others))
-                costs.append((own, min(rest)))
-    except (RuntimeError, ValueError, IndexError):  # a loss over the whole batch
-        return {}
-    return {"box_beaten": sum(own > low + SAME for own, low in costs) / len(costs)}
+    boxes, beaten = target.split(1), 0
+    for row, goal in enumerate(boxes):
+        best = min(cost(box, goal) for k, box in enumerate(boxes) if k != row)
+        beaten += cost(goal, goal) > best + SAME
+    return {"box_beaten": beaten / len(boxes)}
 
 
-def _cost_of_correct_shares(program: Program, output: object, target: Tensor) -> Facts:
+def _cost_of_correct_shares(cost: Cost, output: Tensor, target: Tensor) -> Facts:
     """Return the cost of correct outputs for a loss that normalises rows with several labels.
 
     It is invariant to a factor per row, `loss(c p, y) = loss(p, y)`. With normalised targets,
     correct outputs would cost nothing.
     """
-    if not isinstance(output, Tensor) or output.shape != target.shape or target.ndim != 2:
+    if output.shape != target.shape or target.ndim != 2:
         return {}
     several = target.is_floating_point() and binary(target) and float(target.min()) == 0
     if not several or float(target.sum(1).max()) < 2:
@@ -408,40 +399,22 @@ def _cost_of_correct_shares(program: Program, output: object, target: Tensor) ->
     generator = torch.Generator().manual_seed(0)
     p = (0.05 + 0.4 * torch.rand(output.shape, generator=generator)).to(output)
     times = (1 + torch.rand((len(p), 1), generator=generator)).to(output)
-    loss = program.replica.loss
-    try:
-        with torch.no_grad():
-            plain, scaled = (float(number_of(loss(z, target))) for z in (p, times * p))
-            other = float(number_of(loss(p.roll(1, 0), target)))
-            right = float(number_of(loss(target.clamp(1e-4, 1 - 1e-4).to(p), target)))
-    except (RuntimeError, ValueError):  # a loss that takes no such outputs
-        return {}
+    plain, scaled, other = (cost(z, target) for z in (p, times * p, p.roll(1, 0)))
     same = abs(plain - scaled) <= 1e-4 * abs(plain) < abs(plain - other)
-    return {"right_shares_cost": right} if same else {}
+    correct = target.clamp(1e-4, 1 - 1e-4).to(p)
+    return {"right_shares_cost": cost(correct, target)} if same else {}
 
 
-def _dominant_column(probe: LossProbe, base: list[Tensor] | None, target: Tensor) -> Facts:
+def _dominant_column(probe: LossProbe, base: Gradient, target: Tensor) -> Facts:
     """Return the target columns of largest and smallest gradient, and their ratio.
 
     The smaller of two ratios: at the network's outputs, and at the targets of another row.
     """
-    leaf = probe.leaves[0] if len(probe.leaves) == 1 else None
-    if (
-        base is None
-        or leaf is None
-        or leaf.shape != target.shape
-        or target.ndim != 2
-        or target.shape[1] < 2
-    ):
+    if base is None or len(base) != 1 or base[0].shape != target.shape or target.ndim != 2:
         return {}
-    if not target.is_floating_point() or target.shape[1] > MAX_COLUMNS:
+    if not target.is_floating_point() or not 2 <= target.shape[1] <= MAX_COLUMNS:
         return {}
-    kept = leaf.detach().clone()
-    with torch.no_grad():
-        leaf.copy_(target.roll(1, 0))
-    found = probe.gradient_or_none(target)
-    with torch.no_grad():
-        leaf.copy_(kept)
+    (found,) = probe.gradients_at(target.roll(1, 0), (target,))
     if found is None:
         return {}
     here, beside = (g[0].double().square().mean(0).sqrt() for g in (base, found))
@@ -516,9 +489,9 @@ def background_facts(program: Program, source: Samples) -> Facts:
 
 def _loss_calls(program: Program, probe: LossProbe, target: Tensor) -> Facts:
     """Return the functions that the loss calls, and facts about their arguments."""
-    with CallTrace(program.model) as tape, torch.enable_grad():
+    with CallTrace(program.model) as trace, torch.enable_grad():
         program.replica.loss(probe.output, target)
-    used = [c for c in tape.calls if c.module == LOSS]
+    used = [c for c in trace.calls if c.module == LOSS]
     facts: Facts = {"loss_functions": sorted({c.name for c in used} & LOSSES)}
     goals = [c.target_range for c in used if c.target_range is not None]
     if goals:

@@ -60,19 +60,12 @@ def _explained_by_unused(source: Samples, mask: Tensor) -> Facts:
 def _unused_part(program: Program, parts: list[Tensor]) -> Facts:
     """Return the first of several inputs that affects neither outputs nor loss."""
     longest = max((int(t.shape[1]) for t in parts if t.ndim > 1), default=0)
-    model_input_ids = (
-        _model_input_ids(program) if program.replica.whole else {id(t) for t in parts}
-    )
+    read = _input_ids(program) if program.replica.whole else {id(t) for t in parts}
     for place, part in enumerate(parts):
-        if (
-            id(part) not in model_input_ids
-            or not part.ndim
-            or _is_mask_or_length(part, longest)
-            or not bool((part != part[:1]).any())
-        ):
-            continue
         other = tensors(program.others[0])[place]  # permuted rows may cost the same
-        if other.shape != part.shape:
+        if id(part) not in read or not part.ndim or other.shape != part.shape:
+            continue
+        if _is_mask_or_length(part, longest) or not bool((part != part[:1]).any()):
             continue
         others = each(program.batch[0], lambda t, p=part, o=other: o if t is p else t)
         if _change_between(program, (others, program.batch[1])) <= SAME:
@@ -80,7 +73,7 @@ def _unused_part(program: Program, parts: list[Tensor]) -> Facts:
     return {}
 
 
-def _model_input_ids(program: Program) -> set[int]:
+def _input_ids(program: Program) -> set[int]:
     """Return the ids of the tensors of a batch that are passed to the model."""
     seen: set[int] = set()
 

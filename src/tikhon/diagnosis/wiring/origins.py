@@ -43,7 +43,7 @@ class Summand:
 
 
 @dataclass(frozen=True)
-class Provenance:
+class Origin:
     """Properties of one tensor.
 
     `roots` are the model outputs and parts of the batch that it is computed from; `explicit_axes`:
@@ -71,33 +71,34 @@ class Provenance:
     log_targets: bool = False  # a log-softmax of data
 
 
-UNKNOWN = Provenance()
+UNKNOWN = Origin()
 
 
-def union(provenances: list[Provenance]) -> Provenance:
-    """Merge the provenances of the inputs of an operation."""
-    broadcasts = dict.fromkeys(g for n in provenances for g in n.broadcasts)
-    summands = dict.fromkeys(s for n in provenances for s in n.summands)
-    return Provenance(
-        frozenset().union(*(n.roots for n in provenances)),
+def union(origins: list[Origin]) -> Origin:
+    """Merge the origins of the inputs of an operation."""
+    broadcasts = dict.fromkeys(g for n in origins for g in n.broadcasts)
+    summands = dict.fromkeys(s for n in origins for s in n.summands)
+    return Origin(
+        frozenset().union(*(n.roots for n in origins)),
         broadcasts=tuple(broadcasts),
         summands=tuple(summands),
-        random=any(n.random for n in provenances),
-        derivative=any(n.derivative for n in provenances),
-        discounted=any(n.discounted for n in provenances),
-        bootstrap_line=next((n.bootstrap_line for n in provenances if n.bootstrap_line), ""),
+        random=any(n.random for n in origins),
+        derivative=any(n.derivative for n in origins),
+        discounted=any(n.discounted for n in origins),
+        bootstrap_line=next((n.bootstrap_line for n in origins if n.bootstrap_line), ""),
     )
 
 
 @dataclass(frozen=True)
 class TracedCall:
-    """One recorded call of a torch function, with the provenances of its tensors."""
+    """One recorded call of a torch function, with the origins of its tensors."""
 
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     inputs: list[Tensor]
-    provenances: list[Provenance]
+    shapes: list[Shape]  # before an in-place reshape
+    origins: list[Origin]
     results: list[Tensor]
     place: str
     written: bool  # called by the program, not inside torch
@@ -122,6 +123,6 @@ def broadcast_shape(shapes: list[Shape]) -> Shape | None:
         return None
 
 
-def has_row_pairs(shape: Shape, rows: int) -> bool:
+def row_pairs(shape: Shape, rows: int) -> bool:
     """Whether a shape has the rows on two axes, alone or merged with a neighbouring axis."""
     return any(s > 2 and s % rows == 0 and shape.count(s) > 1 for s in shape)
