@@ -58,9 +58,9 @@ class ExtractedLoss:
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the loss of a model output."""
-        known, target_steps = self.loss_call, rearrange(self.target_steps, target)
-        output_steps = rearrange(self.output_steps, output.contiguous())  # required by view
-        return known.func(output_steps, target_steps, *known.args[2:], **known.kwargs)
+        call, target = self.loss_call, rearrange(self.target_steps, target)
+        output = rearrange(self.output_steps, output.contiguous())  # required by view
+        return call.func(output, target, *call.args[2:], **call.kwargs)
 
 
 class _Recorder(Located):
@@ -70,7 +70,7 @@ class _Recorder(Located):
         super().__init__(model)
         self.model_inputs: list[object] = []
         self.outputs: list[object] = []
-        self.loss_call: list[LossCall] = []
+        self.loss_calls: list[LossCall] = []
         self._steps: dict[int, tuple[object, Step]] = {}
         self._kept_alive: list[object] = []  # keeps ids unique
 
@@ -92,7 +92,7 @@ class _Recorder(Located):
         result = func(*args, **kwargs)
         name, first, rest = function_name(func), next(iter(args), None), args[1:]
         if name in JUDGES and rest:
-            self.loss_call.append(LossCall(func, args, kwargs, result, self.stack[-1] != LOSS))
+            self.loss_calls.append(LossCall(func, args, kwargs, result, self.stack[-1] != LOSS))
         elif name in REARRANGING and isinstance(result, Tensor) and result is not first:
             if not tensors((rest, dict(kwargs))):
                 self._steps[id(result)] = (first, (func, rest, kwargs))
@@ -139,17 +139,17 @@ def _extract(
     model: nn.Module, recorder: _Recorder, batch: Batch, value: Tensor
 ) -> tuple[Batch, ExtractedLoss]:
     rows, parts = length(batch), tensors(whole(batch))
-    if len(recorder.model_inputs) != 1 or len(recorder.loss_call) != 1:
+    if len(recorder.model_inputs) != 1 or len(recorder.loss_calls) != 1:
         raise LookupError
-    model_inputs, loss_call = recorder.model_inputs[0], recorder.loss_call[0]
+    model_inputs, loss_call = recorder.model_inputs[0], recorder.loss_calls[0]
     model_outputs = [t for t in tensors(recorder.outputs[0]) if t is not loss_call.value]
     output_index, output_steps = recorder.path(loss_call.args[0], model_outputs)
     target_index, target_steps = recorder.path(loss_call.args[1], parts)
     other_tensors = tensors((loss_call.args[2:], dict(loss_call.kwargs)))
     if any(t.ndim and len(t) == rows for t in other_tensors):  # a third part of the batch
         raise LookupError
-    loss_value = loss_call.value
-    if not isinstance(loss_value, Tensor) or loss_value.data_ptr() != value.data_ptr():
+    own = loss_call.value
+    if not isinstance(own, Tensor) or own.data_ptr() != value.data_ptr():
         raise LookupError  # something is added to it, even if this is 0 at the start
     target = parts[target_index]
     if loss_call.by_model and isinstance(model_inputs, Mapping):
@@ -158,11 +158,9 @@ def _extract(
         raise LookupError
     if not loss_call.by_model:  # targets that the model rearranges itself stay as given
         target, target_steps = _arrange_rows(target, target_steps, rows)
-    same = (
-        rearrange(output_steps, model_outputs[output_index]).shape
-        == model_outputs[output_index].shape
-    )
-    flat = same and _flattens_rows(target_steps, target, model_outputs[output_index])
+    output = model_outputs[output_index]
+    same = rearrange(output_steps, output).shape == output.shape
+    flat = same and _flattens_rows(target_steps, target, output)
 
     def select_output(module: nn.Module, args: Args, kwargs: Options, output: object) -> Tensor:
         found = tensors(output)[output_index]
@@ -184,9 +182,9 @@ def _arrange_rows(target: Tensor, steps: Steps, rows: int) -> tuple[Tensor, Step
     return values[reached], steps[reached:]
 
 
-def _flattens_rows(steps: Steps, target: Tensor, output_steps: Tensor) -> bool:
+def _flattens_rows(steps: Steps, target: Tensor, output: Tensor) -> bool:
     """Whether outputs (by the model) and targets per position are flattened row by row."""
-    if target.ndim != 2 or len(output_steps) != target.numel():
+    if target.ndim != 2 or len(output) != target.numel():
         return False
     order = torch.arange(target.numel(), device=target.device).reshape(target.shape)
     return torch.equal(rearrange(steps, order), order.flatten())

@@ -102,15 +102,15 @@ def relation_moved(train: Batch, valid: Batch) -> Facts:
     targets = _target_columns(torch.cat([y[parts[0]], goal[parts[1]]]))
     if design is None or targets is None:
         return {}
-    predictions, classes = targets
+    columns, classes = targets
     x = design if classes else design[:, :straight]
     train_rows, valid_rows = torch.arange(len(design)).split([len(part) for part in parts])
     fit, held_out = train_rows.tensor_split([len(train_rows) // 2])
     first, second = valid_rows.tensor_split([len(valid_rows) // 2])
     best: tuple[float, ...] = (-1.0, -1.0)
     for strength in RIDGES:
-        best = max(best, _skills(x, predictions, classes, fit, (held_out, valid_rows), strength))
-    own_skill = max(_skills(x, predictions, classes, first, (second,), s)[0] for s in RIDGES)
+        best = max(best, _skills(x, columns, classes, fit, (held_out, valid_rows), strength))
+    own_skill = max(_skills(x, columns, classes, first, (second,), s)[0] for s in RIDGES)
     found: Facts = {"fits_train": best[0], "fits_valid": best[1], "fits_own": own_skill}
     return found | {"fits_rows": len(valid_rows)}
 
