@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from tikhon.integrations.readings import readings
-from tikhon.monitoring.watch import Watch as Watching, watch
+from tikhon.monitoring.watch import Watch as WatchHandle, watch
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import How, Terms
 from tikhon.sparsity import Sparsifier, Thinning
@@ -83,7 +83,7 @@ class Regularize(_Handle):
     per_parameter: bool = False
     regularizer: Regularizer | None = field(default=None, init=False)
     _zeros: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False)
-    _zeros_at: int = field(default=0, init=False)  # steps at which these were read
+    _zeros_step: int = field(default=0, init=False)  # steps at which these were read
 
     @property
     def _handle(self) -> Regularizer | None:
@@ -106,22 +106,22 @@ class Regularize(_Handle):
         if self.optimizer is not None:
             chosen = [chosen[self.optimizer]]
         self.regularizer = regularize(pl_module, chosen, self.terms, how=self.how)
-        self._zeros, self._zeros_at = {}, 0
+        self._zeros, self._zeros_step = {}, 0
         self._resume()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log to the Trainer's logger."""
-        if self.regularizer is not None and self.regularizer.steps > self._zeros_at:
+        if self.regularizer is not None and self.regularizer.steps > self._zeros_step:
             # once averaged, the module is no longer trained and has other zeros
-            self._zeros, self._zeros_at = self.regularizer.zeros(), self.regularizer.steps
+            self._zeros, self._zeros_step = self.regularizer.zeros(), self.regularizer.steps
         if self.log and self.regularizer is not None:
             pl_module.log_dict(readings(self.regularizer, per_parameter=self.per_parameter))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Apply the trained zeros and bounds to the final weights, which may be an average."""
-        if self.regularizer is not None and self._zeros_at == self.regularizer.steps > 0:
+        if self.regularizer is not None and self._zeros_step == self.regularizer.steps > 0:
             self.regularizer.apply(pl_module, zeros=self._zeros)
-            self._zeros, self._zeros_at = {}, 0
+            self._zeros, self._zeros_step = {}, 0
 
 
 @dataclass(eq=False)
@@ -208,7 +208,7 @@ class Watch(Callback):
     _: KW_ONLY
     optimizer: int = 0
     output: str | Path | None = None
-    watch: Watching | None = field(default=None, init=False)
+    watch: WatchHandle | None = field(default=None, init=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach."""

@@ -39,7 +39,7 @@ try:
 except ImportError as error:
     raise ImportError("this search needs Optuna: pip install tikhon[search]") from error
 
-OPENINGS = 5  # attempts
+OPEN_ATTEMPTS = 5
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -82,11 +82,11 @@ class SharedSearch(Search):
     def next(self, history: History) -> list[Trial]:
         """Report finished trials, take over abandoned ones, ask for a batch; [] at the end."""
         study = self._study()
-        self._tell(study, history)
+        self._report_outcomes(study, history)
         while True:
-            self._reclaim(study)
-            trials = self._ask(study)
-            if trials or not self._others(study):
+            self._retry_abandoned(study)
+            trials = self._request_trials(study)
+            if trials or not self._has_unfinished_elsewhere(study):
                 return trials
             time.sleep(min(1.0, self.grace / 4))
 
@@ -102,9 +102,9 @@ class SharedSearch(Search):
     def _study(self) -> optuna.Study:
         if "study" not in self.cache:
             sampler = optuna.samplers.TPESampler(seed=self.seed + os.getpid())
-            self.cache["study"] = _opened(self.storage, self.name, sampler)
+            self.cache["study"] = _open_study(self.storage, self.name, sampler)
             self._check_space(self.cache["study"])
-            threading.Thread(target=self._beat, daemon=True).start()
+            threading.Thread(target=self._send_heartbeats, daemon=True).start()
         return self.cache["study"]
 
     def _check_space(self, study: optuna.Study) -> None:
@@ -117,7 +117,7 @@ class SharedSearch(Search):
                 f"{self.space.to_dict()}; use another storage"
             )
 
-    def _ask(self, study: optuna.Study) -> list[Trial]:
+    def _request_trials(self, study: optuna.Study) -> list[Trial]:
         fixed = self.space.fixed
         found = []
         for _ in range(self.batch):
@@ -127,7 +127,7 @@ class SharedSearch(Search):
                     break
             trial = study.ask(distributions(self.space))
             again = trial.user_attrs.get("retried")
-            twice = again is not None and _retried(study)[again] < trial.number
+            twice = again is not None and _retry_numbers(study)[again] < trial.number
             if twice or trial.number >= self.count + retried:  # another process was faster
                 trial.set_user_attr("surplus", True)
                 study.tell(trial, state=TrialState.FAIL)
@@ -141,7 +141,7 @@ class SharedSearch(Search):
             found.append(Trial(trial.number, config, self.budget))
         return found
 
-    def _tell(self, study: optuna.Study, history: History) -> None:
+    def _report_outcomes(self, study: optuna.Study, history: History) -> None:
         for outcome in history:
             trial = self.open.pop(outcome.trial.id, None)
             if trial is None:
@@ -153,7 +153,7 @@ class SharedSearch(Search):
                 else:
                     study.tell(trial, outcome.score)
 
-    def _reclaim(self, study: optuna.Study) -> None:
+    def _retry_abandoned(self, study: optuna.Study) -> None:
         """Fail the trials of silent processes and enqueue their configurations again."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
@@ -161,7 +161,7 @@ class SharedSearch(Search):
             if trial.number in self.open or time.time() - last < self.grace:
                 continue
             outcome = trial.user_attrs.get("outcome")
-            if outcome is None and trial.number not in _retried(study):  # before it fails:
+            if outcome is None and trial.number not in _retry_numbers(study):  # before it fails:
                 study.enqueue_trial(trial.params, user_attrs={"retried": trial.number})
             with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
                 if outcome is None or outcome["score"] is None:
@@ -169,13 +169,13 @@ class SharedSearch(Search):
                 else:  # it had ended, but was not reported
                     study.tell(trial.number, outcome["score"])
 
-    def _others(self, study: optuna.Study) -> bool:
+    def _has_unfinished_elsewhere(self, study: optuna.Study) -> bool:
         """Return whether a trial is running in another process, or waiting."""
         states = (TrialState.RUNNING, TrialState.WAITING)
         waiting = study.get_trials(deepcopy=False, states=states)
         return any(trial.number not in self.open for trial in waiting)
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         while True:
             time.sleep(self.grace / 6)
             for trial in list(self.open.values()):
@@ -183,11 +183,11 @@ class SharedSearch(Search):
                     trial.set_user_attr("beat", time.time())
 
 
-def _opened(storage: str, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+def _open_study(storage: str, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
     """Open or create the study, retrying where processes create its tables simultaneously."""
-    for attempt in range(1, OPENINGS + 1):
+    for attempt in range(1, OPEN_ATTEMPTS + 1):
         try:
-            with _quiet():
+            with _silenced_log():
                 return optuna.create_study(
                     storage=storage_of(storage),
                     study_name=name,
@@ -198,7 +198,7 @@ def _opened(storage: str, name: str, sampler: optuna.samplers.BaseSampler) -> op
             ours = isinstance(error, optuna.exceptions.OptunaError)
             if not ours and not type(error).__module__.startswith("sqlalchemy"):
                 raise
-            if attempt == OPENINGS:
+            if attempt == OPEN_ATTEMPTS:
                 where = urlsplit(storage).hostname or "there"  # the URL may contain a password
                 raise StorageError(
                     f"the storage of the search ({where}) cannot be opened: {error}"
@@ -207,7 +207,7 @@ def _opened(storage: str, name: str, sampler: optuna.samplers.BaseSampler) -> op
     raise AssertionError
 
 
-def _retried(study: optuna.Study) -> dict[int, int]:
+def _retry_numbers(study: optuna.Study) -> dict[int, int]:
     """Map retried trials to the first trial that repeats each.
 
     If two processes enqueue one simultaneously, the second copy is not trained.
@@ -256,12 +256,12 @@ def storage_of(url: str) -> optuna.storages.BaseStorage | str:
 
     path = os.path.abspath(url.removeprefix("journal:"))
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with _quiet():
+    with _silenced_log():
         return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silenced_log() -> Iterator[None]:
     """Silence Optuna's log within the block."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -109,6 +109,6 @@ class Watch(Callback):
         self, net: object, X: object = None, y: object = None, **kwargs: object
     ) -> None:
         """Detach, and report the findings."""
-        said = self.watch_.end()
+        summary = self.watch_.end()
         if net.verbose:
-            print(said, file=sys.stderr)
+            print(summary, file=sys.stderr)

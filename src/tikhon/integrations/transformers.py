@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tikhon.integrations.readings import readings
-from tikhon.monitoring.watch import Watch as Watching, watch
+from tikhon.monitoring.watch import Watch as WatchHandle, watch
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import How, Terms
 from tikhon.runs import checkpoint
@@ -205,7 +205,7 @@ class Watch(TrainerCallback):
     every: int = 50
     _: KW_ONLY
     output: str | Path | None = None
-    watch: Watching | None = field(default=None, init=False)
+    watch: WatchHandle | None = field(default=None, init=False)
 
     def on_train_begin(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Attach."""
@@ -216,9 +216,9 @@ class Watch(TrainerCallback):
         """Detach, and report the findings."""
         if self.watch is None:
             return
-        said = self.watch.end()
+        summary = self.watch.end()
         if state.is_world_process_zero and not args.disable_tqdm:
-            print(f"\n{said}", file=sys.stderr)  # below the progress bar
+            print(f"\n{summary}", file=sys.stderr)  # below the progress bar
 
 
 def _checkpoint(args: object, state: object) -> Path:

@@ -131,11 +131,11 @@ class Batched(Forward):
         batch = _Batch(blocks, buffers)
         out = x
         for name, run, inputs, named in self.steps:
-            alike = common.issuperset(named) if named else shared
+            is_common = common.issuperset(named) if named else shared
             arguments = [values[i] if isinstance(i, _Name) else i for i in inputs] or [x]
-            out, alike = run(batch, alike, *arguments)
+            out, is_common = run(batch, is_common, *arguments)
             values[name] = out
-            if alike:
+            if is_common:
                 common.add(name)
         if self.steps[-1][0] in common:
             out = out.expand(batch.members, *out.shape)
@@ -168,11 +168,11 @@ Run = Callable[..., tuple[Tensor, bool]]
 def _step(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[str, Run, list[object]]:
     inputs: list[object] = [_Name(a.name) if isinstance(a, fx.Node) else a for a in node.args]
     if node.op == "placeholder":
-        return node.name, _each(lambda x: x), []
+        return node.name, _elementwise(lambda x: x), []
     if node.op == "output":
         if not isinstance(node.args[0], fx.Node):
             raise Unsupported("the model returns something else than one tensor")
-        return node.name, _each(lambda x: x), inputs
+        return node.name, _elementwise(lambda x: x), inputs
     if node.op == "call_module":
         path = str(node.target)
         return node.name, _module(path, modules[path]), inputs
@@ -180,14 +180,15 @@ def _step(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[str, Run, li
         if any(isinstance(v, fx.Node) for v in node.kwargs.values()) or node.kwargs.get("inplace"):
             raise Unsupported(f"{node.target} has no batched form with {dict(node.kwargs)}")
         function = partial(cast(Callable[..., Tensor], node.target), **node.kwargs)
-        return node.name, (_by_channel if node.target in _POOLING else _each)(function), inputs
+        batched = _by_channel if node.target in _POOLING else _elementwise
+        return node.name, batched(function), inputs
     flattens = node.op == "call_method" and node.target == "flatten"
     if (flattens or node.target is torch.flatten) and inputs[1:] == [1] and not node.kwargs:
         return node.name, _flatten, inputs[:1]
     raise Unsupported(f"{node.target} has no batched form")
 
 
-def _each(function: Callable[..., Tensor]) -> Run:
+def _elementwise(function: Callable[..., Tensor]) -> Run:
     return lambda batch, shared, *inputs: (function(*inputs), shared)
 
 
@@ -207,7 +208,7 @@ def _module(path: str, module: nn.Module) -> Run:
     if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         return _flatten
     if isinstance(module, (*_ACTIVATIONS, Spline)):
-        return _each(module)
+        return _elementwise(module)
     if type(module) in _POOLS:
         return _by_channel(module)
     if type(module) in _CONVOLUTIONS:
@@ -235,13 +236,13 @@ def _linear(weight: str, bias: str | None) -> Run:
     return run
 
 
-def _beside(x: Tensor) -> Tensor:
+def _members_as_channels(x: Tensor) -> Tensor:
     """Reshape (members, rows, channels, ...) to (rows, members * channels, ...), a view."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
-def _apart(x: Tensor, members: int) -> Tensor:
-    """Invert `_beside`."""
+def _channels_as_members(x: Tensor, members: int) -> Tensor:
+    """Invert `_members_as_channels`."""
     return x.unflatten(1, (members, -1)).transpose(0, 1)
 
 
@@ -251,7 +252,7 @@ def _by_channel(function: Callable[..., Tensor]) -> Run:
     def run(batch: _Batch, shared: bool, x: Tensor, *more: object) -> tuple[Tensor, bool]:
         if shared:
             return function(x, *more), True
-        return _apart(function(_beside(x), *more), batch.members), False
+        return _channels_as_members(function(_members_as_channels(x), *more), batch.members), False
 
     return run
 
@@ -265,9 +266,9 @@ def _convolution(prefix: str, module: nn.Conv2d) -> Run:
     def run(batch: _Batch, shared: bool, x: Tensor) -> tuple[Tensor, bool]:
         weight = batch.blocks[f"{prefix}weight"].flatten(0, 1)
         bias = None if module.bias is None else batch.blocks[f"{prefix}bias"].flatten()
-        how = module.stride, module.padding, module.dilation, 1 if shared else batch.members
-        z = function(x if shared else _beside(x), weight, bias, *how)
-        return _apart(z, batch.members), False
+        options = module.stride, module.padding, module.dilation, 1 if shared else batch.members
+        z = function(x if shared else _members_as_channels(x), weight, bias, *options)
+        return _channels_as_members(z, batch.members), False
 
     return run
 
@@ -281,10 +282,10 @@ def _batch_norm(prefix: str, module: nn.BatchNorm2d) -> Run:
         weight, bias = (batch.blocks[f"{prefix}{n}"].flatten() for n in ("weight", "bias"))
         if module.training:
             batch.buffers[f"{prefix}num_batches_tracked"].add_(1)
-        wide = _beside(x.expand(batch.members, *x.shape) if shared else x)
-        how = module.training, cast(float, module.momentum), module.eps
-        z = F.batch_norm(wide, mean, var, weight, bias, *how)
-        return _apart(z, batch.members), False
+        wide = _members_as_channels(x.expand(batch.members, *x.shape) if shared else x)
+        options = module.training, cast(float, module.momentum), module.eps
+        z = F.batch_norm(wide, mean, var, weight, bias, *options)
+        return _channels_as_members(z, batch.members), False
 
     return run
 
@@ -321,7 +322,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
-def choose(
+def choose_forward(
     model: nn.Module, members: int, probe: Callable[[Forward], None]
 ) -> tuple[Forward, str]:
     """Return the fastest working route, and why faster ones fail; `probe` runs a forward pass."""

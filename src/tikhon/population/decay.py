@@ -25,7 +25,7 @@ from tikhon.strengths.sensitivity import (
 )
 
 _RANGE = (1e-4, 30.0)
-_KEPT = (
+_SAVED = (
     "log",
     "first",
     "mean",
@@ -71,14 +71,14 @@ class AdaptiveDecay:
 
         Sensitivities are updated once for all steps until the next update of the strengths.
         """
-        rate = self.share(lr)
+        rate = self.shrinkage(lr)
         if step % self.every == 0 and step < self.last:
             drain = rate + DAMPING * lr
             for i, (w, z) in enumerate(zip(self.weights, self.sensitivity)):
                 carry_decay(z, w, column(rate[:, i], w), column(drain[:, i], w), self.every)
         self.shrink_(rate)
 
-    def share(self, lr: Tensor) -> Tensor:
+    def shrinkage(self, lr: Tensor) -> Tensor:
         """Fraction of each weight removed by a step, (members, layers), at most a half."""
         return (lr * self.strength).clamp_max(CAP)
 
@@ -93,41 +93,41 @@ class AdaptiveDecay:
         return (step + 1) % self.every == 0 and step < self.last
 
     @torch.no_grad()
-    def adapt_(self, losses: Tensor, blind: Tensor, gradients: Sequence[Tensor]) -> None:
+    def adapt_(self, losses: Tensor, constant_losses: Tensor, gradients: Sequence[Tensor]) -> None:
         """Update the log strengths from (members,) losses and gradients.
 
-        `blind` (members,) are the losses of a constant prediction.
+        `constant_losses` (members,) are the losses of a constant prediction.
         """
         pairs = zip(self.sensitivity, gradients)
         slope = torch.stack([(z * g).flatten(1).sum(1) for z, g in pairs], dim=1)
         slope = torch.where(slope.isfinite(), slope, 0.0)
         level = torch.where(losses.isfinite(), losses, 0.0)[:, None].to(slope)
         descend(self.memory, slope, level, rate=self.rate, caution=CAUTION, bounds=self.bounds)
-        share = trust(self.memory, losses[:, None], blind[:, None])
-        self.memory["trust"] = torch.as_tensor(share).to(slope)
+        shrinkage = trust(self.memory, losses[:, None], constant_losses[:, None])
+        self.memory["trust"] = torch.as_tensor(shrinkage).to(slope)
         self.trace.append(self.strength.log().clamp_min(_NOTHING))
 
     def state(self) -> dict[str, Tensor]:
         """Return everything the next step depends on, one row for each member."""
         rows = torch.cat([z.flatten(1) for z in self.sensitivity], dim=1)
-        found = {f"decay.{name}": self.memory[name].clone() for name in _KEPT}
+        found = {f"decay.{name}": self.memory[name].clone() for name in _SAVED}
         counted = rows.new_full((len(rows), 1), self.memory["count"])
         trace = torch.stack(self.trace or [self.memory["log"]], dim=1)
         return found | {"decay.sensitivity": rows, "decay.count": counted, "decay.trace": trace}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Invert `state`. Raises `DataError` for the state of another version."""
-        needed = (f"decay.{name}" for name in (*_KEPT, "sensitivity", "count", "trace"))
-        lacks = [name for name in needed if name not in state]
-        if lacks:
+        needed = (f"decay.{name}" for name in (*_SAVED, "sensitivity", "count", "trace"))
+        missing = [name for name in needed if name not in state]
+        if missing:
             raise DataError(
-                f"the states of the search lack {', '.join(lacks)}: another version of tikhon "
+                f"the states of the search lack {', '.join(missing)}: another version of tikhon "
                 "wrote them; continue with that version, or start over with --overwrite"
             )
         sizes = [z[0].numel() for z in self.sensitivity]
         for z, part in zip(self.sensitivity, state["decay.sensitivity"].split(sizes, dim=1)):
             z.copy_(part.view_as(z))
-        self.memory = {name: state[f"decay.{name}"].clone() for name in _KEPT}
+        self.memory = {name: state[f"decay.{name}"].clone() for name in _SAVED}
         self.memory["count"] = int(state["decay.count"][0, 0])
         self.trace = list(state["decay.trace"].unbind(1))[: self.memory["count"]]
 
@@ -139,13 +139,15 @@ class ReplayedDecay(AdaptiveDecay):
         self, weights: Sequence[Tensor], trace: Tensor, *, lr: Tensor, steps: int
     ) -> None:
         super().__init__(weights, lr=lr, steps=steps)
-        self.found = trace  # (members, moves, layers)
+        self.strength_trace = trace  # (members, moves, layers)
 
     def decay_(self, lr: Tensor, step: int) -> None:
         """Shrink the weights by the strength found at the same fraction of training."""
-        place = min(step * self.found.shape[1] // self.last, self.found.shape[1] - 1)
-        self.memory["log"] = self.found[:, place]
-        self.shrink_(self.share(lr))
+        place = min(
+            step * self.strength_trace.shape[1] // self.last, self.strength_trace.shape[1] - 1
+        )
+        self.memory["log"] = self.strength_trace[:, place]
+        self.shrink_(self.shrinkage(lr))
 
     def due(self, step: int) -> bool:
         """Return False: strengths are fixed."""

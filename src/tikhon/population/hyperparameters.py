@@ -12,7 +12,7 @@ from torch import Tensor
 from tikhon.options import STRENGTHS, addressed
 
 Value = float | int | str | bool
-PENALTIES = tuple(name for name, told in STRENGTHS.items() if told.how == "objective")
+PENALTIES = tuple(name for name, option in STRENGTHS.items() if option.how == "objective")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,21 +44,21 @@ class Hyperparameters:
 
         adaptive = configs[0].get("weight_decay") == "auto"
         rates = column("lr")
-        parted: dict[str, dict[str, Tensor]] = {"lr": {}, "dropout": {}, "weight_decay": {}}
+        by_pattern: dict[str, dict[str, Tensor]] = {"lr": {}, "dropout": {}, "weight_decay": {}}
         penalties = {}
         for name in configs[0]:
-            own, pattern = addressed(name)
-            if name != "lr" and own in parted and not (own == "weight_decay" and adaptive):
-                parted[own][pattern] = cast(Tensor, column(name))
-            elif own in PENALTIES or own == "max_norm":
+            base, pattern = addressed(name)
+            if name != "lr" and base in by_pattern and not (base == "weight_decay" and adaptive):
+                by_pattern[base][pattern] = cast(Tensor, column(name))
+            elif base in PENALTIES or base == "max_norm":
                 penalties[name] = cast(Tensor, column(name))
         return cls(
             lr=torch.full((len(configs),), lr, dtype=torch.float64) if rates is None else rates,
             adaptive=adaptive,
             penalties=penalties,
-            rates=parted["lr"],
-            dropout=parted["dropout"],
-            weight_decay=parted["weight_decay"],
+            rates=by_pattern["lr"],
+            dropout=by_pattern["dropout"],
+            weight_decay=by_pattern["weight_decay"],
             label_smoothing=column("label_smoothing"),
             mixup=column("mixup"),
             clip_norm=column("clip_norm"),

@@ -15,50 +15,50 @@ class RowLosses:
     """Row losses of stacked outputs, with label smoothing for each member.
 
     `loss` is anything `tikhon.training.losses.loss_of` takes that is a mean over rows; "auto"
-    depends on the targets `y`. `alone` says why there are no row losses, if so: then there is one
-    member, trained on the loss of whole batches.
+    depends on the targets `y`. `batch_only` is the reason why there are no row losses, or "": then
+    there is one member, trained on the loss of whole batches.
     """
 
     def __init__(self, loss: object, y: Tensor | None = None) -> None:
         self.loss = loss_of(loss, y)
-        self.alone = "the loss calls the model itself" if self.loss.kind == "whole" else ""
+        self.batch_only = "the loss calls the model itself" if self.loss.kind == "whole" else ""
         self._checked = False
 
     @torch.no_grad()
     def probe(self, model: nn.Module, batch: Batch) -> None:
         """Check on some rows whether the loss is a mean over rows, for a single output tensor."""
-        if self.alone or len(batch[1]) < 2:
+        if self.batch_only or len(batch[1]) < 2:
             return
         try:
             output = call(model.eval(), batch[0])
             if not isinstance(output, Tensor):
-                self.alone = f"the model returns a {type(output).__name__}, not one tensor"
+                self.batch_only = f"the model returns a {type(output).__name__}, not one tensor"
             elif self.loss.entries is None:
-                self.alone = self._no_mean(output, batch[1])
+                self.batch_only = self._why_not_mean(output, batch[1])
         except Exception:  # training will raise it too
             return
 
     def on(self, model: nn.Module, batch: Batch, smoothing: Tensor | None = None) -> Tensor:
         """Run the forward pass of one model on a batch; return its mean loss."""
-        if smoothing is None and self.alone:
+        if smoothing is None and self.batch_only:
             return self.loss.on(model, batch)
         return self.mean(call(model, batch[0]), batch[1], smoothing)
 
     @property
-    def classifies(self) -> bool:
+    def is_classification(self) -> bool:
         """Whether outputs are class logits."""
         return self.loss.name == "cross_entropy"
 
     def rows(self, output: Tensor, y: Tensor, smoothing: Tensor | None = None) -> Tensor:
         """Losses (members, rows) of outputs (members, rows, ...) against targets (rows, ...)."""
         members, count = output.shape[:2]
-        if smoothing is not None and not self.classifies:
+        if smoothing is not None and not self.is_classification:
             raise InputError("label_smoothing needs the loss cross_entropy")
         _, targets = self.loss.align(output[0], y)
         if self.loss.entries is not None and self.loss.kind in ("numbers", "binary"):
             flat = output.reshape(members, count, -1), targets.reshape(1, count, -1)
             return self.loss.entries(*torch.broadcast_tensors(*flat)).mean(-1)
-        if self.classifies and output.ndim == 3:
+        if self.is_classification and output.ndim == 3:
             return self._cross_entropy(output, targets, smoothing)
         self._check(output[0], y)
         single = torch.func.vmap(lambda o, t: self.loss(o[None], t[None]))
@@ -80,7 +80,7 @@ class RowLosses:
         """Mean loss of one model's outputs (rows, ...), by torch's fused form."""
         if smoothing is None:
             return self.loss(output, y)
-        if not self.classifies:
+        if not self.is_classification:
             raise InputError("label_smoothing needs the loss cross_entropy")
         output, y = self.loss.align(output, y)
         return F.cross_entropy(output, y, label_smoothing=float(smoothing))
@@ -89,7 +89,7 @@ class RowLosses:
         """Check once that the loss is a mean over rows, as members and folds weight rows."""
         if self._checked or len(output) < 2 or not bool(torch.isfinite(output).all()):
             return
-        if why := self._no_mean(output, y):
+        if why := self._why_not_mean(output, y):
             raise InputError(
                 f"{why}, and what trains many models at once weighs rows one by one: use a mean "
                 "over rows (no sum, no weights of classes)"
@@ -97,7 +97,7 @@ class RowLosses:
         self._checked = True
 
     @torch.no_grad()
-    def _no_mean(self, output: Tensor, y: Tensor) -> str:
+    def _why_not_mean(self, output: Tensor, y: Tensor) -> str:
         """Return why a batch loss is not the mean of its row losses, or ""."""
         whole, rows = self.loss(output, y), self.loss.rows(output, y)
         if torch.allclose(whole.double(), rows.double().mean(), rtol=1e-3, equal_nan=True):
@@ -108,7 +108,7 @@ class RowLosses:
         )
 
 
-def mean_over(rows: Tensor, weights: Tensor | None) -> Tensor:
+def weighted_mean(rows: Tensor, weights: Tensor | None) -> Tensor:
     """Mean losses (members,) over the rows kept by each member's weights."""
     if weights is None:
         return rows.mean(1)

@@ -22,10 +22,10 @@ from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.paths import matches
 from tikhon.options import addressed
 from tikhon.penalties import Penalty
-from tikhon.population.batched import Blocks, Forward, Unsupported, choose
+from tikhon.population.batched import Blocks, Forward, Unsupported, choose_forward
 from tikhon.population.decay import AdaptiveDecay
 from tikhon.population.hyperparameters import Hyperparameters
-from tikhon.population.losses import RowLosses, mean_over
+from tikhon.population.losses import RowLosses, weighted_mean
 from tikhon.population.stack import Stack, column
 from tikhon.population.steppers import FlatStepper, OwnStepper
 from tikhon.regularizer.plan import convex_step_limit
@@ -50,17 +50,17 @@ class Population:
     ) -> None:
         self.model, self.members = models[0], len(models)
         self.settings, self.objective, self.steps = settings, objective, steps
-        if objective.alone and self.members > 1:
-            raise Unsupported(objective.alone)
-        if objective.alone and settings.mixup is not None:
-            raise InputError(f"the space varies mixup, but {objective.alone}")
+        if objective.batch_only and self.members > 1:
+            raise Unsupported(objective.batch_only)
+        if objective.batch_only and settings.mixup is not None:
+            raise InputError(f"the space varies mixup, but {objective.batch_only}")
         self.failed: dict[int, str] = {}
         self.mask: Tensor | None = None  # flat; 0 marks frozen weights
         self.stack = Stack(models)
         self.generators: list[torch.Generator] = []  # one for each noise layer
-        self.silent: list[NoiseLayer] = []
-        self._noise(tensors(example)[0].device)
-        self.forward, self.reason = choose(self.model, self.members, self._probe(example))
+        self.inactive_noise: list[NoiseLayer] = []
+        self._seed_noise_layers(tensors(example)[0].device)
+        self.forward, self.reason = choose_forward(self.model, self.members, self._probe(example))
         self.entries = [
             s for s in entries_of(self.model) if not s.excluded and s.param.requires_grad
         ]
@@ -79,7 +79,7 @@ class Population:
 
     # ---- building
 
-    def _noise(self, device: torch.device) -> None:
+    def _seed_noise_layers(self, device: torch.device) -> None:
         """Give each noise layer a generator shared by all members, for reproducibility.
 
         Layers with rate 0 in every member draw nothing.
@@ -103,21 +103,21 @@ class Population:
             if name in chosen:
                 cast(Tensor, rate).copy_(chosen[name])
             elif rate is not None and not rate.any():
-                self.silent.append(layer)
+                self.inactive_noise.append(layer)
 
     @cached_property
-    def _sees_rows_left_out(self) -> bool:
+    def _drops_masked_rows(self) -> bool:
         """Return whether zero-weight rows affect the others, or only cost time.
 
         With noise they are kept, so that other rows get the same draws as beside other members.
         """
         averages = any("running_mean" in name for name, _ in self.model.named_buffers())
-        drawing = len(self.generators) > len(self.silent)
-        return bool(self.objective.alone) or averages or not drawing
+        drawing = len(self.generators) > len(self.inactive_noise)
+        return bool(self.objective.batch_only) or averages or not drawing
 
-    def _mode(self, training: bool) -> None:
+    def _set_mode(self, training: bool) -> None:
         self.forward.train(training)
-        for layer in self.silent:
+        for layer in self.inactive_noise:
             layer.training = False
 
     def _probe(self, example: Any) -> Callable[[Forward], None]:
@@ -166,7 +166,7 @@ class Population:
             return self.settings.lr[:, None]
         return torch.stack([self.stepper.rates[entry.name] for entry in self.entries], dim=1)
 
-    def _matching(self, pattern: str) -> list[Entry]:
+    def _matching_entries(self, pattern: str) -> list[Entry]:
         try:
             return match(self.model, self.entries, pattern)
         except ValueError as error:
@@ -175,7 +175,7 @@ class Population:
     def _decays(self) -> list[tuple[Tensor, list[Entry] | None]]:
         """Return decay strengths with their parameters, None for the whole model."""
         return [
-            (values, None if pattern == "*" else self._matching(pattern))
+            (values, None if pattern == "*" else self._matching_entries(pattern))
             for pattern, values in self.settings.weight_decay.items()
         ]
 
@@ -188,11 +188,11 @@ class Population:
         single member may have several inputs and a loss that calls the model; its noise is seeded
         by `seed`.
         """
-        self._mode(True)
+        self._set_mode(True)
         self.stepper.zero_grad()
         for place, generator in enumerate(self.generators):
             generator.manual_seed(seed + 2 * place)  # mixing uses seed + 1
-        with _seeded(seed if self.objective.alone else None):
+        with _torch_seed(seed if self.objective.batch_only else None):
             losses = self._losses(x, y, weights, self.settings.label_smoothing, seed)
         (losses if self.members == 1 else losses.sum()).backward()
         with torch.no_grad():
@@ -202,7 +202,7 @@ class Population:
     def _losses(
         self, x: Any, y: Tensor, weights: Tensor | None, smoothing: Tensor | None, seed: int
     ) -> Tensor:
-        if weights is not None and self.members == 1 and self._sees_rows_left_out:
+        if weights is not None and self.members == 1 and self._drops_masked_rows:
             kept = (weights[0] > 0).nonzero()[:, 0]
             if not len(kept):  # the batch is in the held-out fold
                 return torch.zeros_like(self.stack.flat[:1], requires_grad=True)
@@ -211,14 +211,14 @@ class Population:
             return self.objective.on(self.model, (x, y), smoothing).view(1)
         if self.settings.mixup is None:
             rows = self.objective.rows(self.outputs(x), y, smoothing)
-            return mean_over(rows, weights)
+            return weighted_mean(rows, weights)
         share, mixed, order = self._mixed(x, seed)
         out = self.forward(self.stack.blocks, self.stack.buffers, mixed, shared=False)
         first = self.objective.rows(out, y, smoothing)
         second = self.objective.rows(out, y[order], smoothing)
         paired = None if weights is None else weights * weights[:, order]
         rows = share[:, None] * first + (1 - share[:, None]) * second
-        return mean_over(rows, paired)
+        return weighted_mean(rows, paired)
 
     def _mixed(self, x: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mix rows in pairs, with a share for each member from one common draw."""
@@ -250,9 +250,9 @@ class Population:
             self.decay.decay_(self.layer_rates().to(self.stack.flat) * factor, step)
         for strengths, entries in self.decays:
             self.stepper.decay_(strengths.to(self.stack.flat), factor, entries)
-        begun = self._bound_gains(factor)
+        is_bounded = self._bound_gains(factor)
         self.stepper.step(factor)
-        if not begun:
+        if not is_bounded:
             self._bound_gains(factor)
         self._prox(factor)
 
@@ -287,15 +287,15 @@ class Population:
         Second moments are kept at or above the slope of the penalty.
         """
         bindings = [(b, s) for b, s in self.bindings if b.route == "prox"]
-        held = self.stepper.held(factor) if bindings else {}
-        if held is None:
+        moments = self.stepper.bounded_moments(factor) if bindings else {}
+        if moments is None:
             return False
         for binding, strengths in bindings:
             limit = convex_step_limit(binding.base)
-            for name, slopes in zip(self._names(binding), slopes_of(binding)):
-                if name not in held:
+            for name, slopes in zip(self._names(binding), slopes_at_zero(binding)):
+                if name not in moments:
                     continue
-                block, least, rate = held[name]
+                block, least, rate = moments[name]
                 slope = column(strengths.to(block), block) * slopes.to(block)
                 if limit is not None:
                     slope = torch.maximum(slope, column(rate.to(block) / limit, block))
@@ -350,26 +350,31 @@ class Population:
         """Update the adaptive weight decay from a validation batch, if due."""
         if self.decay is None or not self.decay.due(step):
             return
-        self._mode(True)
+        self._set_mode(True)
         averages = {name: buffer.clone() for name, buffer in self.stack.buffers.items()}
-        with trained_function(self.model), _seeded(step if self.objective.alone else None):
-            outputs, losses = self._held_out(x, y, weights)
+        with (
+            trained_function(self.model),
+            _torch_seed(step if self.objective.batch_only else None),
+        ):
+            outputs, losses = self._validation_outputs(x, y, weights)
             gradients = torch.autograd.grad(losses.sum(), self.stepper.leaves())
         with torch.no_grad():
             for name, buffer in averages.items():
                 self.stack.buffers[name].copy_(buffer)
-            blind = torch.full_like(losses, torch.nan)
+            constant_losses = torch.full_like(losses, torch.nan)
             if outputs is not None:
-                answer = outputs.mean(1, keepdim=True).expand_as(outputs)
-                blind = mean_over(self.objective.rows(answer, y), weights)
+                constant = outputs.mean(1, keepdim=True).expand_as(outputs)
+                constant_losses = weighted_mean(self.objective.rows(constant, y), weights)
         gradients = [g.view_as(w) for g, w in zip(gradients, self.decay.weights)]
-        self.decay.adapt_(losses.detach(), blind, gradients)
+        self.decay.adapt_(losses.detach(), constant_losses, gradients)
 
-    def _held_out(self, x: Any, y: Tensor, weights: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    def _validation_outputs(
+        self, x: Any, y: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
         """Return outputs, if available, and losses (members,)."""
-        if not self.objective.alone:
+        if not self.objective.batch_only:
             outputs = self.outputs(x)
-            return outputs, mean_over(self.objective.rows(outputs, y), weights)
+            return outputs, weighted_mean(self.objective.rows(outputs, y), weights)
         if weights is not None:
             x, y = take((x, y), (weights[0] > 0).nonzero()[:, 0])
         return None, self.objective.on(self.model, (x, y)).view(1)
@@ -379,39 +384,39 @@ class Population:
     @torch.no_grad()
     def row_losses(self, x: Any, y: Tensor) -> Tensor:
         """Row losses in evaluation mode, (members, rows)."""
-        self._mode(False)
+        self._set_mode(False)
         rows = [self.objective.rows(self.outputs(a), b) for a, b in in_parts((x, y))]
         return torch.cat(rows, dim=1)
 
     @torch.no_grad()
     def block_losses(self, x: Any, y: Tensor, blocks: int) -> Tensor:
         """Losses of one member in evaluation mode, (1, blocks), on parts with similar targets."""
-        self._mode(False)
+        self._set_mode(False)
         part = dealt(y, blocks)
         rows = (take((x, y), (part == k).nonzero()[:, 0]) for k in range(blocks))
-        with _seeded(0):
+        with _torch_seed(0):
             return torch.stack([self.objective.on(self.model, batch) for batch in rows])[None]
 
     @torch.no_grad()
     def predict(self, x: Any) -> Tensor:
         """Outputs in evaluation mode, (members, rows, ...)."""
-        self._mode(False)
+        self._set_mode(False)
         return torch.cat([self.outputs(part) for part in in_parts(x)], dim=1)
 
     def fail(self, member: int, why: str) -> None:
         """Disable a diverged member: its weights and optimizer state become and stay zero."""
         self.failed[member] = why
-        remembered, _ = self.stepper.memory()
-        for blocks in (self.stack.views(self.stack.flat), *remembered.values()):
+        moments, _ = self.stepper.memory()
+        for blocks in (self.stack.views(self.stack.flat), *moments.values()):
             for block in blocks:
                 block[member] = 0
         self.stepper.fail(member)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything the next step depends on; every tensor leads with the member axis."""
-        remembered, counters = self.stepper.memory()
+        moments, counters = self.stepper.memory()
         rows = {"weights": self.stack.views(self.stack.flat)}
-        rows |= {f"optimizer.{name}": blocks for name, blocks in remembered.items()}
+        rows |= {f"optimizer.{name}": blocks for name, blocks in moments.items()}
         found = {n: torch.cat([b.flatten(1) for b in blocks], dim=1) for n, blocks in rows.items()}
         found |= {f"counter.{n}": v.reshape(1).repeat(self.members) for n, v in counters.items()}
         found |= {f"buffer.{name}": b.clone() for name, b in self.stack.buffers.items()}
@@ -419,7 +424,7 @@ class Population:
 
     def load(self, state: Blocks) -> None:
         """Restore the `state()` of a population with the same architecture."""
-        remembered: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
         counters: dict[str, Tensor] = {}
         noisy = (n for n, m in self.model.named_modules() if isinstance(m, NoiseLayer))
         rates = {f"{name}.rate".lstrip(".") for name in noisy}  # set for each member
@@ -432,8 +437,8 @@ class Population:
             elif kind == "weights":
                 self.stack.fill_(self.stack.flat, value)
             elif kind == "optimizer":
-                remembered[rest] = self.stack.fill_(torch.zeros_like(self.stack.flat), value)
-        self.stepper.remember(remembered, counters)
+                moments[rest] = self.stack.fill_(torch.zeros_like(self.stack.flat), value)
+        self.stepper.remember(moments, counters)
         if self.decay is not None:
             self.decay.load(dict(state))
 
@@ -443,7 +448,7 @@ class Population:
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def _torch_seed(seed: int | None) -> Iterator[None]:
     """Seed torch within the block, if a seed is given, and restore it afterwards."""
     if seed is None:
         yield
@@ -453,7 +458,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-def slopes_of(binding: Binding) -> list[Tensor]:
+def slopes_at_zero(binding: Binding) -> list[Tensor]:
     """Slope at zero of a penalty of strength 1, for each entry of the binding's parameters."""
     params = binding.target.params
     found = [torch.empty_like(p, requires_grad=False) for p in params]

@@ -32,9 +32,11 @@ class Stack:
             view.copy_(torch.stack([p[name].detach() for p in named]))
             self.blocks[name] = view.detach().requires_grad_(named[0][name].requires_grad)
         stacks = [dict(m.named_buffers()) for m in models]
-        held = {id(t): name for name, t in [*named[0].items(), *stacks[0].items()]}
+        names_by_id = {id(t): name for name, t in [*named[0].items(), *stacks[0].items()]}
         saved = models[0].state_dict(keep_vars=True)  # no noise rates, tied weights twice
-        self.saved = {name: held[id(t)] for name, t in saved.items() if id(t) in held}
+        self.saved = {
+            name: names_by_id[id(t)] for name, t in saved.items() if id(t) in names_by_id
+        }
         if not any(p.requires_grad for p in named[0].values()):
             raise InputError(f"{type(models[0]).__name__} has no trainable parameter")
         self.buffers = {n: torch.stack([b[n] for b in stacks]) for n in stacks[0]}
@@ -55,7 +57,7 @@ class Stack:
             view.copy_(part.view_as(view))
         return flat
 
-    def hand_over(self, model: nn.Module) -> None:
+    def adopt_parameters(self, model: nn.Module) -> None:
         """Make the only member's blocks the module's parameters, and its buffers ours."""
         for name, parameter in model.named_parameters():
             parameter.data = self.blocks[name].detach()[0]

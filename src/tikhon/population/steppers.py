@@ -15,7 +15,7 @@ from tikhon.regularizer.targets import Entry
 
 Build = Callable[..., optim.Optimizer]
 # a moment block, its lower bound for a given slope, and the members' rates
-Held = tuple[Tensor, Callable[[Tensor], Tensor], Tensor]
+BoundedMoment = tuple[Tensor, Callable[[Tensor], Tensor], Tensor]
 
 ELEMENTWISE = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad)
 
@@ -32,7 +32,7 @@ class Stepper(ABC):
         self, stack: Stack, rates: Mapping[str, Tensor], decayed: Sequence[Entry]
     ) -> None:
         self.stack, self.rates, self.decayed = stack, rates, decayed
-        self.kinds = list({id(rate): rate for rate in rates.values()}.values())
+        self.distinct_rates = list({id(rate): rate for rate in rates.values()}.values())
 
     @abstractmethod
     def zero_grad(self) -> None:
@@ -66,14 +66,14 @@ class Stepper(ABC):
         self, strengths: Tensor, factor: float, entries: Sequence[Entry] | None = None
     ) -> None:
         """Apply decoupled weight decay to all or some parameters; strengths: (members,)."""
-        keep = {id(lr): 1 - lr.to(strengths) * factor * strengths for lr in self.kinds}
+        keep = {id(lr): 1 - lr.to(strengths) * factor * strengths for lr in self.distinct_rates}
         for entry in self.decayed if entries is None else entries:
             block = self.stack.blocks[entry.name].detach()
             block.mul_(column(keep[id(self.rates[entry.name])], block))
 
     def fail(self, member: int) -> None:
         """Freeze a member."""
-        for lr in self.kinds:
+        for lr in self.distinct_rates:
             lr[member] = 0
 
     def _build(self, build: Build, groups: Sequence[Sequence[Tensor]]) -> None:
@@ -105,7 +105,7 @@ class Stepper(ABC):
                 found[id(p)] = torch.as_tensor(gain, dtype=p.dtype).expand_as(p)
         return [found[id(p)] for p in self.handles()]
 
-    def held(self, factor: float) -> dict[str, Held] | None:
+    def bounded_moments(self, factor: float) -> dict[str, BoundedMoment] | None:
         """Return lower-bounded optimizer state by parameter; None before any state exists."""
         rule = rule_of(self.optimizer)
         if rule is None or rule.memory is None:
@@ -115,11 +115,11 @@ class Stepper(ABC):
         if not all(states):
             return None
         memories = [rule.memory(group, state) for state in states]
-        beyond = [memory.beyond for memory in memories]
+        extras = [memory.beyond for memory in memories]
         gain = stationary_gain(self.optimizer, group, states[0])
         own = factor * (gain.numerator / group["lr"] if group["lr"] else 1.0)
         blocks = self.as_blocks([m.tensor for m in memories])
-        added = self.as_blocks(beyond) if any(b is not None for b in beyond) else blocks
+        added = self.as_blocks(extras) if any(b is not None for b in extras) else blocks
         first = memories[0]
 
         def least(own: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -168,14 +168,14 @@ class OwnStepper(Stepper):
         build: Build,
     ) -> None:
         super().__init__(stack, rates, decayed)
-        stack.hand_over(model)
+        stack.adopt_parameters(model)
         self.parameters = dict(model.named_parameters())
         self.trained = {n: p for n, p in self.parameters.items() if p.requires_grad}
         known = dict.fromkeys(entry.name for entry in decayed)
         parts = [list(known), [n for n in self.trained if n not in known]]
         cuts = [
             (part is parts[0], lr, [self.parameters[n] for n in part if rates[n] is lr])
-            for lr in self.kinds
+            for lr in self.distinct_rates
             for part in parts
         ]
         self.groups = [(shrinks, lr) for shrinks, lr, group in cuts if group]

@@ -18,7 +18,7 @@ from tikhon.data.rows import cut, take
 from tikhon.population.batched import Unsupported
 from tikhon.population.decay import ReplayedDecay
 from tikhon.population.hyperparameters import Hyperparameters
-from tikhon.population.losses import RowLosses, mean_over
+from tikhon.population.losses import RowLosses, weighted_mean
 from tikhon.population.population import Population
 from tikhon.runs.interrupt import Stopped, never, silent
 from tikhon.tuning.draws import Draws
@@ -322,7 +322,7 @@ def validation_rows(job: SearchJob, population: Population, kept: Tensor | None)
     Without row losses, those of blocks of the rows left out by the only member.
     """
     x, y = job.scored
-    if not job.objective.alone:
+    if not job.objective.batch_only:
         return population.row_losses(x, y)
     if kept is not None:
         x, y = take((x, y), (kept[0] == 0).nonzero()[:, 0])
@@ -340,7 +340,7 @@ def validation(job: SearchJob, population: Population, kept: Tensor | None) -> T
         out = [job.metric.score(o[part > 0], y[part > 0]) for o, part in zip(outputs, left)]
         return torch.tensor(out, dtype=torch.float64)
     rows = validation_rows(job, population, kept)
-    return mean_over(rows, None if kept is None or job.objective.alone else 1 - kept)
+    return weighted_mean(rows, None if kept is None or job.objective.batch_only else 1 - kept)
 
 
 def train_on_all(
@@ -383,8 +383,8 @@ def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
     size affects rounding, so that equal searches must choose equally. The limits fit the fastest
     sizes in `benchmarks/tune.py`, measured on an idle core for perceptrons and small convolutions.
     """
-    if job.objective.alone:
-        return 1, job.objective.alone
+    if job.objective.batch_only:
+        return 1, job.objective.batch_only
     groups = _by_model(configs)
     found = [together(job, group[0]) for group in groups]
     fits = [group for group, (fine, _) in zip(groups, found) if fine]
@@ -404,8 +404,8 @@ def together(job: SearchJob, config: Config) -> tuple[bool, str]:
     """Return whether members with this model can train at once; and why not, or why not by the
     fastest route.
     """
-    if job.objective.alone:
-        return False, job.objective.alone
+    if job.objective.batch_only:
+        return False, job.objective.batch_only
     model = build(job, config)
     if job.kept is not None and any("running_mean" in name for name, _ in model.named_buffers()):
         return False, "batch normalisation would see the rows of the held-out fold"

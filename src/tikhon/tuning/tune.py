@@ -371,7 +371,7 @@ def _conclude(
         _model(job, configs[k], runner.states[ends[k].trial.id], fold, model)
         for k, fold, model in parts
     ]
-    probabilities = job.objective.classifies
+    probabilities = job.objective.is_classification
     return TuneResult(
         model=members[0],
         average=Average(members, probabilities=probabilities).eval(),
@@ -404,11 +404,11 @@ def _left_out(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Ten
         row = {n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"}
         population.load(row)
         kept = None if job.kept is None else job.kept[fold : fold + 1]
-        if job.metric is None and job.objective.alone:
+        if job.metric is None and job.objective.batch_only:
             found.append(validation_rows(job, population, kept)[0])
         else:
             found.append(population.predict(job.scored[0])[0])
-    if job.metric is None and job.objective.alone:
+    if job.metric is None and job.objective.batch_only:
         return torch.cat(found)
     if job.kept is None:
         return found[0]
@@ -419,7 +419,11 @@ def _judged(job: SearchJob, outputs: Tensor) -> Tensor:
     """Return losses of rows or blocks, or pseudo-values of a metric."""
     if job.metric is not None:
         return job.metric.pseudo_values(outputs, job.scored[1])
-    return outputs if job.objective.alone else job.objective.rows(outputs[None], job.scored[1])[0]
+    return (
+        outputs
+        if job.objective.batch_only
+        else job.objective.rows(outputs[None], job.scored[1])[0]
+    )
 
 
 def _averaged(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen: int) -> list[int]:
@@ -427,7 +431,7 @@ def _averaged(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen: int) 
 
     Where outputs cannot be averaged, those nearly as good as the best.
     """
-    if job.objective.alone or outputs[0].ndim > 2:
+    if job.objective.batch_only or outputs[0].ndim > 2:
         return [chosen, *[k for k in near_best(rows) if k != chosen]][:TOP]
 
     def score(out: Tensor) -> float:
@@ -435,7 +439,7 @@ def _averaged(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen: int) 
             return job.metric.score(out, job.scored[1])
         return float(job.objective.rows(out[None], job.scored[1]).mean())
 
-    return blend(outputs, score, chosen, TOP, probabilities=job.objective.classifies)
+    return blend(outputs, score, chosen, TOP, probabilities=job.objective.is_classification)
 
 
 def _refitted(
