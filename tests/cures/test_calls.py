@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from faulty import classes
 from miswired import CE, TWINS, amounts, by_place, mlp, reader, tokens
 from tikhon.cures import treatments as cures
-from tikhon.cures.calls import torn, untorn
+from tikhon.cures.calls import axes_order, mixes_axes
 from tikhon.data.rows import takes_model
 from tikhon.diagnosis.replica import replicate
 from tikhon.diagnosis.samples import samples
@@ -101,8 +101,8 @@ def test_a_treatment_that_is_not_needed_changes_no_answer(twins):
     ],
 )
 def test_views_that_tear_axes_are_told_from_those_that_join(before, after, order):
-    assert untorn(before, after) == order
-    assert torn(before, after) == (order is not None)
+    assert axes_order(before, after) == order
+    assert mixes_axes(before, after) == (order is not None)
     values = torch.arange(math.prod(before)).reshape(before)
     if order is not None:  # a whole axis moves as one: neighbours keep their distance
         assert values.permute(order).reshape(after).shape == after
@@ -116,13 +116,13 @@ def test_positions_tell_tokens_in_another_order_apart():
         mix=nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), head=nn.Linear(8, 3),
     )  # fmt: skip
     found = replicate(model, CE, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert cures.PLACES.apply(found, samples((x, x[:, 0] % 3)))
+    assert cures.POSITIONAL_ENCODING.apply(found, samples((x, x[:, 0] % 3)))
     for one, apart in ((model.eval(), False), (found.model.eval(), True)):
         moved = (one(x) - one(x.roll(1, 1))).abs().max()
         assert bool(moved > 1e-3) == apart
 
 
-def mended(treatment, data, model=None, loss=CE):
+def repaired(treatment, data, model=None, loss=CE):
     model = nn.Linear(data[0].shape[1], 3) if model is None else model
     found = replicate(model, loss, torch.optim.SGD(model.parameters(), lr=0.1))
     return found if treatment.apply(found, samples(data)) else None
@@ -132,30 +132,30 @@ def test_columns_that_hold_the_target_are_set_to_0():
     x, y = amounts()
     leaky = torch.cat([x, 2 * y[:, None] + 1], 1)
     model = nn.Linear(17, 1)
-    found = mended(cures.UNLEAKED, (leaky, y[:, None]), model, F.mse_loss)
+    found = repaired(cures.NO_TARGET_COLUMNS, (leaky, y[:, None]), model, F.mse_loss)
     clean = torch.cat([x, torch.zeros(len(x), 1)], 1)
     torch.testing.assert_close(found.model(leaky), model(clean))
     names = {"x_train": leaky.clone()}
     exec(compile(found.patch, "<patch>", "exec"), names)
     assert torch.equal(names["x_train"], clean)
-    assert mended(cures.UNLEAKED, (x, y[:, None]), nn.Linear(16, 1), F.mse_loss) is None
+    assert repaired(cures.NO_TARGET_COLUMNS, (x, y[:, None]), nn.Linear(16, 1), F.mse_loss) is None
 
 
 def test_numbers_that_are_not_finite_are_filled_or_left_out():
     x, y = classes()
     x, y = x[:60].clone(), y[:60] % 3
-    assert mended(cures.FILLED, (x, y)) is None
-    assert mended(cures.FINITE, (x, y)) is None
+    assert repaired(cures.FILLED_GAPS, (x, y)) is None
+    assert repaired(cures.FINITE_ROWS, (x, y)) is None
     x[7, 2] = torch.inf
     x[9] = torch.nan
     kept = torch.tensor([k for k in range(60) if k not in (7, 9)])
-    found = mended(cures.FINITE, (x, y))
+    found = repaired(cures.FINITE_ROWS, (x, y))
     assert torch.equal(found.source.source[0], x[kept])
     assert torch.equal(found.source.source[1], y[kept])
-    filled = mended(cures.FILLED, (x, y)).model(x)
+    filled = repaired(cures.FILLED_GAPS, (x, y)).model(x)
     assert bool(filled.isfinite().all())
     torch.testing.assert_close(
-        filled[kept], mended(cures.FINITE, (x, y)).model(x[kept]) * 0 + filled[kept]
+        filled[kept], repaired(cures.FINITE_ROWS, (x, y)).model(x[kept]) * 0 + filled[kept]
     )
 
 
@@ -173,10 +173,10 @@ def test_gaps_of_one_of_several_inputs_are_filled():
     x, kind = x[:60].clone(), torch.arange(60) % 5
     model = Several()
     data = ((x, kind), y[:60])
-    assert mended(cures.FILLED, data, model) is None
+    assert repaired(cures.FILLED_GAPS, data, model) is None
     wanted = model(x.index_fill(0, torch.tensor([9]), 0.0), kind)
     x[9] = torch.nan
-    found = mended(cures.FILLED, data, model)
+    found = repaired(cures.FILLED_GAPS, data, model)
     torch.testing.assert_close(found.model(x, kind), wanted)
     torch.testing.assert_close(found.model(x=x, kind=kind), wanted)
 
@@ -190,7 +190,7 @@ def test_layers_made_in_forward_are_made_once_and_learn():
     x, y = classes()
     model = Fn(lambda m, x: m.inner(x) + m.head(x), inner=Maker(), head=nn.Linear(16, 4))
     assert not torch.equal(model(x), model(x))
-    found = mended(cures.MADE_ONCE, (x, y), model)
+    found = repaired(cures.LAYERS_IN_INIT, (x, y), model)
     assert torch.equal(found.model(x), found.model(x))
     held = {id(p) for group in found.optimizer.param_groups for p in group["params"]}
     assert {id(p) for p in found.model.parameters()} == held
@@ -204,7 +204,7 @@ def test_layers_made_in_forward_are_made_once_and_learn():
     assert CE(found.model(x), y) < before
     again = copy.deepcopy(found.model)
     assert torch.equal(again(x), found.model(x))
-    assert mended(cures.MADE_ONCE, (x, y), mlp()) is None
+    assert repaired(cures.LAYERS_IN_INIT, (x, y), mlp()) is None
 
 
 def test_a_decoder_is_given_the_word_before():
@@ -213,7 +213,7 @@ def test_a_decoder_is_given_the_word_before():
     engine = torch.optim.SGD(model.parameters(), lr=0.1)
     data = ((words.flip(1), words), words)
     found = replicate(model, by_place, engine)
-    assert cures.BEGUN.apply(found, samples(data))
+    assert cures.SHIFTED_DECODER_INPUT.apply(found, samples(data))
     (asked, begun), said = found.source.source
     assert torch.equal(asked, words.flip(1))
     assert torch.equal(said, words)
@@ -223,7 +223,7 @@ def test_a_decoder_is_given_the_word_before():
     exec(compile(found.patch, "<patch>", "exec"), names)
     assert torch.equal(names["x_train"][1], begun)
     right = replicate(model, by_place, engine)
-    assert not cures.BEGUN.apply(right, samples(((words.flip(1), begun), words)))
+    assert not cures.SHIFTED_DECODER_INPUT.apply(right, samples(((words.flip(1), begun), words)))
 
 
 @pytest.mark.parametrize("shape", [(60, 5), (60, 9, 5), (60, 5, 4, 4)])
@@ -234,7 +234,7 @@ def test_inputs_are_scaled_by_feature_or_channel(shape):
     x = torch.randn(shape) * unit + 7 * unit
     model = Fn(lambda m, x: x)
     model.head = nn.Linear(1, 1)
-    scaled = mended(cures.INPUTS, (x, torch.zeros(60)), model).model(x)
+    scaled = repaired(cures.SCALED_INPUTS, (x, torch.zeros(60)), model).model(x)
     rest = [k for k in range(len(shape)) if k != axis]
     torch.testing.assert_close(scaled.mean(rest), torch.zeros(5), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled.std(rest), torch.ones(5), atol=1e-3, rtol=0)
@@ -246,22 +246,22 @@ def test_a_loader_is_shuffled():
     model = mlp()
     found = replicate(model, CE, torch.optim.SGD(model.parameters(), lr=0.1))
     loader = torch.utils.data.DataLoader(rows, batch_size=20)
-    assert cures.SHUFFLED.apply(found, samples(loader))
+    assert cures.SHUFFLE.apply(found, samples(loader))
     torch.manual_seed(0)
     batches = [b for _, b in zip(range(len(loader)), found.source.stream(20, 0))]
     assert not torch.equal(torch.cat([b[1] for b in batches]), y)
     assert torch.equal(torch.cat([b[1] for b in batches]).sort().values, y.sort().values)
-    assert mended(cures.SHUFFLED, (x, y % 3)) is None
+    assert repaired(cures.SHUFFLE, (x, y % 3)) is None
 
 
 def test_a_sequence_that_is_its_own_target_is_moved_by_one():
     x, _ = tokens()
     model = reader()
     found = replicate(model, by_place, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert cures.NEXT.apply(found, samples((x, x)))
+    assert cures.NEXT_POSITION_TARGETS.apply(found, samples((x, x)))
     assert torch.equal(found.source.source[0], x[:, :-1])
     assert torch.equal(found.source.source[1], x[:, 1:])
-    assert not cures.NEXT.apply(found, samples((x[:, :-1], x[:, 1:])))
+    assert not cures.NEXT_POSITION_TARGETS.apply(found, samples((x[:, :-1], x[:, 1:])))
 
 
 def test_a_reentrant_checkpoint_passes_gradients_on():
@@ -271,7 +271,7 @@ def test_a_reentrant_checkpoint_passes_gradients_on():
     x, y = classes()
     model = Fn(run, body=nn.Linear(16, 8), head=nn.Linear(8, 4))
     found = replicate(model, CE, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert cures.CARRYING.apply(found, samples((x, y)))
+    assert cures.INPUTS_REQUIRING_GRAD.apply(found, samples((x, y)))
     CE(found.model(x), y).backward()
     assert bool(found.model.body.weight.grad.any())
 
@@ -281,7 +281,9 @@ def test_two_treatments_of_one_loss_are_both_in_the_patch():
     torch.manual_seed(1)
     model = mlp()
     loss = nn.CrossEntropyLoss(ignore_index=0)
-    found = mended(cures.TURN & cures.HEARD & cures.rate(0.1), (x, y), model, loss)
+    found = repaired(
+        cures.NEGATED_LOSS & cures.NO_IGNORED_CLASSES & cures.rate(0.1), (x, y), model, loss
+    )
     wanted = -CE(model(x), y)
     torch.testing.assert_close(found.loss(found.model(x), y), wanted)
     names = {"model": model, "loss": loss}
@@ -298,6 +300,6 @@ def test_a_loss_of_the_model_itself_may_be_turned_round():
     def loss(model, batch):
         return CE(model(batch[0]), batch[1])
 
-    found = mended(cures.TURN, (x, y), model, loss)
+    found = repaired(cures.NEGATED_LOSS, (x, y), model, loss)
     assert takes_model(found.loss)
     torch.testing.assert_close(found.loss(found.model, (x, y)), -loss(model, (x, y)))

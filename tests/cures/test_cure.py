@@ -21,17 +21,17 @@ from faulty import CE, FAULTY, adam, classes, deep, he, numbers, sgd
 from miswired import attention
 from tikhon.budget import Deadline
 from tikhon.cures import cure, surgery, treatments as cures
+from tikhon.cures.baseline import Baseline, measure_baseline, predicts_targets
 from tikhon.cures.cure import Cure
-from tikhon.cures.judging import Alone, Unforeseen, judged_on
 from tikhon.cures.patch import execute, script
-from tikhon.cures.treatments import INPUTS, NOTHING, candidates, rate
+from tikhon.cures.scoring import RowByRow, WithoutFuture, scoring_batches
+from tikhon.cures.treatments import SCALED_INPUTS, UNTREATED, candidates, rate
 from tikhon.cures.trials import (
     DoesNotApplyError,
     TreatmentResult,
     Trials,
-    judge_by_what_is_meant,
+    score_by_intended_loss,
 )
-from tikhon.cures.yardstick import Yardstick, answers_targets, yardstick
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.replica import Replica, replicate
@@ -40,7 +40,7 @@ from tikhon.errors import InputError
 from wired import Fn
 
 
-def named(name):
+def program_named(name):
     return next(c for c in FAULTY if c.name == name)
 
 
@@ -61,7 +61,7 @@ def treat(case, **options):
     ],
 )
 def test_a_cure_is_found_and_holds_in_a_full_run(name):
-    found = treat(named(name))
+    found = treat(program_named(name))
     assert found.confirmed, str(found)
     assert min(found.best.effects) > 0
     assert found.best.effect > found.best.spread
@@ -86,9 +86,9 @@ def test_the_user_program_is_untouched():
 
 
 def test_arms_are_paired_and_doing_nothing_has_no_effect():
-    found = treat(named("too small a step"), steps=8, budget="3s")
+    found = treat(program_named("too small a step"), steps=8, budget="3s")
     nothing = found.treatments[0]
-    assert nothing.name == NOTHING.name
+    assert nothing.name == UNTREATED.name
     assert nothing.effects == (0.0, 0.0, 0.0)
     for treatment in found.treatments[1:]:
         if treatment.steps == nothing.steps:
@@ -122,10 +122,10 @@ def test_confirmed_means_with_every_seed_beyond_the_spread_and_of_use(scores, ve
     model = deep(1, nn.ReLU)
     trials = Trials(
         model=model, loss=CE, optimizer=sgd(0.1)(model.parameters()), penalty=None, clip=None,
-        source=samples(classes()), judge=None, batch_size=8, seeds=[0, 1, 2], codes=set(),
+        source=samples(classes()), valid_batch=None, batch_size=8, seeds=[0, 1, 2], codes=set(),
     )  # fmt: skip
     for seed, score in enumerate(scores):
-        trials.scores[NOTHING.name, seed, 300] = (2.0, None)
+        trials.scores[UNTREATED.name, seed, 300] = (2.0, None)
         trials.scores["lr x10", seed, 300] = (score, None)
     treatments, chosen = trials._verdicts({"lr x10": 300}, [rate(10.0)], 300)
     assert treatments[1].verdict == verdict
@@ -141,9 +141,10 @@ EDITS = [
     (surgery.reinit, True), (surgery.lsuv, True),
     (surgery.to_relu, True), (surgery.normalise, True), (surgery.residual, True),
     (surgery.widen, True), (surgery.narrow, False), (surgery.add_dropout, True),
-    (surgery.to_gru, False), (surgery.open_head, False), (cures.EASE.edit, False),
+    (surgery.to_gru, False), (surgery.remove_head_activation, False),
+    (cures.LESS_DROPOUT.edit, False),
     (surgery.recurrent_init, False), (surgery.norm_blocks, False), (surgery.to_leaky, False),
-    (surgery.long_memory, False),
+    (surgery.chrono_init, False),
 ]  # fmt: skip
 
 
@@ -167,24 +168,24 @@ def test_forget_gates_open_for_the_whole_sequence():
     torch.manual_seed(0)
     model = nn.LSTM(3, 50, batch_first=True)
     x = torch.randn(4, 100, 3)
-    half = operate(partial(surgery.long_memory, closed=False), model, (x, x)).bias_ih_l0.detach()
+    half = operate(partial(surgery.chrono_init, closed=False), model, (x, x)).bias_ih_l0.detach()
     assert 0 <= half[50:100].min() < 2 < half[50:100].max() <= math.log(99)
     assert not half[:50].any()
-    closed = operate(surgery.long_memory, model, (x, x)).bias_ih_l0.detach()
+    closed = operate(surgery.chrono_init, model, (x, x)).bias_ih_l0.detach()
     assert torch.equal(closed[:50], -closed[50:100])
-    assert not surgery.long_memory(nn.GRU(3, 5), (x, x), closed=False)
+    assert not surgery.chrono_init(nn.GRU(3, 5), (x, x), closed=False)
 
 
 def test_undecided_arms_keep_the_order_of_the_findings():
     model = deep(1, nn.ReLU)
     trials = Trials(
         model=model, loss=CE, optimizer=sgd(0.1)(model.parameters()), penalty=None, clip=None,
-        source=samples(classes()), judge=None, batch_size=8, seeds=[0], codes=set(),
+        source=samples(classes()), valid_batch=None, batch_size=8, seeds=[0], codes=set(),
     )  # fmt: skip
     treatments = [rate(f) for f in (1.0, 2.0, 3.0, 4.0)]
-    for treatment, score in zip((NOTHING, *treatments), (2.0, 2.01, 1.99, 1.0, 3.0)):
+    for treatment, score in zip((UNTREATED, *treatments), (2.0, 2.01, 1.99, 1.0, 3.0)):
         trials.scores[treatment.name, 0, 20] = (score, None)
-    kept = trials._best(treatments, 20, [0], 3)
+    kept = trials._promoted(treatments, 20, [0], 3)
     assert [a.name for a in kept] == ["lr x3", "lr x1", "lr x2"]
 
 
@@ -219,7 +220,7 @@ def test_treatments_keep_groups_and_settings():
     assert [g["lr"] for g in engine.param_groups] == [0.5, 0.1]
     assert treated.optimizer.param_groups[0]["momentum"] == 0.9
     scaled = replicate(model, CE, engine)
-    assert INPUTS.apply(scaled, samples(classes(scale=50.0)))
+    assert SCALED_INPUTS.apply(scaled, samples(classes(scale=50.0)))
     assert scaled.model[0](classes(scale=50.0)[0]).std() == pytest.approx(1.0, abs=0.1)
 
 
@@ -243,7 +244,7 @@ def test_what_no_treatment_can_change_is_said():
 
 
 def test_an_edit_that_does_not_fit_the_shapes_is_left_out(monkeypatch):
-    monkeypatch.setattr(Trials, "longer", lambda trials: (trials.search(5)[0], None))
+    monkeypatch.setattr(Trials, "search_longer", lambda trials: (trials.search(5)[0], None))
     torch.manual_seed(0)
     x = torch.randn(60, 5, 4)
     model = deep(2, nn.Tanh, 4)[2:]  # works on the last axis; BatchNorm1d would not
@@ -290,10 +291,10 @@ def test_embeddings_are_no_scores_of_classes():
     x, y = classes()
     for width in (3, 4, 9):
         model = nn.Linear(16, width)
-        assert not answers_targets(Replica(model, pairs), (x, y))
+        assert not predicts_targets(Replica(model, pairs), (x, y))
         if width > 3:
-            assert answers_targets(Replica(model, CE), (x, y))
-            assert answers_targets(
+            assert predicts_targets(Replica(model, CE), (x, y))
+            assert predicts_targets(
                 Replica(nn.Sequential(model, nn.LogSoftmax(1)), F.nll_loss), (x, y)
             )
 
@@ -304,18 +305,18 @@ def test_scores_of_shares_are_no_numbers_to_compare():
     replica = Replica(
         nn.Linear(16, 4), lambda o, y: F.kl_div(o.log_softmax(1), y, reduction="sum")
     )
-    assert not answers_targets(replica, (x, y))
+    assert not predicts_targets(replica, (x, y))
     for loss in (F.mse_loss, F.l1_loss, F.huber_loss):
-        assert answers_targets(Replica(nn.Linear(16, 4), loss), (x, y))
+        assert predicts_targets(Replica(nn.Linear(16, 4), loss), (x, y))
     counts = (3 * y).round()
-    assert not answers_targets(Replica(nn.Linear(16, 4), F.poisson_nll_loss), (x, counts))
+    assert not predicts_targets(Replica(nn.Linear(16, 4), F.poisson_nll_loss), (x, counts))
 
 
 def test_distances_have_a_constant_that_is_not_below_0():
     x, y = classes()
     model = Fn(lambda m, x: m.head(x).square().sum(1), head=nn.Linear(16, 3))
     replica = Replica(model, lambda o, y: (y * o + (1 - y) * (1 - o).clamp_min(0)).mean())
-    found = yardstick(replica, (x, (y > 1).float()), None, held_out=False)
+    found = measure_baseline(replica, (x, (y > 1).float()), None, held_out=False)
     assert 0 < found.loss < 1  # of free numbers it has no end
 
 
@@ -328,7 +329,7 @@ def test_rows_in_order_are_judged_on_rows_of_all_of_it():
     told = replace(
         diagnose(deep(1, nn.ReLU), (x, y), CE), findings=(Finding("sorted_batches", "warning"),)
     )
-    judged, _ = judged_on(source, None, told, nn.Linear(1, 1))
+    judged, _ = scoring_batches(source, None, told, nn.Linear(1, 1))
     assert judged.source is loader
     assert len(judged.probe[1].unique()) == 4
 
@@ -350,7 +351,7 @@ def bare(**options):
     return Trials(
         **{
             "model": model, "loss": CE, "optimizer": sgd(0.1)(model.parameters()), "penalty": None,
-            "clip": None, "source": samples(classes()), "judge": None, "batch_size": 32,
+            "clip": None, "source": samples(classes()), "valid_batch": None, "batch_size": 32,
             "seeds": [0, 1], "codes": set(), **options,
         }
     )  # fmt: skip
@@ -374,11 +375,12 @@ def test_the_rest_of_the_budget_goes_into_longer_rungs(monkeypatch):
     model = nn.Linear(4, 2)
     trials = bare(
         model=model, optimizer=adam(0.01)(model.parameters()),
-        source=samples((torch.randn(60, 4), noise)), judge=(torch.randn(60, 4), noise.flip(0)),
+        source=samples((torch.randn(60, 4), noise)), valid_batch=(torch.randn(60, 4),
+        noise.flip(0)),
         deadline=Deadline(2.0),
     )  # fmt: skip
     trials.search(5)
-    found, chosen = trials.longer()
+    found, chosen = trials.search_longer()
     assert chosen is None
     assert found[0].steps >= 15
     assert found[0].steps % 3 == 0
@@ -388,7 +390,7 @@ def test_the_rest_of_the_budget_goes_into_longer_rungs(monkeypatch):
     ("treatment", "options"),
     [
         (cures.adam(1e-3), {"optimizer": adam(1e-3)}),
-        (cures.BATCH, {}),
+        (cures.BATCHES_OF_32, {}),
         (cures.decay(0.1), {"optimizer": partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)}),
     ],
 )
@@ -396,7 +398,7 @@ def test_the_own_program_under_another_name_is_no_treatment(treatment, options):
     with pytest.raises(DoesNotApplyError):
         bare(**options).build(treatment, 0)
     bare(batch_size=8).build(treatment, 0)
-    if treatment is cures.BATCH:  # a loader brings its own batches
+    if treatment is cures.BATCHES_OF_32:  # a loader brings its own batches
         loader = DataLoader(TensorDataset(*classes()), batch_size=8)
         with pytest.raises(DoesNotApplyError):
             bare(batch_size=8, source=samples(loader)).build(treatment, 0)
@@ -404,11 +406,11 @@ def test_the_own_program_under_another_name_is_no_treatment(treatment, options):
 
 def test_equal_is_judged_among_the_treated():
     trials = bare()
-    values = {NOTHING.name: 4e10, "lr x10": 9e8, cures.WARMUP.name: 5e8}
+    values = {UNTREATED.name: 4e10, "lr x10": 9e8, cures.WARMUP.name: 5e8}
     for name, value in values.items():
         for seed in (0, 1):
             trials.scores[name, seed, 300] = (value, None)
-    trials.yardstick = Yardstick()
+    trials.baseline = Baseline()
     reached = dict.fromkeys(list(values)[1:], 300)
     trials.codes = {"exploding_gradient"}
     _, chosen = trials._verdicts(reached, [rate(10.0), cures.WARMUP], 300)
@@ -417,36 +419,41 @@ def test_equal_is_judged_among_the_treated():
 
 def test_what_treats_another_fault_is_a_cure_where_nothing_treats_the_first():
     trials = bare(faults=("ignored_rows", "poor_init"), codes={"ignored_rows", "poor_init"})
-    scores = {NOTHING.name: 2.0, "lr x10": 0.1, cures.INIT.name: 0.5, cures.HEARD.name: 2.0}
+    scores = {
+        UNTREATED.name: 2.0,
+        "lr x10": 0.1,
+        cures.INIT.name: 0.5,
+        cures.NO_IGNORED_CLASSES.name: 2.0,
+    }
     for heard in (2.0, 0.4):
-        scores[cures.HEARD.name] = heard
+        scores[cures.NO_IGNORED_CLASSES.name] = heard
         for arm, score in scores.items():
             for seed in (0, 1):
                 trials.scores[arm, seed, 300] = (score, None)
-        trials.yardstick = Yardstick()
-        arms = [rate(10.0), cures.INIT, cures.HEARD]
+        trials.baseline = Baseline()
+        arms = [rate(10.0), cures.INIT, cures.NO_IGNORED_CLASSES]
         _, chosen = trials._verdicts(dict.fromkeys([*scores][1:], 300), arms, 300)
-        assert chosen is (cures.INIT if heard == 2.0 else cures.HEARD)
+        assert chosen is (cures.INIT if heard == 2.0 else cures.NO_IGNORED_CLASSES)
 
 
 @pytest.mark.parametrize(
     ("fault", "own", "name", "verdict"),
     [
         ("ignored_rows", 2.0, None, "leaves the fault"),
-        ("ignored_rows", 0.5, cures.HEARD.name, "leaves the fault"),
+        ("ignored_rows", 0.5, cures.NO_IGNORED_CLASSES.name, "leaves the fault"),
         ("slow_convergence", 2.0, "lr x10", "confirmed"),  # a symptom: any treatment may be right
         ("unscaled_inputs", 2.0, "lr x10", "confirmed"),  # smaller steps are an answer to it
-        ("unscaled_inputs", 0.5, INPUTS.name, "leaves the fault"),
+        ("unscaled_inputs", 0.5, SCALED_INPUTS.name, "leaves the fault"),
     ],
 )
 def test_what_leaves_the_cause_is_no_cure(fault, own, name, verdict):
     trials = bare(faults=(fault,), codes={fault})
-    treatment = cures.HEARD if fault == "ignored_rows" else INPUTS
-    scores = {NOTHING.name: 2.0, "lr x10": 0.1, treatment.name: own}
+    treatment = cures.NO_IGNORED_CLASSES if fault == "ignored_rows" else SCALED_INPUTS
+    scores = {UNTREATED.name: 2.0, "lr x10": 0.1, treatment.name: own}
     for arm, score in scores.items():
         for seed in (0, 1):
             trials.scores[arm, seed, 300] = (score, None)
-    trials.yardstick = Yardstick()
+    trials.baseline = Baseline()
     reached = dict.fromkeys([*scores][1:], 300)
     found, chosen = trials._verdicts(reached, [rate(10.0), treatment], 300)
     assert (chosen and chosen.name) == name
@@ -466,13 +473,13 @@ def test_what_leaves_the_cause_is_no_cure(fault, own, name, verdict):
 def test_a_lower_loss_with_more_wrong_answers_is_no_cure(skill, faults, confirmed):
     trials = bare(faults=faults, codes={"overfitting"})
     for seed in (0, 1):
-        trials.scores[NOTHING.name, seed, 300] = (2.0, None if skill is None else 0.7)
-        trials.scores[cures.BY_CLASS.name if faults else "early stopping", seed, 300] = (
+        trials.scores[UNTREATED.name, seed, 300] = (2.0, None if skill is None else 0.7)
+        trials.scores[cures.BALANCED_CLASSES.name if faults else "early stopping", seed, 300] = (
             0.5,
             skill,
         )
-    trials.yardstick = Yardstick(skilled=not faults)
-    treatment = cures.BY_CLASS if faults else cures.EARLY
+    trials.baseline = Baseline(skilled=not faults)
+    treatment = cures.BALANCED_CLASSES if faults else cures.EARLY_STOPPING
     trials.codes = {"overfitting", *faults}
     _, chosen = trials._verdicts({treatment.name: 300}, [treatment], 300)
     assert (chosen is not None) == confirmed
@@ -485,7 +492,7 @@ def test_rows_that_are_mixed_are_judged_one_by_one():
         model = wired.Fn(
             lambda m, x, axis=axis: (m.rate(x).softmax(axis) * x).sum(1), rate=nn.Linear(4, 1)
         )
-        alone = Alone(model)(x)
+        alone = RowByRow(model)(x)
         assert torch.equal(alone, torch.cat([model(row[None]) for row in x]))
         assert torch.allclose(alone, model(x), atol=1e-6) == same
 
@@ -495,7 +502,7 @@ def test_positions_are_judged_without_what_comes_later():
     x = torch.randint(6, (8, 7))
     for kept, same in ((False, False), (True, True)):
         model = attention("by hand", kept)()
-        assert torch.allclose(Unforeseen(model)(x), model(x), atol=1e-6) == same
+        assert torch.allclose(WithoutFuture(model)(x), model(x), atol=1e-6) == same
 
 
 @pytest.mark.parametrize(
@@ -509,25 +516,25 @@ def test_positions_are_judged_without_what_comes_later():
     ],
 )
 def test_a_cure_is_worth_something_in_itself(score, skill, worth):
-    assert Yardstick(loss=0.693, chance=0.5, reference=0.95).beaten(score, skill) is worth
-    assert Yardstick().beaten(score, skill)
+    assert Baseline(loss=0.693, chance=0.5, reference=0.95).is_beaten_by(score, skill) is worth
+    assert Baseline().is_beaten_by(score, skill)
 
 
-def test_a_yardstick_is_read_from_the_data():
-    measured = bare().measured()
+def test_a_baseline_is_read_from_the_data():
+    measured = bare()._measure_baseline()
     assert measured.loss == pytest.approx(math.log(4), rel=0.05)
     assert measured.chance < 0.5 < measured.reference
     assert measured.skilled
     for fault in ("class_imbalance", "angle_wraps"):  # accuracy, and R2, say nothing of these
-        assert not bare(faults=[fault]).measured().skilled
+        assert not bare(faults=[fault])._measure_baseline().skilled
 
 
 def test_a_constant_of_probabilities_adds_up_to_one():
     """The logarithm of free numbers has no lower end: nothing would be better than that."""
     x, y = classes()
-    loss = execute(cures.LOG.setup, loss=nn.NLLLoss())["loss"]
+    loss = execute(cures.LOG_OF_PROBABILITIES.setup, loss=nn.NLLLoss())["loss"]
     model = nn.Sequential(nn.Linear(x.shape[1], 4), nn.Softmax(1))
-    found = yardstick(Replica(model, loss), (x, y), None, held_out=False)
+    found = measure_baseline(Replica(model, loss), (x, y), None, held_out=False)
     assert found.loss == pytest.approx(math.log(4), rel=0.05)
 
 
@@ -553,7 +560,11 @@ def test_causes_in_the_wiring_have_treatments(name):
             steps=100, budget="60s", seeds=2,
         )  # fmt: skip
     kinds = {a.name for a in found.treatments if a.verdict == "confirmed"}
-    wanted = {"reshaped": cures.RESHAPE, "straight": cures.NONLINEAR, "two softmax": cures.HEAD}
+    wanted = {
+        "reshaped": cures.RESHAPED_TARGETS,
+        "straight": cures.NONLINEAR,
+        "two softmax": cures.MATCHING_HEAD,
+    }
     wanted = wanted[name]
     assert any(wanted.name in n for n in kinds), str(found)
     assert wanted.name in found.best.name, str(found)
@@ -572,10 +583,10 @@ def labels():
 @pytest.mark.parametrize(
     ("build", "data", "loss", "treatment"),
     [
-        (lambda: wired.listed(list), classes, CE, cures.REGISTER),
-        (lambda: nn.Linear(16, 1), masks, nn.BCEWithLogitsLoss(), cures.TO_ONE),
+        (lambda: wired.listed(list), classes, CE, cures.REGISTERED_LAYERS),
+        (lambda: nn.Linear(16, 1), masks, nn.BCEWithLogitsLoss(), cures.TARGETS_TO_UNIT_RANGE),
         (lambda: nn.Linear(16, 4), classes, nn.NLLLoss(), cures.LOG_SOFTMAX),
-        (lambda: nn.Linear(16, 3), labels, CE, cures.SIGMOIDS),
+        (lambda: nn.Linear(16, 3), labels, CE, cures.SIGMOID_PER_CLASS),
     ],
     ids=["registered", "to one", "logarithm", "sigmoids"],
 )
@@ -584,7 +595,7 @@ def test_the_loss_that_fits_and_layers_that_are_known_are_treatments(build, data
     model = build()
     engine = torch.optim.SGD(model.parameters(), lr=0.05)
     told = diagnose(model, data(), loss, optimizer=engine, steps=20)
-    assert treatment in cures.FOR[told.findings[0].code], str(told)
+    assert treatment in cures.TREATMENTS_BY_CODE[told.findings[0].code], str(told)
     found = cure(
         model, data(), loss, optimizer=engine, diagnosis=told, steps=40, seeds=2, budget="60s"
     )
@@ -605,9 +616,11 @@ def test_a_loss_that_is_turned_round_is_cured_by_its_sign(climbs):
     engine = torch.optim.SGD(model.parameters(), lr=0.01, maximize=climbs)
     found = cure(model, (x, y), loss, optimizer=engine, steps=60, seeds=2, budget="60s")
     assert found.confirmed, str(found)
-    own = {t.name for t in cures.FOR["loss_upside_down"]}  # what is confirmed ends the search
-    assert {t.name for t in found.treatments} <= {NOTHING.name, *own}
-    wanted = cures.DESCEND if climbs else cures.TURN
+    own = {
+        t.name for t in cures.TREATMENTS_BY_CODE["loss_upside_down"]
+    }  # what is confirmed ends the search
+    assert {t.name for t in found.treatments} <= {UNTREATED.name, *own}
+    wanted = cures.NO_MAXIMIZE if climbs else cures.NEGATED_LOSS
     helped = {t.name for t in found.treatments if t.verdict == "confirmed"}
     assert any(wanted.name in name for name in helped), str(found)
     trained, _ = found.train(60)
@@ -666,9 +679,9 @@ def test_a_second_fault_is_found_in_the_treated_program_and_treated_too():
     engine = torch.optim.SGD(model.parameters(), lr=0.05)
     found = cure(model, (x, y), CE, optimizer=engine, steps=150, seeds=2, budget="60s")
     assert found.diagnosis.labels == {"non_finite_data"}
-    first = {cures.FINITE.name, cures.FILLED.name} & found.treatment.names
+    first = {cures.FINITE_ROWS.name, cures.FILLED_GAPS.name} & found.treatment.names
     assert first, str(found)
-    assert cures.REGISTER.name in found.treatment.names, str(found)
+    assert cures.REGISTERED_LAYERS.name in found.treatment.names, str(found)
     assert found.remaining.ok
     known = ~x.isnan().any(1)
     answers = found.train(150)[0](x[known]).argmax(1)
@@ -705,10 +718,10 @@ def test_a_loss_that_the_model_computes_is_mended_to_judge():
         model=lambda: Owner(model), loss=lambda model, batch: model(batch[0]),
         source=samples((x, x)), optimizer=sgd(0.1), faults=["padding_in_loss"],
     )  # fmt: skip
-    judge_by_what_is_meant(trials, diagnose(deep(1, nn.ReLU), classes(), CE))
+    score_by_intended_loss(trials, diagnose(deep(1, nn.ReLU), classes(), CE))
     plain = Owner(model)
     wanted = F.cross_entropy(model(x)[:, :-1].flatten(0, 1), x[:, 1:].flatten(), ignore_index=0)
-    assert torch.allclose(trials.used(plain)(x), wanted)
+    assert torch.allclose(trials.wrapper(plain)(x), wanted)
     assert not torch.allclose(plain(x), wanted)
 
 
@@ -725,7 +738,7 @@ class Owner(nn.Module):
 
 def test_targets_of_the_row_beside_are_moved_back():
     y = torch.arange(5)
-    for way, shift in ((cures.ROW_BEHIND, 1), (cures.ROW_BEFORE, -1)):
+    for way, shift in ((cures.TARGET_OF_ROW_AFTER, 1), (cures.TARGET_OF_ROW_BEFORE, -1)):
         assert torch.equal(execute(way.rows, y_train=y.roll(shift, 0))["y_train"], y)
     torch.manual_seed(0)
     x = torch.randn(600, 5)
@@ -737,7 +750,7 @@ def test_targets_of_the_row_beside_are_moved_back():
         budget="60s",
     )  # fmt: skip
     assert found.treatment is not None, str(found)
-    assert cures.ROW_BEHIND.name in found.treatment.name
+    assert cures.TARGET_OF_ROW_AFTER.name in found.treatment.name
     answers = found.train(100)[0](x).detach()
     assert float((answers - y).square().mean() / y.var()) < 0.1
 
@@ -755,7 +768,7 @@ def letter(*results, treatment=None, patch=""):
 
 
 def test_a_letter_says_what_ended_it_what_failed_and_what_to_do_next():
-    nothing = result(NOTHING.name, (2.0, 2.0), (0.0, 0.0), "not confirmed")
+    nothing = result(UNTREATED.name, (2.0, 2.0), (0.0, 0.0), "not confirmed")
     tried = [
         result("lr x10", (0.5, 0.5), (1.5, 1.5), "confirmed"),
         result("scaled inputs", (1.0, 1.8), (1.0, 0.2), "not confirmed"),

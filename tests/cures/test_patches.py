@@ -95,14 +95,14 @@ class Listed(nn.Module):
         super().__init__()
         self.first = nn.Linear(16, 16)
         self.hidden, self.scale = [nn.Linear(16, 16)], torch.ones(16).requires_grad_()
-        self.named = {"head": nn.Linear(16, 4)}
+        self.treatment_names = {"head": nn.Linear(16, 4)}
         self.drop = nn.Dropout(0.3)
 
     def forward(self, x):
         h = torch.relu(self.first(x))
         for layer in self.hidden:
             h = torch.relu(layer(h * self.scale))
-        return self.drop(self.named["head"](h))
+        return self.drop(self.treatment_names["head"](h))
 
 
 def first_layer_only(parameters):
@@ -135,7 +135,7 @@ PROGRAMS = [
         nn.Unflatten(1, (4, 4)), nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
         nn.Flatten(), nn.Linear(16, 4))),
 ]  # fmt: skip
-TREATMENTS = {t.name: t for treatments in cures.FOR.values() for t in treatments}
+TREATMENTS = {t.name: t for treatments in cures.TREATMENTS_BY_CODE.values() for t in treatments}
 TREATMENTS |= {t.name: t for t in (*cures.RATES[:4], *cures.ADAMS)}
 TREATMENTS |= {
     t.name: t for t in (cures.INIT & cures.adam(1e-3), cures.LAYERNORM & cures.rate(0.2))
@@ -143,28 +143,31 @@ TREATMENTS |= {
 OF_SETTINGS = {  # of the rows, the optimizer and the loss: the same code for every program
     t.name
     for t in TREATMENTS.values()
-    if (t.setup or t.rows) and not (t.parts or t.edit or t.scaled or t.rewrite or t.lacking)
+    if (t.setup or t.rows)
+    and not (t.parts or t.edit or t.data_edit or t.rewrite or t.only_if_missing)
 }
-OF_LOSS = {cures.HEARD.name, cures.PADDING_LEFT_OUT.name, cures.CLASSES_ALIKE.name}
+OF_LOSS = {cures.NO_IGNORED_CLASSES.name, cures.NO_PADDING_IN_LOSS.name, cures.CLASS_WEIGHTS.name}
 
 
 def trials(program):
     data = program.data()
-    judge = tuple(t[:50] for t in data)
+    valid_batch = tuple(t[:50] for t in data)
     return Trials(
         model=program.build, loss=program.loss, optimizer=program.optimizer,
-        penalty=program.penalty, clip=None, source=samples(data), judge=judge, batch_size=64,
+        penalty=program.penalty, clip=None, source=samples(data), valid_batch=valid_batch,
+        batch_size=64,
         seeds=[0], codes=set(),
     )  # fmt: skip
 
 
-def paste(program, patch, treated, judge):
+def paste(program, patch, treated, valid_batch):
     """The program as a user writes it, with the patch pasted where its comments say."""
     x, y = program.data()
     torch.manual_seed(0)
     names = {  # what a user's program has, and no module: a patch imports what it needs
         "model": program.build(), "x_train": x, "y_train": y, "loss": program.loss,
-        "penalty": program.penalty, "x_valid": judge[0], "y_valid": judge[1], "batch_size": 64,
+        "penalty": program.penalty, "x_valid": valid_batch[0], "y_valid": valid_batch[1],
+        "batch_size": 64,
         "x": samples((x, y)).probe[0],
     }  # fmt: skip
     sections = dict.fromkeys((BEFORE, SETUP, AFTER), "")
@@ -210,18 +213,18 @@ def test_the_pasted_patch_trains_the_treated_model(program):
         torch.manual_seed(9)
         size = treatment.batch or 64
         try:
-            train(replica, found.source, found.judge, STEPS, size, 0, loss=program.loss)
+            train(replica, found.source, found.valid_batch, STEPS, size, 0, loss=program.loss)
         except InputError:  # the shapes do not fit: the search leaves the treatment out
             continue
         applied += 1
-        names = paste(program, replica.patch, replica, found.judge)
+        names = paste(program, replica.patch, replica, found.valid_batch)
         x, y = program.data()
         replica.model.eval()
         user = names["model"].eval()
         with torch.no_grad():
             rows = names["x_train"] if len(names["x_train"]) == len(x) else x
             wanted, given = replica.model(x), user(rows)
-            if treatment is cures.TARGETS:
+            if treatment is cures.SCALED_TARGETS:
                 given = given * names["scale"] + names["shift"]
                 assert float(wanted.std()) == pytest.approx(float(y.std()), rel=0.9)
         if bool((wanted.abs() < 1e4).all()):  # else it diverges, which multiplies every rounding
@@ -250,8 +253,8 @@ def test_lines_become_loops_where_they_count_up():
     assert script(lines) == "for i in range(4):\n    model[i][1] = nn.Tanh()"
     assert script(lines[:2]) == "model[0][1] = nn.Tanh()\nmodel[1][1] = nn.Tanh()"
     assert script(lines[::2] + lines[3:]).count("\n") == 2
-    named = nn.ModuleDict({"a b": nn.ReLU()})
-    assert address(named, "a b") == "model['a b']"
+    treatment_names = nn.ModuleDict({"a b": nn.ReLU()})
+    assert address(treatment_names, "a b") == "model['a b']"
 
 
 def test_places_that_do_not_count_up_become_one_loop_over_a_list():

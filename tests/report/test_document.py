@@ -551,7 +551,7 @@ def test_every_finding_is_told_in_both_languages(diagnosed, tmp_path):
 def test_every_treatment_is_named_in_both_languages():
     from tikhon.cures import treatments
 
-    names = {t.name for found in treatments.FOR.values() for t in found}
+    names = {t.name for found in treatments.TREATMENTS_BY_CODE.values() for t in found}
     names |= {t.name for t in (*treatments.RATES, *treatments.ADAMS)}
     for name in names:
         cell = diagnosis.treatment_label(f"{name} + lr x10")

@@ -1,8 +1,7 @@
-"""Treatments of what the program's own code calls: a copy answers such calls otherwise.
+"""Treatments that change torch calls of the program by a `TorchFunctionMode`.
 
-A `CallRule` reads the calls of a pass and gives lines of a `TorchFunctionMode`, which stand
-between the program and torch. The patch puts that mode around `model.forward` or around the loss,
-so that a program is treated whose source nobody edits.
+A `CallRule` reads the recorded calls of a pass and returns the lines of the mode. The patch wraps
+`model.forward` or the loss in it, so that the program's source need not be edited.
 """
 
 from __future__ import annotations
@@ -46,27 +45,24 @@ PAIRED = (
     "add",
     "__add__",
 )
-Lines = Callable[[list[Call]], list[str]]
+RuleLines = Callable[[list[Call]], list[str]]
 
 
 @dataclass(frozen=True)
 class CallRule:
-    """A class of the patch, and the lines of it that these calls need; none where they need none.
-
-    `evaluated` rules hold in evaluation mode alone.
-    """
+    """A mode of the patch, and its lines for recorded calls; no lines where it does not apply."""
 
     name: str
-    lines: Lines
-    evaluated: bool = False
-    counted: bool = False  # the lines read `self.seen`, the calls so far
-    everywhere: bool = False  # what either side needs holds for both
-    padded: bool = False  # the lines read `self.padding`, where the tokens of the inputs are 0
-    inner: bool = False  # of the model alone: a loss may well do the same
+    lines: RuleLines
+    eval_only: bool = False  # the model's forward pass in evaluation mode
+    counts_calls: bool = False  # the lines read `self.seen`, the number of calls so far
+    both_sides: bool = False  # lines of the model or the loss apply to both
+    needs_padding: bool = False  # the lines read `self.padding`, a mask of tokens that are 0
+    model_only: bool = False  # not in the loss, where such calls are right
 
     def code(self, replica: Replica, batch: Batch) -> str:
-        """The patch for a program: around its forward pass, its loss, or both."""
-        if self.padded and not _has_padding(batch[0]):
+        """Return the patch that wraps a program's forward pass, its loss, or both."""
+        if self.needs_padding and not _has_padding(batch[0]):
             return ""
         model = replica.model
         with isolated(model, 0), undisturbed(model, training=True), CallTrace(model) as tape:
@@ -74,12 +70,12 @@ class CallRule:
         inside = self.lines([c for c in tape.calls if c.module != LOSS])
         outside = (
             []
-            if self.evaluated or self.padded or self.inner
+            if self.eval_only or self.needs_padding or self.model_only
             else self.lines([c for c in tape.calls if c.module == LOSS])
         )
         if not inside and not outside:
             return ""
-        if self.everywhere:
+        if self.both_sides:
             inside = outside = list(dict.fromkeys([*inside, *outside]))
         parts = [self._mode(list(dict.fromkeys([*inside, *outside])))]
         if inside:
@@ -95,7 +91,7 @@ class CallRule:
     def _mode(self, lines: list[str]) -> str:
         counter = (
             "    def __init__(self):\n        super().__init__()\n        self.seen = 0\n\n"
-            if self.counted
+            if self.counts_calls
             else ""
         )
         body = "\n".join(f"        {row}" for line in lines for row in line.splitlines())
@@ -108,44 +104,44 @@ class CallRule:
         )
 
     def _around_forward(self) -> str:
-        told = "            mode.padding = args[0] == 0\n"
+        padding_line = "            mode.padding = args[0] == 0\n"
         plain = "        if self.training:\n            return super().forward(*args, **kwargs)\n"
         return (
             f"class Mended{self.name}(type(model)):\n    def forward(self, *args, **kwargs):\n"
-            f"{plain if self.evaluated else ''}"
-            f"        with {self.name}(){' as mode' if self.padded else ''}:\n"
-            f"{told if self.padded else ''}"
+            f"{plain if self.eval_only else ''}"
+            f"        with {self.name}(){' as mode' if self.needs_padding else ''}:\n"
+            f"{padding_line if self.needs_padding else ''}"
             "            return super().forward(*args, **kwargs)\n"
             f"\n\nmodel.__class__ = Mended{self.name}"
         )
 
 
 def _has_padding(inputs: object) -> bool:
-    """Whether the inputs are sentences of tokens, some of which are 0."""
+    """Return whether the inputs are integer tokens (rows, positions), some of which are 0."""
     if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.is_floating_point():
         return False
     return bool((inputs == 0).any())
 
 
-def called(calls: list[Call], *names: str) -> Iterator[Call]:
-    """The calls of functions with these names."""
+def calls_to(calls: list[Call], *names: str) -> Iterator[Call]:
+    """Yield the calls of functions with these names."""
     return (call for call in calls if call.name in names)
 
 
-def once(found: Iterable[object], line: str) -> list[str]:
-    """The line where anything was found; no line otherwise."""
+def line_if_any(found: Iterable[object], line: str) -> list[str]:
+    """Return the line if `found` is not empty."""
     return [line for _ in islice(found, 1)]
 
 
 # axes
 
 
-def kept_axes(calls: list[Call]) -> list[str]:
-    """A view that tears axes apart, with the axes in an order in which it joins whole ones."""
+def keep_axes_order(calls: list[Call]) -> list[str]:
+    """Permute the input of a view that mixes axes, so that it joins whole ones."""
     found: dict[tuple[int, int], tuple[int, ...]] = {}
-    for call in called(calls, *VIEWS):
+    for call in calls_to(calls, *VIEWS):
         if call.shapes and call.output is not None:
-            order = untorn(call.shapes[0], call.output)
+            order = axes_order(call.shapes[0], call.output)
             if order is not None:
                 found.setdefault((len(call.shapes[0]), len(call.output)), order)
     return [
@@ -158,21 +154,21 @@ def kept_axes(calls: list[Call]) -> list[str]:
     ]
 
 
-def untorn(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The order of axes that a view needs, to join whole ones; None where it tears none.
+def axes_order(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the permutation after which a view joins whole axes; None if none is needed or valid.
 
     >>> untorn((2, 13, 16), (13, 32)), untorn((13, 48), (13, 3, 16))
     ((1, 0, 2), None)
     """
-    if math.prod(before) != math.prod(after) or len(before) > 5 or not torn(before, after):
+    if math.prod(before) != math.prod(after) or len(before) > 5 or not mixes_axes(before, after):
         return None
-    orders = [p for p in permutations(range(len(before))) if _joins(before, p, after)]
-    return min(orders, key=_moved, default=None)
+    orders = [p for p in permutations(range(len(before))) if _joins_whole_axes(before, p, after)]
+    return min(orders, key=_inversions, default=None)
 
 
-def torn(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether numbers of several places of an axis end in one place, beside others of it."""
-    first, second = _ends(before), _ends(after)
+def mixes_axes(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Return whether a view splits axes and joins parts of different ones."""
+    first, second = _axis_ends(before), _axis_ends(after)
     both = sorted(first & second)
     for low, high in zip([1, *both], both):
         cuts = [{e for e in ends if low < e < high} for ends in (first, second)]
@@ -181,26 +177,28 @@ def torn(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     return False
 
 
-def _ends(shape: tuple[int, ...]) -> set[int]:
-    """Products of the first sizes, where one axis ends."""
+def _axis_ends(shape: tuple[int, ...]) -> set[int]:
+    """Return the cumulative products of sizes: the strides at which axes end."""
     return {math.prod(shape[: i + 1]) for i in range(len(shape))}
 
 
-def _joins(before: tuple[int, ...], order: tuple[int, ...], after: tuple[int, ...]) -> bool:
+def _joins_whole_axes(
+    before: tuple[int, ...], order: tuple[int, ...], after: tuple[int, ...]
+) -> bool:
     sizes = tuple(before[k] for k in order)
-    return _ends(after) <= _ends(sizes) | {1}
+    return _axis_ends(after) <= _axis_ends(sizes) | {1}
 
 
-def _moved(order: tuple[int, ...]) -> int:
-    """Pairs that changed places."""
+def _inversions(order: tuple[int, ...]) -> int:
+    """Return the number of inversions of a permutation."""
     pairs = ((a, b) for i, a in enumerate(order) for b in order[i + 1 :])
     return sum(a > b for a, b in pairs)
 
 
 def softmax_over(axis: int, calls: list[Call]) -> list[str]:
-    """A softmax over the first axis, the rows, over another one."""
+    """Move a softmax over axis 0, the rows, to another axis."""
     lines = []
-    for ndim in sorted({len(c.shapes[0]) for c in called(calls, *SOFTMAXES) if c.dim == 0}):
+    for ndim in sorted({len(c.shapes[0]) for c in calls_to(calls, *SOFTMAXES) if c.dim == 0}):
         if ndim > 1 and (axis > 0 or ndim > 2):
             lines.append(
                 f"if name in {SOFTMAXES} and args[0].ndim == {ndim}:\n"
@@ -212,11 +210,11 @@ def softmax_over(axis: int, calls: list[Call]) -> list[str]:
     return lines
 
 
-def of_each_row(calls: list[Call]) -> list[str]:
-    """Statistics over the rows of a batch, as those of each row."""
-    found = [c for c in called(calls, *STATISTICS) if c.shapes and len(c.shapes[0]) > 1]
+def per_row_statistics(calls: list[Call]) -> list[str]:
+    """Compute statistics over the batch per row instead."""
+    found = [c for c in calls_to(calls, *STATISTICS) if c.shapes and len(c.shapes[0]) > 1]
     return [
-        *once(
+        *line_if_any(
             [c for c in found if c.output in ((), c.shapes[0][1:], (1, *c.shapes[0][1:]))],
             f"if name in {STATISTICS} and args[0].ndim > 1:\n"
             '    axes = kwargs.get("dim", args[1] if len(args) > 1 else None)\n'
@@ -224,17 +222,17 @@ def of_each_row(calls: list[Call]) -> list[str]:
             "        axes = tuple(range(1, args[0].ndim)) if axes is None else (-1,)\n"
             "        return function(args[0], dim=axes, keepdim=True)",
         ),
-        *once(
-            called(calls, "normalize"),
+        *line_if_any(
+            calls_to(calls, "normalize"),
             'if name == "normalize" and kwargs.get("dim") == 0:\n    kwargs["dim"] = -1',
         ),
     ]
 
 
-def in_half_turns(calls: list[Call]) -> list[str]:
-    """Sines of coordinates, as those of half turns: an octave is a period then."""
-    return once(
-        (c for c in called(calls, "sin", "cos") if not c.attached),
+def coordinates_times_pi(calls: list[Call]) -> list[str]:
+    """Multiply coordinates in sines and cosines by pi: frequencies 2^k are then octaves."""
+    return line_if_any(
+        (c for c in calls_to(calls, "sin", "cos") if not c.attached),
         'if name in ("sin", "cos") and not args[0].requires_grad:\n'
         "    args = (math.pi * args[0], *args[1:])",
     )
@@ -243,48 +241,48 @@ def in_half_turns(calls: list[Call]) -> list[str]:
 # the graph
 
 
-def given_goals(calls: list[Call]) -> list[str]:
-    """What is aimed at, a sum of data and an answer, without the gradient of the answer."""
+def detach_goals(calls: list[Call]) -> list[str]:
+    """Detach targets that are sums of data and model outputs (bootstrapping)."""
     names = ("add", "__add__", "__radd__")
-    return once(
-        (c for c in called(calls, *names) if c.attached and len(c.shapes) == 2),
+    return line_if_any(
+        (c for c in calls_to(calls, *names) if c.attached and len(c.shapes) == 2),
         f"if name in {names} and all(isinstance(a, torch.Tensor) for a in args[:2]):\n"
         "    if args[0].requires_grad != args[1].requires_grad:\n"
         "        return function(*args, **kwargs).detach()",
     )
 
 
-def joined(calls: list[Call]) -> list[str]:
-    """What is detached, or computed without gradients, with them."""
+def keep_attached(calls: list[Call]) -> list[str]:
+    """Keep gradients through calls that detach, or that run without them."""
     cut = [c for c in calls if c.cut]
-    drawn = [c for c in called(calls, "normal") if c.silent]  # it compares what it is given
-    compared = list(called(calls, *COMPARED))
+    drawn = [c for c in calls_to(calls, "normal") if c.silent]  # the sample is compared
+    compared = list(calls_to(calls, *COMPARED))
     return [
-        *once(
-            called(cut, "detach", "data"),
+        *line_if_any(
+            calls_to(cut, "detach", "data"),
             'if name in ("detach", "detach_") or (\n'
             '    name == "__get__" and function.__self__ is torch.Tensor.data\n'
             "):\n    return args[0]",
         ),
-        *once(
-            called(cut, "round"),
+        *line_if_any(
+            calls_to(cut, "round"),
             'if name == "round" and args[0].requires_grad:\n    return args[0]',
         ),
-        *once(
+        *line_if_any(
             [c for c in compared if c.parts and not drawn],
             f"if name in {COMPARED} and args[0].requires_grad:\n    return args[0]",
         ),
-        *once(
-            [*called(cut, "tensor"), *compared],
+        *line_if_any(
+            [*calls_to(cut, "tensor"), *compared],
             'if name == "tensor" and isinstance(args[0], torch.Tensor):\n    return args[0]',
         ),
-        *once(
+        *line_if_any(
             drawn,
             'if name == "normal" and isinstance(args[-1], torch.Tensor):\n'
             "    with torch.enable_grad():\n"
             "        return args[0] + args[1] * torch.randn_like(args[0])",
         ),
-        *once(
+        *line_if_any(
             (c for c in calls if c.silent),
             'if name == "__set__" and function.__self__ is torch.Tensor.requires_grad:\n'
             "    return None\n"
@@ -293,26 +291,26 @@ def joined(calls: list[Call]) -> list[str]:
     ]
 
 
-def steady(calls: list[Call]) -> list[str]:
-    """Dropout that follows the mode, and draws of their mean."""
-    names = tuple(sorted({c.name for c in called(calls, *DROPOUTS)}))
+def disable_noise(calls: list[Call]) -> list[str]:
+    """Replace dropout by the identity and random draws by their mean."""
+    names = tuple(sorted({c.name for c in calls_to(calls, *DROPOUTS)}))
     return [
-        *once(names, f"if name in {names!r}:\n    return args[0]"),
-        *once(
-            called(calls, "randn", "randn_like", "normal"),
+        *line_if_any(names, f"if name in {names!r}:\n    return args[0]"),
+        *line_if_any(
+            calls_to(calls, "randn", "randn_like", "normal"),
             'if name in ("randn", "randn_like"):\n    return 0 * function(*args, **kwargs)',
         ),
-        *once(
-            called(calls, "rand", "rand_like"),
+        *line_if_any(
+            calls_to(calls, "rand", "rand_like"),
             'if name in ("rand", "rand_like"):\n    return 0.5 + 0 * function(*args, **kwargs)',
         ),
     ]
 
 
-def bare_head(calls: list[Call]) -> list[str]:
-    """The answer without the function that squashes it last."""
+def remove_head_function(calls: list[Call]) -> list[str]:
+    """Return the input of the last activation, softmax or normalisation."""
     own = [c for c in calls if c.name not in PASSING and not c.name.startswith("__get")]
-    if any(called(calls, *WITH_LOGITS)):  # of a loss
+    if any(calls_to(calls, *WITH_LOGITS)):  # of a loss
         own = [c for c in own if c.name in HEADS]
     if not own or own[-1].name not in HEADS or not own[-1].shapes:
         return []
@@ -324,10 +322,10 @@ def bare_head(calls: list[Call]) -> list[str]:
     ]
 
 
-def one_unit(calls: list[Call]) -> list[str]:
-    """A softmax of one number, which is 1, as a sigmoid."""
-    found = [c for c in called(calls, *SOFTMAXES) if c.dim is not None]
-    return once(
+def sigmoid_for_one_unit(calls: list[Call]) -> list[str]:
+    """Replace a softmax over one unit, which is always 1, by a sigmoid."""
+    found = [c for c in calls_to(calls, *SOFTMAXES) if c.dim is not None]
+    return line_if_any(
         (c for c in found if c.shapes[0][c.dim or 0] == 1),
         f"if name in {SOFTMAXES} and args[0].shape[-1] == 1:\n"
         '    kind = nn.functional.logsigmoid if name.startswith("log") else torch.sigmoid\n'
@@ -338,21 +336,21 @@ def one_unit(calls: list[Call]) -> list[str]:
 # the loss
 
 
-def heard(calls: list[Call]) -> list[str]:
-    """Losses of classes that leave none of them out."""
-    return once(
-        called(calls, *CLASS_LOSSES),
+def include_all_classes(calls: list[Call]) -> list[str]:
+    """Compute class losses without `ignore_index` and class weights."""
+    return line_if_any(
+        calls_to(calls, *CLASS_LOSSES),
         f"if name in {CLASS_LOSSES}:\n"
         '    kwargs = {**kwargs, "ignore_index": -100, "weight": None}\n'
         "    return function(*args[:2], **kwargs)",
     )
 
 
-def yes_and_no(calls: list[Call]) -> list[str]:
-    """Binary losses in which the rows of yes and of no count alike, by class."""
+def weigh_positives(calls: list[Call]) -> list[str]:
+    """Set `pos_weight` so that positive and negative rows have equal weight, per class."""
     name = "binary_cross_entropy_with_logits"
-    return once(
-        called(calls, name),
+    return line_if_any(
+        calls_to(calls, name),
         f'if name == "{name}":\n'
         "    axes = [k for k in range(args[1].ndim) if k != 1]\n"
         "    share = args[1].mean(axes, keepdim=True).clamp(0.02, 0.98)\n"
@@ -360,11 +358,11 @@ def yes_and_no(calls: list[Call]) -> list[str]:
     )
 
 
-def classes_alike(calls: list[Call]) -> list[str]:
-    """Losses of classes, each of which counts alike in a batch, also where rows have many."""
+def balance_classes(calls: list[Call]) -> list[str]:
+    """Weight the classes of a batch inversely to their frequency, also with several per row."""
     name = "cross_entropy"
-    return once(
-        (c for c in called(calls, name) if len(c.shapes[0]) > 1),
+    return line_if_any(
+        (c for c in calls_to(calls, name) if len(c.shapes[0]) > 1),
         f'if name == "{name}" and not args[1].is_floating_point():\n'
         "    known = args[1][args[1] >= 0].flatten()\n"
         "    counts = known.bincount(minlength=args[0].shape[1]).clamp_min(1).to(args[0])\n"
@@ -373,18 +371,18 @@ def classes_alike(calls: list[Call]) -> list[str]:
     )
 
 
-def exchanged(calls: list[Call]) -> list[str]:
-    """A loss whose answer stands in the place of the target, with both where they belong."""
+def swap_arguments(calls: list[Call]) -> list[str]:
+    """Swap prediction and target of a loss called in the wrong order."""
     names = tuple(sorted({c.name for c in calls if c.swapped}))
-    return once(
+    return line_if_any(
         names,
         f"if name in {names!r} and not args[0].requires_grad:\n"
         "    args = (args[1], args[0], *args[2:])",
     )
 
 
-def logged(calls: list[Call]) -> list[str]:
-    """Losses of log-probabilities that get these: of probabilities, or of scores."""
+def log_inside_loss(calls: list[Call]) -> list[str]:
+    """Pass log-probabilities to losses that expect them, from probabilities or logits."""
     return [
         f'if name == "{name}":\n'
         f"    shares = args[0].sum({axis})\n"
@@ -393,41 +391,41 @@ def logged(calls: list[Call]) -> list[str]:
         "    else:\n"
         f"        args = (args[0].log_softmax({axis}), *args[1:])"
         for name, axis in (("kl_div", 1), ("ctc_loss", -1), ("nll_loss", 1))
-        if any(called(calls, name))
+        if any(calls_to(calls, name))
     ]
 
 
-def weighed_late(calls: list[Call]) -> list[str]:
-    """The first mean over the rows left out: the weights of the rows come first."""
-    return once(
-        (c for c in called(calls, "mean") if len(c.shapes[0]) == 1 and c.output == ()),
+def weights_before_mean(calls: list[Call]) -> list[str]:
+    """Skip the first mean over rows, so that row weights are applied before it."""
+    return line_if_any(
+        (c for c in calls_to(calls, "mean") if len(c.shapes[0]) == 1 and c.output == ()),
         'if name == "mean" and args[0].ndim == 1 and not self.seen:\n'
         "    self.seen = 1\n    return args[0]",
     )
 
 
-def summed(calls: list[Call]) -> list[str]:
-    """Means over the entries of a row as sums."""
-    return once(
-        (c for c in called(calls, "mean") if c.output),
+def sum_over_entries(calls: list[Call]) -> list[str]:
+    """Replace means over the entries of a row by sums."""
+    return line_if_any(
+        (c for c in calls_to(calls, "mean") if c.output),
         'if name == "mean" and args[0].ndim > 1 and (args[1:] or "dim" in kwargs):\n'
         "    return torch.sum(*args, **kwargs)",
     )
 
 
-def padding_left_out(calls: list[Call]) -> list[str]:
-    """Losses of classes that leave 0 out, the padding."""
-    return once(
-        called(calls, *CLASS_LOSSES),
+def ignore_padding(calls: list[Call]) -> list[str]:
+    """Ignore token 0, the padding, in class losses."""
+    return line_if_any(
+        calls_to(calls, *CLASS_LOSSES),
         f"if name in {CLASS_LOSSES}:\n"
         '    return function(*args[:2], **{**kwargs, "ignore_index": 0})',
     )
 
 
-def one_shape(calls: list[Call]) -> list[str]:
-    """Pairs of as many numbers in one shape, before they meet."""
-    names = tuple(sorted({c.name for c in called(calls, *PAIRED) if _unlike(c)}))
-    return once(
+def match_shapes(calls: list[Call]) -> list[str]:
+    """Reshape two operands of as many entries to one shape."""
+    names = tuple(sorted({c.name for c in calls_to(calls, *PAIRED) if _shapes_differ(c)}))
+    return line_if_any(
         names,
         f"if name in {names!r} and all(isinstance(a, torch.Tensor) for a in args[:2]):\n"
         "    first, second = args[:2]\n"
@@ -438,14 +436,14 @@ def one_shape(calls: list[Call]) -> list[str]:
     )
 
 
-def _unlike(call: Call) -> bool:
+def _shapes_differ(call: Call) -> bool:
     if len(call.shapes) < 2:
         return False
     first, second = call.shapes[:2]
     return len(first) != len(second) and math.prod(first) == math.prod(second) > 1
 
 
-EDGES = {
+CLAMPS = {
     "log": 'if name == "log":\n    return args[0].clamp_min(1e-8).log()',
     "sqrt": 'if name == "sqrt":\n    return args[0].clamp_min(1e-8).sqrt()',
     "pow": 'if name in ("pow", "__pow__") and isinstance(args[1], float) and args[1] < 1:\n'
@@ -458,10 +456,10 @@ EDGES = {
     "softmax": 'if name in ("softmax", "log_softmax"):\n'
     "    args = (args[0].clamp_min(-1e4), *args[1:])",
 }
-_OTHER_WORDS = {"__pow__": "pow", "__truediv__": "div", "log_softmax": "softmax"}
+_ALIASES = {"__pow__": "pow", "__truediv__": "div", "log_softmax": "softmax"}
 
 
-def safe(calls: list[Call]) -> list[str]:
-    """Functions whose value or slope is not finite at an edge, kept away from it."""
-    used = {_OTHER_WORDS.get(c.name, c.name) for c in calls if c.attached}
-    return [EDGES[name] for name in EDGES if name in used]
+def clamp_functions(calls: list[Call]) -> list[str]:
+    """Clamp arguments where the value or the gradient of a function is not finite."""
+    used = {_ALIASES.get(c.name, c.name) for c in calls if c.attached}
+    return [CLAMPS[name] for name in CLAMPS if name in used]

@@ -17,26 +17,26 @@ from torch import nn
 
 from tikhon import plotting
 from tikhon.budget import Deadline, OutOfTimeError, seconds_of
+from tikhon.cures.baseline import Baseline
 from tikhon.cures.data import without_gaps
-from tikhon.cures.judging import fault_codes, judged_on, own_faults
+from tikhon.cures.scoring import root_codes, root_faults, scoring_batches
 from tikhon.cures.treatment import Treatment
 from tikhon.cures.treatments import (
-    APART,
-    FOR,
-    MEANT,
-    NOTHING,
-    OF_VALIDATION,
+    INTENDED_LOSSES,
+    NO_DUPLICATES,
     SYMPTOMS,
+    TREATMENTS_BY_CODE,
+    UNTREATED,
+    VALIDATION_FAULTS,
 )
 from tikhon.cures.trials import (
     TreatmentResult,
     Trials,
-    interrupted,
-    judge_by_what_is_meant,
-    shell,
+    as_module,
+    score_by_intended_loss,
+    stopped_at,
     train,
 )
-from tikhon.cures.yardstick import Yardstick
 from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis.diagnose import Diagnosis, diagnose, draw, rebuilder
 from tikhon.diagnosis.record import Point, finite
@@ -52,9 +52,9 @@ from tikhon.regularizer.terms import Term
 from tikhon.training.losses import unaligned_loss
 from tikhon.training.recipe import Recipe
 
-DIAGNOSING = 0.5  # of the budget, at most
-FURTHER = 2  # further diagnoses of the treated program
-SHORT = (
+DIAGNOSIS_SHARE = 0.5  # of the budget, at most
+MAX_FURTHER_DIAGNOSES = 2  # further diagnoses of the treated program
+TOO_SHORT = (
     "the budget ended in the first, short runs of one seed: give more time, such as ten times it"
 )
 
@@ -73,9 +73,9 @@ class Cure:
     program: Callable[[int], Replica] = field(repr=False)
     batch_size: int
     source: Samples = field(repr=False)
-    judge: Batch | None = field(repr=False)
+    valid_batch: Batch | None = field(repr=False)
     loss: LossFunction = field(repr=False)
-    yardstick: Yardstick = field(default_factory=Yardstick)
+    baseline: Baseline = field(default_factory=Baseline)
     patch: str = ""
     seconds: float = 0.0
     remaining: Diagnosis | None = None  # of the treated program, if time was left
@@ -87,14 +87,14 @@ class Cure:
 
     @property
     def best(self) -> TreatmentResult | None:
-        """The treatment of the chosen treatment."""
+        """Result of the chosen treatment."""
         name = self.treatment.name if self.treatment is not None else None
         return next((a for a in self.treatments if a.name == name), None)
 
     @property
     def recipe(self) -> Recipe:
         """Part of the cure that a recipe can express: clipping, dropout, decay, early stopping."""
-        known = dict((self.treatment or NOTHING).recipe)
+        known = dict((self.treatment or UNTREATED).recipe)
         strength = known.pop("decay", None)
         decay = Term(L2(strength), how="decoupled") if strength else ()
         return Recipe(decay, **known)
@@ -113,12 +113,18 @@ class Cure:
         with isolated(nn.Module(), seed):
             replica = self.program(seed)
             end = train(
-                replica, self.source, self.judge, steps, self.batch_size, seed, loss=self.loss
+                replica,
+                self.source,
+                self.valid_batch,
+                steps,
+                self.batch_size,
+                seed,
+                loss=self.loss,
             )
         return replica.model, end
 
     def __str__(self) -> str:
-        return _text(self)
+        return _summary(self)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
@@ -134,7 +140,7 @@ class Cure:
             "patch": self.patch,
             "recipe": self.recipe.to_dict(),
             "effect": finite(best.effect) if best else None,
-            "yardstick": finite(self.yardstick),
+            "yardstick": finite(self.baseline),
             "seconds": self.seconds,
             "arms": [finite({**a.__dict__, "effect": a.effect}) for a in self.treatments],
             "diagnosis": self.diagnosis.to_dict(),
@@ -230,14 +236,14 @@ def cure(
         raise InputError(f"seeds must be >= 2 and steps >= 1, received {seeds} and {steps}")
     deadline = Deadline(seconds_of(budget) or math.inf)
 
-    def told(text: str) -> None:
+    def report_progress(text: str) -> None:
         if on_progress is not None:
             on_progress(text, deadline.spent, deadline.seconds)
 
-    told("diagnosing")
+    report_progress("diagnosing")
     if diagnosis is None:
         fixed = isinstance(model, nn.Module)
-        with deadline.part(DIAGNOSING).kept():
+        with deadline.part(DIAGNOSIS_SHARE).kept():
             diagnosis = diagnose(
                 model if fixed else draw(model, seed),
                 data,
@@ -254,11 +260,11 @@ def cure(
         raise InputError(
             "no parameter requires a gradient: call requires_grad_(True) on what is to learn"
         )
-    with isolated(shell(model), seed):
+    with isolated(as_module(model), seed):
         source = samples(data)
         loss = unaligned_loss(loss, source.probe[1])
-        judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
-    source, judge = judged_on(source, judge, diagnosis, shell(model))
+        valid_batch = samples(valid, rows=512, name="valid").probe if valid is not None else None
+    source, valid_batch = scoring_batches(source, valid_batch, diagnosis, as_module(model))
     trials = Trials(
         model=model,
         loss=loss,
@@ -266,99 +272,101 @@ def cure(
         penalty=penalty,
         clip=clip,
         source=source,
-        judge=judge,
+        valid_batch=valid_batch,
         batch_size=min(batch_size, source.rows),
         seeds=[seed + i for i in range(seeds)],
         codes=diagnosis.labels,
-        faults=[code for code in fault_codes(diagnosis) if code not in OF_VALIDATION],
+        faults=[code for code in root_codes(diagnosis) if code not in VALIDATION_FAULTS],
         deadline=deadline,
-        on_progress=told,
+        on_progress=report_progress,
     )
-    treatments, treatment, remaining = _searched(trials, diagnosis, steps)
+    treatments, treatment, remaining = _search(trials, diagnosis, steps)
     final = replace(trials, base=treatment)
     return Cure(
         diagnosis=diagnosis,
         treatments=treatments,
-        treatment=treatment if treatment is not NOTHING else None,
-        program=lambda s: final.build(NOTHING, s),
+        treatment=treatment if treatment is not UNTREATED else None,
+        program=lambda s: final.build(UNTREATED, s),
         batch_size=treatment.batch or trials.batch_size,
         source=trials.source,
-        judge=judge,
-        loss=trials.loss_meant or loss,
-        yardstick=trials.yardstick,
+        valid_batch=valid_batch,
+        loss=trials.intended_loss or loss,
+        baseline=trials.baseline,
         patch=trials.patches.get(treatment.name, ""),
         seconds=deadline.spent,
         remaining=remaining,
     )
 
 
-def _searched(
+def _search(
     trials: Trials, diagnosis: Diagnosis, steps: int
 ) -> tuple[tuple[TreatmentResult, ...], Treatment, Diagnosis | None]:
-    """Return the trials, the treatment to keep or `NOTHING`, and the remaining diagnosis."""
-    if "rows_in_both" in diagnosis.labels and trials.mended(APART) is not None:
-        trials.base = APART
-    treatments, treatment, remaining = (), NOTHING, None
+    """Return the trials, the treatment to keep or `UNTREATED`, and the remaining diagnosis."""
+    if "rows_in_both" in diagnosis.labels and trials.corrected_loss(NO_DUPLICATES) is not None:
+        trials.base = NO_DUPLICATES
+    treatments, treatment, remaining = (), UNTREATED, None
     with suppress(OutOfTimeError):
-        with interrupted(trials.deadline):
-            judge_by_what_is_meant(trials, diagnosis)
+        with stopped_at(trials.deadline):
+            score_by_intended_loss(trials, diagnosis)
         treatments, chosen = trials.search(steps)
-        helped = chosen or trials.of_some_help(treatments)
+        helped = chosen or trials.best_partial(treatments)
         if helped is not None:
-            treatments, treatment, remaining = _again(trials, treatments, helped, chosen)
-        if treatment is NOTHING:
-            treatments, chosen = trials.longer()
-            treatment = trials.joined(chosen) if chosen is not None else NOTHING
+            treatments, treatment, remaining = _treat_again(trials, treatments, helped, chosen)
+        if treatment is UNTREATED:
+            treatments, chosen = trials.search_longer()
+            treatment = trials.combined(chosen) if chosen is not None else UNTREATED
     return treatments, treatment, remaining
 
 
-def _again(
+def _treat_again(
     trials: Trials,
     results: tuple[TreatmentResult, ...],
     helped: Treatment,
     chosen: Treatment | None,
 ) -> tuple[tuple[TreatmentResult, ...], Treatment, Diagnosis | None]:
-    """The treated program, diagnosed and treated again while a cause remains that can be.
+    """Diagnose and treat the treated program again while a treatable cause remains.
 
-    What helped without being a cure is one with what is found behind it, or `NOTHING` is.
+    A treatment that is not confirmed by itself counts only together with a further one.
     """
-    first, treatment, remaining = trials, trials.joined(helped), None
-    kept = treatment if chosen is not None else NOTHING
-    for _ in range(FURTHER):
+    first, treatment, remaining = trials, trials.combined(helped), None
+    kept = treatment if chosen is not None else UNTREATED
+    for _ in range(MAX_FURTHER_DIAGNOSES):
         trials = replace(trials, base=treatment, scores={})
         trials.on_progress("diagnosing again")
-        with trials.deadline.part(DIAGNOSING).kept():
-            remaining = _diagnosed(trials)
+        with trials.deadline.part(DIAGNOSIS_SHARE).kept():
+            remaining = _diagnose_again(trials)
         codes = [
             code
-            for code in (fault_codes(remaining) if remaining is not None else ())
-            if code in FOR
-            and code not in SYMPTOMS | OF_VALIDATION
-            and (code in trials.faults or code not in MEANT)  # else the judge would be another
-            and not treatment.names & {t.name for t in FOR[code]}
+            for code in (root_codes(remaining) if remaining is not None else ())
+            if code in TREATMENTS_BY_CODE
+            and code not in SYMPTOMS | VALIDATION_FAULTS
+            and (
+                code in trials.faults or code not in INTENDED_LOSSES
+            )  # else the judge would be another
+            and not treatment.names & {t.name for t in TREATMENTS_BY_CODE[code]}
         ]
         trials = replace(trials, codes=set(codes), faults=codes)
         more, further = trials.search_named(results[0].steps) if codes else ((), None)
         if further is None:
             break
         more = tuple(replace(a, effects=first.effects(a.scores, a.steps)) for a in more[1:])
-        results, treatment = (*results, *more), trials.joined(further)
+        results, treatment = (*results, *more), trials.combined(further)
         kept = treatment
-    return results, kept, remaining if kept is not NOTHING else None
+    return results, kept, remaining if kept is not UNTREATED else None
 
 
-def _diagnosed(trials: Trials) -> Diagnosis | None:
+def _diagnose_again(trials: Trials) -> Diagnosis | None:
     """Diagnose the program as treated so far; return None if it is refused."""
     seed = trials.seeds[0]
-    with isolated(shell(trials.model), seed), suppress(InputError):
-        replica = trials.untried(NOTHING, seed)
+    with isolated(as_module(trials.model), seed), suppress(InputError):
+        replica = trials.build_detached(UNTREATED, seed)
         source = replica.source or trials.source
         return diagnose(
             replica.model,
             without_gaps(source.source) if source.indexed else source.source,
             replica.loss,
             optimizer=replica.optimizer,
-            valid=trials.judge,
+            valid=trials.valid_batch,
             batch_size=trials.base.batch or trials.batch_size,
             seed=seed,
             penalty=replica.penalty or replica.terms,
@@ -367,37 +375,37 @@ def _diagnosed(trials: Trials) -> Diagnosis | None:
     return None
 
 
-def _text(found: Cure) -> str:
-    """The verdict, the treatments that were tried to the end, what failed, and the patch."""
+def _summary(found: Cure) -> str:
+    """Format the verdict, the treatments run to the end, the failed ones, and the patch."""
     lines = [
         f"tikhon cure: {max(0, len(found.treatments) - 1)} treatments in {found.seconds:.0f} s"
     ]
     if not found.treatments:
         lines.append(" no cure found: the budget ended before the untreated program had run once")
-        return "\n".join([*lines, *_yours(found)])
+        return "\n".join([*lines, *_remaining_lines(found)])
     base, chosen = found.treatments[0], found.best
     seeds, steps = len(base.scores), base.steps
     lines[0] += f", {seeds} seed{'s' * (seeds > 1)} x {steps} steps"
     if chosen is None:
-        lines.append(f" {_none(found)}")
-        lines += [] if seeds > 1 else [f" {SHORT}"]
-        lines += _yours(found)
+        lines.append(f" {_no_cure_reason(found)}")
+        lines += [] if seeds > 1 else [f" {TOO_SHORT}"]
+        lines += _remaining_lines(found)
     else:
         lines.append(
             f" {chosen.name}: loss {number(mean(base.scores))} -> {number(mean(chosen.scores))}, "
             f"lower by {number(chosen.effect)} ± {number(chosen.spread)}, with each of {seeds} "
             "seeds"
         )
-        lines += _yours(found)
-        own = found.treatment.own if found.treatment else ""
+        lines += _remaining_lines(found)
+        own = found.treatment.code_fix if found.treatment else ""
         lines += [f" in your own code: {own}"] if own else []
-    lines += _compared(found)
+    lines += _baseline_lines(found)
     lines.append(f" {'treatment':44} {'loss':>9} {'lower by':>9} {'±':>8}  verdict")
     finals = [a for a in found.treatments if a.steps == steps]
     for treatment in finals:
         verdict = treatment.verdict if treatment is not base else ""
         lines.append(
-            f" {_cut(treatment.name):44} {number(mean(treatment.scores)):>9} "
+            f" {_shorten(treatment.name):44} {number(mean(treatment.scores)):>9} "
             f"{number(treatment.effect):>9} {number(treatment.spread):>8}  {verdict}"
         )
     failed = [
@@ -417,11 +425,11 @@ def _text(found: Cure) -> str:
     return "\n".join(lines)
 
 
-def _cut(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if len(name) <= 44 else f"{name[:43]}…"
 
 
-def _none(found: Cure) -> str:
+def _no_cure_reason(found: Cure) -> str:
     if found.diagnosis.ok:
         return "nothing to cure: no problem was found, and no treatment does better"
     return (
@@ -429,23 +437,23 @@ def _none(found: Cure) -> str:
     )
 
 
-def _yours(found: Cure) -> list[str]:
-    """What the treatment, or any, does not touch, as the line to change."""
+def _remaining_lines(found: Cure) -> list[str]:
+    """Return the fix of each fault that no treatment addresses."""
     again, used = found.remaining, found.treatment.names if found.treatment is not None else set()
     left = [
         f
-        for f in own_faults(found.diagnosis if again is None else again)
+        for f in root_faults(found.diagnosis if again is None else again)
         if f.advice
         and not (used and f.code in SYMPTOMS)  # what is cured shows no symptom any more
-        and not used & {treatment.name for treatment in FOR.get(f.code, ())}
+        and not used & {treatment.name for treatment in TREATMENTS_BY_CODE.get(f.code, ())}
     ]
     stays = "is" if not used else "may stay and is then" if again is None else "stays and is"
     return [f" {f.code} {stays} yours to change: {f.fix or f.advice[0]}" for f in left]
 
 
-def _compared(found: Cure) -> list[str]:
+def _baseline_lines(found: Cure) -> list[str]:
     """Return the scores of a constant and of a reference model on the same data."""
-    known = found.yardstick
+    known = found.baseline
     lines = (
         [f" a constant predictor has loss {number(known.loss)}"]
         if math.isfinite(known.loss)

@@ -1,7 +1,8 @@
-"""Treatments of the data: scaled, shifted, shuffled, without what does not belong there.
+"""Treatments of the data: scaling, shifting, shuffling, removing rows and columns.
 
 Each function changes a replica in place and returns the code that does the same to the user's
-data; nothing where it does not apply. What a model will be asked later is changed in front of it.
+data, or "" if it does not apply. Edits of inputs become a layer in front of the model, so that
+later inputs are edited too.
 """
 
 from __future__ import annotations
@@ -21,14 +22,11 @@ from tikhon.diagnosis.samples import Samples, samples as read
 from tikhon.diagnosis.wiring.dataset import copied_columns
 
 DataEdit = Callable[[Replica, Samples], str]
-SKEWED = 0.5  # of the mean: a median below it, of numbers of one sign, asks for logarithms
+SKEWED_MEDIAN = 0.5  # of the mean: numbers of one sign with a median below are log-transformed
 
 
 def _mean_and_scale(name: str, values: Tensor, *, front: bool = False) -> str:
-    """Code for the mean and deviation of each column: of a channel, or of a feature over time.
-
-    Channels are in front where pictures are, and where convolutions read a series.
-    """
+    """Return code for the mean and deviation of each channel (axis 1 if `front`) or feature."""
     if values.ndim < 3:
         return f"shift, scale = {name}.mean(0), {name}.std(0)"
     axes = [str(k) for k in range(values.ndim) if k != (1 if front else values.ndim - 1)]
@@ -41,8 +39,8 @@ def _channels_first(values: Tensor, model: nn.Module) -> bool:
     return values.ndim > 3 or (values.ndim == 3 and convolved)
 
 
-def scaled_inputs(replica: Replica, samples: Samples) -> str:
-    """Inputs of mean 0 and deviation 1, by column or channel."""
+def scale_inputs(replica: Replica, samples: Samples) -> str:
+    """Standardise inputs per column or channel."""
     inputs = samples.source[0] if samples.indexed else samples.probe[0]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return ""
@@ -57,8 +55,8 @@ def scaled_inputs(replica: Replica, samples: Samples) -> str:
     return code
 
 
-def scaled_targets(replica: Replica, samples: Samples) -> str:
-    """Targets of mean 0 and deviation 1, scored in their own unit."""
+def scale_targets(replica: Replica, samples: Samples) -> str:
+    """Standardise targets; scores stay in the original unit."""
     target = (samples.source if samples.indexed else samples.probe)[1]
     if not isinstance(target, Tensor) or not target.is_floating_point():
         return ""
@@ -76,9 +74,9 @@ def scaled_targets(replica: Replica, samples: Samples) -> str:
     return code
 
 
-def fitted_to_one(replica: Replica, samples: Samples) -> str:
-    """Targets from 0 to 1, as a head with a sigmoid can say them."""
-    ends = ends_of(samples)
+def scale_targets_to_unit_range(replica: Replica, samples: Samples) -> str:
+    """Scale targets to [0, 1], the range of a sigmoid."""
+    ends = target_range(samples)
     if ends is None:
         return ""
     (low, high), loss = ends, replica.loss
@@ -89,9 +87,9 @@ def fitted_to_one(replica: Replica, samples: Samples) -> str:
     )
 
 
-def without_copies(replica: Replica, samples: Samples) -> str:
-    """The columns that the target stands in, set to 0."""
-    columns = copies_of(samples)
+def drop_target_columns(replica: Replica, samples: Samples) -> str:
+    """Set the input columns that equal the target to 0."""
+    columns = target_columns(samples)
     if not columns:
         return ""
     inputs = samples.probe[0]
@@ -99,15 +97,16 @@ def without_copies(replica: Replica, samples: Samples) -> str:
         f"columns = {columns}  # they hold the target\n"
         "x_train.flatten(1)[:, columns] = 0.0  # and in all inputs from now on; better drop them"
     )
-    keep = torch.ones_like(inputs[:1]).flatten(1)
-    keep[:, columns] = 0.0
-    scale = keep.reshape(inputs[:1].shape)[0]
-    replica.model = nn.Sequential(surgery.Times(scale), replica.model)
+    scale = torch.ones_like(inputs[:1]).flatten(1)
+    scale[:, columns] = torch.inf
+    scale = scale.reshape(inputs[:1].shape)[0]
+    mask = surgery.Affine(torch.zeros_like(scale), scale)
+    replica.model = nn.Sequential(mask, replica.model)
     return code
 
 
-def copies_of(samples: Samples) -> list[int]:
-    """The columns of the inputs that are the target."""
+def target_columns(samples: Samples) -> list[int]:
+    """Return the input columns that equal the target."""
     inputs, target = samples.source if samples.indexed else samples.probe
     if not isinstance(inputs, Tensor) or not isinstance(target, Tensor):
         return []
@@ -115,22 +114,22 @@ def copies_of(samples: Samples) -> list[int]:
     return list(found)
 
 
-SHUFFLED = (
+SHUFFLE = (
     "loader = torch.utils.data.DataLoader(\n"
     "    loader.dataset, loader.batch_size, shuffle=True, collate_fn=loader.collate_fn\n)"
 )
 
 
-def shuffled(replica: Replica, samples: Samples) -> str:
-    """The rows of a loader in a new order in each epoch."""
-    if not _listed(samples):
+def shuffle_rows(replica: Replica, samples: Samples) -> str:
+    """Shuffle the rows of a loader in each epoch."""
+    if not _is_map_style(samples):
         return ""
-    replica.source = replace(samples, source=execute(SHUFFLED, loader=samples.source)["loader"])
-    return SHUFFLED
+    replica.source = replace(samples, source=execute(SHUFFLE, loader=samples.source)["loader"])
+    return SHUFFLE
 
 
-def _listed(samples: Samples) -> bool:
-    """Whether the rows come from a loader that may take them in another order."""
+def _is_map_style(samples: Samples) -> bool:
+    """Return whether the source is a loader of a map-style dataset, which can be shuffled."""
     loader = samples.source
     if samples.indexed or not isinstance(loader, torch.utils.data.DataLoader):
         return False
@@ -138,23 +137,25 @@ def _listed(samples: Samples) -> bool:
     return loader.batch_size is not None and not stream
 
 
-def from_all_rows(samples: Samples) -> Samples:
-    """The same, but what is measured on is drawn from all rows of the loader."""
-    if not _listed(samples):
+def probe_of_all_rows(samples: Samples) -> Samples:
+    """Draw the probe batch from all rows of a loader."""
+    if not _is_map_style(samples):
         return samples
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return replace(
-            samples, probe=read(execute(SHUFFLED, loader=samples.source)["loader"]).probe
+            samples, probe=read(execute(SHUFFLE, loader=samples.source)["loader"]).probe
         )
 
 
-def on_rows(code: str, replica: Replica, samples: Samples, judge: Batch | None = None) -> str:
-    """The code, run on the training rows: what it leaves is trained on; none if all stays."""
+def edit_rows(
+    code: str, replica: Replica, samples: Samples, valid_batch: Batch | None = None
+) -> str:
+    """Run code on the training rows and train on its result; return "" if nothing changed."""
     if not samples.indexed or not isinstance(samples.source[1], Tensor):
         return ""
     pair: Batch = samples.source
-    valid = (None, None) if judge is None else judge
+    valid = (None, None) if valid_batch is None else valid_batch
     names = dict(zip(("x_train", "y_train", "x_valid", "y_valid"), (*pair, *valid)))
     space = execute(code, **names)
     kept = space["x_train"], space["y_train"]
@@ -165,12 +166,17 @@ def on_rows(code: str, replica: Replica, samples: Samples, judge: Batch | None =
     return code
 
 
-def logarithms(replica: Replica, samples: Samples) -> str:
-    """Logarithms of powers, counts or prices, most of which lie near 0."""
+def log_inputs(replica: Replica, samples: Samples) -> str:
+    """Log-transform and standardise positive inputs with a skewed distribution."""
     inputs = samples.source[0] if samples.indexed else samples.probe[0]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return ""
-    if not 0 <= float(inputs.min()) <= float(inputs.median()) < SKEWED * float(inputs.mean()):
+    if (
+        not 0
+        <= float(inputs.min())
+        <= float(inputs.median())
+        < SKEWED_MEDIAN * float(inputs.mean())
+    ):
         return ""
     least = float(f"{1e-6 * float(inputs.mean()):.0e}")
     code = (
@@ -185,7 +191,7 @@ def logarithms(replica: Replica, samples: Samples) -> str:
 
 
 def without_gaps(batch: Batch) -> Batch:
-    """The rows all numbers of which are finite; all rows where there is none."""
+    """Return the rows with finite numbers only; all rows if there are none."""
     rows = torch.ones(length(batch), dtype=torch.bool)
     for part in tensors(batch):
         if part.is_floating_point() and len(part) == len(rows):
@@ -193,8 +199,8 @@ def without_gaps(batch: Batch) -> Batch:
     return take(batch, rows.nonzero()[:, 0]) if bool(rows.any()) else batch
 
 
-def filled(replica: Replica, samples: Samples) -> str:
-    """0 in the place of inputs that are not finite, whichever of several they are."""
+def fill_gaps(replica: Replica, samples: Samples) -> str:
+    """Replace non-finite inputs by 0, in any of several inputs."""
     found = [t for t in tensors(samples.probe[0]) if t.is_floating_point()]
     if all(bool(t.isfinite().all()) for t in found):
         return ""
@@ -210,57 +216,57 @@ def filled(replica: Replica, samples: Samples) -> str:
     return code
 
 
-def next_position(replica: Replica, samples: Samples) -> str:
-    """The target of a position is what stands at the next one."""
+def shift_targets(replica: Replica, samples: Samples) -> str:
+    """Make the target of a position the input at the next one."""
     pair = samples.source if samples.indexed else (None, None)
-    if not is_own_target(pair):
+    if not is_copy_of_target(pair):
         return ""
-    return on_rows("x_train, y_train = x_train[:, :-1], y_train[:, 1:]", replica, samples)
+    return edit_rows("x_train, y_train = x_train[:, :-1], y_train[:, 1:]", replica, samples)
 
 
-def begun(replica: Replica, samples: Samples) -> str:
-    """A decoder that is given the word before, and a sign to begin with."""
-    place = told(samples.source) if samples.indexed else None
+def shift_decoder_input(replica: Replica, samples: Samples) -> str:
+    """Give a decoder the previous token, and a start token at first."""
+    place = target_input(samples.source) if samples.indexed else None
     if place is None:
         return ""
-    start = start_of(replica.model, samples.source[1])
+    start = start_token(replica.model, samples.source[1])
     code = (
         f"start = {start}  # the word that every answer begins with\n"
         "before = torch.cat([torch.full_like(y_train[:, :1], start), y_train[:, :-1]], 1)\n"
         f"x_train = (*x_train[:{place}], before, *x_train[{place + 1}:])"
     )
-    return on_rows(code, replica, samples)
+    return edit_rows(code, replica, samples)
 
 
-def words_before(words: Tensor, start: int) -> Tensor:
-    """The words, each one position later, behind a sign to begin with."""
+def shifted_tokens(words: Tensor, start: int) -> Tensor:
+    """Shift tokens one position later, behind a start token."""
     return torch.cat([torch.full_like(words[:, :1], start), words[:, :-1]], 1)
 
 
-def start_of(model: nn.Module, words: Tensor) -> int:
-    """A word that stands in no text and has an embedding; 0 where there is none."""
+def start_token(model: nn.Module, words: Tensor) -> int:
+    """Return an unused token that has an embedding, or 0."""
     sizes = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
     free = int(words.max()) + 1
     return free if free < max(sizes, default=0) else 0
 
 
-def told(batch: Batch) -> int | None:
-    """The place among several inputs of words that are the target, position for position."""
+def target_input(batch: Batch) -> int | None:
+    """Return which of several inputs equals the target, or None."""
     x, y = batch
     if not isinstance(x, tuple) or not isinstance(y, Tensor):
         return None
-    return next((k for k, part in enumerate(x) if is_own_target((part, y))), None)
+    return next((k for k, part in enumerate(x) if is_copy_of_target((part, y))), None)
 
 
-def is_own_target(batch: Batch) -> bool:
-    """Whether a sequence is its own target, position for position."""
+def is_copy_of_target(batch: Batch) -> bool:
+    """Return whether the target of a sequence is the sequence itself."""
     x, y = batch
     same = isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape
     return same and x.ndim > 1 and x.shape[1] > 2 and torch.equal(x, y)
 
 
-def ends_of(samples: Samples) -> tuple[Tensor, Tensor] | None:
-    """The smallest and the largest target, which may become 0 and 1; None for names of classes."""
+def target_range(samples: Samples) -> tuple[Tensor, Tensor] | None:
+    """Return the smallest and largest target; None for class labels."""
     target = samples.source[1] if samples.indexed else None
     if not isinstance(target, Tensor) or not target.is_floating_point():
         return None

@@ -1,7 +1,7 @@
-"""Edits of a model as PyTorch code: what is printed as the patch is the text that was run.
+"""Edits of a model as PyTorch code: the printed patch is the code that was run.
 
-An edit is a list of lines, each with the place of a module in it; equal lines at places in a row
-become one loop.
+An edit is a list of lines, each about one module; equal lines about consecutive modules become
+one loop.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _INDEX = re.compile(r"\[(\d+)\]")
 
 @dataclass(frozen=True)
 class Line:
-    """PyTorch code about one module; `{at}` stands for its place, such as `model[2]`."""
+    """PyTorch code about one module; `{at}` stands for its address, such as `model[2]`."""
 
     at: str
     code: str
 
 
 def address(model: nn.Module, path: str) -> str:
-    """A module's path as Python: `layers.3.act` is `model.layers[3].act`.
+    """Return a module's path as Python: `layers.3.act` is `model.layers[3].act`.
 
     >>> address(nn.Sequential(nn.Sequential(nn.ReLU())), "0.0")
     'model[0][0]'
@@ -52,7 +52,7 @@ def address(model: nn.Module, path: str) -> str:
 
 
 def script(lines: Sequence[Line]) -> str:
-    """The lines as one text, with loops over places that count up evenly, or over a list.
+    """Join lines to code, with loops over evenly spaced indices or over a list of modules.
 
     >>> print(script([Line(f"model[{i}]", "nn.init.zeros_({at}.bias)") for i in (0, 2, 4)]))
     for i in range(0, 5, 2):
@@ -76,7 +76,7 @@ def script(lines: Sequence[Line]) -> str:
 
 
 def _run(places: list[str]) -> tuple[int, str, str]:
-    """How many places from the first on differ evenly in one index; the loop over them."""
+    """Return how many leading addresses differ evenly in one index, and the loop over them."""
     cuts = [_INDEX.split(place) for place in places]
     if len(cuts) < 3 or len(cuts[0]) != len(cuts[1]):
         return 1, "", ""
@@ -99,7 +99,7 @@ def _run(places: list[str]) -> tuple[int, str, str]:
 
 
 def with_imports(patch: str) -> str:
-    """The patch with the imports that its names need, so that it runs where it is pasted.
+    """Prepend the imports that the names in a patch need.
 
     >>> print(with_imports("scale = math.pi"))
     import math
@@ -112,7 +112,7 @@ def with_imports(patch: str) -> str:
 
 
 def execute(code: str, **names: object) -> dict[str, Any]:
-    """Run a patch; the names that it leaves behind, `model` and `optimizer` among them."""
+    """Run a patch and return its namespace, with `model` and `optimizer`."""
     space: dict[str, object] = {"torch": torch, "nn": nn, "math": math, "copy": copy, **names}
     exec(compile(code, "<patch>", "exec"), space)
     return space

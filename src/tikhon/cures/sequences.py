@@ -1,39 +1,39 @@
-"""Treatments of calls that go over time: masks of attention, padding, convolutions in order."""
+"""Treatments of calls over time: attention masks, padding, causal convolutions."""
 
 from __future__ import annotations
 
-from tikhon.cures.calls import SOFTMAXES, called, once
+from tikhon.cures.calls import SOFTMAXES, calls_to, line_if_any
 from tikhon.diagnosis.wiring.torch_calls import Call
 
 
-def causal(calls: list[Call]) -> list[str]:
-    """Attention of a position to itself and those before it; convolutions padded in front."""
+def causal_mask(calls: list[Call]) -> list[str]:
+    """Mask later positions in attention; pad convolutions on the left."""
     square = [
         c
-        for c in called(calls, *SOFTMAXES)
+        for c in calls_to(calls, *SOFTMAXES)
         if len(c.shapes[0]) > 2 and c.shapes[0][-1] == c.shapes[0][-2]
     ]
     return [
-        *once(
-            called(calls, "multi_head_attention_forward"),
+        *line_if_any(
+            calls_to(calls, "multi_head_attention_forward"),
             'if name == "multi_head_attention_forward" and len(args[0]) == len(args[1]):\n'
             "    late = torch.ones(len(args[0]), len(args[0]), dtype=torch.bool).triu(1)\n"
             '    kwargs = {**kwargs, "attn_mask": late.to(args[0].device), "is_causal": False}',
         ),
-        *once(
-            called(calls, "scaled_dot_product_attention"),
+        *line_if_any(
+            calls_to(calls, "scaled_dot_product_attention"),
             'if name == "scaled_dot_product_attention":\n'
             '    return function(*args[:3], **{**kwargs, "attn_mask": None, "is_causal": True})',
         ),
-        *once(
+        *line_if_any(
             square,
             f"if name in {SOFTMAXES} and args[0].ndim > 2 and (\n"
             "    args[0].shape[-1] == args[0].shape[-2]\n):\n"
             "    late = torch.ones_like(args[0], dtype=torch.bool).triu(1)\n"
             '    args = (args[0].masked_fill(late, float("-inf")), *args[1:])',
         ),
-        *once(
-            called(calls, "conv1d"),
+        *line_if_any(
+            calls_to(calls, "conv1d"),
             'if name == "conv1d":\n'
             '    words = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")\n'
             "    given = {**dict(zip(words, args)), **kwargs}\n"
@@ -47,39 +47,39 @@ def causal(calls: list[Call]) -> list[str]:
     ]
 
 
-def turned_masks(calls: list[Call]) -> list[str]:
-    """Masks of attention that hide what they showed."""
+def invert_masks(calls: list[Call]) -> list[str]:
+    """Invert attention masks."""
     return [
-        *once(
-            called(calls, "multi_head_attention_forward"),
+        *line_if_any(
+            calls_to(calls, "multi_head_attention_forward"),
             'if name == "multi_head_attention_forward":\n'
             '    mask = kwargs.get("key_padding_mask")\n'
             "    if mask is not None:\n"
             '        shown = ~mask if mask.dtype == torch.bool else mask > float("-inf")\n'
             '        kwargs = {**kwargs, "key_padding_mask": shown}',
         ),
-        *once(
-            called(calls, "scaled_dot_product_attention"),
+        *line_if_any(
+            calls_to(calls, "scaled_dot_product_attention"),
             'if name == "scaled_dot_product_attention":\n'
             '    mask = kwargs.get("attn_mask", (*args, None)[3] if len(args) > 3 else None)\n'
             "    if mask is not None and mask.dtype == torch.bool:\n"
             '        return function(*args[:3], **{**kwargs, "attn_mask": ~mask})',
         ),
-        *once(
-            called(calls, "masked_fill"),
+        *line_if_any(
+            calls_to(calls, "masked_fill"),
             'if name == "masked_fill":\n    args = (args[0], ~args[1], *args[2:])',
         ),
     ]
 
 
-def masks_of_keys(calls: list[Call]) -> list[str]:
-    """Masks of attention for the last axis, where they are for the one before."""
+def key_masks(calls: list[Call]) -> list[str]:
+    """Apply attention masks to the keys, the last axis, instead of the queries."""
     found = [
         c
-        for c in called(calls, "masked_fill")
+        for c in calls_to(calls, "masked_fill")
         if len(c.shapes) > 1 and len(c.shapes[1]) > 2 and c.shapes[1][-1] == 1 != c.shapes[1][-2]
     ]
-    return once(
+    return line_if_any(
         found,
         'if name == "masked_fill" and args[1].ndim > 2 and args[1].shape[-1] == 1:\n'
         "    args = (args[0], args[1].transpose(-1, -2), *args[2:])",
@@ -105,8 +105,8 @@ if name in {RECURRENT} and len(args) == 9 and (
     return (answer, *(h[:, back] for h in state))"""
 
 
-def without_padding(calls: list[Call]) -> list[str]:
-    """Means, last steps and attention of the words alone, without what fills a sentence up."""
+def skip_padding(calls: list[Call]) -> list[str]:
+    """Exclude padding from means, maxima, last steps, attention and recurrent layers."""
     names = {c.name for c in calls}
     over_time = "(*args, *kwargs.values())[1:2] in ((1,), ((1,),), ([1],))"
     there = "    there = ~self.padding.reshape(*self.padding.shape, *[1] * (args[0].ndim - 2))\n"

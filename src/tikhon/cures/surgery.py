@@ -1,8 +1,7 @@
-"""Edits of a model as lines of code: fresh weights, swapped modules, norms, residual branches.
+"""Edits of a model as lines of code: initialisation, module types, norms, residual branches.
 
-Each function reads a model and a batch and returns the lines that change it; none where the edit
-does not apply. Layers that are frozen keep their weights. Random draws come from torch's
-generator, so a seed pairs them.
+Each function reads a model and a batch and returns the lines that change it, or [] if the edit
+does not apply. Frozen layers keep their weights. Random draws come from torch's generator.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tikhon.cures.called_modules import ACTIVATIONS, CalledModules
 from tikhon.cures.patch import Line, address
-from tikhon.cures.places import ACTIVATIONS, Places
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
 
@@ -42,12 +41,12 @@ class Residual(nn.Module):
         self.norm, self.activation, self.layer = norm, activation, layer
 
     def forward(self, x):
-        """The input and its branch."""
+        """Return the input plus its branch."""
         return x + self.layer(self.activation(self.norm(x)))
 
 
 class Affine(nn.Module):
-    """(x - shift) / scale with constants; in front of a model it standardises the inputs."""
+    """(x - shift) / scale with constants; an infinite scale masks a column."""
 
     shift: Tensor
     scale: Tensor
@@ -58,40 +57,26 @@ class Affine(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The standardised input."""
+        """Return the standardised input."""
         return (x - self.shift) / self.scale
 
 
 class Logarithm(nn.Module):
-    """log(x + least): numbers of one sign that reach over several powers of ten."""
+    """log(x + least)."""
 
     def __init__(self, least: float) -> None:
         super().__init__()
         self.least = least
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logarithm of the input."""
+        """Return the logarithm of the input."""
         return (x + self.least).log()
 
 
-class Times(nn.Module):
-    """The input times a constant: columns of 0 are left out."""
-
-    scale: Tensor
-
-    def __init__(self, scale: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The scaled input."""
-        return x * self.scale
-
-
-def each(
+def edit_modules(
     kinds: tuple[type[nn.Module], ...], code: str, when: Callable[[Any], bool] = lambda m: True
 ) -> Edit:
-    """The edit that is a line of code about every module of these kinds that asks for it."""
+    """Return an edit with one line of code about every module of these types for which `when`."""
 
     def edit(model: nn.Module, batch: Batch) -> list[Line]:
         found = [(path, m) for path, m in model.named_modules() if isinstance(m, kinds)]
@@ -103,7 +88,7 @@ def each(
 # fresh weights
 
 
-def _gain(activation: nn.Module | None) -> float:
+def _activation_gain(activation: nn.Module | None) -> float:
     return next((g for kind, g in GAINS if isinstance(activation, kind)), 1.0)
 
 
@@ -112,13 +97,13 @@ def _zero_bias(biased: bool) -> str:
 
 
 def _normal(fan_in: int, activation: nn.Module | None, biased: bool) -> str:
-    deviation = _gain(activation) / math.sqrt(fan_in)
+    deviation = _activation_gain(activation) / math.sqrt(fan_in)
     return f"nn.init.normal_({{at}}.weight, 0.0, {deviation:.4g}){_zero_bias(biased)}"
 
 
 def reinit(model: nn.Module, batch: Batch) -> list[Line]:
-    """Normal weights with the gain of the activation behind (He, Xavier), biases zero."""
-    places = Places(model, batch)
+    """Draw normal weights with the gain of the activation after (He, Xavier); zero the biases."""
+    places = CalledModules(model, batch)
     heads = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
     lines = [
         places.line(
@@ -129,7 +114,7 @@ def reinit(model: nn.Module, batch: Batch) -> list[Line]:
         for m in heads
         if m.in_proj_weight is not None and m.in_proj_weight.requires_grad
     ]
-    for layer, activation in places.followers().items():
+    for layer, activation in places.activations_after().items():
         if layer.weight.requires_grad:
             fan_in = layer.weight[0].numel()
             lines.append(places.line(layer, _normal(fan_in, activation, layer.bias is not None)))
@@ -137,8 +122,8 @@ def reinit(model: nn.Module, batch: Batch) -> list[Line]:
 
 
 def lsuv(model: nn.Module, batch: Batch) -> list[Line]:
-    """Orthogonal weights, each layer scaled until its output has deviation 1; biases zero."""
-    places = Places(model, batch)
+    """Draw orthogonal weights, scaled until each layer's output has deviation 1 (LSUV)."""
+    places = CalledModules(model, batch)
     tuning = (
         "outputs = []\n"
         "handle = {at}.register_forward_hook(lambda module, args, out: outputs.append(out))\n"
@@ -154,17 +139,17 @@ def lsuv(model: nn.Module, batch: Batch) -> list[Line]:
     return [
         places.line(
             layer,
-            f"nn.init.orthogonal_({{at}}.weight, {_gain(activation):.4g})"
+            f"nn.init.orthogonal_({{at}}.weight, {_activation_gain(activation):.4g})"
             f"{_zero_bias(layer.bias is not None)}\n{tuning}",
         )
-        for layer, activation in places.followers().items()
+        for layer, activation in places.activations_after().items()
         if layer.weight.requires_grad and layer.weight.ndim > 1
     ]
 
 
 def recurrent_init(model: nn.Module, batch: Batch) -> list[Line]:
-    """Orthogonal recurrent weights, Xavier inputs, LSTM forget gates open (bias 1)."""
-    places = Places(model, batch)
+    """Draw orthogonal recurrent and Xavier input weights; LSTM forget gates get bias 1."""
+    places = CalledModules(model, batch)
     return [
         places.line(m, _recurrent(m.hidden_size, isinstance(m, nn.LSTM)))
         for m in model.modules()
@@ -186,17 +171,16 @@ def _recurrent(hidden: int, gated: bool) -> str:
     )
 
 
-def long_memory(model: nn.Module, batch: Batch, *, closed: bool = True) -> list[Line]:
-    """Gates that remember as long as the sequences are: chrono initialisation.
+def chrono_init(model: nn.Module, batch: Batch, *, closed: bool = True) -> list[Line]:
+    """Initialise gates to remember for the length of the sequences (chrono initialisation).
 
     Biases of the forget (LSTM) or update gates (GRU) are log(U(1, T)) for sequences of T steps.
-    An LSTM's input gates get the opposite bias; with `closed=False` they stay half open: what
-    is written then weighs T times as much from the first step on, and so does the noise.
+    An LSTM's input gates get the opposite bias, unless `closed=False`.
     Reference: Tallec and Ollivier, 2018, https://arxiv.org/abs/1804.11188
     """
     gated = (nn.LSTM, nn.GRU) if closed else nn.LSTM
     found = [m for m in model.modules() if isinstance(m, gated) and m.bias]
-    places = Places(model, batch) if found else None
+    places = CalledModules(model, batch) if found else None
     if places is None or places.steps <= 2:
         return []
     lines = []
@@ -217,13 +201,20 @@ def long_memory(model: nn.Module, batch: Batch, *, closed: bool = True) -> list[
 
 
 def to_relu(model: nn.Module, batch: Batch, *, normed: bool = False) -> list[Line]:
-    """ReLU for every hidden activation, with weights to match (and norms); the head stays."""
-    places = Places(model, batch)
-    hidden = places.hidden()
-    swaps = [places.line(m, "{at} = nn.ReLU()") for m in hidden if not isinstance(m, nn.ReLU)]
+    """Replace hidden activations by ReLU, with He initialisation and optionally norms."""
+    places = CalledModules(model, batch)
+    hidden_activations = places.hidden_activations()
+    swaps = [
+        places.line(m, "{at} = nn.ReLU()")
+        for m in hidden_activations
+        if not isinstance(m, nn.ReLU)
+    ]
     if not swaps:
         return []
-    after = {k: nn.ReLU() if v in hidden else v for k, v in places.followers().items()}
+    after = {
+        k: nn.ReLU() if v in hidden_activations else v
+        for k, v in places.activations_after().items()
+    }
     fresh = [
         places.line(layer, _normal(layer.weight[0].numel(), behind, layer.bias is not None))
         for layer, behind in after.items()
@@ -233,15 +224,15 @@ def to_relu(model: nn.Module, batch: Batch, *, normed: bool = False) -> list[Lin
 
 
 def to_leaky(model: nn.Module, batch: Batch) -> list[Line]:
-    """Leaky ReLU for every ReLU: units cannot die."""
-    places = Places(model, batch)
-    found = [m for m in places.hidden() if isinstance(m, nn.ReLU)]
+    """Replace every hidden ReLU by a leaky ReLU, whose units cannot die."""
+    places = CalledModules(model, batch)
+    found = [m for m in places.hidden_activations() if isinstance(m, nn.ReLU)]
     return [places.line(m, "{at} = nn.LeakyReLU(0.1)") for m in found]
 
 
 def to_gru(model: nn.Module, batch: Batch) -> list[Line]:
-    """A GRU of the same size for every plain RNN: gates keep gradients alive over time."""
-    places = Places(model, batch)
+    """Replace every plain RNN by a GRU of the same size."""
+    places = CalledModules(model, batch)
     lines = []
     for m in model.modules():
         if isinstance(m, nn.RNN):
@@ -260,9 +251,9 @@ def to_gru(model: nn.Module, batch: Batch) -> list[Line]:
     return lines
 
 
-def open_head(model: nn.Module, batch: Batch) -> list[Line]:
-    """Without the activation behind the last layer; a softmax over one unit becomes a sigmoid."""
-    places = Places(model, batch)
+def remove_head_activation(model: nn.Module, batch: Batch) -> list[Line]:
+    """Remove the activation after the last layer; a softmax over one unit becomes a sigmoid."""
+    places = CalledModules(model, batch)
     order = places.order
     last = max((i for i, m in enumerate(order) if isinstance(m, WEIGHTED)), default=len(order))
     head = [m for m in order[last + 1 :] if isinstance(m, ACTIVATIONS)]
@@ -277,14 +268,14 @@ def open_head(model: nn.Module, batch: Batch) -> list[Line]:
 
 
 def normalise(model: nn.Module, batch: Batch, *, batchnorm: bool = True) -> list[Line]:
-    """A norm behind every hidden layer that has none."""
-    places = Places(model, batch)
+    """Add a norm after every hidden layer that has none."""
+    places = CalledModules(model, batch)
     order = places.order
     lines = []
     for layer in [m for m in order if isinstance(m, WEIGHTED)][:-1]:
         behind = order[order.index(layer) + 1 :]
         norm = _norm_for(layer, batchnorm)
-        if norm and layer not in places.sealed and not isinstance([*behind, None][0], NORMS):
+        if norm and layer not in places.fused_parts and not isinstance([*behind, None][0], NORMS):
             lines.append(places.line(layer, f"{{at}} = nn.Sequential({{at}}, {norm})"))
     return sorted(lines, key=lambda line: "".join(c for c in line.at if not c.isdigit()))
 
@@ -303,12 +294,12 @@ def _norm_for(layer: Any, batchnorm: bool) -> str:
 
 
 def residual(model: nn.Module, batch: Batch) -> list[Line]:
-    """Pre-activation residual branches around square layers, and a norm before the head.
+    """Wrap square layers in pre-activation residual branches, and add a norm before the head.
 
-    Activations move into the branches; a hidden softmax becomes GELU there.
+    Activations move into the branches; a hidden softmax becomes GELU.
     """
-    places = Places(model, batch)
-    after = places.followers()
+    places = CalledModules(model, batch)
+    after = places.activations_after()
     layers = list(after)
     moved, branches = [], []
     for layer in layers[1:-1] if len(layers) > 2 else []:
@@ -322,7 +313,7 @@ def residual(model: nn.Module, batch: Batch) -> list[Line]:
         norm = _norm_for(layer, conv)
         if (
             activation is None
-            or layer in places.sealed
+            or layer in places.fused_parts
             or not norm
             or not square
             or (conv and not _same_size(layer))
@@ -349,17 +340,18 @@ def _same_size(layer: Any) -> bool:
 
 
 def norm_blocks(model: nn.Module, batch: Batch) -> list[Line]:
-    """Blocks that start as the identity: a norm in front, the last layer of the branch at zero.
+    """Add a norm before residual blocks and zero the last layer of their branch.
 
-    For blocks with two or more layers that keep the width and have no norm: residual networks
-    without normalisation grow with depth. Reference: Zhang et al., Fixup, 2019,
-    https://arxiv.org/abs/1901.09321
+    For blocks of two or more layers of equal width without a norm, whose outputs grow with depth.
+    Reference: Zhang et al., Fixup, 2019, https://arxiv.org/abs/1901.09321
     """
-    places = Places(model, batch)
+    places = CalledModules(model, batch)
     fronts, ends = [], []
     for parent in model.modules():
         layers: list[Any] = [m for m in parent.children() if isinstance(m, WEIGHTED)]
-        normed = parent in places.sealed or any(isinstance(m, NORMS) for m in parent.children())
+        normed = parent in places.fused_parts or any(
+            isinstance(m, NORMS) for m in parent.children()
+        )
         if isinstance(parent, nn.Sequential) or len(layers) < 2 or normed:
             continue
         first, last = layers[0], layers[-1]
@@ -382,7 +374,7 @@ def norm_blocks(model: nn.Module, batch: Batch) -> list[Line]:
 
 
 def widen(model: nn.Module, batch: Batch, *, width: int | None = None) -> list[Line]:
-    """Hidden widths of a chain of linear layers raised to `width`, with fresh weights."""
+    """Set the hidden widths of a chain of linear layers to `width`, and reinitialise it."""
     if not isinstance(model, nn.Sequential):
         return []
     linear = [m for m in model if isinstance(m, nn.Linear)]
@@ -394,8 +386,8 @@ def widen(model: nn.Module, batch: Batch, *, width: int | None = None) -> list[L
     ):
         return []
     size = width or max(64, 2 * max(m.out_features for m in linear[:-1]))
-    places = Places(model, batch)
-    after = places.followers()
+    places = CalledModules(model, batch)
+    after = places.activations_after()
     new, fresh = [], []
     for index, layer in enumerate(linear):
         inputs = layer.in_features if index == 0 else size
@@ -408,14 +400,14 @@ def widen(model: nn.Module, batch: Batch, *, width: int | None = None) -> list[L
 
 
 def narrow(model: nn.Module, batch: Batch) -> list[Line]:
-    """Hidden widths of a chain of linear layers at an eighth, at least 8."""
+    """Reduce the hidden widths of a chain of linear layers to an eighth, at least 8."""
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     widest = max((m.out_features for m in linear[:-1]), default=0)
     return widen(model, batch, width=max(8, widest // 8)) if widest > 16 else []
 
 
 def add_dropout(model: nn.Module, batch: Batch, *, rate: float = 0.5) -> list[Line]:
-    """Dropout behind every hidden activation."""
-    places = Places(model, batch)
+    """Add dropout after every hidden activation."""
+    places = CalledModules(model, batch)
     code = f"{{at}} = nn.Sequential({{at}}, nn.Dropout({rate:g}))"
-    return [places.line(m, code) for m in places.hidden()]
+    return [places.line(m, code) for m in places.hidden_activations()]

@@ -1,4 +1,4 @@
-"""A treatment: one change of a program, with its size and the code that it is."""
+"""A treatment: one change of a program, as code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from tikhon.cures import surgery
 from tikhon.cures.calls import CallRule
-from tikhon.cures.data import DataEdit, on_rows
+from tikhon.cures.data import DataEdit, edit_rows
 from tikhon.cures.patch import execute, script, with_imports
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.replica import Replica
@@ -23,7 +23,7 @@ AFTER = "# after training"
 
 
 class _NothingToChange(Exception):
-    """The program has nothing that the treatment applies to."""
+    """The treatment does not apply to the program."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Treatment:
     setup: str = ""
     after: str = ""
     batch: int | None = None
-    free: bool = False  # without penalty and weight decay
+    without_penalty: bool = False  # without penalty and weight decay
     rows: str = ""  # code for `x_train` and `y_train`, which may read the validation rows
-    scaled: DataEdit | None = None  # of the replica's data
+    data_edit: DataEdit | None = None  # of the replica's data
     rewrite: CallRule | None = None  # of what the model's and the loss's own code calls
-    own: str = ""  # what to write in one's own code, where the patch works around it
-    lacking: bool = False  # only where the optimizer lacks trainable tensors
+    code_fix: str = ""  # what to write in one's own code, where the patch works around it
+    only_if_missing: bool = False  # only where the optimizer lacks trainable tensors
     recipe: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[Treatment, ...] = ()  # of a combined treatment
 
@@ -60,7 +60,7 @@ class Treatment:
             self.size + other.size,
             self.kind,
             batch=other.batch or self.batch,
-            own="; ".join(filter(None, (self.own, other.own))),
+            code_fix="; ".join(filter(None, (self.code_fix, other.code_fix))),
             recipe={**self.recipe, **other.recipe},
             parts=(*(self.parts or (self,)), *(other.parts or (other,))),
         )
@@ -72,16 +72,20 @@ class Treatment:
 
     @property
     def replaces_optimizer(self) -> bool:
-        """Whether the user's optimizer is replaced."""
+        """Whether the setup replaces the user's optimizer."""
         return any("optimizer =" in part.setup for part in self.parts or (self,))
 
-    def apply(self, replica: Replica, samples: Samples, judge: Batch | None = None) -> bool:
+    def apply(self, replica: Replica, samples: Samples, valid_batch: Batch | None = None) -> bool:
         """Treat the replica in place and store the patch on it; return False if not applicable."""
         parts = self.parts or (self,)
         try:
-            before = [code for part in parts if (code := part._before(replica, samples, judge))]
+            before = [
+                code for part in parts if (code := part._edit_model(replica, samples, valid_batch))
+            ]
             setup = [
-                code for part in parts if (code := part._after_optimizer(replica, samples, judge))
+                code
+                for part in parts
+                if (code := part._edit_training(replica, samples, valid_batch))
             ]
         except _NothingToChange:
             return False
@@ -94,52 +98,52 @@ class Treatment:
         replica.patch = with_imports("\n".join(sections))
         return True
 
-    def _before(self, replica: Replica, samples: Samples, judge: Batch | None) -> str:
-        """What changes the data and the model, and its code."""
+    def _edit_model(self, replica: Replica, samples: Samples, valid_batch: Batch | None) -> str:
+        """Change the model and the data; return the code."""
         codes = []
         if self.edit is not None:
             frozen = {id(p) for p in replica.model.parameters() if not p.requires_grad}
-            code = _placed(script(self.edit(replica.model, samples.probe)), replica.model)
+            code = _on_device(script(self.edit(replica.model, samples.probe)), replica.model)
             if not code:
                 raise _NothingToChange
             replica.model = execute(code, model=replica.model, x=samples.probe[0])["model"]
-            _adopt(replica, frozen)
+            _sync_parameters(replica, frozen)
             codes.append(code)
         source = replica.source or samples  # of a treatment before this one
         if self.rows:
-            codes.append(on_rows(self.rows, replica, source, judge))
-        elif self.scaled is not None:
-            codes.append(self.scaled(replica, source))
+            codes.append(edit_rows(self.rows, replica, source, valid_batch))
+        elif self.data_edit is not None:
+            codes.append(self.data_edit(replica, source))
         if "" in codes:
             raise _NothingToChange
         return "\n".join(codes)
 
-    def _after_optimizer(self, replica: Replica, samples: Samples, judge: Batch | None) -> str:
-        """What changes the optimizer, the loss and calls, and its code."""
-        if self.lacking and not _lacking(replica):
+    def _edit_training(self, replica: Replica, samples: Samples, valid_batch: Batch | None) -> str:
+        """Change the optimizer, the loss and calls; return the code."""
+        if self.only_if_missing and not _has_missing_parameters(replica):
             raise _NothingToChange
-        codes = [_released(replica) if self.free else "", self.setup]
+        codes = [_penalty_removal(replica) if self.without_penalty else "", self.setup]
         if self.rewrite is not None:
             codes.append(self.rewrite.code(replica, samples.probe))
         code = "\n".join(filter(None, codes))
-        if not code and (self.free or self.rewrite is not None):
+        if not code and (self.without_penalty or self.rewrite is not None):
             raise _NothingToChange
         if code and replica.whole:  # a loss that only calls the user's may take what that takes
             code = code.replace("output, y", "model, batch")
         if code:
-            self._prepare(replica, code, judge)
+            self._run_setup(replica, code, valid_batch)
         return code
 
     def is_optimizer_of(self, replica: Replica) -> bool:
-        """Whether the setup makes the optimizer that the program has."""
-        own = settings(replica.optimizer)
+        """Return whether the setup builds the optimizer that the program has."""
+        own = optimizer_settings(replica.optimizer)
         space = execute(self.setup, model=replica.model, optimizer=replica.optimizer)
-        return settings(space["optimizer"]) == own
+        return optimizer_settings(space["optimizer"]) == own
 
-    def _prepare(self, replica: Replica, setup: str, judge: Batch | None) -> None:
+    def _run_setup(self, replica: Replica, setup: str, valid_batch: Batch | None) -> None:
         names: dict[str, object] = {"x_valid": None, "y_valid": None}
-        if judge is not None:
-            names = {"x_valid": judge[0], "y_valid": judge[1]}
+        if valid_batch is not None:
+            names = {"x_valid": valid_batch[0], "y_valid": valid_batch[1]}
         space = execute(
             setup,
             model=replica.model,
@@ -150,22 +154,22 @@ class Treatment:
         )
         replica.optimizer, replica.penalty = space["optimizer"], space["penalty"]
         replica.loss = space["loss"]
-        if self.free:
+        if self.without_penalty:
             replica.terms = None
         if self.after:
             replica.finish = lambda: execute(self.after, **space)
 
 
-def _placed(code: str, model: nn.Module) -> str:
-    """The code with new layers moved to where the model is."""
+def _on_device(code: str, model: nn.Module) -> str:
+    """Return code that also moves new layers to the model's device and dtype."""
     first = next(model.parameters(), torch.zeros(()))
     if code and (first.device.type != "cpu" or first.dtype != torch.float32):
         return f'{code}\nmodel.to("{first.device}", {first.dtype})'
     return code
 
 
-def _adopt(replica: Replica, frozen: set[int]) -> None:
-    """New parameters into the first group of the optimizer, and those that are gone out."""
+def _sync_parameters(replica: Replica, frozen: set[int]) -> None:
+    """Add new parameters to the optimizer's first group, and drop removed ones."""
     engine = replica.optimizer
     assert engine is not None
     present = {id(p): p for p in replica.model.parameters()}
@@ -177,15 +181,15 @@ def _adopt(replica: Replica, frozen: set[int]) -> None:
     engine.param_groups[0]["params"] += new
 
 
-def _lacking(replica: Replica) -> bool:
-    """Whether the optimizer lacks trainable tensors of the model."""
+def _has_missing_parameters(replica: Replica) -> bool:
+    """Return whether the optimizer lacks trainable parameters of the model."""
     assert replica.optimizer is not None
     held = {id(p) for g in replica.optimizer.param_groups for p in g["params"]}
     return any(p.requires_grad and id(p) not in held for p in replica.model.parameters())
 
 
-def _released(replica: Replica) -> str:
-    """Code that takes off what the loss and the optimizer add to the data's gradient."""
+def _penalty_removal(replica: Replica) -> str:
+    """Return code that removes the penalty and the weight decay."""
     engine = replica.optimizer
     assert engine is not None
     lines = []
@@ -196,8 +200,8 @@ def _released(replica: Replica) -> str:
     return "\n".join(lines)
 
 
-def settings(optimizer: Any) -> list[Any]:
-    """What makes two optimizers one; AdamW without decay is Adam."""
+def optimizer_settings(optimizer: Any) -> list[Any]:
+    """Return type and settings of an optimizer, for comparison; AdamW without decay is Adam."""
     kind = torch.optim.Adam if isinstance(optimizer, torch.optim.Adam) else type(optimizer)
     groups = []
     for group in optimizer.param_groups:

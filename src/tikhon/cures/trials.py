@@ -14,19 +14,19 @@ import torch
 from torch import nn
 
 from tikhon.budget import Deadline, OutOfTimeError
-from tikhon.cures.judging import AS_USED, FEW, Used
+from tikhon.cures.baseline import Baseline, measure_baseline, predicts_targets
+from tikhon.cures.scoring import EVALUATION_WRAPPERS, MAX_ROWS_ONE_BY_ONE, ModelWrapper
 from tikhon.cures.treatment import Treatment
 from tikhon.cures.treatments import (
     ADAMS,
-    FOR,
-    MEANT,
-    NOTHING,
+    INTENDED_LOSSES,
     SYMPTOMS,
+    TREATMENTS_BY_CODE,
+    UNTREATED,
     YIELDING,
     candidates,
-    named,
+    treatment_names,
 )
-from tikhon.cures.yardstick import Yardstick, answers_targets, yardstick
 from tikhon.data.rows import Batch, LossFunction, length, take
 from tikhon.diagnosis.diagnose import Diagnosis, rebuilder
 from tikhon.diagnosis.dry_run import DryRun, advance, score
@@ -37,11 +37,11 @@ from tikhon.errors import InputError
 from tikhon.wrappers import unwrap
 
 RUNGS = (20, 75, 300)
-LONGER = 3  # times the steps of the last rung, while nothing is confirmed and time is left
-BESIDE = "leaves the fault"  # a verdict
-SLIP = 0.005  # of accuracy or R2 that a treatment may lose (convention)
-RELEVANT = 0.02  # of the untreated score: less is no cure, however significant (convention)
-STUCK = 0.5  # of the score of a program that is no better than a constant: not yet worse
+LONGER_FACTOR = 3  # times the steps of the last rung, while nothing is confirmed and time is left
+OTHER_CAUSE = "leaves the fault"  # a verdict
+SKILL_LOSS_ALLOWED = 0.005  # of accuracy or R2 that a treatment may lose (convention)
+MIN_EFFECT = 0.02  # of the untreated score: less is no cure, however significant (convention)
+STUCK_MARGIN = 0.5  # of the score of a program that is no better than a constant: not yet worse
 WIDTHS = (10, 4)  # maximum number of treatments promoted from the first and second rung
 
 
@@ -54,7 +54,7 @@ class TreatmentResult:
     steps: int  # of the last rung reached
     scores: tuple[float, ...]  # one per seed
     effects: tuple[float, ...]  # untreated minus treated score, one per seed
-    verdict: str  # "confirmed" | BESIDE | "not confirmed" | "worse" | "stopped early"
+    verdict: str  # "confirmed" | OTHER_CAUSE | "not confirmed" | "worse" | "stopped early"
     metric: float | None = None
 
     @property
@@ -68,7 +68,7 @@ class TreatmentResult:
         return pstdev(self.effects)
 
 
-def judge_by_what_is_meant(trials: Trials, diagnosis: Diagnosis) -> None:
+def score_by_intended_loss(trials: Trials, diagnosis: Diagnosis) -> None:
     """Score the trials by a corrected loss or use, where loss or batch is the fault.
 
     The corrected loss is used if it works with the program, as a loss may broadcast internally.
@@ -76,30 +76,30 @@ def judge_by_what_is_meant(trials: Trials, diagnosis: Diagnosis) -> None:
     """
     static = diagnosis.record.static
     for code in trials.faults:
-        meant = MEANT.get(code, ())
+        intended = INTENDED_LOSSES.get(code, ())
         if code == "loss_upside_down" and static.get("maximize"):
-            meant = ()  # then the optimizer is the fault
+            intended = ()  # then the optimizer is the fault
         if code == "head_mismatch" and not static.get("unbounded_shares"):
-            meant = ()  # then the user's loss says how good an answer is
+            intended = ()  # then the user's loss says how good an answer is
         if code == "missing_log" and static.get("probabilities"):
-            meant = (*meant[:1], *meant[:0:-1])
-        for treatment in meant:
-            mended = trials.mended(treatment)
-            if mended is not None and trials.works(*mended):
-                trials.loss_meant, trials.used = mended
+            intended = (*intended[:1], *intended[:0:-1])
+        for treatment in intended:
+            corrected = trials.corrected_loss(treatment)
+            if corrected is not None and trials.is_scorable(*corrected):
+                trials.intended_loss, trials.wrapper = corrected
                 break
-        used, whole = AS_USED.get(code), trials.source
-        if used:
-            few = torch.arange(min(FEW, length(whole.probe)))
+        wrapper, whole = EVALUATION_WRAPPERS.get(code), trials.source
+        if wrapper:
+            few = torch.arange(min(MAX_ROWS_ONE_BY_ONE, length(whole.probe)))
             trials.source = replace(whole, probe=take(whole.probe, few))
-            if trials.works(trials.loss, used):
-                trials.used = used
+            if trials.is_scorable(trials.loss, wrapper):
+                trials.wrapper = wrapper
             else:
                 trials.source = whole
 
 
-def shell(model: object) -> nn.Module:
-    """Something to read devices from."""
+def as_module(model: object) -> nn.Module:
+    """Return the unwrapped model, or an empty module for a factory."""
     return unwrap(model) if isinstance(model, nn.Module) else nn.Module()
 
 
@@ -113,34 +113,34 @@ class Trials:
     penalty: Any
     clip: float | None
     source: Samples
-    judge: Batch | None
+    valid_batch: Batch | None
     batch_size: int
     seeds: list[int]
     codes: Collection[str]
     deadline: Deadline = field(default_factory=Deadline)
     faults: Sequence[str] = ()  # the codes that follow from no other, the first in front
     scores: dict[tuple[str, int, int], tuple[float, float | None]] = field(default_factory=dict)
-    loss_meant: LossFunction | None = None  # scores are its losses, where the user's is the fault
-    used: Used | None = None  # what a trained model is judged in
+    intended_loss: LossFunction | None = None  # scores the trials where the user's is at fault
+    wrapper: ModelWrapper | None = None  # what a trained model is judged in
     on_progress: Callable[[str], None] = lambda text: None
-    base: Treatment = NOTHING  # what the program has been treated with so far
+    base: Treatment = UNTREATED  # what the program has been treated with so far
     patches: dict[str, str] = field(default_factory=dict)
-    pace: float = 0.0  # seconds per step of the slowest treatment seen
+    seconds_per_step: float = 0.0  # of the slowest treatment so far
     reached: dict[str, int] = field(default_factory=dict)  # by the search, steps of a name
     finalists: list[Treatment] = field(default_factory=list)  # of its last rung
     rung: int = 0
-    yardstick: Yardstick = field(default_factory=Yardstick)
+    baseline: Baseline = field(default_factory=Baseline)
 
-    def joined(self, treatment: Treatment) -> Treatment:
-        """The treatment behind those that the program has been treated with."""
+    def combined(self, treatment: Treatment) -> Treatment:
+        """Return the treatments applied so far, combined with another."""
         return self.base & treatment
 
     def build(self, treatment: Treatment, seed: int) -> Replica:
-        """The treated program with the weights of a seed."""
-        return self.untried(treatment, seed).attach()
+        """Build the treated program with the weights of a seed."""
+        return self.build_detached(treatment, seed).attach()
 
-    def untried(self, treatment: Treatment, seed: int) -> Replica:
-        """The same, before its penalty terms are on the optimizer."""
+    def build_detached(self, treatment: Treatment, seed: int) -> Replica:
+        """Build it without attaching its penalty terms to the optimizer."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.model if isinstance(self.model, nn.Module) else self.model()
@@ -148,106 +148,112 @@ class Trials:
             engine = self.optimizer if fixed else rebuilder(self.optimizer)
             replica = replicate(model, self.loss, engine, penalty=self.penalty, clip=self.clip)
             torch.manual_seed(seed + 1)
-            self._treat(treatment, replica)
+            self._apply_treatment(treatment, replica)
         return replica
 
-    def works(self, loss: LossFunction, used: Used | None = None) -> bool:
-        """Whether another loss gives a number for the untreated program on the probe batch."""
-        with isolated(shell(self.model), self.seeds[0]), torch.no_grad():
+    def is_scorable(self, loss: LossFunction, wrapper: ModelWrapper | None = None) -> bool:
+        """Return whether a loss is computable for the untreated program on the probe batch."""
+        with isolated(as_module(self.model), self.seeds[0]), torch.no_grad():
             try:
-                own = self.build(NOTHING, self.seeds[0]).model
-                own = used(own) if used is not None else own
+                own = self.build(UNTREATED, self.seeds[0]).model
+                own = wrapper(own) if wrapper is not None else own
                 found = score(Replica(own, loss), self.source.probe, None, 0).eval_loss
                 return math.isfinite(found or 0.0)
             except InputError:
                 return False
 
-    def mended(self, treatment: Treatment) -> tuple[LossFunction, Used | None] | None:
-        """The loss of the treated program, and the treated model where that computes its loss.
+    def corrected_loss(
+        self, treatment: Treatment
+    ) -> tuple[LossFunction, ModelWrapper | None] | None:
+        """Return the loss of the treated program, and a wrapper of models that compute their loss.
 
-        None where the treatment does not apply.
+        None if the treatment does not apply.
         """
-        with isolated(shell(self.model), self.seeds[0]):
+        with isolated(as_module(self.model), self.seeds[0]):
             try:
-                plain, treated = (self.build(t, self.seeds[0]) for t in (NOTHING, treatment))
+                plain, treated = (self.build(t, self.seeds[0]) for t in (UNTREATED, treatment))
             except (DoesNotApplyError, InputError):
                 return None
         before, after = type(plain.model), type(treated.model)
         if not plain.whole or not issubclass(after, before) or after is before:
             return treated.loss, None
 
-        def used(model: nn.Module) -> nn.Module:
-            twin = copy.copy(model)
-            twin.__class__ = after if type(model) is before else type(model)
-            return twin
+        def wrapper(model: nn.Module) -> nn.Module:
+            copied = copy.copy(model)
+            copied.__class__ = after if type(model) is before else type(model)
+            return copied
 
-        return treated.loss, used
+        return treated.loss, wrapper
 
-    def _treat(self, treatment: Treatment, replica: Replica) -> None:
-        """Apply it; the user's own program under another name is not a treatment."""
+    def _apply_treatment(self, treatment: Treatment, replica: Replica) -> None:
+        """Apply a treatment; raise DoesNotApplyError if it changes nothing."""
         sized = not self.source.indexed or treatment.batch == self.batch_size
         same = treatment.kind == "batch" and sized  # a loader brings its own batches
         changes_only_settings = "register" not in treatment.setup and treatment.edit is None
         if treatment.kind in ("adam", "decay") and changes_only_settings:
             same = treatment.is_optimizer_of(replica)
-        if same or not self.joined(treatment).apply(replica, self.source, self.judge):
+        if same or not self.combined(treatment).apply(replica, self.source, self.valid_batch):
             raise DoesNotApplyError
 
     def run(self, treatment: Treatment, seed: int, steps: int) -> float:
-        """The score after some steps; infinite where the run blew up."""
+        """Return the score after some steps; infinite if training diverged."""
         key = (treatment.name, seed, steps)
         if key in self.scores:
             return self.scores[key][0]
-        with isolated(shell(self.model), seed):
+        with isolated(as_module(self.model), seed):
             began = self.deadline.spent
-            with interrupted(self.deadline):
+            with stopped_at(self.deadline):
                 replica = self.build(treatment, seed)
-            self.patches.setdefault(self.joined(treatment).name, replica.patch)
+            self.patches.setdefault(self.combined(treatment).name, replica.patch)
             size = treatment.batch or self.batch_size
             end = train(
                 replica,
                 self.source,
-                self.judge,
+                self.valid_batch,
                 steps,
                 size,
                 seed,
-                loss=self.loss_meant or self.loss,
-                used=self.used,
+                loss=self.intended_loss or self.loss,
+                wrapper=self.wrapper,
                 deadline=self.deadline,
             )
-            self.pace = max(self.pace, (self.deadline.spent - began) / (steps + 5))
+            self.seconds_per_step = max(
+                self.seconds_per_step, (self.deadline.spent - began) / (steps + 5)
+            )
         self.scores[key] = (self._score(end), end.valid_metric or end.metric)
         return self.scores[key][0]
 
     def _score(self, end: Point) -> float:
         losses = (
             [end.valid_loss]
-            if self._memorises and end.valid_loss is not None
-            else [end.eval_loss, *([end.valid_loss] if self.judge is not None else [])]
+            if self._is_overfitting and end.valid_loss is not None
+            else [end.eval_loss, *([end.valid_loss] if self.valid_batch is not None else [])]
         )
         if any(v is None or not math.isfinite(v) for v in losses):
             return math.inf
         return mean(v for v in losses if v is not None)
 
     @property
-    def _memorises(self) -> bool:
-        return "overfitting" in self.codes and self.judge is not None
+    def _is_overfitting(self) -> bool:
+        return "overfitting" in self.codes and self.valid_batch is not None
 
     def search(self, steps: int) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
-        """Successive halving; all treatments, and the treatment to keep.
+        """Run successive halving; return all results, and the treatment to keep.
 
-        What the findings name first is carried to the last rung however it starts: a cure of a
-        cause may well be slow in the first twenty steps. What a sure cause asks for goes first,
-        and ends the search where it is confirmed: nothing else treats that cause.
+        Treatments that the findings name first always reach the last rung, as they may start
+        slowly. The treatments of a certain cause run first, and end the search if confirmed.
         """
         rungs = ([r for r in RUNGS if r < steps] + [steps])[-3:]
-        with interrupted(self.deadline):  # what all results are measured by comes first
-            self.yardstick = self.measured()
-            treatments = self._planned()
-        kept, sure = named(self._first), named(c for c in self._first if c not in SYMPTOMS)
+        with stopped_at(self.deadline):  # what all results are measured by comes first
+            self.baseline = self._measure_baseline()
+            treatments = self._planned_treatments()
+        kept, sure = (
+            treatment_names(self._leading_codes),
+            treatment_names(c for c in self._leading_codes if c not in SYMPTOMS),
+        )
         reached: dict[str, int] = {}
         done: tuple[list[Treatment], int] = ([], rungs[0])
-        at_once = self._at_once(treatments, steps)
+        at_once = self._run_first_cause(treatments, steps)
         own = {a.name: steps for a in at_once}
         found, chosen = self._verdicts(own, at_once, steps)
         if chosen is not None:
@@ -257,13 +263,13 @@ class Trials:
             seeds = self.seeds if place or last else self.seeds[:1]
             if last:
                 treatments = treatments[: self._affordable(rung, len(treatments))]
-            ran = self._rung(treatments, rung, seeds, last)
+            ran = self._run_rung(treatments, rung, seeds, last)
             if ran is None:
                 break
             done = (ran, rung)
             reached |= {a.name: rung for a in ran}
             if not last:
-                treatments = self._best(ran, rung, seeds, WIDTHS[-len(rungs) + 1 :][place])
+                treatments = self._promoted(ran, rung, seeds, WIDTHS[-len(rungs) + 1 :][place])
                 treatments += [a for a in ran if a.name in kept and a not in treatments]
                 treatments.sort(key=lambda a: a.name not in sure)  # these are not cut off
         if at_once:
@@ -273,69 +279,73 @@ class Trials:
         self.reached, self.finalists, self.rung = reached, *done
         return self._verdicts(reached, *done)
 
-    def of_some_help(self, results: Sequence[TreatmentResult]) -> Treatment | None:
-        """What treats the first fault and helps with every seed, but is no cure by itself."""
+    def best_partial(self, results: Sequence[TreatmentResult]) -> Treatment | None:
+        """Return an unconfirmed treatment of the first fault that helps with every seed."""
         first = next(iter(self.faults), "")
-        own = {self.joined(t).name: t for t in FOR.get(first, ()) if first not in YIELDING}
+        own = {
+            self.combined(t).name: t
+            for t in TREATMENTS_BY_CODE.get(first, ())
+            if first not in YIELDING
+        }
         found = [a for a in results if a.name in own and a.verdict == "not confirmed"]
         found = [a for a in found if min(a.effects) > 0 and a.effect > a.spread]
         return own[min(found, key=lambda a: mean(a.scores)).name] if found else None
 
     def search_named(self, steps: int) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
-        """The same of what the faults name alone, all of which runs to the end."""
-        asked = [t for t in self._candidates if t.name in named(self.faults)]
-        ran = self._rung(asked, steps, self.seeds, True) or []
+        """Run only the treatments that the faults name, all to the end."""
+        requested = [t for t in self._candidates if t.name in treatment_names(self.faults)]
+        ran = self._run_rung(requested, steps, self.seeds, True) or []
         return self._verdicts({t.name: steps for t in ran}, ran, steps)
 
-    def _at_once(self, treatments: list[Treatment], steps: int) -> list[Treatment]:
-        """What the first cause asks for, run to the end before anything else takes its time.
+    def _run_first_cause(self, treatments: list[Treatment], steps: int) -> list[Treatment]:
+        """Run the treatments of the first cause to the end, and return those that apply.
 
-        A symptom, or a fault that many a treatment may cure, names no treatment before the rest;
-        and half of the budget has to pay for one.
+        None for symptoms and faults that other treatments may cure, or if one run would take more
+        than half of the budget.
         """
         first = next(iter(self.faults), "")
-        own = named([first]) if first not in YIELDING else set()
-        asked = [a for a in treatments if a.name in own]
-        if not asked or self._rung([NOTHING], RUNGS[0], self.seeds[:1], True) is None:
+        own = treatment_names([first]) if first not in YIELDING else set()
+        requested = [a for a in treatments if a.name in own]
+        if not requested or self._run_rung([UNTREATED], RUNGS[0], self.seeds[:1], True) is None:
             return []
-        if 2 * self.pace * steps * len(self.seeds) > self.deadline.left / 2:
+        if 2 * self.seconds_per_step * steps * len(self.seeds) > self.deadline.left / 2:
             return []
-        return self._rung(asked, steps, self.seeds, False) or []
+        return self._run_rung(requested, steps, self.seeds, False) or []
 
-    def _planned(self) -> list[Treatment]:
-        """Treatments to try: those of the findings first, for a short budget reaches no more."""
-        with isolated(shell(self.model), self.seeds[0]):
-            own = self.build(NOTHING, self.seeds[0])
+    def _planned_treatments(self) -> list[Treatment]:
+        """Return the treatments to try, those of the findings first."""
+        with isolated(as_module(self.model), self.seeds[0]):
+            own = self.build(UNTREATED, self.seeds[0])
         same = tuple(f"+ {t.name}" for t in ADAMS if t.is_optimizer_of(own))
         treatments = [t for t in self._candidates if not t.name.endswith(same)]
-        first = named(self._first)
+        first = treatment_names(self._leading_codes)
         return sorted(treatments, key=lambda treatment: treatment.name not in first)
 
     @property
     def _candidates(self) -> list[Treatment]:
-        """The treatments for the faults in their order, then for what follows from them."""
+        """Treatments of the faults in order, then of their consequences."""
         return candidates([*self.faults, *sorted(set(self.codes) - set(self.faults))])
 
     @property
-    def _first(self) -> Collection[str]:
-        """The codes whose treatments go first: of faults where they are known."""
+    def _leading_codes(self) -> Collection[str]:
+        """Codes whose treatments run first: the faults, if known."""
         return self.faults or self.codes
 
-    def longer(self) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
-        """While nothing is confirmed, more steps for the best and what was named."""
+    def search_longer(self) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
+        """Run longer rungs of the best and the named treatments while nothing is confirmed."""
         reached, finalists, rung = self.reached, self.finalists, self.rung
         treatments, chosen = self._verdicts(reached, finalists, rung)
-        kept = named(self._first)
+        kept = treatment_names(self._leading_codes)
         while chosen is None and finalists and math.isfinite(self.deadline.seconds):
-            rung *= LONGER
+            rung *= LONGER_FACTOR
             count = self._affordable(rung, len(finalists))
-            if self.pace * rung * len(self.seeds) * 2 > self.deadline.left:
+            if self.seconds_per_step * rung * len(self.seeds) * 2 > self.deadline.left:
                 break
-            before = rung // LONGER
+            before = rung // LONGER_FACTOR
             ranked = sorted(finalists, key=lambda t: self._mean(t, before, self.seeds))
             first = ranked[0]
             ranked.sort(key=lambda t: t.name not in kept and t is not first)
-            ran = self._rung(ranked[:count], rung, self.seeds, True)
+            ran = self._run_rung(ranked[:count], rung, self.seeds, True)
             if ran is None:
                 break
             finalists = ran
@@ -344,25 +354,25 @@ class Trials:
         return treatments, chosen
 
     def _affordable(self, rung: int, count: int) -> int:
-        """How many treatments the rest of the budget pays for in a rung, one at least."""
+        """Return how many treatments of a rung fit into the rest of the budget, at least one."""
         left = self.deadline.left
-        each = max(self.pace, 1e-6) * rung * len(self.seeds)
+        each = max(self.seconds_per_step, 1e-6) * rung * len(self.seeds)
         return max(1, min(count, int(min(left / each, count + 1)) - 1))
 
-    def _rung(
+    def _run_rung(
         self, treatments: list[Treatment], rung: int, seeds: list[int], last: bool
     ) -> list[Treatment] | None:
-        """Those that apply, run for a rung; a cut where its time is spent, None before any."""
+        """Run a rung; return the treatments that applied within its time, None if none did."""
         done: list[Treatment] = []
         own = self.deadline.part(1.0 if last else 0.35)
         try:
-            self._each(NOTHING, rung, seeds)
+            self._run_seeds(UNTREATED, rung, seeds)
             for treatment in treatments:
                 if done and own.over:
                     break
                 self.on_progress(f"{treatment.name}, {rung} steps")
                 try:
-                    self._each(treatment, rung, seeds)
+                    self._run_seeds(treatment, rung, seeds)
                 except DoesNotApplyError:
                     continue
                 done.append(treatment)
@@ -370,47 +380,48 @@ class Trials:
             pass
         return done or None
 
-    def _each(self, treatment: Treatment, rung: int, seeds: list[int]) -> None:
+    def _run_seeds(self, treatment: Treatment, rung: int, seeds: list[int]) -> None:
         for seed in seeds:
             try:
                 self.run(treatment, seed, rung)
             except Exception as error:
-                if treatment is NOTHING:
+                if treatment is UNTREATED:
                     raise
                 raise DoesNotApplyError from error  # not what the edit, or user code, is made for
 
-    def measured(self) -> Yardstick:
-        """What a constant and a plain reference reach with this program's data and loss."""
-        with isolated(shell(self.model), self.seeds[0]):
-            own = self.build(NOTHING, self.seeds[0])
-            plain = Replica(own.model, self.loss_meant or self.loss)
-            found = yardstick(plain, self.source.probe, self.judge, held_out=self._memorises)
+    def _measure_baseline(self) -> Baseline:
+        """Measure a constant and a reference model with this program's data and loss."""
+        with isolated(as_module(self.model), self.seeds[0]):
+            own = self.build(UNTREATED, self.seeds[0])
+            plain = Replica(own.model, self.intended_loss or self.loss)
+            found = measure_baseline(
+                plain, self.source.probe, self.valid_batch, held_out=self._is_overfitting
+            )
             # accuracy says nothing where one class has most of the rows, nor R2 of angles
             blind = {"class_imbalance", "angle_wraps"} & set(self.faults)
-            if blind or not answers_targets(plain, self.source.probe):
-                found = Yardstick(found.loss, skilled=False)
+            if blind or not predicts_targets(plain, self.source.probe):
+                found = Baseline(found.loss, skilled=False)
             return found
 
     def _mean(self, treatment: Treatment, rung: int, seeds: list[int]) -> float:
         return mean(self.scores[treatment.name, s, rung][0] for s in seeds)
 
-    def _best(
+    def _promoted(
         self, treatments: list[Treatment], rung: int, seeds: list[int], count: int
     ) -> list[Treatment]:
-        """The best treatments, the best of each kind first in line, so that slow starters stay in.
+        """Return the treatments to promote: the best of each kind, then the best of all.
 
-        Arms that are no better or worse yet than doing nothing stay in the order in which the
-        findings ask for them: their scores are noise. Where the untreated program is at a constant
-        answer, only what gets below is better: what learns may begin above it.
+        Treatments within the noise of the untreated program keep their order. If the untreated
+        program is no better than a constant, all scores up to a margin above it are noise.
         """
-        base = self._mean(NOTHING, rung, seeds)
-        ceiling = (1 + STUCK) * abs(self.yardstick.loss)
-        stuck = not self.yardstick.beaten(base, None) and base <= ceiling
+        base = self._mean(UNTREATED, rung, seeds)
+        ceiling = (1 + STUCK_MARGIN) * abs(self.baseline.loss)
+        stuck = not self.baseline.is_beaten_by(base, None) and base <= ceiling
 
         def rank(treatment: Treatment) -> tuple[float, int]:
             score = self._mean(treatment, rung, seeds)
-            undecided = math.isfinite(base) and abs(score - base) <= RELEVANT * abs(base)
-            if stuck and not self.yardstick.beaten(score, None):
+            undecided = math.isfinite(base) and abs(score - base) <= MIN_EFFECT * abs(base)
+            if stuck and not self.baseline.is_beaten_by(score, None):
                 undecided = score <= ceiling
             return (base, 0) if undecided else (score, treatment.size)
 
@@ -425,39 +436,44 @@ class Trials:
     def _verdicts(
         self, reached: dict[str, int], finalists: list[Treatment], rung: int
     ) -> tuple[tuple[TreatmentResult, ...], Treatment | None]:
-        if (NOTHING.name, self.seeds[0], rung) not in self.scores:
+        if (UNTREATED.name, self.seeds[0], rung) not in self.scores:
             return (), None
-        treatments = [self._result_of(NOTHING.name, 0, rung, False)]
+        treatments = [self._result_of(UNTREATED.name, 0, rung, False)]
         sizes = {t.name: t.size for t in self._candidates}
         final = {t.name for t in finalists}
         for name, step in reached.items():
             treatments.append(
                 self._result_of(name, sizes[name], step, name in final and step == rung)
             )
-        treatments = self._of_the_cause(treatments)
+        treatments = self._mark_other_causes(treatments)
         good = [a for a in treatments if a.verdict == "confirmed"]
         good.sort(key=lambda a: mean(a.scores))
         chosen = None
         if good:
-            equal = [a for a in good if self._equal(a, good[0])]
+            equal = [a for a in good if self._is_equal(a, good[0])]
             name = min(equal, key=lambda a: (a.size, mean(a.scores))).name
             chosen = next(t for t in finalists if t.name == name)
-        order = {"confirmed": 0, BESIDE: 1, "not confirmed": 1, "worse": 2, "stopped early": 3}
+        order = {
+            "confirmed": 0,
+            OTHER_CAUSE: 1,
+            "not confirmed": 1,
+            "worse": 2,
+            "stopped early": 3,
+        }
         treatments[1:] = sorted(
             treatments[1:], key=lambda a: (order[a.verdict], -a.steps, mean(a.scores))
         )
-        if self.base is not NOTHING:
+        if self.base is not UNTREATED:
             before = self.base.name
             names = [before, *(f"{before} + {a.name}" for a in treatments[1:])]
             treatments = [replace(a, name=name) for a, name in zip(treatments, names)]
         return tuple(treatments), chosen
 
-    def _of_the_cause(self, treatments: list[TreatmentResult]) -> list[TreatmentResult]:
-        """The same, but none is confirmed that leaves the faults where they are.
+    def _mark_other_causes(self, treatments: list[TreatmentResult]) -> list[TreatmentResult]:
+        """Return the results, with treatments that leave the first treatable fault unconfirmed.
 
-        Faster steps may well lower the loss of such a program. What treats the first fault goes
-        before what treats another. A symptom is what any treatment may cure, and a fault that
-        yields to others is left to them if nothing of its own does it.
+        Faster steps may lower the loss of a faulty program. Symptoms may be cured by any
+        treatment, and yielding faults by others if none of their own is confirmed.
         """
         good = [a for a in treatments if a.verdict == "confirmed"]
         first = next(iter(self.faults), "")
@@ -465,18 +481,18 @@ class Trials:
             return treatments
         kept = {a.name for a in good} if first in YIELDING else set()
         for code in self.faults:
-            names = {t.name for t in FOR.get(code, ())}
+            names = {t.name for t in TREATMENTS_BY_CODE.get(code, ())}
             own = {a.name for a in good if names & set(a.name.split(" + "))}
             if own:
                 kept = own
                 break
-        beside = {a.name for a in good} - kept
-        return [replace(a, verdict=BESIDE) if a.name in beside else a for a in treatments]
+        others = {a.name for a in good} - kept
+        return [replace(a, verdict=OTHER_CAUSE) if a.name in others else a for a in treatments]
 
-    def _equal(self, treatment: TreatmentResult, best: TreatmentResult) -> bool:
-        """Whether two treated results are equal among the treated, not beside the untreated."""
+    def _is_equal(self, treatment: TreatmentResult, best: TreatmentResult) -> bool:
+        """Return whether two treated results are equal, on the scale of the best treated one."""
         gaps = [a - b for a, b in zip(treatment.scores, best.scores)]
-        constant = self.yardstick.loss
+        constant = self.baseline.loss
         fine = 0.01 * abs(constant) if math.isfinite(constant) else 0.0
         noise = min(gaps) <= 0 and mean(gaps) <= pstdev(gaps)
         return noise or mean(gaps) <= max(0.05 * abs(mean(best.scores)), fine)
@@ -491,27 +507,27 @@ class Trials:
         if final:
             sure = min(effects) > 0 and mean(effects) > pstdev(effects)
             ceiling = self._ceiling(rung, seeds)
-            base = mean(min(self.scores[NOTHING.name, s, rung][0], ceiling) for s in seeds)
-            sure = sure and mean(effects) > RELEVANT * abs(base) and len(effects) > 1
-            sure = sure and self.yardstick.beaten(mean(scores), metric)
+            base = mean(min(self.scores[UNTREATED.name, s, rung][0], ceiling) for s in seeds)
+            sure = sure and mean(effects) > MIN_EFFECT * abs(base) and len(effects) > 1
+            sure = sure and self.baseline.is_beaten_by(mean(scores), metric)
             sure = sure and not self._lowers_skill(rung, seeds, metric)
             verdict = "confirmed" if sure else "worse" if mean(effects) < 0 else "not confirmed"
         return TreatmentResult(name, size, rung, scores, effects, verdict, metric)
 
     def effects(self, scores: Sequence[float], rung: int) -> tuple[float, ...]:
-        """How much lower scores of the first seeds are than those of doing nothing."""
-        seeds = [s for s in self.seeds if (NOTHING.name, s, rung) in self.scores]
+        """Return the untreated scores minus these, one per seed."""
+        seeds = [s for s in self.seeds if (UNTREATED.name, s, rung) in self.scores]
         ceiling = self._ceiling(rung, seeds)
-        base = (min(self.scores[NOTHING.name, s, rung][0], ceiling) for s in seeds)
+        base = (min(self.scores[UNTREATED.name, s, rung][0], ceiling) for s in seeds)
         return tuple(b - min(s, ceiling) for b, s in zip(base, scores))
 
     def _lowers_skill(self, rung: int, seeds: list[int], metric: float | None) -> bool:
-        """Whether accuracy or R2 falls along with the loss: more confident, but wrong."""
-        found = [self.scores[NOTHING.name, s, rung][1] for s in seeds]
+        """Return whether accuracy or R2 is lower than untreated, although the loss is lower."""
+        found = [self.scores[UNTREATED.name, s, rung][1] for s in seeds]
         known = [m for m in found if m is not None]
-        if metric is None or not known or not self.yardstick.skilled:
+        if metric is None or not known or not self.baseline.skilled:
             return False
-        return metric < mean(known) - SLIP
+        return metric < mean(known) - SKILL_LOSS_ALLOWED
 
     def _ceiling(self, rung: int, seeds: list[int]) -> float:
         """Return the substitute for infinite scores: twice the largest finite one of the rung."""
@@ -521,19 +537,19 @@ class Trials:
 
 
 class DoesNotApplyError(Exception):
-    """The treatment has nothing to edit in this model."""
+    """The treatment does not apply to this program."""
 
 
 def train(
     replica: Replica,
     source: Samples,
-    judge: Batch | None,
+    valid_batch: Batch | None,
     steps: int,
     size: int,
     seed: int,
     *,
     loss: LossFunction,
-    used: Used | None = None,
+    wrapper: ModelWrapper | None = None,
     deadline: Deadline | None = None,
 ) -> Point:
     """Train a treated replica; return its final scores, in units of the user's loss.
@@ -553,14 +569,14 @@ def train(
         return Point(trial.failure.step, math.inf, math.inf, math.inf)
     if replica.finish is not None:
         replica.finish()
-    judged = used(replica.model) if used is not None else replica.model
-    with interrupted(deadline):
-        return score(Replica(judged, loss), source.probe, judge, steps)
+    judged = wrapper(replica.model) if wrapper is not None else replica.model
+    with stopped_at(deadline):
+        return score(Replica(judged, loss), source.probe, valid_batch, steps)
 
 
 @contextmanager
-def interrupted(deadline: Deadline) -> Iterator[None]:
-    """Within it, no layer is called past the deadline: a patch or a score may take many passes."""
+def stopped_at(deadline: Deadline) -> Iterator[None]:
+    """Raise OutOfTimeError at the first layer called past the deadline within the block."""
     handle = nn.modules.module.register_module_forward_pre_hook(deadline.check)
     try:
         yield

@@ -1,7 +1,6 @@
-"""Edits of how a model is wired: axes, registered and shared layers, positions, frozen parts.
+"""Edits of a model's structure: registered and shared layers, positions, frozen parameters.
 
-The same form as in `surgery.py`: each reads a model and a batch and returns the lines that change
-it; none where there is nothing to change.
+As in `surgery.py`, each function returns the lines that change the model, or [].
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tikhon.cures.called_modules import CalledModules
 from tikhon.cures.patch import Line, address
-from tikhon.cures.places import Places
 from tikhon.data.rows import Batch, call
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.regularizer.rounding import HALF_TYPES
 
 
-def bend(model: nn.Module, batch: Batch) -> list[Line]:
-    """ReLU behind every hidden layer that has no activation, with weights to match."""
-    places = Places(model, batch)
-    after = places.followers()
-    layers = [m for m in after if m not in places.sealed]
+def add_nonlinearity(model: nn.Module, batch: Batch) -> list[Line]:
+    """Add ReLU after every hidden layer without an activation, with He initialisation."""
+    places = CalledModules(model, batch)
+    after = places.activations_after()
+    layers = [m for m in after if m not in places.fused_parts]
     bare = [m for m in layers[:-1] if after[m] is None]
     return [
         places.line(
@@ -35,9 +34,9 @@ def bend(model: nn.Module, batch: Batch) -> list[Line]:
     ]
 
 
-def one_direction(model: nn.Module, batch: Batch) -> list[Line]:
-    """Recurrent layers of two directions whose answers come from the first one alone."""
-    places = Places(model, batch)
+def forward_direction_only(model: nn.Module, batch: Batch) -> list[Line]:
+    """Zero the outputs of the backward direction of bidirectional recurrent layers."""
+    places = CalledModules(model, batch)
     code = (
         "def forwards(layer, args, answer):\n"
         "    output, state = answer\n"
@@ -49,8 +48,8 @@ def one_direction(model: nn.Module, batch: Batch) -> list[Line]:
     return [places.line(m, code) for m in found] if all(m.num_layers == 1 for m in found) else []
 
 
-def part(model: nn.Module, batch: Batch) -> list[Line]:
-    """A copy of its own for each place of a layer that stands in several."""
+def unshare_layers(model: nn.Module, batch: Batch) -> list[Line]:
+    """Copy a layer that is used in several places, one copy for each."""
     seen: set[int] = set()
     lines, copied = [], "."
     for path, module in model.named_modules(remove_duplicate=False):
@@ -63,8 +62,8 @@ def part(model: nn.Module, batch: Batch) -> list[Line]:
 
 
 def larger_groups(model: nn.Module, batch: Batch) -> list[Line]:
-    """Groups of four channels and more for norms over a group of one."""
-    places = Places(model, batch)
+    """Use groups of four channels or more in GroupNorms of one channel per group."""
+    places = CalledModules(model, batch)
     found = [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
     return [
         places.line(
@@ -77,8 +76,8 @@ def larger_groups(model: nn.Module, batch: Batch) -> list[Line]:
     ]
 
 
-def carrying(model: nn.Module, batch: Batch) -> list[Line]:
-    """Inputs that ask for gradients: a reentrant checkpoint cuts the graph without one."""
+def inputs_requiring_grad(model: nn.Module, batch: Batch) -> list[Line]:
+    """Make inputs require gradients, as a reentrant checkpoint needs one that does."""
     inputs = batch[0]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return []
@@ -90,12 +89,12 @@ def carrying(model: nn.Module, batch: Batch) -> list[Line]:
     return [Line("model", code)]
 
 
-def add_places(model: nn.Module, batch: Batch) -> list[Line]:
-    """Sines of the position, added to what the first attention reads.
+def add_positions(model: nn.Module, batch: Batch) -> list[Line]:
+    """Add a sinusoidal positional encoding before the first attention.
 
     Reference: Vaswani et al., Attention is all you need, 2017, https://arxiv.org/abs/1706.03762
     """
-    places = Places(model, batch)
+    places = CalledModules(model, batch)
     kinds = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
     first = next((m for m in model.modules() if isinstance(m, kinds)), None)
     if first is None:
@@ -117,8 +116,8 @@ def add_places(model: nn.Module, batch: Batch) -> list[Line]:
     return [places.line(first, code)]
 
 
-def make_once(model: nn.Module, batch: Batch) -> list[Line]:
-    """Layers that a forward pass makes, kept from its first one."""
+def keep_created_layers(model: nn.Module, batch: Batch) -> list[Line]:
+    """Keep the layers that the first forward pass creates."""
     known = set(model.modules())
     made: list[nn.Module] = []
     handle = nn.modules.module.register_module_forward_pre_hook(lambda m, args: made.append(m))
@@ -155,8 +154,8 @@ with torch.no_grad():
     return [Line("", code)]
 
 
-def register(model: nn.Module, batch: Batch) -> list[Line]:
-    """Layers in plain lists and dictionaries, and loose tensors, as torch's own containers."""
+def register_layers(model: nn.Module, batch: Batch) -> list[Line]:
+    """Register layers and parameters held in lists, dictionaries or plain attributes."""
     lines = []
     for path, module in model.named_modules():
         for name, value in list(vars(module).items()):
@@ -168,7 +167,7 @@ def register(model: nn.Module, batch: Batch) -> list[Line]:
 
 
 def _container(value: object) -> str:
-    """The class in `nn` that makes a module know a value; nothing where it need not."""
+    """Return the class in `nn` that registers a value, or ""."""
     if isinstance(value, Tensor):
         return "Parameter" if value.requires_grad and value.is_leaf else ""
     kind = "Dict" if isinstance(value, dict) else "List"
@@ -180,8 +179,8 @@ def _container(value: object) -> str:
     return f"Parameter{kind}" if all(isinstance(p, nn.Parameter) for p in parts) else ""
 
 
-def undrop(model: nn.Module, batch: Batch) -> list[Line]:
-    """No dropout where what it gives is the answer."""
+def remove_final_dropout(model: nn.Module, batch: Batch) -> list[Line]:
+    """Remove dropout whose output is the model's output."""
     dropped: list[tuple[nn.Module, object]] = []
     kinds = nn.modules.dropout._DropoutNd
     handles = [
@@ -195,17 +194,17 @@ def undrop(model: nn.Module, batch: Batch) -> list[Line]:
     finally:
         for handle in handles:
             handle.remove()
-    places = Places(model, batch)
+    places = CalledModules(model, batch)
     return [places.line(m, "{at} = nn.Identity()") for m, output in dropped if output is answer]
 
 
 def to_float32(model: nn.Module, batch: Batch) -> list[Line]:
-    """Weights in float32 where they are in 16 bits: steps below their resolution are lost."""
+    """Convert 16-bit weights to float32."""
     half = any(p.dtype in HALF_TYPES for p in model.parameters())
     return [Line("model", "{at} = {at}.float()  # 16 bits in torch.autocast only")] if half else []
 
 
 def unfreeze(model: nn.Module, batch: Batch) -> list[Line]:
-    """Every parameter trained."""
+    """Unfreeze all parameters."""
     frozen = any(not p.requires_grad for p in model.parameters())
     return [Line("model", "{at}.requires_grad_(True)")] if frozen else []

@@ -1,4 +1,4 @@
-"""Where the parts of a model stand, in the order in which a forward pass calls them."""
+"""The modules of a model in the order of a forward pass, with their addresses as code."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ ACTIVATIONS = (
 BLOCKS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
-class Places:
-    """The modules of a model by their address, in the order in which a forward pass calls them."""
+class CalledModules:
+    """Modules with weights, norms and activations, in the order in which they are called."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self.model = model
         self.address = {m: address(model, path) for path, m in model.named_modules()}
         self.order: list[nn.Module] = []
-        self.steps = 0  # time steps that a recurrent layer reads
-        # torch's own blocks read the weights of their parts: nothing may be put around these
-        self.sealed = {
+        self.steps = 0  # the longest sequence of a recurrent layer
+        # parts of torch's fused blocks, which read their weights directly: not to be wrapped
+        self.fused_parts = {
             part for m in model.modules() if isinstance(m, BLOCKS) for part in m.modules()
         }
         kinds = (*WEIGHTED, *ACTIVATIONS, *NORMS, *RECURRENT)
         chosen = [m for m in model.modules() if isinstance(m, kinds)]
-        handles = [m.register_forward_hook(self._note) for m in chosen]
+        handles = [m.register_forward_hook(self._record) for m in chosen]
         try:
             with torch.no_grad(), undisturbed(model, training=model.training):
                 call(model, batch[0])
@@ -51,18 +51,18 @@ class Places:
             for handle in handles:
                 handle.remove()
 
-    def _note(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _record(self, module: nn.Module, args: Any, output: Any) -> None:
         if module not in self.order:
             self.order.append(module)
         if isinstance(module, RECURRENT) and args and isinstance(args[0], Tensor):
             self.steps = max(self.steps, args[0].shape[1 if module.batch_first else 0])
 
     def line(self, module: nn.Module, code: str) -> Line:
-        """Code about a module at its place."""
+        """Return code about a module, with its address."""
         return Line(self.address[module], code)
 
-    def followers(self) -> dict[Any, nn.Module | None]:
-        """The activation behind each layer with weights; None for the head."""
+    def activations_after(self) -> dict[Any, nn.Module | None]:
+        """Return the activation after each layer with weights, or None."""
         found: dict[nn.Module, nn.Module | None] = {}
         last: nn.Module | None = None
         for module in self.order:
@@ -73,7 +73,7 @@ class Places:
                 found[last] = found[last] or module
         return found
 
-    def hidden(self) -> list[nn.Module]:
-        """The activations before the last layer."""
+    def hidden_activations(self) -> list[nn.Module]:
+        """Return the activations before the last layer with weights."""
         last = max((i for i, m in enumerate(self.order) if isinstance(m, WEIGHTED)), default=-1)
         return [m for m in self.order[:last] if isinstance(m, ACTIVATIONS)]

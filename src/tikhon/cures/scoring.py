@@ -10,34 +10,34 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.cures.data import (
-    copies_of,
-    ends_of,
-    from_all_rows,
-    start_of,
-    told,
+    probe_of_all_rows,
+    shifted_tokens,
+    start_token,
+    target_columns,
+    target_input,
+    target_range,
     without_gaps,
-    words_before,
 )
 from tikhon.data.rows import Batch, length, take
 from tikhon.diagnosis.diagnose import Diagnosis
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.samples import Samples, samples
 
-Used = Callable[[nn.Module], nn.Module]  # wraps a trained model for scoring
+ModelWrapper = Callable[[nn.Module], nn.Module]  # wraps a trained model for scoring
 
 
-def own_faults(diagnosis: Diagnosis) -> list[Finding]:
+def root_faults(diagnosis: Diagnosis) -> list[Finding]:
     """Return the warnings that are no consequence of others."""
     return [f for f in diagnosis.findings if not f.cause and f.severity != "info"]
 
 
-def fault_codes(diagnosis: Diagnosis) -> tuple[str, ...]:
+def root_codes(diagnosis: Diagnosis) -> tuple[str, ...]:
     """Return the codes of the warnings that are no consequence of others, in order."""
-    return tuple(dict.fromkeys(f.code for f in own_faults(diagnosis)))
+    return tuple(dict.fromkeys(f.code for f in root_faults(diagnosis)))
 
 
-def judged_on(
-    source: Samples, judge: Batch | None, diagnosis: Diagnosis, model: nn.Module
+def scoring_batches(
+    source: Samples, valid_batch: Batch | None, diagnosis: Diagnosis, model: nn.Module
 ) -> tuple[Samples, Batch | None]:
     """Return the rows to score on, as in use, where the target is unknown.
 
@@ -49,27 +49,29 @@ def judged_on(
     shift = diagnosis.record.wiring.get("shift_of_rows") if "unrelated_labels" in faults else None
     if shift and source.indexed:
         x, y = source.source
-        source, judge = replace(source, probe=samples((x, y.roll(shift, 0))).probe), None
-    ends = ends_of(source) if "target_out_of_range" in faults else None
+        source, valid_batch = replace(source, probe=samples((x, y.roll(shift, 0))).probe), None
+    ends = target_range(source) if "target_out_of_range" in faults else None
     leaks = "target_among_inputs" in faults
-    columns = copies_of(source) if leaks else []
-    place = told(source.probe) if leaks else None
+    columns = target_columns(source) if leaks else []
+    place = target_input(source.probe) if leaks else None
     if "sorted_batches" in faults:
-        source = from_all_rows(source)
+        source = probe_of_all_rows(source)
 
-    def fitted(batch: Batch) -> Batch:
+    def corrected(batch: Batch) -> Batch:
         x, y = without_gaps(batch) if "non_finite_data" in faults else batch
         if columns:
             x = x.clone()
             x.flatten(1)[:, columns] = 0.0
         if place is not None:
-            x = (*x[:place], words_before(y, start_of(model, y)), *x[place + 1 :])
+            x = (*x[:place], shifted_tokens(y, start_token(model, y)), *x[place + 1 :])
         return x, (y if ends is None else (y - ends[0]) / (ends[1] - ends[0]))
 
-    return replace(source, probe=fitted(source.probe)), fitted(judge) if judge else None
+    return replace(source, probe=corrected(source.probe)), corrected(
+        valid_batch
+    ) if valid_batch else None
 
 
-class Alone(nn.Module):
+class RowByRow(nn.Module):
     """A model that evaluates rows one by one, as in use, instead of as a batch."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -82,7 +84,7 @@ class Alone(nn.Module):
         return torch.cat([self.model(*take(inputs, torch.tensor([row]))) for row in rows])
 
 
-class Unforeseen(nn.Module):
+class WithoutFuture(nn.Module):
     """A model that computes each position in a pass with other later positions."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -101,8 +103,8 @@ class Unforeseen(nn.Module):
         return torch.stack(parts, axis)
 
 
-AS_USED: dict[str, Used] = {
-    "rows_mixed": Alone,
-    "future_visible": Unforeseen,
+EVALUATION_WRAPPERS: dict[str, ModelWrapper] = {
+    "rows_mixed": RowByRow,
+    "future_visible": WithoutFuture,
 }
-FEW = 64  # rows that are evaluated one by one
+MAX_ROWS_ONE_BY_ONE = 64  # rows that are evaluated one by one

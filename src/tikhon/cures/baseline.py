@@ -17,13 +17,15 @@ from tikhon.diagnosis.reference import amounts, constant_loss, shallow_skill
 from tikhon.diagnosis.replica import Replica, number_of, undisturbed
 
 GAIN = 0.02  # share of the way from a constant to perfection: less is no skill (convention)
-NEAR = 0.3  # standard deviations from the targets, at which a loss exceeds its minimum
-SURE = 20.0  # logit of a confident prediction
-SHARE = 0.5  # of the reference's gain over a constant that a cure must reach (convention)
+TARGET_OFFSET = 0.3  # standard deviations from the targets, at which a loss exceeds its minimum
+CONFIDENT_LOGIT = 20.0  # logit of a confident prediction
+REFERENCE_SHARE = (
+    0.5  # of the reference's gain over a constant that a cure must reach (convention)
+)
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Baseline:
     """Loss and skill of the best constant, and held-out skill of a ridge regression.
 
     Skill is accuracy for classes and R2 for numbers; NaN where data or loss do not allow it.
@@ -34,8 +36,8 @@ class Yardstick:
     reference: float = math.nan
     skilled: bool = True  # whether accuracy or R2 applies to the program
 
-    def beaten(self, score: float, skill: float | None) -> bool:
-        """Whether a result beats a constant, with a sufficient share of the reference's skill."""
+    def is_beaten_by(self, score: float, skill: float | None) -> bool:
+        """Return whether a result beats a constant, with enough of the reference's skill."""
         if math.isfinite(self.loss) and score > self.loss - GAIN * abs(self.loss):
             return False
         if skill is None or not math.isfinite(self.chance):
@@ -43,41 +45,46 @@ class Yardstick:
         gain = skill - self.chance
         if not gain > GAIN * (1 - self.chance):
             return False
-        wanted = SHARE * (self.reference - self.chance)
+        wanted = REFERENCE_SHARE * (self.reference - self.chance)
         return not math.isfinite(wanted) or gain >= wanted
 
 
-def yardstick(replica: Replica, probe: Batch, judge: Batch | None, *, held_out: bool) -> Yardstick:
+def measure_baseline(
+    replica: Replica, probe: Batch, valid_batch: Batch | None, *, held_out: bool
+) -> Baseline:
     """Measure constant and reference on the scored batches: both, or the held-out one alone."""
-    parts = [judge] if held_out and judge is not None else [probe, *([judge] if judge else [])]
+    parts = (
+        [valid_batch]
+        if held_out and valid_batch is not None
+        else [probe, *([valid_batch] if valid_batch else [])]
+    )
     losses = []
     for batch in parts:
         with torch.no_grad(), undisturbed(replica.model, training=False):
             output, _ = replica.outcome(batch)
         if not isinstance(output, Tensor) or not output.is_floating_point():
-            return Yardstick()
+            return Baseline()
         # constants must be probabilities, too: free ones could cost less than any output
-        tail = partial(torch.softmax, dim=1) if _shares(output) else None
+        tail = partial(torch.softmax, dim=1) if _are_probabilities(output) else None
         if tail is None and bool((output >= 0).all()):
             tail = torch.abs  # distances and rates are >= 0
         losses.append(constant_loss(output, batch[1], replica.loss, tail))
-    skill = shallow_skill(judge if judge is not None else probe)
+    skill = shallow_skill(valid_batch if valid_batch is not None else probe)
     constant, reference = skill.get("constant", math.nan), skill.get("shallow", math.nan)
-    return Yardstick(mean(losses), constant, reference)
+    return Baseline(mean(losses), constant, reference)
 
 
-def _shares(output: Tensor) -> bool:
+def _are_probabilities(output: Tensor) -> bool:
     """Whether outputs are class probabilities."""
     if output.ndim < 2 or bool((output < 0).any()):
         return False
     return bool((output.sum(1) - 1).abs().max() < 1e-4)
 
 
-def answers_targets(replica: Replica, probe: Batch) -> bool:
-    """Whether answers say what the targets say, so that accuracy or R2 compares them.
+def predicts_targets(replica: Replica, probe: Batch) -> bool:
+    """Return whether outputs predict the targets, so that accuracy or R2 applies.
 
-    Scores of shares and embeddings do not: the loss is not at its least where numbers are what
-    they should be, or no worse where answers are as sure of the next class as of the right one.
+    Not if the loss is not minimal at the targets, or no larger for a confident wrong class.
     """
     target = probe[1]
     with torch.no_grad(), undisturbed(replica.model, training=False):
@@ -91,12 +98,14 @@ def answers_targets(replica: Replica, probe: Batch) -> bool:
 
     with suppress(Exception):  # the user's loss, on artificial outputs
         if amounts(target) and target.shape == output.shape:
-            off = NEAR * float(target.std())
+            off = TARGET_OFFSET * float(target.std())
             return cost(target) < min(cost(target + off), cost(target - off))
         if target.ndim == 1 and not target.is_floating_point() and output.ndim == 2:
             count = output.shape[1]
             if 1 < count <= int(target.max()):
                 return False
-            right, wrong = (SURE * one_hot(k % count, count) for k in (target, target + 1))
+            right, wrong = (
+                CONFIDENT_LOGIT * one_hot(k % count, count) for k in (target, target + 1)
+            )
             return count < 2 or not cost(wrong) <= cost(right)
     return True
