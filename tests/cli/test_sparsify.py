@@ -26,7 +26,7 @@ def test_a_share_is_asked_in_the_shell_and_shown_beside_what_was_reached(tmp_pat
     said = capsys.readouterr()
     assert code == 0
     assert "sparsify 0.9" in said.err
-    assert "weights are exactly zero; 90.00% were asked for." in " ".join(said.out.split())
+    assert "weights are exactly zero; 90.00% requested." in " ".join(said.out.split())
     result = json.loads((path / "result.json").read_text())
     assert abs(result["sparsity"]["share"] - 0.9) < 1e-3
     assert result["sparsity"]["asked"] == 0.9

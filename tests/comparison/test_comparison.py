@@ -258,7 +258,7 @@ def test_a_comparison_of_methods_that_learn_nothing_says_so(kind, signal, splits
         constants.append(error if kind == "numbers" else np.mean(guess == parts.test.y.numpy()))
     assert found.constant.test == pytest.approx(np.mean(constants), rel=1e-5)
     assert found.constant.beaten == signal
-    nothing = found.verdict().startswith("No method is measurably better than always answering")
+    nothing = found.verdict().startswith("No method is measurably better than always predicting")
     assert nothing != signal
 
 

@@ -333,7 +333,7 @@ def test_d12_identifiers_and_leading_zeros(csv):
     rows = "".join(f"{i:05d},{i},{i % 7},u{i},{'uv'[i % 2]}\n" for i in range(60))
     data = table(csv("code,number,a,name,y\n" + rows))
     assert kinds(data) == {"number": "number", "a": "number", "code": "dropped", "name": "dropped"}
-    assert any("'number': another whole number in every row" in n for n in data.notices)
+    assert any("'number': a different whole number in every row" in n for n in data.notices)
 
 
 def test_d13_empty_columns_are_dropped(csv):

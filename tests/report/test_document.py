@@ -325,7 +325,7 @@ def test_a_choice_within_the_noise_of_a_constant_is_not_praised(
     }
     run = save(tmp_path / "run", {"kind": "tune"}, [], {**result, "audit": better, **held})
     assert sentence(run).startswith(
-        "Better" if praised else "Not measurably better than always answering"
+        "Better" if praised else "Not measurably better than always predicting"
     )
 
 
@@ -461,7 +461,7 @@ def test_runs_are_compared_where_data_and_score_are_the_same(tmp_path, fitted, d
     assert [row[0].text for row in settings.rows] == ["lr", "dropout"]
     (c,) = fits(tmp_path, "c", data="other", c=(0.99, 0.001))
     mixed = report.build(read(a), read(b), read(c))
-    assert mixed.verdict.text("en").startswith("3 runs of 2 kinds by data, score and command")
+    assert mixed.verdict.text("en").startswith("3 runs in 2 groups by data, score and command")
     apart = report.build(read(a), read(c), read(tuned), read(demoed))
     assert apart.verdict.text("en").startswith(APART.format(4))
     blocks = [block for section in apart.sections for block in section.blocks]
@@ -591,7 +591,7 @@ def test_verdict_of_a_comparison(compared, tmp_path):
     for answer, beaten in itertools.product(("'no'", None), (True, False)):
         constant = Constant(answer, 0.25, beaten)
         said = of(best, other, constant=constant)
-        nothing = f"No method is measurably better than always answering {answer or 'the mean'}: "
+        nothing = f"No method is measurably better than always predicting {answer or 'the mean'}: "
         assert said.startswith(nothing) != beaten
         assert ("scores 0.250." in html(tmp_path / "run")) == beaten
     error = {**best, "test": -2.5, "low": -3.0, "high": -2.0}

@@ -77,7 +77,7 @@ def test_what_was_asked_is_what_comes_out(averaging, early_stopping):
     run = fit(network(), rows(), recipe, valid=rows(seed=1), epochs=12, lr=0.01)
     assert zeros(run.model) == pytest.approx(0.8, abs=1e-3)
     assert run.sparsity is not None and run.sparsity.share == pytest.approx(0.8, abs=1e-3)
-    assert "80.00% were asked for" in str(run)
+    assert "80.00% requested" in str(run)
     reached = [row["sparsity/zeros"] for row in run.history]
     assert reached == sorted(reached) and reached[0] < 0.5
 
@@ -92,7 +92,7 @@ def test_a_run_that_ends_before_its_schedule_says_what_was_reached():
     stops = iter(range(10_000))
     run = fit(network(), rows(), Recipe(sparsify=0.8), epochs=40, stop=lambda: next(stops) > 30)
     assert run.sparsity is not None and run.sparsity.share < 0.8
-    assert "Only" in str(run) and "what goes is gone at step 60" in str(run)
+    assert "Only" in str(run) and "before pruning is complete at step 60" in str(run)
 
 
 @pytest.mark.parametrize("stop", [3, 11, 25])

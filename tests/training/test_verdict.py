@@ -106,7 +106,7 @@ def test_a_model_that_cannot_learn_is_never_praised(classes, seed, epochs):
     found = statements(run)
     assert found[0].code == ("no_better_class" if classes else "no_better_mean")
     assert not PRAISE & set(codes(found))
-    assert "always answering" in str(run)
+    assert "always predicting" in str(run)
 
 
 def test_a_model_that_learned_is_not_called_ignorant():
@@ -358,7 +358,7 @@ def test_a_result_names_the_class_that_is_always_answered():
     result = result_document(
         fit(nn.Linear(3, 2), train, valid=valid, epochs=2), classes=("no", "yes")
     )
-    assert result["answer"] == "'no'" and "always answering 'no'" in result["verdict"]
+    assert result["answer"] == "'no'" and "always predicting 'no'" in result["verdict"]
     assert list(itertools.islice(result, 3)) == ["kind", "verdict", "statements"]
 
 
