@@ -380,8 +380,8 @@ TestSequences = Sequences.TestCase
 
 def at_every_level(patch):
     """The hooks act whenever torch calls them, in `super().step()` too."""
-    patch.setattr(StepHooks, "_enter", lambda self, optimizer, *given: self.before(*given))
-    patch.setattr(StepHooks, "_leave", lambda self, *_: self.after())
+    patch.setattr(StepHooks, "_enter", lambda self, optimizer, *given: self.on_start(*given))
+    patch.setattr(StepHooks, "_exit", lambda self, *_: self.on_end())
 
 
 def by_size(patch):
@@ -403,7 +403,7 @@ def left_behind(patch):
     def failed(self):
         self._gradients, self._replaced, self._decayed = {}, {}, []
 
-    patch.setattr(Attachment, "_failed", failed)
+    patch.setattr(Attachment, "_undo_step", failed)
 
 
 def moved_for_all(patch):
@@ -413,8 +413,8 @@ def moved_for_all(patch):
 
 def alarmed(patch):
     """Whatever moves a weight but our own step is training without a Regularizer."""
-    patch.setattr(BypassDetector, "moved", lambda self: setattr(self, "_allowed", 0))
-    patch.setattr(BypassDetector, "end", lambda self: setattr(self, "_acted", True))
+    patch.setattr(BypassDetector, "record_move", lambda self: setattr(self, "_allowed", 0))
+    patch.setattr(BypassDetector, "end", lambda self: setattr(self, "_has_stepped", True))
 
 
 MUTANTS = [at_every_level, by_size, left_behind, moved_for_all, alarmed]

@@ -321,7 +321,7 @@ class Population:
                 prox, limit = penalty.prox, convex_step_limit(penalty)  # type: ignore[attr-defined]
                 step = binding.arrange(steps)
                 new = prox(binding.arrange(blocks), step.clamp_max(limit) if limit else step)
-                if binding.whole:
+                if binding.sees_own_shape:
                     return (new,)
                 written = [block.clone() for block in blocks]
                 binding.target.place_(written, new)

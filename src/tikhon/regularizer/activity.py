@@ -31,37 +31,39 @@ class BypassDetector:
         self.optimizer, self.param = optimizer, param
         self.uncounted = optimizer_steps(optimizer) - steps  # optimizer steps that were not ours
         self._allowed = 1  # such as loading weights
-        self._begun = 0
-        self._acted = False
+        self._version_at_start = 0
+        self._has_stepped = False
         self._sample: Tensor | None = None  # of the weights, until our first step
-        self.look()
+        self.record()
 
     def begin(self) -> None:
         """Note the start of our step."""
         if self.param is not None:
-            self._begun = self.param._version
-            if self._acted:
-                self._allowed = max(self._allowed, self._begun - self._version)
+            self._version_at_start = self.param._version
+            if self._has_stepped:
+                self._allowed = max(self._allowed, self._version_at_start - self._version)
 
-    def moved(self) -> None:
+    def record_move(self) -> None:
         """Note the optimizer's move in this step."""
         if self.param is not None:
-            self._allowed = max(self._allowed, self.param._version - self._begun)
+            self._allowed = max(self._allowed, self.param._version - self._version_at_start)
 
     def end(self) -> None:
         """Note the end of our step."""
-        self._acted = True
-        self.look()
+        self._has_stepped = True
+        self.record()
 
-    def trained_without_us(self, steps: int) -> bool:
+    def is_bypassed(self, steps: int) -> bool:
         """Return whether the parameter was trained since our last step."""
         if optimizer_steps(self.optimizer) - self.uncounted > steps:
             return True
         if self.param is None or is_lazy(self.param):
             return False
         moved, grad = self.param._version - self._version, self.param.grad
-        fresh = grad is not None and (self._grad() is not grad or grad._version != self._backward)
-        if self._acted:
+        fresh = grad is not None and (
+            self._grad() is not grad or grad._version != self._grad_version
+        )
+        if self._has_stepped:
             return fresh and moved > self._allowed
         if moved:
             return moved > _ALLOWED_EDITS or (fresh and moved > 1)
@@ -70,17 +72,17 @@ class BypassDetector:
             self._sample, _sample_weights(self.param)
         )
 
-    def look(self) -> None:
+    def record(self) -> None:
         """Record the current state of the parameter."""
         param = self.param
         if param is None:
             return
-        readable = not (self._acted or is_lazy(param) or param.is_meta)
+        readable = not (self._has_stepped or is_lazy(param) or param.is_meta)
         self._sample = _sample_weights(param) if readable else None
         grad = param.grad
         self._version = param._version
         self._grad: Callable[[], Tensor | None] = _nothing if grad is None else weakref.ref(grad)
-        self._backward = 0 if grad is None else grad._version
+        self._grad_version = 0 if grad is None else grad._version
 
 
 class DriftDetector:
@@ -94,14 +96,14 @@ class DriftDetector:
 
     def __init__(self, param: nn.Parameter) -> None:
         self._param = param
-        self._found: Tensor | None = None  # at the start of a step
-        self._left: Tensor | None = None  # at its end
-        self._strayed = False  # when the next gradient arrived
-        self._arrival = GradientArrival(self._stray)
-        self._steps = self._moved = 0
+        self._at_start: Tensor | None = None  # at the start of a step
+        self._at_end: Tensor | None = None  # at its end
+        self._drifted_at_gradient = False  # when the next gradient arrived
+        self._arrival = GradientArrival(self._check_at_gradient)
+        self._steps = self._drift_count = 0
 
     @property
-    def over(self) -> bool:
+    def is_done(self) -> bool:
         """Whether enough steps have been checked."""
         return self._steps >= _DRIFT_STEPS or is_lazy(self._param)
 
@@ -109,42 +111,42 @@ class DriftDetector:
         """Note a step's start; return whether weights have moved between steps twice."""
         self.stop()
         now = _sample_weights(self._param)
-        self._moved += self._strayed or self._apart(now)
-        self._found, self._steps, self._strayed = now, self._steps + 1, False
-        return self._moved > 1
+        self._drift_count += self._drifted_at_gradient or self._has_drifted(now)
+        self._at_start, self._steps, self._drifted_at_gradient = now, self._steps + 1, False
+        return self._drift_count > 1
 
     def end(self) -> None:
         """Note a step's end."""
-        self._left = _sample_weights(self._param)
+        self._at_end = _sample_weights(self._param)
         self._arrival.expect(self._param)
 
     def stop(self) -> None:
         """Stop waiting for gradients."""
         self._arrival.arrived()
 
-    def _stray(self) -> None:
-        self._strayed = self._apart(_sample_weights(self._param))
+    def _check_at_gradient(self) -> None:
+        self._drifted_at_gradient = self._has_drifted(_sample_weights(self._param))
 
-    def _apart(self, now: Tensor) -> bool:
-        if self._left is None or self._found is None:
+    def _has_drifted(self, now: Tensor) -> bool:
+        if self._at_end is None or self._at_start is None:
             return False
-        between, ours = (now - self._left).norm(), (self._left - self._found).norm()
-        rounding = 4 * torch.finfo(now.dtype).eps * self._left.norm()
+        between, ours = (now - self._at_end).norm(), (self._at_end - self._at_start).norm()
+        rounding = 4 * torch.finfo(now.dtype).eps * self._at_end.norm()
         return bool(between > 0.01 * ours + rounding)
 
 
 class GradientArrival:
     """Detect the arrival of a gradient, and run a callback on the first one."""
 
-    def __init__(self, then: Callable[[], None] | None = None) -> None:
-        self._then = then
+    def __init__(self, callback: Callable[[], None] | None = None) -> None:
+        self._callback = callback
         self._handle: RemovableHandle | None = None
         self._arrived = False
 
     def expect(self, param: nn.Parameter) -> None:
         """Start waiting for this parameter's gradient."""
         if param.requires_grad and param.is_leaf:
-            self._handle = param.register_post_accumulate_grad_hook(self._arrive)
+            self._handle = param.register_post_accumulate_grad_hook(self._on_gradient)
 
     def arrived(self) -> bool:
         """Return whether a gradient has arrived, and stop waiting."""
@@ -157,11 +159,11 @@ class GradientArrival:
             self._handle.remove()
             self._handle = None
 
-    def _arrive(self, param: Tensor) -> None:
+    def _on_gradient(self, param: Tensor) -> None:
         self._stop()
         self._arrived = True
-        if self._then is not None:
-            self._then()
+        if self._callback is not None:
+            self._callback()
 
 
 def optimizer_steps(optimizer: optim.Optimizer) -> int:

@@ -60,33 +60,34 @@ class Attachment:
         optimizer: optim.Optimizer,
         model: nn.Module,
         steps: int,
-        is_bound: Callable[[], bool],
-        notice: Callable[[], None],
-        around: str = "",
+        is_model_current: Callable[[], bool],
+        on_change: Callable[[], None],
+        wrapper_name: str = "",
     ) -> None:
         self.optimizer, self.model, self.steps = optimizer, model, steps
         self.plan: StepPlan
         self.activity: BypassDetector
-        self._is_bound = is_bound  # whether the model is unchanged; called occasionally
+        self._is_model_current = (
+            is_model_current  # whether the model is unchanged; called occasionally
+        )
         self.copies: WeightCopies | None = None  # copies of the weights in the optimizer's state
-        self._notice = notice  # called when parameters are replaced or added
-        self._around = around  # class name of a wrapper around the optimizer
+        self._on_change = on_change  # called when parameters are replaced or added
+        self._wrapper_name = wrapper_name  # class name of a wrapper around the optimizer
         self._drift: DriftDetector | None = None
-        self._is_torchs = is_torch_optimizer(optimizer)
-        self._recomputed = GradientArrival()  # a gradient within the step, lacking what was added
-        self._noted: Sequence[Binding] = ()  # terms whose gradients may be cleared by the step
-        self._gradients: dict[nn.Parameter, Tensor] = {}  # the user's own
-        self._replaced: dict[
-            nn.Parameter, tuple[Tensor, int]
-        ] = {}  # what is there, and its version
-        self._decayed: list[DecayRecord] = []
-        self._averages: list[tuple[Binding, Tensor | None]] = []  # averages before the step
-        self._fresh: list[Binding] = []  # terms without optimizer state before the step
-        self._earlier: dict[str, Tensor] = {}  # weights for controllers with needs_before
-        self._moved: dict[str, Tensor] | None = {}  # weights to measure shares from
-        self._unread: DeferredFlag | None = None  # whether the last step was skipped
+        self._is_torch_optimizer = is_torch_optimizer(optimizer)
+        self._inner_gradient = GradientArrival()  # within the step, without what was added
+        self._recorded: Sequence[Binding] = ()  # terms whose gradients may be cleared by the step
+        self._user_gradients: dict[nn.Parameter, Tensor] = {}  # the user's own
+        # what was put in their place, and its version
+        self._our_gradients: dict[nn.Parameter, tuple[Tensor, int]] = {}
+        self._decay_records: list[DecayRecord] = []
+        self._averages_before: list[tuple[Binding, Tensor | None]] = []  # averages before the step
+        self._without_state: list[Binding] = []  # terms without optimizer state before the step
+        self._weights_before: dict[str, Tensor] = {}  # weights for controllers with needs_before
+        self._measured_from: dict[str, Tensor] | None = {}  # weights to measure shares from
+        self._skipped_later: DeferredFlag | None = None  # whether the last step was skipped
         self._warned = False  # about lost layers
-        self._is_told = False  # whether it was reported that the optimizer computes gradients
+        self._warned_of_own_gradients = False
         self._hooks: StepHooks | None = None
         self._evaluation: EvalHook | None = None
 
@@ -95,29 +96,29 @@ class Attachment:
         self.plan = StepPlan.of(self.optimizer, bindings, places)
         self._own_decay = BorrowedDecay(self.plan)
         before = getattr(self, "activity", None)
-        if before is None or before.param is not self.plan.watched:
-            self.activity = BypassDetector(self.optimizer, self.plan.watched, self.steps)
+        if before is None or before.param is not self.plan.watched_param:
+            self.activity = BypassDetector(self.optimizer, self.plan.watched_param, self.steps)
 
     def begin(self) -> None:
         """Start acting in steps."""
-        kept = self.plan.first(*LASTING_ROUTES)
-        if self._around and kept is not None:
+        kept = self.plan.first_on(*LASTING_ROUTES)
+        if self._wrapper_name and kept is not None:
             self._drift = DriftDetector(kept.target.params[0])
         self._hooks = StepHooks(
-            self.optimizer, self._before, self._after, self._failed, owner=self
+            self.optimizer, self._on_step_start, self._on_step_end, self._undo_step, owner=self
         )
         if self.copies is not None and self.copies.averaged:
             self._evaluation = EvalHook(
                 self.optimizer,
-                lambda: zero_masks(self.plan.held),
+                lambda: zero_masks(self.plan.bindings),
                 lambda zeros: apply_to_copies(
-                    self.plan.held, params_by_name(self.plan.held), zeros
+                    self.plan.bindings, params_by_name(self.plan.bindings), zeros
                 ),
             )
 
     def remove(self) -> None:
         """Stop acting in steps."""
-        self.recount()
+        self.correct_steps()
         if self._drift is not None:
             self._drift.stop()
         if self._hooks is not None:
@@ -133,25 +134,27 @@ class Attachment:
         return self._hooks is not None
 
     @property
-    def is_passed_by(self) -> bool:
+    def is_bypassed(self) -> bool:
         """Whether its weights were trained since its last step."""
-        return self.activity.trained_without_us(self.steps)
+        return self.activity.is_bypassed(self.steps)
 
     @property
     def params(self) -> list[nn.Parameter]:
         """The parameters it acts on."""
         return (
-            [p for binding in self.plan.held for p in binding.target.params] if self.acts else []
+            [p for binding in self.plan.bindings for p in binding.target.params]
+            if self.acts
+            else []
         )
 
     def measure(self) -> None:
         """Measure each term's share of the next step."""
-        self._moved = {} if self._moved is None else self._moved
+        self._measured_from = {} if self._measured_from is None else self._measured_from
 
-    def recount(self) -> None:
+    def correct_steps(self) -> None:
         """Correct the step count if the device skipped the last step."""
-        unread, self._unread = self._unread, None
-        if unread:
+        skipped, self._skipped_later = self._skipped_later, None
+        if skipped:
             self.steps -= 1
             for live in self.plan.scheduled:
                 live.update(self.steps)
@@ -161,55 +164,58 @@ class Attachment:
 
     # -- one step -----------------------------------------------------------------------------
 
-    def _before(self, args: Args, kwargs: Options) -> NewArguments:
-        if self._unread is not None:
-            self.recount()
-        if not self.plan.is_current() or (self.steps in CHECK_STEPS and not self._is_bound()):
-            self._notice()
+    def _on_step_start(self, args: Args, kwargs: Options) -> NewArguments:
+        if self._skipped_later is not None:
+            self.correct_steps()
+        if not self.plan.is_current() or (
+            self.steps in CHECK_STEPS and not self._is_model_current()
+        ):
+            self._on_change()
         plan = self.plan
         check_rates(plan)
         for live in plan.tensors:
             live.update(self.steps)
         for live in plan.scheduled:
-            if live.late:
+            if live.is_pending:
                 live.update(self.steps)
         self.activity.begin()
         if self._drift is not None:
-            self._look_between(self._drift)
-        self._fresh = bound_gains(plan, plan.bounded) if plan.bounded else []
-        if plan.late and self._moved is None and not self._may_clear:
+            self._warn_of_drift(self._drift)
+        self._without_state = bound_gains(plan, plan.gain_bounded) if plan.gain_bounded else []
+        if (
+            plan.acts_only_afterwards
+            and self._measured_from is None
+            and not self._gradients_may_vanish
+        ):
             return None
-        for binding in plan.copied:
-            self._earlier[binding.name] = binding.read().clone()
-        changed = with_closure(args, kwargs, self._penalized)
+        for binding in plan.needing_weights_before:
+            self._weights_before[binding.name] = binding.read().clone()
+        changed = with_closure(args, kwargs, self._wrap_closure)
         if changed is None:
-            self._penalize(lent=self._is_alone)
-            pulled = None if self._is_torchs else plan.first(*GRADIENT_ROUTES)
-            if pulled is not None:
-                self._recomputed.expect(pulled.target.params[0])
+            self._prepare_step(may_borrow=self._is_only_hook)
+            binding = None if self._is_torch_optimizer else plan.first_on(*GRADIENT_ROUTES)
+            if binding is not None:
+                self._inner_gradient.expect(binding.target.params[0])
         return changed
 
-    def _look_between(self, drift: DriftDetector) -> None:
+    def _warn_of_drift(self, drift: DriftDetector) -> None:
         """Warn of weights that move between steps, during the first steps only."""
         if len(hook_owners(self.optimizer)) > 1:  # another handle moves them after ours
             drift.stop()
             self._drift = None
             return
-        kept, kind, moved = (
-            self.plan.first(*LASTING_ROUTES),
-            type(self.optimizer).__name__,
-            drift.begin(),
-        )
+        kept, kind = self.plan.first_on(*LASTING_ROUTES), type(self.optimizer).__name__
+        moved = drift.begin()
         if kept is not None and moved:
             warn(
-                f"{kept.name} acts in the steps of {kind}, and {self._around} around it moves the "
-                f"weights between these, or another optimizer does: zeros and bounds do not "
-                f"outlast that; for exact ones regularize a plain {kind}"
+                f"{kept.name} acts in the steps of {kind}, and {self._wrapper_name} around it "
+                f"moves the weights between these, or another optimizer does: zeros and bounds do "
+                f"not outlast that; for exact ones regularize a plain {kind}"
             )
-        if moved or drift.over:
+        if moved or drift.is_done:
             self._drift = None
 
-    def _penalized(self, closure: Closure) -> Closure:
+    def _wrap_closure(self, closure: Closure) -> Closure:
         """Wrap the closure to add penalties, as it clears what a pre-hook adds to `.grad`."""
         first = True
 
@@ -217,7 +223,7 @@ class Attachment:
             nonlocal first
             self._restore_gradients(others=True)
             loss = closure()
-            self._penalize(decay=first)
+            self._prepare_step(decay=first)
             first = False
             if isinstance(self.optimizer, optim.LBFGS):  # its line search compares losses
                 with torch.no_grad():
@@ -227,70 +233,70 @@ class Attachment:
 
         return evaluate
 
-    def _penalize(self, *, decay: bool = True, lent: bool = False) -> None:
+    def _prepare_step(self, *, decay: bool = True, may_borrow: bool = False) -> None:
         """Do everything that precedes the optimizer's own move.
 
-        `lent` says whether its weight_decay may be used for it.
+        `may_borrow` says whether its weight_decay may be used for it.
         """
-        plan, measure = self.plan, self._moved is not None
-        self._noted = plan.held if self._may_clear else ()
-        for binding in self._noted:
-            binding.note_gradients()
+        plan, measure = self.plan, self._measured_from is not None
+        self._recorded = plan.bindings if self._gradients_may_vanish else ()
+        for binding in self._recorded:
+            binding.record_gradients()
         scale = getattr(self.optimizer, "grad_scale", None)  # fused ones divide inside
         skipped = getattr(self.optimizer, "found_inf", None)
         own_decay: dict[int, float] | None = None
         if plan.routes["gradient"]:
-            own_decay = {} if lent and plan.coupled else None
-            add_gradients(plan, scale, self._gradients, measure=measure, own_decay=own_decay)
+            own_decay = {} if may_borrow and plan.like_own_decay else None
+            add_gradients(plan, scale, self._user_gradients, measure=measure, own_decay=own_decay)
         if plan.routes["orthant"]:
             if decay:
-                self._averages = [(b, b.average) for b in plan.routes["orthant"]]
+                self._averages_before = [(b, b.average) for b in plan.routes["orthant"]]
             add_pseudo_gradients(
-                plan, scale, skipped, self._gradients, first=decay, measure=measure
+                plan, scale, skipped, self._user_gradients, first=decay, measure=measure
             )
-        for param in self._gradients:
+        for param in self._user_gradients:
             ours = cast(Tensor, param.grad)
-            self._replaced[param] = ours, ours._version
+            self._our_gradients[param] = ours, ours._version
         if decay and plan.routes["decay"]:
-            apply_decay(plan, skipped, self._decayed, measure=measure)
+            apply_decay(plan, skipped, self._decay_records, measure=measure)
         if decay and plan.routes["cautious"]:
             store_weights(plan)
         if measure:
-            self._moved = {b.name: b.read().clone() for b in plan.held}
+            self._measured_from = {b.name: b.read().clone() for b in plan.bindings}
         if own_decay:
-            self._own_decay.lend(own_decay)
+            self._own_decay.apply(own_decay)
 
-    def _after(self) -> None:
+    def _on_step_end(self) -> None:
         """Do everything that follows it."""
         try:
-            self._finish()
+            self._complete_step()
         finally:
-            self._forget_who_moved()
+            self._clear_recorded()
 
-    def _finish(self) -> None:
+    def _complete_step(self) -> None:
         """Make the moves after the optimizer's own, unless a GradScaler found an overflow.
 
         As the optimizer has already stepped, errors do not prevent the remaining moves; the first
         one is raised at the end.
         """
-        recomputed = not self._is_torchs and self._recomputed.arrived()
+        recomputed = not self._is_torch_optimizer and self._inner_gradient.arrived()
         self._restore_gradients(others=not recomputed)
         if recomputed:
-            self._warn_of_gradients_of_its_own()
-        self._decayed.clear()
-        self._averages = []
-        self.activity.moved()
+            self._warn_of_own_gradients()
+        self._decay_records.clear()
+        self._averages_before = []
+        self.activity.record_move()
         plan = self.plan
         skipped = getattr(self.optimizer, "found_inf", None)
         if skipped is not None:
-            if skipped.device.type == "cpu" or plan.is_consulted(self.steps + 1):
+            if skipped.device.type == "cpu" or plan.has_controller_due(self.steps + 1):
                 if skipped:
                     self.activity.end()
                     return
                 skipped = None
             elif not plan.constant:
-                self._unread = DeferredFlag(skipped)
-        moved, self._moved = self._moved or {}, None
+                self._skipped_later = DeferredFlag(skipped)
+        moved, self._measured_from = self._measured_from or {}, None
         for binding in plan.active("decay") if moved else ():
             own = (binding.read() - moved[binding.name]).norm()
             binding.share = binding.share / (binding.share + own)  # type: ignore[operator]
@@ -304,8 +310,8 @@ class Attachment:
                 live.advance(self.steps)
             if self._drift is not None:
                 self._drift.end()
-        if plan.consulted["after_prox"]:
-            errors += self._consult("after_prox")
+        if plan.controlled["after_prox"]:
+            errors += self._update_strengths("after_prox")
         if self.steps in CHECK_STEPS and not self._warned:
             self._warned = warn_of_lost_layers(self.optimizer, plan.active("prox"))
         if errors:
@@ -316,10 +322,10 @@ class Attachment:
     ) -> None:
         """Apply proxes and constraints to every parameter; `errors` collects their exceptions."""
         plan = self.plan
-        if self._fresh:
-            bound_gains(plan, self._fresh)
-        if plan.consulted["before_prox"]:
-            errors += self._consult("before_prox")
+        if self._without_state:
+            bound_gains(plan, self._without_state)
+        if plan.controlled["before_prox"]:
+            errors += self._update_strengths("before_prox")
         if plan.routes["cautious"]:
             apply_cautious_decay(plan, skipped, measure=bool(moved))
         if plan.routes["orthant"]:
@@ -331,7 +337,7 @@ class Attachment:
             errors += apply_proxes(plan, "project", skipped, moved)
 
     @torch.no_grad()
-    def _consult(self, phase: str) -> list[Exception]:
+    def _update_strengths(self, phase: str) -> list[Exception]:
         """Ask the controllers of a phase for strengths; return their exceptions.
 
         A controller that raises keeps its strength and memory.
@@ -339,13 +345,15 @@ class Attachment:
         errors: list[Exception] = []
         shared: dict[int, dict[str, object]] = {}
         step = self.steps + (phase == "before_prox")
-        for live, held in self.plan.consulted[phase]:
+        for live, held in self.plan.controlled[phase]:
             controller = cast(Controller, live.source)
-            bindings = [b for b in held if b.trained]
+            bindings = [b for b in held if b.has_gradients]
             if step % controller.every or not bindings:
                 continue
             scratch = shared.setdefault(id(controller), {})
-            readings = [reading_of(b, self.plan, self._earlier.get(b.name)) for b in bindings]
+            readings = [
+                reading_of(b, self.plan, self._weights_before.get(b.name)) for b in bindings
+            ]
             memory = dict(live.memory)
             observation = Observation(readings, self.model, live.memory, scratch)
             try:
@@ -356,45 +364,45 @@ class Attachment:
                 errors.append(error)
         return errors
 
-    def _failed(self) -> None:
+    def _undo_step(self) -> None:
         """Restore the user's gradients and weights after a step that raised."""
-        self._recomputed.arrived()
+        self._inner_gradient.arrived()
         self._restore_gradients(others=False)  # if told late, backward may have run again since
-        decayed, self._decayed = self._decayed, []
-        undo_decay(self.plan, decayed)
-        for binding, average in self._averages:
-            binding.average, binding.facing = average, None
-        self._averages = []
+        records, self._decay_records = self._decay_records, []
+        undo_decay(self.plan, records)
+        for binding, average in self._averages_before:
+            binding.average, binding.orthant_point = average, None
+        self._averages_before = []
         for binding in self.plan.routes["cautious"]:
-            binding.before = None
-        self._earlier.clear()
-        self._forget_who_moved()
-        self.activity.look()
+            binding.weights_before = None
+        self._weights_before.clear()
+        self._clear_recorded()
+        self.activity.record()
 
     @property
-    def _may_clear(self) -> bool:
+    def _gradients_may_vanish(self) -> bool:
         """Whether gradients may be cleared within the step, by the optimizer or another hook."""
-        return not self._is_torchs or len(self.optimizer._optimizer_step_post_hooks) > 1
+        return not self._is_torch_optimizer or len(self.optimizer._optimizer_step_post_hooks) > 1
 
     @property
-    def _is_alone(self) -> bool:
+    def _is_only_hook(self) -> bool:
         """Whether no other hook observes or changes the optimizer within its step."""
         hooks = self.optimizer._optimizer_step_pre_hooks, self.optimizer._optimizer_step_post_hooks
         return all(len(found) == 1 for found in hooks)
 
-    def _forget_who_moved(self) -> None:
-        for binding in self._noted:
-            binding.moved = False
-        self._noted = ()
+    def _clear_recorded(self) -> None:
+        for binding in self._recorded:
+            binding.had_gradients = False
+        self._recorded = ()
 
-    def _warn_of_gradients_of_its_own(self) -> None:
-        pulled = self.plan.first(*GRADIENT_ROUTES)
-        if self._is_told or pulled is None:
+    def _warn_of_own_gradients(self) -> None:
+        binding = self.plan.first_on(*GRADIENT_ROUTES)
+        if self._warned_of_own_gradients or binding is None:
             return
-        self._is_told = True
+        self._warned_of_own_gradients = True
         kind = type(self.optimizer).__name__
         warn(
-            f"{kind} computes gradients within its step, where {pulled.name} has no "
+            f"{kind} computes gradients within its step, where {binding.name} has no "
             f"part in them: give the function that computes them to `step` as its closure, or "
             f"regularize a plain optimizer such as AdamW"
         )
@@ -404,17 +412,17 @@ class Attachment:
 
         `others` says whether to also replace tensors that the optimizer put in their place.
         """
-        self._own_decay.give_back()
-        for param, grad in self._gradients.items():
+        self._own_decay.restore()
+        for param, grad in self._user_gradients.items():
             now = param.grad
-            ours, version = self._replaced.get(param, (now, None))
+            ours, version = self._our_gradients.get(param, (now, None))
             if now is ours and now is not None:
                 still = version in (None, now._version) or bool(local(now).any())
             else:
                 still = now is not None and others
             if still:
                 param.grad = grad
-        self._gradients, self._replaced = {}, {}
+        self._user_gradients, self._our_gradients = {}, {}
 
 
 @torch.no_grad()
@@ -447,9 +455,9 @@ def apply_to_copies(
         elif binding.route == "project":
             assert isinstance(binding.base, Proximable)
             held = replace(target, params=own)
-            whole = local(own[0]) if binding.whole else held.read()
+            whole = local(own[0]) if binding.sees_own_shape else held.read()
             projected = binding.base.prox(whole, 1.0)
-            local(own[0]).copy_(projected) if binding.whole else held.write_(projected)
+            local(own[0]).copy_(projected) if binding.sees_own_shape else held.write_(projected)
 
 
 def penalty_value(binding: Binding) -> Tensor:

@@ -244,7 +244,7 @@ def _route(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> str:
 def _time_scale(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> float | None:
     """Return the steps in which decay alone reduces a weight to 1/e, if that is one number."""
     optimizer = next((o for o in optimizers if bindings_held_by(o, [binding])), None)
-    if optimizer is None or not binding.plain:
+    if optimizer is None or not binding.is_plain_decay:
         return None
     group = group_of(optimizer, binding.target.params[0])
     if binding.how != "objective":

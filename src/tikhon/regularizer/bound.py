@@ -21,7 +21,7 @@ class BoundTerms:
         model: the model.
         terms: the argument of `regularize`.
         how: the default mode of terms.
-        seen: the parameters of the model.
+        entries: the parameters of the model.
         bindings: the terms on them.
         rounding: rounding errors of 16-bit weights.
         lazy: whether a parameter had no shape yet.
@@ -30,7 +30,7 @@ class BoundTerms:
     model: nn.Module
     terms: Terms
     how: How
-    seen: tuple[Entry, ...]
+    entries: tuple[Entry, ...]
     bindings: tuple[Binding, ...]
     rounding: RoundingErrors
     lazy: bool
@@ -55,7 +55,7 @@ class BoundTerms:
         bound = {id(param) for binding in self.bindings for param in binding.target.params}
         return [
             Location(owner._parameters, name.rpartition(".")[2], entry.param, entry.param.dtype)
-            for entry in self.seen
+            for entry in self.entries
             if id(entry.param) in bound
             for name, owner in zip(entry.names, entry.owners)
         ]
@@ -65,28 +65,29 @@ class BoundTerms:
         now = entries_of(self.model)
         if self.lazy and not any(is_lazy(entry.param) for entry in now):
             return False
-        return len(now) == len(self.seen) and all(
-            new.param is old.param and new.names == old.names for new, old in zip(now, self.seen)
+        return len(now) == len(self.entries) and all(
+            new.param is old.param and new.names == old.names
+            for new, old in zip(now, self.entries)
         )
 
-    def renewed(self, absent: Callable[[str], None]) -> BoundTerms:
+    def rebind(self, on_missing: Callable[[str], None]) -> BoundTerms:
         """Rebind the terms to the current parameters of the model.
 
-        Unchanged parameters keep their state, and strengths continue. `absent` is called for
+        Unchanged parameters keep their state, and strengths continue. `on_missing` is called for
         patterns without a match.
         """
         seen = entries_of(self.model)
         known = {binding.name: binding for binding in self.bindings}
         live_strengths = {binding.live.name: binding.live for binding in self.bindings}
         found: list[Binding] = []
-        for binding in bind(self.model, seen, self.terms, self.how, absent=absent):
+        for binding in bind(self.model, seen, self.terms, self.how, on_missing=on_missing):
             before = known.get(binding.name)
             if before is not None and not self.lazy and _has_same_params(before, binding):
                 found.append(before)
                 continue
             if before is not None:
                 for name in before.target.names:
-                    self.rounding.lost.pop(name, None)
+                    self.rounding.errors.pop(name, None)
                 binding.live = before.live
             binding.live = live_strengths.get(binding.live.name, binding.live)
             binding.rounding = self.rounding

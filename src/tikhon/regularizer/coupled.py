@@ -17,34 +17,38 @@ class BorrowedDecay:
 
     def __init__(self, plan: StepPlan) -> None:
         self._optimizer = plan.optimizer
-        self._alphas: dict[int, float] = {}
+        self._strengths: dict[int, float] = {}
         self._parts: list[tuple[int, float, Group]] = []  # group index, strength, part
         self._groups: list[Group] | None = None  # the original groups, during a step
 
-    def lend(self, alphas: dict[int, float]) -> None:
-        """Let the optimizer add `alpha * w` to gradients; alphas by parameter id."""
+    def apply(self, strengths: dict[int, float]) -> None:
+        """Let the optimizer add `strength * w` to gradients; strengths by parameter id."""
         self._groups = groups = self._optimizer.param_groups
-        if alphas != self._alphas:
-            self._alphas, self._parts = alphas, _split_groups(groups, alphas)
-        for number, alpha, part in self._parts:
+        if strengths != self._strengths:
+            self._strengths, self._parts = strengths, _split_groups(groups, strengths)
+        for number, strength, part in self._parts:
             group, params = groups[number], part["params"]
             part.update(group, params=params)
-            if alpha:
-                part["weight_decay"] = group["weight_decay"] + alpha
+            if strength:
+                part["weight_decay"] = group["weight_decay"] + strength
         self._optimizer.param_groups = [part for _, _, part in self._parts]
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         """Restore the optimizer's groups."""
         if self._groups is not None:
             self._optimizer.param_groups, self._groups = self._groups, None
 
 
-def _split_groups(groups: list[Group], alphas: dict[int, float]) -> list[tuple[int, float, Group]]:
+def _split_groups(
+    groups: list[Group], strengths: dict[int, float]
+) -> list[tuple[int, float, Group]]:
     """Split each group by the strengths of its parameters."""
     found: list[tuple[int, float, Group]] = []
     for number, group in enumerate(groups):
-        by_alpha: dict[float, list[object]] = {}
+        by_strength: dict[float, list[object]] = {}
         for param in group["params"]:
-            by_alpha.setdefault(alphas.get(id(param), 0.0), []).append(param)
-        found += [(number, alpha, {"params": params}) for alpha, params in by_alpha.items()]
+            by_strength.setdefault(strengths.get(id(param), 0.0), []).append(param)
+        found += [
+            (number, strength, {"params": params}) for strength, params in by_strength.items()
+        ]
     return found

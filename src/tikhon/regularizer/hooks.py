@@ -29,61 +29,61 @@ class StepHooks:
     """Three functions on the steps of an optimizer.
 
     Attributes:
-        before: called with the arguments of the outermost `step`; may return new ones as
+        on_start: called with the arguments of the outermost `step`; may return new ones as
             (args, kwargs).
-        after: called after that `step` returns.
-        failed: called if it, or one of the two, raises.
+        on_end: called after that `step` returns.
+        on_failure: called if it, or one of the two, raises.
         owner: the owner of the functions.
     """
 
     def __init__(
         self,
         optimizer: optim.Optimizer,
-        before: Callable[[Args, Options], NewArguments],
-        after: Callable[[], None],
-        failed: Callable[[], None],
+        on_start: Callable[[Args, Options], NewArguments],
+        on_end: Callable[[], None],
+        on_failure: Callable[[], None],
         *,
         owner: object,
     ) -> None:
-        self.before, self.after, self.failed = before, after, failed
+        self.on_start, self.on_end, self.on_failure = on_start, on_end, on_failure
         self.owner = owner
         self._depth = 0
         self._optimizer = optimizer
         self._handles = [
             optimizer.register_step_pre_hook(exclude_from_compile(self._enter)),
-            optimizer.register_step_post_hook(exclude_from_compile(self._leave)),
+            optimizer.register_step_post_hook(exclude_from_compile(self._exit)),
         ]
-        self._siblings = _install_guard(optimizer)
-        self._siblings.append(self)
+        self._guarded_hooks = _install_guard(optimizer)
+        self._guarded_hooks.append(self)
 
     def remove(self) -> None:
         """Remove the hooks from the optimizer, and its guard if no others are left."""
         for handle in self._handles:
             handle.remove()
-        if self in self._siblings:
-            self._siblings.remove(self)
-        if not self._siblings:
+        if self in self._guarded_hooks:
+            self._guarded_hooks.remove(self)
+        if not self._guarded_hooks:
             _remove_guard(self._optimizer)
 
-    def abandon(self) -> None:
+    def fail(self) -> None:
         """Report that the current step raised."""
         self._depth = 0
-        self.failed()
+        self.on_failure()
 
     def _enter(self, optimizer: optim.Optimizer, args: Args, kwargs: Options) -> NewArguments:
         if self._depth and _count_active_steps(optimizer) == 1:
-            self.abandon()  # the last step raised outside the guard
+            self.fail()  # the last step raised outside the guard
         self._depth += 1
-        return self.before(args, kwargs) if self._depth == 1 else None
+        return self.on_start(args, kwargs) if self._depth == 1 else None
 
-    def _leave(self, optimizer: optim.Optimizer, args: Args, kwargs: Options) -> None:
+    def _exit(self, optimizer: optim.Optimizer, args: Args, kwargs: Options) -> None:
         if not self._depth:
             return  # attached within this step
         self._depth -= 1
         if self._depth and _count_active_steps(optimizer) == 1:
             self._depth = 0  # an inner step raised, and the outer one continued
         if not self._depth:
-            self.after()
+            self.on_end()
 
 
 class EvalHook:
@@ -157,7 +157,7 @@ def _install_guard(optimizer: optim.Optimizer) -> list[StepHooks]:
             return earlier(*args, **kwargs) if earlier else own(self, *args, **kwargs)
         except BaseException:
             for one in tuple(hooks):
-                one.abandon()
+                one.fail()
             raise
 
     guard = cast(Any, step)

@@ -82,7 +82,7 @@ class Rule(NamedTuple):
     gain: GainOf
     memory: MemoryOf | None
     uniform: bool
-    couples: bool = False  # `weight_decay` is added to the gradient, unless a group disables it
+    couples_decay: bool = False  # adds `weight_decay` to gradients, unless a group disables it
 
 
 _rules: dict[type[optim.Optimizer], Rule] = {}
@@ -162,7 +162,7 @@ def is_uniform(optimizer: optim.Optimizer) -> bool:
 
 def has_coupled_decay(rule: Rule | None, group: Group) -> bool:
     """Return whether the optimizer itself adds `weight_decay * w` to gradients of the group."""
-    coupled = rule is not None and rule.couples and not group.get("decoupled_weight_decay")
+    coupled = rule is not None and rule.couples_decay and not group.get("decoupled_weight_decay")
     return coupled and isinstance(group.get("weight_decay"), float | int)
 
 
@@ -295,28 +295,27 @@ def _rmsprop_memory(group: Group, state: State) -> Memory:
 _ADAM_MEMORY = _adam_memory(lambda group: group["betas"][1])
 _rules.update(
     {
-        optim.SGD: Rule(_sgd, None, uniform=True, couples=True),
-        optim.ASGD: Rule(_asgd, None, uniform=True, couples=True),
-        optim.Adam: Rule(_adam, _ADAM_MEMORY, uniform=False, couples=True),
+        optim.SGD: Rule(_sgd, None, uniform=True, couples_decay=True),
+        optim.ASGD: Rule(_asgd, None, uniform=True, couples_decay=True),
+        optim.Adam: Rule(_adam, _ADAM_MEMORY, uniform=False, couples_decay=True),
         optim.AdamW: Rule(_adam, _ADAM_MEMORY, uniform=False),
-        optim.NAdam: Rule(_nadam, _ADAM_MEMORY, uniform=False, couples=True),
-        optim.RAdam: Rule(_radam, _ADAM_MEMORY, uniform=False, couples=True),
+        optim.NAdam: Rule(_nadam, _ADAM_MEMORY, uniform=False, couples_decay=True),
+        optim.RAdam: Rule(_radam, _ADAM_MEMORY, uniform=False, couples_decay=True),
         optim.Adamax: Rule(
             _adamax,
             lambda group, state: Memory(state["exp_inf"], 1 / group["betas"][1], power=1),
             uniform=False,
-            couples=True,
+            couples_decay=True,
         ),
-        optim.RMSprop: Rule(_rmsprop, _rmsprop_memory, uniform=False, couples=True),
+        optim.RMSprop: Rule(_rmsprop, _rmsprop_memory, uniform=False, couples_decay=True),
         optim.Adagrad: Rule(
             _adagrad,
             lambda group, state: Memory(state["sum"], as_number(state["step"]) + 1),
             uniform=False,
-            couples=True,
+            couples_decay=True,
         ),
-        optim.Adadelta: Rule(
-            _adadelta, None, uniform=False, couples=True
-        ),  # its eps, 1e-6 in the root, is one
+        # no memory: its eps, 1e-6 in the root, bounds the gain
+        optim.Adadelta: Rule(_adadelta, None, uniform=False, couples_decay=True),
     }
 )
 

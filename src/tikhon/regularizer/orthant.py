@@ -56,16 +56,16 @@ def add_pseudo_gradients(
         factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
         factor = factor if scale is None else factor * scale
         own = wide(binding.arrange(gradients)) / factor
-        if first or binding.facing is None:
-            binding.facing = _orthant_point(binding, own, skipped)
-        facing = binding.facing
+        if first or binding.orthant_point is None:
+            binding.orthant_point = _orthant_point(binding, own, skipped)
+        facing = binding.orthant_point
         pull = binding.penalty.grad(facing)
         if measure:
             binding.share = pull.norm() / (pull.norm() + own.norm())
         # NaN differs from zero, so it is kept
         seen = torch.where(facing == 0, 0, own + pull) * factor
         totals = [gradient.clone() for gradient in gradients]
-        if binding.whole:
+        if binding.sees_own_shape:
             local(totals[0]).copy_(seen)
         else:
             binding.target.place_(totals, seen)
@@ -100,7 +100,7 @@ def keep_orthants(plan: StepPlan, copies: Sequence[str] = ()) -> None:
     next step would restore them.
     """
     for binding in plan.active("orthant"):
-        facing, binding.facing = binding.facing, None
+        facing, binding.orthant_point = binding.orthant_point, None
         if facing is None:  # its gradient appeared within the step
             continue
         w = wide(binding.read())

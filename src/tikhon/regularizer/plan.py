@@ -34,7 +34,7 @@ from tikhon.regularizer.terms import Binding, LiveStrength, Route, split_strengt
 class Location(NamedTuple):
     """Where a module holds a parameter."""
 
-    held: dict[str, nn.Parameter | None]  # the module's parameters
+    parameters: dict[str, nn.Parameter | None]  # the module's parameters
     attribute: str
     param: nn.Parameter
     dtype: torch.dtype  # at planning time: `model.bfloat16()` keeps the parameter
@@ -50,20 +50,20 @@ class StepPlan:
         params: the parameters of each of its groups when the plan was made.
         places: where the model held the parameters of the terms.
         lazy: parameters of the terms without a shape yet.
-        held: bindings of parameters held by the optimizer.
+        bindings: those of parameters held by the optimizer.
         groups: group index by parameter id.
-        numbers: indices of groups with terms.
+        group_indices: indices of groups with terms.
         routes: bindings by route.
         live: all live strengths, up to date after `turn`.
         scheduled: those of schedules, which change after every step.
         tensors: those given as tensors, which may change in place.
-        consulted: those of controllers with the bindings they read, by phase.
-        copied: bindings whose previous weights a controller needs.
+        controlled: those of controllers with the bindings they read, by phase.
+        needing_weights_before: bindings whose previous weights a controller needs.
         fused: bindings whose prox a kernel may apply in place.
-        bounded: bindings whose gain must be bounded.
-        coupled: L2 bindings equal to the optimizer's own weight_decay.
-        watched: the parameter that shows training without us.
-        late: whether nothing precedes the optimizer's own step.
+        gain_bounded: bindings whose gain must be bounded.
+        like_own_decay: L2 bindings equal to the optimizer's own weight_decay.
+        watched_param: the parameter that shows training without us.
+        acts_only_afterwards: whether nothing precedes the optimizer's own step.
     """
 
     optimizer: optim.Optimizer
@@ -71,20 +71,20 @@ class StepPlan:
     params: tuple[tuple[nn.Parameter, ...], ...]
     places: tuple[Location, ...]
     lazy: tuple[nn.Parameter, ...]
-    held: tuple[Binding, ...]
+    bindings: tuple[Binding, ...]
     groups: dict[int, int]
-    numbers: tuple[int, ...]
+    group_indices: tuple[int, ...]
     routes: dict[Route, tuple[Binding, ...]]
     live: tuple[LiveStrength, ...]
     scheduled: tuple[LiveStrength, ...]
     tensors: tuple[LiveStrength, ...]
-    consulted: dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]]
-    copied: tuple[Binding, ...]
+    controlled: dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]]
+    needing_weights_before: tuple[Binding, ...]
     fused: dict[Binding, FusedProx]
-    bounded: tuple[Binding, ...]
-    coupled: frozenset[Binding]
-    watched: nn.Parameter | None
-    late: bool
+    gain_bounded: tuple[Binding, ...]
+    like_own_decay: frozenset[Binding]
+    watched_param: nn.Parameter | None
+    acts_only_afterwards: bool
 
     @classmethod
     def of(
@@ -100,50 +100,50 @@ class StepPlan:
         routes: dict[Route, list[Binding]] = {route: [] for route in get_args(Route)}
         for binding in held:
             routes[route_of(binding, optimizer)].append(binding)
-        copied = tuple(
+        needing_weights_before = tuple(
             b for b in held if isinstance(b.live.source, Controller) and b.live.source.needs_before
         )
         rule = rule_of(optimizer)
         live_strengths = tuple({id(b.live): b.live for b in bindings}.values())
-        consulted = _readings_of_controllers(held, live_strengths)
-        bounded = _bindings_to_bound(rule, routes["prox"], consulted)
+        controlled = _readings_of_controllers(held, live_strengths)
+        gain_bounded = _bindings_to_bound(rule, routes["prox"], controlled)
         return cls(
             optimizer=optimizer,
             rule=rule,
             params=tuple(tuple(group["params"]) for group in optimizer.param_groups),
             places=tuple(places),
             lazy=tuple(place.param for place in places if is_lazy(place.param)),
-            held=tuple(held),
+            bindings=tuple(held),
             groups=groups,
-            numbers=tuple({groups[id(p)]: None for b in held for p in b.target.params}),
+            group_indices=tuple({groups[id(p)]: None for b in held for p in b.target.params}),
             routes={route: tuple(found) for route, found in routes.items()},
             live=live_strengths,
             scheduled=tuple(
                 d for d in live_strengths if d.varies and not isinstance(d.source, Controller)
             ),
             tensors=tuple(s for s in live_strengths if isinstance(s.source, Tensor)),
-            consulted=consulted,
-            copied=copied,
+            controlled=controlled,
+            needing_weights_before=needing_weights_before,
             fused={
-                b: FusedProx.of(b, rule, groups, bounded)
+                b: FusedProx.of(b, rule, groups, gain_bounded)
                 for b in (*routes["prox"], *routes["project"])
                 if b.in_place
             },
-            bounded=bounded,
-            coupled=frozenset(
+            gain_bounded=gain_bounded,
+            like_own_decay=frozenset(
                 b
                 for b in routes["gradient"]
-                if b.plain
+                if b.is_plain_decay
                 and has_coupled_decay(rule, optimizer.param_groups[groups[id(b.target.params[0])]])
             ),
-            watched=held[0].target.params[0] if held else None,
-            late=not (
+            watched_param=held[0].target.params[0] if held else None,
+            acts_only_afterwards=not (
                 routes["gradient"]
                 or routes["decay"]
                 or routes["cautious"]
                 or routes["orthant"]
-                or bounded
-                or copied
+                or gain_bounded
+                or needing_weights_before
             ),
         )
 
@@ -155,33 +155,33 @@ class StepPlan:
         for group, params in zip(groups, self.params):
             if len(group["params"]) != len(params) or not all(map(is_, group["params"], params)):
                 return False
-        for held, attribute, param, dtype in self.places:
-            if held.get(attribute) is not param or param.dtype is not dtype:
+        for parameters, attribute, param, dtype in self.places:
+            if parameters.get(attribute) is not param or param.dtype is not dtype:
                 return False
         return not self.lazy or any(map(is_lazy, self.lazy))
 
     @property
     def constant(self) -> bool:
         """Whether all strengths are constant, so that steps need no counting."""
-        return not self.scheduled and not any(self.consulted.values())
+        return not self.scheduled and not any(self.controlled.values())
 
-    def is_consulted(self, step: int) -> bool:
+    def has_controller_due(self, step: int) -> bool:
         """Return whether a controller reads the weights in this step, counted from 1."""
-        found = (live.source for phase in self.consulted.values() for live, _ in phase)
+        found = (live.source for phase in self.controlled.values() for live, _ in phase)
         return any(step % cast(Controller, source).every == 0 for source in found)
 
-    def first(self, *routes: Route) -> Binding | None:
+    def first_on(self, *routes: Route) -> Binding | None:
         """Return the first binding on any of these routes."""
         return next((b for route in routes for b in self.routes[route]), None)
 
     def active(self, route: Route) -> list[Binding]:
         """Return the bindings of a route that act in this step."""
-        return [b for b in self.routes[route] if b.acts]
+        return [b for b in self.routes[route] if b.is_active]
 
     @property
-    def rated(self) -> list[Group]:
+    def active_groups(self) -> list[Group]:
         """The current groups with terms."""
-        return [self.optimizer.param_groups[number] for number in self.numbers]
+        return [self.optimizer.param_groups[number] for number in self.group_indices]
 
     def group(self, param: nn.Parameter) -> Group:
         """Return the parameter's current group; groups may be replaced between steps."""
@@ -205,13 +205,13 @@ def _readings_of_controllers(
 def _bindings_to_bound(
     rule: Rule | None,
     proxes: Sequence[Binding],
-    consulted: dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]],
+    controlled: dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]],
 ) -> tuple[Binding, ...]:
     """Return the bindings whose gain must be bounded."""
     if not (rule and rule.memory):
         return ()
     # controllers that seek zeros try strengths that must not enter the moments
-    seeking = [b for _, read in consulted["before_prox"] for b in read]
+    seeking = [b for _, read in controlled["before_prox"] for b in read]
     return tuple(b for b in proxes if b.how == "objective" and b not in seeking)
 
 
@@ -265,12 +265,12 @@ class FusedProx:
 
     binding: Binding
     param: nn.Parameter
-    number: int  # of its group
+    group_index: int  # of its group
     rule: Rule | None
-    lifts: bool  # whether the kernel may also bound the gain of the next step
-    most: float  # limit of the prox step in a metric
+    bounds_next_gain: bool  # whether the kernel may also bound the gain of the next step
+    max_step: float  # limit of the prox step in a metric
     form: kernels.Form | None = None
-    seen_at: int | None = None
+    address: int | None = None
     moment: Tensor | None = None
     state: object = None  # the optimizer's, whose moment was bounded
     version: int = -1  # of the moment at that time
@@ -281,7 +281,7 @@ class FusedProx:
         binding: Binding,
         rule: Rule | None,
         groups: dict[int, int],
-        bounded: Sequence[Binding],
+        gain_bounded: Sequence[Binding],
     ) -> FusedProx:
         """Build for a binding whose parameter a kernel may change; `groups` as in a `StepPlan`."""
         (param,), live, limit = (
@@ -289,9 +289,11 @@ class FusedProx:
             binding.live,
             convex_step_limit(binding.base),
         )
-        lifts = binding in bounded and live.is_number and not live.varies and limit is None
+        bounds_next_gain = (
+            binding in gain_bounded and live.is_number and not live.varies and limit is None
+        )
         most = math.inf if limit is None else cast(float, limit)  # kernels support no weights
-        return cls(binding, param, groups[id(param)], rule, lifts, most)
+        return cls(binding, param, groups[id(param)], rule, bounds_next_gain, most)
 
     def is_bounded(self, optimizer: optim.Optimizer) -> bool:
         """Return whether the kernel of the last step has bounded this step's gain."""
@@ -301,17 +303,17 @@ class FusedProx:
             and self.moment._version == self.version
         )
 
-    def lifted(self, optimizer: optim.Optimizer) -> None:
+    def record_bound(self, optimizer: optim.Optimizer) -> None:
         """Note that the kernel has bounded the gain of the next step."""
         self.state, self.version = optimizer.state, cast(Tensor, self.moment)._version
 
     def job(self, optimizer: optim.Optimizer) -> kernels.KernelJob | None:
         """Return the kernel's work in this step, None if unsupported."""
-        group = optimizer.param_groups[self.number]
+        group = optimizer.param_groups[self.group_index]
         param, rule, least = self.param, self.rule, 0.0
-        if param.data_ptr() != self.seen_at:
+        if param.data_ptr() != self.address:
             self.form = kernels.form(self.binding.base, param) if kernels.fits(param) else None
-            self.seen_at, self.moment = param.data_ptr(), None
+            self.address, self.moment = param.data_ptr(), None
         if self.form is None:
             return None
         if self.binding.base.constraint:
@@ -326,12 +328,12 @@ class FusedProx:
                 if not (gain.root and kernels.alike(param, gain.moment)):
                     return None
                 self.moment, self.state = gain.moment, None
-            if self.lifts and gain.moment is not None:
+            if self.bounds_next_gain and gain.moment is not None:
                 assert rule.memory
                 memory = rule.memory(group, state)
                 if memory.tensor is gain.moment and memory.beyond is None:
                     least = memory.least(strength * self.binding.steepness)
-        most = math.inf if gain.moment is None else self.most
+        most = math.inf if gain.moment is None else self.max_step
         numbers = gain.numerator, gain.moment, gain.scale, gain.eps, least, most
         return kernels.job(self.form, strength, param, *numbers)
 

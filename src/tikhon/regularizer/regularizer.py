@@ -115,7 +115,7 @@ class Regularizer:
         self.how: How = how
         self._attachments: list[Attachment] = []
         self._bound = BoundTerms.of(self.model, terms, how)
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         attachments = self._attachments_to(optimizer, [])
         sources = {id(b.live.source): b.live.source for b in self._bound.bindings}
         for source in sources.values():
@@ -130,7 +130,7 @@ class Regularizer:
         steps = [attachment.steps for attachment in self._attachments]
         self.remove()
         if not self._bound.is_current():
-            self._bound = self._bound.renewed(self._say_once)
+            self._bound = self._bound.rebind(self._warn_once)
         self._attach(self._attachments_to(optimizer, steps))
 
     def _attachments_to(
@@ -148,7 +148,7 @@ class Regularizer:
         }
         attachments = [
             Attachment(
-                one, self.model, count, self._is_bound, self._rebind, around.get(id(one), "")
+                one, self.model, count, self._is_current, self._rebind, around.get(id(one), "")
             )
             for one, count in zip(found, counts)
         ]
@@ -156,14 +156,14 @@ class Regularizer:
         if first:
             check_terms_are_held(self._bound.bindings, found)
         for attachment in attachments:
-            own = attachment.plan.held
+            own = attachment.plan.bindings
             whole = next(w for one, w in zip(inner, given) if one is attachment.optimizer)
             refuse_gradient_wrappers(whole, attachment.optimizer, own)
             routed: list[tuple[Binding, Route]]
             routed = [(b, route_of(b, attachment.optimizer)) for b in own]
             attachment.copies = check_weight_copies(attachment.optimizer, routed)
-            beside = [x for x in hook_owners(attachment.optimizer) if isinstance(x, Attachment)]
-            earlier = [binding for other in beside for binding in other.plan.held]
+            others = [x for x in hook_owners(attachment.optimizer) if isinstance(x, Attachment)]
+            earlier = [binding for other in others for binding in other.plan.bindings]
             warn_of_contradictions(self.model, attachment.optimizer, own, earlier)
         return attachments
 
@@ -182,33 +182,33 @@ class Regularizer:
         for i, (attachment, own) in enumerate(zip(attachments, owners)):
             seen = [*own, *free] if i == 0 else own  # strengths of unused terms move too
             attachment.plan_steps(seen, self._bound.places)
-            for binding in attachment.plan.held:
+            for binding in attachment.plan.bindings:
                 refuse_inexact(binding)
                 refuse_unsupported(attachment.optimizer, binding)
 
-    def _is_bound(self) -> bool:
+    def _is_current(self) -> bool:
         return self._bound.is_current()
 
     def _rebind(self) -> None:
         """Track parameters replaced or added, in the model or in an optimizer."""
-        before = [b for attachment in self._attachments for b in attachment.plan.held]
-        self._bound = self._bound.renewed(self._say_once)
+        before = [b for attachment in self._attachments for b in attachment.plan.bindings]
+        self._bound = self._bound.rebind(self._warn_once)
         self._plan(self._attachments)
-        if any(attachment.plan.held for attachment in self._attachments):
+        if any(attachment.plan.bindings for attachment in self._attachments):
             for message in messages_on_lost_terms(
                 self.model, before, self._bound.bindings, self.optimizers
             ):
-                self._say_once(message)
+                self._warn_once(message)
         else:
-            self._say_once(
+            self._warn_once(
                 "the optimizer holds none of the regularized parameters any more: those of the "
                 "model were replaced; give the new ones to the optimizer (add_param_group), or "
                 "build it again and call attach(optimizer)"
             )
 
-    def _say_once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
             warn(message)
 
     def remove(self) -> None:
@@ -279,7 +279,7 @@ class Regularizer:
         self.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        self._recount()
+        self._correct_steps()
         if not self._bound.is_current():
             self._rebind()
         kept = {k: v for k, v in vars(self).items() if k != "_attachments"}
@@ -356,7 +356,7 @@ class Regularizer:
 
     def strengths(self) -> dict[str, float]:
         """Return current strengths by `parameter/Penalty`."""
-        self._recount()
+        self._correct_steps()
         bindings = self._bound.bindings
         return {b.name: float(b.live.value) for b in bindings if not b.base.constraint}
 
@@ -413,20 +413,20 @@ class Regularizer:
 
     def _check_active(self) -> None:
         """Check the current weights; warn if they were trained without the hooks."""
-        self._recount()
+        self._correct_steps()
         if not self._bound.is_current():
             self._rebind()
         for live in self._live_strengths().values():
-            if live.refused is not None and (count := int(live.refused)):
-                live.refused = None
-                self._say_once(
+            if live.rejections is not None and (count := int(live.rejections)):
+                live.rejections = None
+                self._warn_once(
                     f"the strength of {live.name} was negative or not finite at {count} readings "
                     f"on the device, and taken as 0 there; look at what computes it"
                 )
-        told = [a for a in self._attachments if a.acts and a.is_passed_by]
-        served = {id(p) for a in self._attachments if a not in told for p in a.params}
-        for attachment in told:
-            if id(attachment.activity.param) not in served:  # moved by another one's steps
+        bypassed = [a for a in self._attachments if a.acts and a.is_bypassed]
+        active_ids = {id(p) for a in self._attachments if a not in bypassed for p in a.params}
+        for attachment in bypassed:
+            if id(attachment.activity.param) not in active_ids:  # moved by another one's steps
                 kind = type(attachment.optimizer).__name__
                 warn(
                     f"penalty inactive since step {attachment.steps}: the weights were trained on "
@@ -435,12 +435,12 @@ class Regularizer:
                     f"load the state_dict of the Regularizer together with the optimizer's"
                 )
 
-    def _recount(self) -> None:
+    def _correct_steps(self) -> None:
         for attachment in self._attachments:
-            attachment.recount()
+            attachment.correct_steps()
 
     def _live_strengths(self) -> dict[str, LiveStrength]:
-        self._recount()
+        self._correct_steps()
         return {binding.live.name: binding.live for binding in self._bound.bindings}
 
     # -- state --------------------------------------------------------------------------------
@@ -454,7 +454,7 @@ class Regularizer:
             "steps_of_each": [attachment.steps for attachment in self._attachments],
             "strengths": {name: live.value for name, live in live_strengths.items()},
             "memory": {name: clone_tensors(live.memory) for name, live in live_strengths.items()},
-            "rounding": clone_tensors(self._bound.rounding.lost),
+            "rounding": clone_tensors(self._bound.rounding.errors),
             "averages": clone_tensors(
                 {b.name: b.average for b in self._bound.bindings if b.average is not None}
             ),
@@ -489,7 +489,7 @@ class Regularizer:
         for name, live in live_strengths.items():
             if isinstance(live.source, Controller):
                 live.set(state["strengths"][name])
-        self._bound.rounding.lost = clone_tensors(state["rounding"])
+        self._bound.rounding.errors = clone_tensors(state["rounding"])
         averages = clone_tensors(state.get("averages", {}))
         for binding in self._bound.bindings:
             binding.average = averages.get(binding.name)

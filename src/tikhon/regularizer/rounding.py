@@ -19,18 +19,18 @@ class RoundingErrors:
     """
 
     def __init__(self) -> None:
-        self.lost: dict[str, Tensor] = {}
+        self.errors: dict[str, Tensor] = {}
 
     def read(self, name: str, param: Tensor) -> Tensor:
         """Return the weights, 16-bit ones in float32 with their rounding errors."""
         w = local(param)
         if w.dtype not in HALF_TYPES:
             return w
-        lost = self.lost.get(name)
-        if lost is None:
+        error = self.errors.get(name)
+        if error is None:
             return w.float()
         # such a zero was set externally, as by a mask
-        return torch.where((w == 0) & (lost.to(w.dtype) != 0), 0, w.float() + lost)
+        return torch.where((w == 0) & (error.to(w.dtype) != 0), 0, w.float() + error)
 
     def write_(self, name: str, param: Tensor, exact: Tensor) -> None:
         """Set the weights and keep the rounding errors."""
@@ -38,4 +38,4 @@ class RoundingErrors:
         if exact.data_ptr() != w.data_ptr():
             w.copy_(exact)
         if w.dtype in HALF_TYPES:
-            self.lost[name] = exact - w.float()
+            self.errors[name] = exact - w.float()

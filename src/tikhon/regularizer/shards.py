@@ -31,7 +31,7 @@ def refuse_inexact(binding: Binding) -> None:
             reason = f"{type(source).__name__} reads whole weights"
         elif fields:
             reason = f"its {fields[0]} are whole tensors"
-        elif binding.base.elementwise and binding.whole:
+        elif binding.base.elementwise and binding.sees_own_shape:
             continue
         elif view.lead != (0,) or view.split or not _is_sharded_by_rows(param):
             reason = f'its rows (rows="{binding.target.rows}") are cut'

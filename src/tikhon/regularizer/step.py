@@ -49,7 +49,7 @@ def add_gradients(
     """
     plain: dict[float, dict[int, nn.Parameter]] = {}
     for binding in plan.routes["gradient"]:
-        if not binding.acts:
+        if not binding.is_active:
             continue
         params = binding.target.params
         if any(_gradient(param).is_sparse for param in params):
@@ -65,14 +65,14 @@ def add_gradients(
                 _norm(_penalty_gradients(binding, factor)),
             )
             binding.share = ours / (ours + own)
-        if own_decay is not None and binding in plan.coupled and binding.live.is_number:
+        if own_decay is not None and binding in plan.like_own_decay and binding.live.is_number:
             key = id(params[0])
             own_decay[key] = own_decay.get(key, 0.0) + cast(float, binding.live.value)
             continue
         for param in params:
             before.setdefault(param, _gradient(param))
         alpha = factor * binding.live.value
-        if binding.plain and not isinstance(alpha, Tensor):
+        if binding.is_plain_decay and not isinstance(alpha, Tensor):
             (param,) = params
             if id(param) in plain.setdefault(alpha, {}):  # same penalty twice
                 own = _gradient(param)
@@ -104,7 +104,7 @@ def attach_graph(total: Tensor, gradient: Tensor) -> Tensor:
 @torch.no_grad()
 def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
     totals = [_gradient(param).clone() for param in binding.target.params]
-    if not (binding.whole and _add_in_blocks(binding, totals[0], factor)):
+    if not (binding.sees_own_shape and _add_in_blocks(binding, totals[0], factor)):
         for total, pull in zip(totals, _penalty_gradients(binding, factor)):
             local(total).add_(pull)
     for param, total in zip(binding.target.params, totals):
@@ -121,7 +121,7 @@ def _add_in_blocks(binding: Binding, total: Tensor, factor: float | Tensor) -> b
 def _penalty_gradients(binding: Binding, factor: float | Tensor) -> list[Tensor]:
     """Return the penalty's gradient in the shapes of the parameters."""
     gradient, target = binding.penalty.grad(binding.read()) * factor, binding.target
-    if binding.whole:
+    if binding.sees_own_shape:
         return [gradient]
     if isinstance(target, Product):
         return target.pull_back(gradient)
@@ -146,7 +146,7 @@ def bound_gains(plan: StepPlan, bindings: Sequence[Binding]) -> list[Binding]:
     fresh: list[Binding] = []
     alike: dict[float, list[Tensor]] = {}
     for binding in bindings:
-        if binding.live.off:  # a closure may still set gradients
+        if binding.live.is_zero:  # a closure may still set gradients
             continue
         fused = plan.fused.get(binding)
         if fused is not None and fused.is_bounded(plan.optimizer):
@@ -158,7 +158,7 @@ def bound_gains(plan: StepPlan, bindings: Sequence[Binding]) -> list[Binding]:
         slope = _min_denominator(binding, plan)
         if is_metric(slope):
             slopes = [torch.empty_like(local(param), dtype=slope.dtype) for param in params]
-            if binding.whole:
+            if binding.sees_own_shape:
                 slopes[0].copy_(slope)
             else:
                 binding.target.place_(slopes, slope.expand_as(binding.read()))
@@ -207,11 +207,15 @@ def apply_decay(
         if measure:
             binding.share = (lr * binding.penalty.grad(binding.read())).norm()
         amount = lr * binding.live.value
-        if binding.plain and not isinstance(amount, Tensor) and param.dtype not in HALF_TYPES:
+        if (
+            binding.is_plain_decay
+            and not isinstance(amount, Tensor)
+            and param.dtype not in HALF_TYPES
+        ):
             plain.setdefault(1 - amount, []).append(binding)
             continue
         before = binding.read().clone()
-        if binding.plain:
+        if binding.is_plain_decay:
             binding.write_(before * (1 - amount))
         else:
             binding.write_(before - lr * binding.penalty.grad(before))
@@ -226,7 +230,7 @@ def apply_decay(
 def store_weights(plan: StepPlan) -> None:
     """Store the weights before the step, if cautious decay needs the optimizer's direction."""
     for binding in plan.active("cautious"):
-        binding.before = binding.read().clone()
+        binding.weights_before = binding.read().clone()
 
 
 @torch.no_grad()
@@ -236,7 +240,7 @@ def apply_cautious_decay(plan: StepPlan, skipped: Tensor | None, *, measure: boo
     Chen et al. (2025), https://arxiv.org/abs/2510.12402.
     """
     for binding in plan.active("cautious"):
-        before, binding.before = binding.before, None
+        before, binding.weights_before = binding.weights_before, None
         if before is None:  # its gradient appeared within the step
             continue
         lr = _rate(binding, plan)
@@ -286,7 +290,7 @@ def apply_proxes(
     if jobs and kernels.run([job for _, job in jobs]):
         for fused, job in jobs:
             if job.least:
-                fused.lifted(plan.optimizer)
+                fused.record_bound(plan.optimizer)
     for row, before in paddings:
         row.copy_(before)
     for binding, before in zip(bindings, kept):
@@ -354,7 +358,7 @@ def _expand_to_view(binding: Binding, numbers: Sequence[float | Tensor]) -> Tens
 
 def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf) -> bool:
     """Apply by a kernel without full-size temporaries; False if unsupported."""
-    if not binding.kernel:
+    if not binding.has_kernel:
         return False
     (param,) = binding.target.params
     gain = (
@@ -412,7 +416,7 @@ def reading_of(binding: Binding, plan: StepPlan, before: Tensor | None) -> Readi
 
 def check_rates(plan: StepPlan) -> None:
     """Raise ValueError for a negative or non-finite learning rate."""
-    for group in plan.rated:
+    for group in plan.active_groups:
         lr = group.get("lr")
         if lr is None or (isinstance(lr, Tensor) and not lr.is_cpu):
             continue  # computed by the rule; reading it would synchronise the device

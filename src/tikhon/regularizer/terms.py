@@ -83,9 +83,9 @@ class LiveStrength:
     source: Strength
     value: float | Tensor
     memory: dict[str, Any] = field(default_factory=dict)
-    off: bool = field(default=False, init=False)  # 0: nothing to do
-    late: bool = field(default=False, init=False)  # the schedule raised at this step
-    refused: Tensor | None = field(default=None, init=False)  # values clamped on the device
+    is_zero: bool = field(default=False, init=False)  # 0: nothing to do
+    is_pending: bool = field(default=False, init=False)  # the schedule raised at this step
+    rejections: Tensor | None = field(default=None, init=False)  # values clamped on the device
 
     @classmethod
     def of(cls, name: str, source: Strength) -> LiveStrength:
@@ -110,7 +110,7 @@ class LiveStrength:
         if isinstance(self.source, Controller):
             return
         self.set(self.source(step) if callable(self.source) else self.source)
-        self.late = False
+        self.is_pending = False
 
     def advance(self, step: int) -> None:
         """Advance to the value at `step`, deferring exceptions to the step that needs it.
@@ -120,16 +120,16 @@ class LiveStrength:
         try:
             self.update(step)
         except Exception:
-            self.late = True
+            self.is_pending = True
 
     def set(self, value: float | Tensor) -> None:
         """Set the value; a negative or non-finite one raises, or becomes 0 on a device."""
         if isinstance(value, Tensor):
             value = self._checked(value)
         else:
-            value = self._usable(checked(value, self._owner))
+            value = self._check_size(checked(value, self._owner))
         self.value = value
-        self.off = not isinstance(value, Tensor) and value == 0
+        self.is_zero = not isinstance(value, Tensor) and value == 0
 
     @property
     def _owner(self) -> str:
@@ -139,16 +139,16 @@ class LiveStrength:
         checked(value, self._owner)
         if not value.is_cpu:  # counted on the device, reported when the host next synchronises
             fine = value.detach().isfinite() & (value.detach() >= 0)
-            self.refused = (~fine).long() + (0 if self.refused is None else self.refused)
+            self.rejections = (~fine).long() + (0 if self.rejections is None else self.rejections)
             return torch.where(fine, value, 0)
         try:
             number = float(value.detach())
         except RuntimeError:  # one of many under vmap
             return value
-        self._usable(checked(number, self._owner))
+        self._check_size(checked(number, self._owner))
         return value
 
-    def _usable(self, number: float) -> float:
+    def _check_size(self, number: float) -> float:
         """Return the number if its square, used by adaptive steps, is finite in float32."""
         if number > LARGEST:
             raise ValueError(
@@ -171,9 +171,9 @@ class Binding:
     term: str = ""  # pattern and penalty of the term
     share: float | Tensor | None = None  # of the last measured update
     average: Tensor | None = None  # of gradients, on the orthant route
-    facing: Tensor | None = None  # the orthant of the current step
-    before: Tensor | None = None  # weights before the step, for cautious decay
-    moved: bool = False  # whether it had gradients, if the optimizer may clear them
+    orthant_point: Tensor | None = None  # the orthant of the current step
+    weights_before: Tensor | None = None  # weights before the step, for cautious decay
+    had_gradients: bool = False  # whether it had gradients, if the optimizer may clear them
 
     @property
     def penalty(self) -> Penalty:
@@ -194,7 +194,7 @@ class Binding:
         return "gradient" if self.how == "objective" else "decay"
 
     @cached_property
-    def plain(self) -> bool:
+    def is_plain_decay(self) -> bool:
         """Whether the term is weight decay as in torch."""
         base = self.base
         alone = len(self.target.params) == 1
@@ -207,13 +207,13 @@ class Binding:
         return penalty.steepness(self.read())
 
     @cached_property
-    def kernel(self) -> bool:
+    def has_kernel(self) -> bool:
         """Whether a kernel supports the prox."""
         routed = self.route in ("prox", "project")
         return routed and len(self.target.params) == 1 and kernels.takes(self.base)
 
     @cached_property
-    def by_dim_0(self) -> bool:
+    def has_rows_in_memory(self) -> bool:
         """Whether the rows are those of the parameter in memory, without a copy."""
         (view, *others), (param, *_) = self.target.views, self.target.params
         return not others and view.lead == (0,) and not view.split and param.ndim > 1
@@ -221,27 +221,27 @@ class Binding:
     @cached_property
     def in_place(self) -> bool:
         """Whether a kernel works on the parameter's memory."""
-        return self.kernel and (self.whole or self.by_dim_0)
+        return self.has_kernel and (self.sees_own_shape or self.has_rows_in_memory)
 
     @property
-    def acts(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the term acts in this step: non-zero strength, and gradients."""
-        return (not self.live.off or self.base.constraint) and self.trained
+        return (not self.live.is_zero or self.base.constraint) and self.has_gradients
 
     @property
-    def trained(self) -> bool:
+    def has_gradients(self) -> bool:
         """Whether all parameters of the target have gradients."""
         for param in self.target.params:
             if param.grad is None:
-                return self.moved
+                return self.had_gradients
         return True
 
-    def note_gradients(self) -> None:
+    def record_gradients(self) -> None:
         """Record whether there are gradients, in case the optimizer clears them."""
-        self.moved = all(param.grad is not None for param in self.target.params)
+        self.had_gradients = all(param.grad is not None for param in self.target.params)
 
     @property
-    def whole(self) -> bool:
+    def sees_own_shape(self) -> bool:
         """Whether the penalty is elementwise and sees one parameter in its own shape."""
         return self.base.elementwise and len(self.target.params) == 1
 
@@ -255,7 +255,7 @@ class Binding:
         params = self.target.params
         if w.data_ptr() == local(params[0]).data_ptr() and w.is_contiguous() and w.numel():
             return  # modified in place
-        if self.whole:
+        if self.sees_own_shape:
             exact = [w]
         else:
             exact = [torch.empty_like(local(p), dtype=w.dtype) for p in params]
@@ -265,7 +265,7 @@ class Binding:
 
     def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return tensors of the parameters' shapes in the penalty's view."""
-        return local(tensors[0]) if self.whole else self.target.arrange(tensors)
+        return local(tensors[0]) if self.sees_own_shape else self.target.arrange(tensors)
 
 
 def as_terms(terms: Terms) -> list[tuple[Pattern, Term]]:
@@ -293,12 +293,12 @@ def bind(
     terms: Terms,
     how: How = "objective",
     *,
-    absent: Callable[[str], None] | None = None,
+    on_missing: Callable[[str], None] | None = None,
 ) -> list[Binding]:
     """Bind every term to each parameter that its pattern matches.
 
-    Raises ValueError for a pattern without match, unless `absent` is given, and for two prox terms
-    on one parameter.
+    Raises ValueError for a pattern without match, unless `on_missing` is given, and for two prox
+    terms on one parameter.
     """
     _check_how(how)
     bindings: list[Binding] = []
@@ -307,9 +307,9 @@ def bind(
         try:
             chosen = match(model, candidates, pattern)
         except ValueError as error:
-            if absent is None:
+            if on_missing is None:
                 raise
-            absent(str(error))
+            on_missing(str(error))
             continue
         penalty, mode = term.penalty, term.how or how
         kind = type(penalty).__name__
@@ -321,7 +321,7 @@ def bind(
             by_layer = isinstance(strength, Controller) and strength.per == "layer"
             live = LiveStrength.of(name, strength) if by_layer else shared
             binding = Binding(name, target, penalty, mode, live, rounding, shared.name)
-            view = None if binding.whole else target.views[0].of
+            view = None if binding.sees_own_shape else target.views[0].of
             alone = len(target.params) == 1 and not is_lazy(target.params[0])
             shape = target.params[0].shape if alone else None
             if isinstance(target, Product):
