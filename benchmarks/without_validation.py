@@ -40,7 +40,13 @@ from torch import Tensor, nn
 
 import tikhon as tk
 from tikhon.population.losses import RowLosses
-from tikhon.strengths.sensitivity import begin, carry_decay, descend, first_decay, rate_of
+from tikhon.strengths.sensitivity import (
+    descend_log_strength,
+    first_decay,
+    initial_memory,
+    log_rate,
+    propagate_decay,
+)
 from tikhon.training.recipe import Auto
 from tikhon.tuning.runners import PopulationRunner, SearchJob, train_on_all
 from tikhon.tuning.trials import Trial
@@ -160,7 +166,7 @@ class Rule:
         self.weights = [p for p in net.parameters() if p.ndim > 1]
         self.rows, self.steps = rows, steps
         start = first_decay(steps) / grid.LR
-        self.memory = [begin(math.log(start)) for _ in self.weights]
+        self.memory = [initial_memory(math.log(start)) for _ in self.weights]
         self.strengths = [start] * len(self.weights)
 
     def after(self, net, optimizer, lr: float, step: int, group: int, setting: Setting) -> None:
@@ -198,7 +204,7 @@ class Trajectory(Rule):
         super().__init__(net, rows, steps)
         self.z = [torch.zeros_like(w) for w in self.weights]
         self.parts = [[torch.zeros_like(p) for p in net.parameters()] for _ in range(GROUPS)]
-        self.rate = rate_of((LOW, HIGH), steps / EVERY)
+        self.rate = log_rate((LOW, HIGH), steps / EVERY)
 
     def after(self, net, optimizer, lr, step, group, setting) -> None:
         """Carry the parts on; move the strengths every few steps."""
@@ -210,15 +216,15 @@ class Trajectory(Rule):
                 if g == group and state:
                     part.addcdiv_(p.grad, state["exp_avg_sq"].sqrt() + 1e-8, value=lr)
         for z, w, s in zip(self.z, self.weights, self.strengths):
-            carry_decay(z, w.detach(), lr * s, lr * (s + DAMPING))
+            propagate_decay(z, w.detach(), lr * s, lr * (s + DAMPING))
         if step % EVERY == 0 and step < FROZEN * self.steps and step > 20:
             self._move(net, step, setting)
 
     def _move(self, net, step, setting) -> None:
         group = (step // EVERY) % GROUPS
         rows = torch.arange(group, self.rows, GROUPS)
-        begin = (step * 64) % max(len(rows) - 64, 1)
-        rows = rows[begin : begin + 64]
+        initial_memory = (step * 64) % max(len(rows) - 64, 1)
+        rows = rows[initial_memory : initial_memory + 64]
         params = list(net.parameters())
         others = [
             sum(self.parts[h][k] for h in range(GROUPS) if h != group) / (GROUPS - 1)
@@ -236,7 +242,7 @@ class Trajectory(Rule):
         for k, (z, g) in enumerate(zip(self.z, gradients)):
             slope = float((z * g).sum())
             if math.isfinite(slope):
-                descend(
+                descend_log_strength(
                     self.memory[k], slope, float(loss.detach()), rate=self.rate, caution=CAUTION,
                     bounds=bounds,
                 )  # fmt: skip
@@ -259,8 +265,8 @@ def follow(setting: Setting, rule, *, coupled: bool = False) -> float:
         group, turn = step % GROUPS, step % per_epoch // GROUPS
         pool = grouped[group] if isinstance(moved, Trajectory) else order
         turn = turn if isinstance(moved, Trajectory) else step % per_epoch
-        begin = turn * grid.BATCH % max(len(pool) - grid.BATCH + 1, 1)
-        batch = pool[begin : begin + grid.BATCH]
+        initial_memory = turn * grid.BATCH % max(len(pool) - grid.BATCH + 1, 1)
+        batch = pool[initial_memory : initial_memory + grid.BATCH]
         optimizer.zero_grad()
         setting.loss(net(setting.all[0][batch]), setting.all[1][batch]).backward()
         lr = schedule.get_last_lr()[0]

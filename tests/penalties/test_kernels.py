@@ -38,7 +38,7 @@ def route(request, monkeypatch):
     if request.param != "blocks" and native.library(torch.float32) is None:
         pytest.skip("no C compiler here")
     if request.param == "C in threads":
-        monkeypatch.setattr(native, "SPLIT", 1)
+        monkeypatch.setattr(native, "THREADED_FROM", 1)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     yield request.param
     kernels.compile_from(before)
@@ -97,7 +97,7 @@ def test_prox_in_c_in_a_metric_is_the_prox_of_bounded_steps(penalty, step, dtype
     moment.square_()
     most = _longest(penalty)
     expected = penalty.prox(w, (step / (moment.sqrt() / 0.7 + 0.1)).clamp_max(most))
-    done = kernels.prox_(penalty, w, step, moment=moment, scale=0.7, eps=0.1, most=most)
+    done = kernels.prox_(penalty, w, step, moment=moment, scale=0.7, eps=0.1, max_step=most)
     assert done == (route != "blocks")
     if done:
         torch.testing.assert_close(w, expected, equal_nan=True)
@@ -316,8 +316,8 @@ def test_torch_compile_builds_its_kernel_once(monkeypatch, route):
             w, moment, _ = weights(shape=shape)
             moment.square_()
             expected = penalty.prox(w, 0.3 / (moment.sqrt() / 0.7 + 0.1))
-            form = kernels.form(penalty, w)
-            job = kernels.job(form, penalty.strength, w, 0.3, moment, 0.7, 0.1)
+            form = kernels.kernel_form(penalty, w)
+            job = kernels.make_job(form, penalty.strength, w, 0.3, moment, 0.7, 0.1)
             assert kernels._shrink_compiled_(w, moment, job.size, job.ridge, job.eps)
             torch.testing.assert_close(w, expected)
     assert None not in kernels._compiled.values(), "this machine has no working compiler"
@@ -351,7 +351,7 @@ def test_many_small_tensors_go_together_and_large_ones_alone(dtype, ratio, monke
     penalties = [tk.ElasticNet(0.3 if i % 2 else 0.2, l1_ratio=ratio) for i in range(6)]
     expected = [p.prox(w, 0.3 / (m.sqrt() / 0.7 + 0.1)) for p, w, m in zip(penalties, ws, moments)]
     jobs = [
-        kernels.job(kernels.form(p, w), p.strength, w, 0.3, m, 0.7, 0.1)
+        kernels.make_job(kernels.kernel_form(p, w), p.strength, w, 0.3, m, 0.7, 0.1)
         for p, w, m in zip(penalties, ws, moments)
     ]
     kernels.run(jobs)
@@ -474,10 +474,15 @@ def test_small_rows_are_as_exact_as_others(size):
 
 def test_a_tensor_just_large_enough_for_threads_is_changed_once(route, monkeypatch):
     ws = [weights(shape=(rows, 11))[0] for rows in (37, 38)]
-    monkeypatch.setattr(native, "SPLIT", ws[0].numel())
+    monkeypatch.setattr(native, "THREADED_FROM", ws[0].numel())
     penalty = tk.L1(0.3)
     expected = [penalty.prox(w, 0.9) for w in ws]
-    kernels.run([kernels.job(kernels.form(penalty, w), 0.3, w, 0.9, None, 1.0, 0.0) for w in ws])
+    kernels.run(
+        [
+            kernels.make_job(kernels.kernel_form(penalty, w), 0.3, w, 0.9, None, 1.0, 0.0)
+            for w in ws
+        ]
+    )
     for w, one in zip(ws, expected):
         torch.testing.assert_close(w, one)
 
@@ -488,8 +493,8 @@ def test_c_lifts_moments_for_the_next_step_after_it_has_read_them(route, penalty
     moment.square_()
     moment[3, 4] = math.nan
     expected, lifted = penalty.prox(w, 0.3 / (moment.sqrt() + 0.1)), moment.clamp_min(0.5)
-    form = kernels.form(penalty, w)
-    job = kernels.job(form, penalty.strength, w, 0.3, moment, 1.0, 0.1, 0.5)
+    form = kernels.kernel_form(penalty, w)
+    job = kernels.make_job(form, penalty.strength, w, 0.3, moment, 1.0, 0.1, 0.5)
     before = moment.clone()
     in_c = kernels.run([job])
     assert in_c == (route != "blocks")

@@ -59,7 +59,7 @@ def test_training_in_place_is_training(name, optimizer, monkeypatch):
         found = trained(TERMS[name], optimizer, torch.float64)
     finally:
         kernels.compile_from(before)
-    monkeypatch.setattr(kernels, "takes", lambda penalty: False)
+    monkeypatch.setattr(kernels, "has_kernel", lambda penalty: False)
     monkeypatch.setattr(kernels, "add_gradient_", lambda *numbers: False)
     monkeypatch.setattr(kernels, "prox_in_blocks_", lambda *numbers: False)
     expected = trained(TERMS[name], optimizer, torch.float64)

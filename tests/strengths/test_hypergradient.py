@@ -16,8 +16,8 @@ from torch import nn
 import tikhon as tk
 from ranks import together
 from tikhon.errors import InputError
-from tikhon.strengths.sensitivity import begin, descend, trust
-from tikhon.strengths.validation import look
+from tikhon.strengths.sensitivity import descend_log_strength, initial_memory, trusted_share
+from tikhon.strengths.validation import validate
 
 CURVATURE = 1.5
 PENALTIES = [tk.L2(), tk.L1(), tk.ElasticNet(l1_ratio=0.3), tk.GroupLasso()]
@@ -193,10 +193,10 @@ def test_resume_is_exact():
     ],
 )
 def test_a_strength_acts_as_far_as_the_model_tells_the_rows_apart(loss, blind, share):
-    alone, many = begin(0.0), begin(torch.zeros(2, 3))
+    alone, many = initial_memory(0.0), initial_memory(torch.zeros(2, 3))
     for _ in range(60):
-        one = trust(alone, loss, blind)
-        both = trust(many, torch.full((2, 1), loss), torch.full((2, 1), blind))
+        one = trusted_share(alone, loss, blind)
+        both = trusted_share(many, torch.full((2, 1), loss), torch.full((2, 1), blind))
     assert one == pytest.approx(share, abs=0.01)
     assert torch.allclose(both, torch.full((2, 3), one), atol=1e-3)
 
@@ -257,9 +257,9 @@ def test_noise_moves_nothing_and_a_slope_does(many):
     generator = torch.Generator().manual_seed(0)
     ends = []
     for mean in (0.0, 0.5):
-        memory = begin(torch.zeros(1) if many else 0.0)
+        memory = initial_memory(torch.zeros(1) if many else 0.0)
         for slope in torch.randn(400, generator=generator) + mean:
-            descend(
+            descend_log_strength(
                 memory, slope[None] if many else float(slope), 1.0, rate=0.05, caution=1.0,
                 bounds=(-50.0, 50.0),
             )  # fmt: skip
@@ -270,20 +270,20 @@ def test_noise_moves_nothing_and_a_slope_does(many):
 @pytest.mark.parametrize("many", [False, True])
 def test_no_move_exceeds_its_rate_and_only_moves_below_the_first_are_shortened(many):
     """Slopes that grow a thousandfold make no leap; what was raised comes down as it went up."""
-    memory, log = begin(torch.zeros(1) if many else 0.0), [0.0]
+    memory, log = initial_memory(torch.zeros(1) if many else 0.0), [0.0]
     slopes = [*[-1e-3] * 100, *[-1.0] * 20, *[1e3] * 60]
     for slope in slopes:
         given = torch.tensor([slope]) if many else slope
-        descend(memory, given, 1.0, rate=0.1, caution=0.5, bounds=(-50.0, 50.0))
+        descend_log_strength(memory, given, 1.0, rate=0.1, caution=0.5, bounds=(-50.0, 50.0))
         log.append(float(memory["log"]))
     moves = [after - before for before, after in itertools.pairwise(log)]
     assert max(map(abs, moves)) <= 0.1 + 1e-6
     assert max(moves) == pytest.approx(0.1) and min(moves) == pytest.approx(-0.1)
     while memory["log"] > 0:  # back to the first strength
-        descend(memory, given, 1.0, rate=0.1, caution=0.5, bounds=(-50.0, 50.0))
+        descend_log_strength(memory, given, 1.0, rate=0.1, caution=0.5, bounds=(-50.0, 50.0))
     for _ in range(5):
         before = float(memory["log"])
-        descend(memory, given, 1.0, rate=0.1, caution=0.5, bounds=(-50.0, 50.0))
+        descend_log_strength(memory, given, 1.0, rate=0.1, caution=0.5, bounds=(-50.0, 50.0))
         assert -0.05 - 1e-6 <= float(memory["log"]) - before < 0
 
 
@@ -308,7 +308,7 @@ def test_validation_gradient_leaves_no_trace():
     state, modes = torch.get_rng_state(), [m.training for m in model.modules()]
     batch = (torch.randn(5, 4), torch.randn(5, 2))
     state = torch.get_rng_state()
-    found = look(model, nn.functional.mse_loss, batch).gradients
+    found = validate(model, nn.functional.mse_loss, batch).gradients
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
@@ -355,14 +355,14 @@ def test_the_slope_is_that_of_the_function_that_is_trained(make):
     x, y = 5 + 3 * torch.randn(32, 4), torch.randn(32, 2)
     model(x)
     buffers = {name: b.clone() for name, b in model.named_buffers()}
-    value, _, found = look(model, nn.functional.mse_loss, (x, y))
+    value, _, found = validate(model, nn.functional.mse_loss, (x, y))
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
     expected = nn.functional.mse_loss(model(x), y)
     assert torch.equal(value, expected.detach())
     gradient = torch.autograd.grad(expected, model[1].weight)[0]
     assert torch.equal(found[model[1].weight], gradient)
     model[0].eval()  # a user who fine-tunes on frozen statistics
-    value, _, _ = look(model, nn.functional.mse_loss, (x, y))
+    value, _, _ = validate(model, nn.functional.mse_loss, (x, y))
     assert torch.equal(value, nn.functional.mse_loss(model(x), y).detach())
 
 
@@ -674,19 +674,19 @@ def test_each_parameter_keeps_its_own_sensitivity_when_others_have_no_gradient_o
 
 
 def test_states_of_old_runs_lack_where_a_strength_began():
-    known, old = begin(0.0), begin(0.0)
+    known, old = initial_memory(0.0), initial_memory(0.0)
     del old["first"]
     for memory in (known, old):
-        descend(memory, 1.0, 2.0, rate=0.1, caution=0.5, bounds=(-5.0, 5.0))
+        descend_log_strength(memory, 1.0, 2.0, rate=0.1, caution=0.5, bounds=(-5.0, 5.0))
     assert old == known and old["log"] < 0
 
 
 def test_a_loss_that_calls_the_model_is_looked_at_as_one_of_its_outputs():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     batch = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2
-    whole = look(
+    whole = validate(
         model, lambda model, rows: nn.functional.cross_entropy(model(rows[0]), rows[1]), batch
     )
-    usual = look(model, nn.functional.cross_entropy, batch)
-    assert torch.equal(whole.loss, usual.loss) and whole.blind.isnan()
+    usual = validate(model, nn.functional.cross_entropy, batch)
+    assert torch.equal(whole.loss, usual.loss) and whole.constant_loss.isnan()
     assert all(torch.equal(whole.gradients[p], usual.gradients[p]) for p in model.parameters())

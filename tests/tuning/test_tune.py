@@ -500,7 +500,8 @@ def test_a_search_is_asked_without_the_untuned_trial(tmp_path):
 def test_strengths_are_told_as_they_acted(monkeypatch):
     """Decay that rests where a model gives one answer for all rows is told as resting."""
     monkeypatch.setattr(
-        "tikhon.population.decay.trust", lambda memory, *_: torch.full_like(memory["log"], 0.25)
+        "tikhon.population.decay.trusted_share",
+        lambda memory, *_: torch.full_like(memory["log"], 0.25),
     )
     job = make_job(
         lambda c: network(), *data(), None, "auto", 0, 8, 32, torch.optim.AdamW, "cpu", 0

@@ -130,7 +130,9 @@ def _by_row(scores: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
     shapes = f"received {what} {tuple(scores.shape)} and labels {tuple(labels.shape)}"
     wide = scores.unsqueeze(1) if scores.ndim == 1 and labels.ndim == 1 else scores
     fits = [
-        d for d in {1, wide.ndim - 1} if 0 < d < wide.ndim and _without(wide, d) == labels.shape
+        d
+        for d in {1, wide.ndim - 1}
+        if 0 < d < wide.ndim and _shape_without(wide, d) == labels.shape
     ]
     if not fits or not labels.numel() or scores.is_complex():
         raise ValueError(
@@ -152,7 +154,7 @@ def _by_row(scores: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
     return rows, numbers.long()
 
 
-def _without(scores: Tensor, dim: int) -> torch.Size:
+def _shape_without(scores: Tensor, dim: int) -> torch.Size:
     return torch.Size([*scores.shape[:dim], *scores.shape[dim + 1 :]])
 
 

@@ -22,7 +22,7 @@ from tikhon.wrappers import named_modules
 
 T = TypeVar("T")
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-TORCH: dict[type[nn.Module], type[NoiseLayer]] = {
+COUNTERPARTS: dict[type[nn.Module], type[NoiseLayer]] = {
     nn.Dropout: dropout.Dropout,
     nn.Dropout1d: structured.Dropout1d,
     nn.Dropout2d: structured.Dropout2d,
@@ -30,7 +30,7 @@ TORCH: dict[type[nn.Module], type[NoiseLayer]] = {
     nn.AlphaDropout: dropout.AlphaDropout,
     nn.FeatureAlphaDropout: dropout.FeatureAlphaDropout,
 }
-CHILD = {"after": "noise_after", "before": "noise_before"}
+CHILD_NAMES = {"after": "noise_after", "before": "noise_before"}
 
 
 class Edit:
@@ -77,8 +77,8 @@ def insert_dropout(
     (['0.noise_after'], '0.weight')
     >>> edit.undo()
     """
-    if not in_words(where, tuple(CHILD)):
-        raise ValueError(unknown("place", where, CHILD))
+    if not in_words(where, tuple(CHILD_NAMES)):
+        raise ValueError(unknown("place", where, CHILD_NAMES))
     places = {}
     for pattern, layer in _mapping("insert_dropout", layers).items():
         if isinstance(layer, (_WeightNoise, VariationalDropout, recurrent._RecurrentNoise)):
@@ -88,8 +88,8 @@ def insert_dropout(
             )
         _check(layer, pattern)
         for path, module in _places(model, pattern):
-            if path in places or hasattr(module, CHILD[where]):
-                has = getattr(module, CHILD[where], None) or places[path][1]
+            if path in places or hasattr(module, CHILD_NAMES[where]):
+                has = getattr(module, CHILD_NAMES[where], None) or places[path][1]
                 raise ValueError(
                     f"{path} already has noise {where} it, {has}: set_rate changes its rate, "
                     "undo() of the first edit removes it"
@@ -117,14 +117,16 @@ def replace_dropout(
     (['1'], Dropout(rate=0.3))
     """
     sources = [(s.path, m) for s, m in noise_sources(model) if not s.moving]
-    fixed = {path: (module, new) for path, module in sources if (new := _counterpart(module))}
+    fixed = {path: (module, new) for path, module in sources if (new := _equivalent_layer(module))}
     chosen: dict[str, tuple[nn.Module, NoiseLayer]] = {}
     asked: Mapping[Pattern, NoiseLayer | None] = {"*": None} if layers is None else layers
     for pattern, layer in _mapping("replace_dropout", asked).items():
         found = [p for p, (m, _) in fixed.items() if matches(pattern, p, m)]
         if not found:
             name = pattern if isinstance(pattern, str) else pattern.__name__
-            raise ValueError(unknown("fixed dropout", name, fixed) if fixed else _nothing(model))
+            raise ValueError(
+                unknown("fixed dropout", name, fixed) if fixed else _no_dropout_message(model)
+            )
         for path in found:
             module, (kind, rate, options) = fixed[path]
             if layer is not None:
@@ -157,7 +159,7 @@ def _check(layer: object, pattern: Pattern) -> None:
         )
 
 
-def _nothing(model: nn.Module) -> str:
+def _no_dropout_message(model: nn.Module) -> str:
     return f"{type(model).__name__} has no fixed dropout that can be replaced: see layers.audit"
 
 
@@ -178,7 +180,7 @@ def _places(model: nn.Module, pattern: Pattern) -> list[tuple[str, nn.Module]]:
 
 
 def _insert(edit: Edit, path: str, module: nn.Module, layer: NoiseLayer, where: str) -> None:
-    child = CHILD[where]
+    child = CHILD_NAMES[where]
     layer = copy.deepcopy(layer).train(module.training)
     layer.path = f"{path}.{child}"
     device = next((p.device for p in module.parameters()), None)
@@ -214,14 +216,14 @@ def _before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     raise TypeError(f"{layer.label}: the module is called without a tensor")
 
 
-def _counterpart(module: Any) -> tuple[Callable[..., NoiseLayer], float, dict] | None:
+def _equivalent_layer(module: Any) -> tuple[Callable[..., NoiseLayer], float, dict] | None:
     """Return class, rate and options of the layer equivalent to `module`, or None."""
     name = type(module).__name__
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return next(
             (
                 (own, float(module.p), {"inplace": module.inplace})
-                for theirs, own in TORCH.items()
+                for theirs, own in COUNTERPARTS.items()
                 if isinstance(module, theirs) and type(module).forward is theirs.forward
             ),
             None,
@@ -238,11 +240,11 @@ def _counterpart(module: Any) -> tuple[Callable[..., NoiseLayer], float, dict] |
 def _replace(edit: Edit, model: nn.Module, path: str, module: nn.Module, new: NoiseLayer) -> None:
     new.train(module.training)
     if isinstance(module, nn.MultiheadAttention):
-        _adopt(edit, module, attention.MultiheadAttention, "attention_dropout", new)
+        _change_class(edit, module, attention.MultiheadAttention, "attention_dropout", new)
         new.path = f"{path}.attention_dropout"
     elif isinstance(module, nn.RNNBase):
         own = {nn.LSTM: recurrent.LSTM, nn.GRU: recurrent.GRU, nn.RNN: recurrent.RNN}
-        _adopt(edit, module, own[type(module)], "between_layers", new)
+        _change_class(edit, module, own[type(module)], "between_layers", new)
         new.path = f"{path}.between_layers"
     else:
         new.path = path
@@ -254,7 +256,7 @@ def _replace(edit: Edit, model: nn.Module, path: str, module: nn.Module, new: No
     edit.paths.append(new.path)
 
 
-def _adopt(edit: Edit, module: Any, kind: type, child: str, new: NoiseLayer) -> None:
+def _change_class(edit: Edit, module: Any, kind: type, child: str, new: NoiseLayer) -> None:
     """Change the class of `module` in place and add the noise as a child."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     before, rate = type(module), module.dropout

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from tikhon.layers.masks import (
+    Caller,
     Rate,
-    Where,
     check_rank,
     draw,
     draw_normal,
+    error_prefix,
     inverse_keep,
     mask_shape,
-    name_of,
-    readable,
+    to_float,
 )
 from tikhon.layers.tokens import patch_dropout as patch_dropout, word_dropout as word_dropout
 
@@ -49,7 +49,7 @@ def dropout(
     """
     if not training:
         return x
-    rate = readable(rate)
+    rate = to_float(rate)
     if type(rate) is float and generator is None and uniforms is None:
         if not tied:
             return torch.dropout(x, rate, True)
@@ -71,7 +71,7 @@ def spatial_dropout(
 
     Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
     """
-    rate = readable(rate)
+    rate = to_float(rate)
     if training and type(rate) is float and generator is None and uniforms is None:
         return torch.feature_dropout(x, rate, True)
     tied = range(2, x.ndim)
@@ -145,7 +145,7 @@ def alpha_dropout(
     """
     if not training:
         return x
-    rate = readable(rate)
+    rate = to_float(rate)
     if type(rate) is float and not tied and generator is None and uniforms is None:
         return torch.alpha_dropout(x, rate, True)
     kept = draw(mask_shape(x, tied), x, generator, uniforms) >= rate
@@ -169,7 +169,7 @@ def feature_alpha_dropout(
 
     Reference: Klambauer et al. 2017, https://arxiv.org/abs/1706.02515
     """
-    rate = readable(rate)
+    rate = to_float(rate)
     if training and type(rate) is float and generator is None and uniforms is None:
         return torch.feature_alpha_dropout(x, rate, True)
     tied = range(2, x.ndim)
@@ -224,7 +224,7 @@ def drop_block(
     training: bool = True,
     generator: Generator | None = None,
     uniforms: Tensor | None = None,
-    where: Where = "drop_block",
+    where: Caller = "drop_block",
 ) -> Tensor:
     """Zero blocks of `block_size` in every spatial dimension of `x` (N, C, ...), rescale the rest.
 
@@ -237,12 +237,12 @@ def drop_block(
     size, pool = x.shape[2:], {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
     if len(size) not in pool:
         raise ValueError(
-            f"{name_of(where)}: expected (N, C, ...) with 1 to 3 spatial dimensions, "
+            f"{error_prefix(where)}: expected (N, C, ...) with 1 to 3 spatial dimensions, "
             f"received shape {tuple(x.shape)}"
         )
     if block_size % 2 == 0 or not 1 <= block_size <= min(size):
         raise ValueError(
-            f"{name_of(where)}: block_size must be odd and fit in the map of {tuple(size)}, "
+            f"{error_prefix(where)}: block_size must be odd and fit in the map of {tuple(size)}, "
             f"received {block_size}"
         )
     if not training:
@@ -293,7 +293,7 @@ def input_dropout(
     training: bool = True,
     generator: Generator | None = None,
     uniforms: Tensor | None = None,
-    where: Where = "input_dropout",
+    where: Caller = "input_dropout",
 ) -> Tensor:
     """Zero one square of `x` (N, C, H, W) whose area is `rate` of the image (Cutout).
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from tikhon.arguments import LARGEST, checked
 
 Rate = float | Tensor
-Where = str | nn.Module  # names the caller in errors: a name, or a layer with a `label`
+Caller = str | nn.Module  # names the caller in errors: a name, or a layer with a `label`
 
 
 def check_rate(rate: object, where: str, *, upper: float = 1.0, closed: bool = True) -> float:
@@ -30,27 +30,29 @@ def check_rate(rate: object, where: str, *, upper: float = 1.0, closed: bool = T
     return float(checked(where, "the rate", given, bound, fine))
 
 
-def name_of(where: Where) -> str:
+def error_prefix(where: Caller) -> str:
     """Return the start of a message; computed only on failure, as it may search."""
     return where if isinstance(where, str) else str(where.label)
 
 
-def check_rank(x: Tensor, ranks: Sequence[int], where: Where, shape: str) -> None:
+def check_rank(x: Tensor, ranks: Sequence[int], where: Caller, shape: str) -> None:
     """Raise an error naming the expected `shape` unless x has one of the ranks."""
     if x.ndim not in ranks:
-        raise ValueError(f"{name_of(where)}: expected {shape}, received shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{error_prefix(where)}: expected {shape}, received shape {tuple(x.shape)}"
+        )
 
 
-def readable(rate: Rate) -> Rate:
+def to_float(rate: Rate) -> Rate:
     """Return the rate as a float if reading it is free (not batched, traced or on a device)."""
     if not isinstance(rate, Tensor):
         return float(rate)
     if torch.compiler.is_compiling() or not rate.is_cpu:
         return rate
-    return rate if batched(rate) else rate.item()
+    return rate if is_batched(rate) else rate.item()
 
 
-def batched(x: Tensor) -> bool:
+def is_batched(x: Tensor) -> bool:
     """Return whether x is inside `torch.vmap` or another transform of torch.func."""
     if torch.compiler.is_compiling():
         return False
@@ -83,12 +85,12 @@ def draw_normal(like: Tensor, g: Generator | None, uniforms: Tensor | None) -> T
     return torch.special.ndtri(draw(like.shape, like, g, uniforms).clamp(tiny, 1 - tiny)).to(like)
 
 
-def check_dims(x: Tensor, dims: Sequence[int], where: Where) -> None:
+def check_dims(x: Tensor, dims: Sequence[int], where: Caller) -> None:
     """Raise an error unless x has these dimensions."""
     if not all(-x.ndim <= d < x.ndim for d in dims):
         raise ValueError(
-            f"{name_of(where)}: expected an input with dimension {', '.join(map(str, dims))}, "
-            f"received shape {tuple(x.shape)}"
+            f"{error_prefix(where)}: expected an input with dimension "
+            f"{', '.join(map(str, dims))}, received shape {tuple(x.shape)}"
         )
 
 

@@ -18,7 +18,7 @@ from tikhon.layers.sources import noise_sources
 from tikhon.wrappers import named_modules
 
 # their fast paths in evaluation would skip the noise of their children
-SHORTCUTS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
+WITH_FAST_PATH = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def montecarlo(model: nn.Module, *, also: str | Sequence[str] = ()) -> Iterator[
     """
     noisy = [module for _, module in noise_sources(model)]
     modules = list(named_modules(model))
-    for pattern in [also] if isinstance(also, str) else _globs(also):
+    for pattern in [also] if isinstance(also, str) else _as_globs(also):
         found = [m for path, m in modules if fnmatchcase(path, pattern)]
         if not found:
             raise ValueError(unknown("module", pattern, [path for path, _ in modules]))
@@ -60,7 +60,7 @@ def montecarlo(model: nn.Module, *, also: str | Sequence[str] = ()) -> Iterator[
             module.training = mode
 
 
-def _globs(also: object) -> list[str]:
+def _as_globs(also: object) -> list[str]:
     several = list(also) if isinstance(also, list | tuple | set | frozenset) else [also]
     found = [one for one in several if isinstance(one, str)]
     if len(found) < len(several):
@@ -70,7 +70,7 @@ def _globs(also: object) -> list[str]:
 
 def _reads_a_childs_rate(module: nn.Module) -> bool:
     """Return whether a module's own mode controls the noise of its children."""
-    if isinstance(module, SHORTCUTS):
+    if isinstance(module, WITH_FAST_PATH):
         return True
     children = [c for c in module.children() if isinstance(c, nn.modules.dropout._DropoutNd)]
     return "Attention" in type(module).__name__ and bool(children)
@@ -169,7 +169,7 @@ def predict_distribution(
     if axis is not None:
         axis = checked(name, "axis", axis, "a dimension", math.isfinite, whole=True)
     with montecarlo(model, also=also):
-        rowwise = all(_rowwise(module) for _, module in noise_sources(model))
+        rowwise = all(_is_rowwise(module) for _, module in noise_sources(model))
         sample = _as_rows if rowwise else _under_vmap
         drawn = [sample(model, batch, samples, chunk) for batch in inputs_of(x, model)]
     if not drawn:
@@ -224,11 +224,11 @@ def inputs_of(x: Tensor | Iterable[object], model: nn.Module) -> Iterator[Tensor
         yield first.to(device)
 
 
-def _rowwise(module: nn.Module) -> bool:
-    return module.rowwise if isinstance(module, NoiseLayer) else not _unknown_ties(module)
+def _is_rowwise(module: nn.Module) -> bool:
+    return module.rowwise if isinstance(module, NoiseLayer) else not _shares_noise_in_batch(module)
 
 
-def _unknown_ties(module: nn.Module) -> bool:
+def _shares_noise_in_batch(module: nn.Module) -> bool:
     return getattr(module, "mode", None) == "batch" or "DropBlock" in type(module).__name__
 
 
@@ -236,12 +236,12 @@ def _as_rows(model: nn.Module, x: Tensor, samples: int, chunk: int) -> Tensor:
     each = max(1, chunk // max(1, len(x)))  # samples per pass
     sizes = [min(each, samples - k) for k in range(0, samples, each)]
     passes = [
-        _answers(model, x.repeat(n, *[1] * (x.ndim - 1))).unflatten(0, (n, len(x))) for n in sizes
+        _outputs(model, x.repeat(n, *[1] * (x.ndim - 1))).unflatten(0, (n, len(x))) for n in sizes
     ]
     return torch.cat(passes)
 
 
-def _answers(model: nn.Module, x: Tensor) -> Tensor:
+def _outputs(model: nn.Module, x: Tensor) -> Tensor:
     found = model(x)
     if not isinstance(found, Tensor):
         raise TypeError(
@@ -255,8 +255,8 @@ def _answers(model: nn.Module, x: Tensor) -> Tensor:
 def _under_vmap(model: nn.Module, x: Tensor, samples: int, chunk: int) -> Tensor:
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return torch.stack(
-            [_answers(model, x) for _ in range(samples)]
+            [_outputs(model, x) for _ in range(samples)]
         )  # torch has no batching rule
     each = max(1, chunk // max(1, len(x)))
-    one = torch.vmap(lambda _: _answers(model, x), randomness="different", chunk_size=each)
+    one = torch.vmap(lambda _: _outputs(model, x), randomness="different", chunk_size=each)
     return one(torch.zeros(samples, device=x.device))

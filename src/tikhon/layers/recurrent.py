@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from tikhon.errors import described
 from tikhon.layers import functional
 from tikhon.layers.dropout import Dropout
-from tikhon.layers.masks import batched
+from tikhon.layers.masks import is_batched
 from tikhon.layers.noise import NoiseLayer
 
 State = Tensor | tuple[Tensor, ...]  # for an LSTM hidden state and cells
@@ -30,7 +30,7 @@ KERNELS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 }
 
 
-class _LayerByLayer(nn.RNNBase):
+class _NoiseBetweenLayers(nn.RNNBase):
     """The forward of a recurrent stack whose dropout is the child `between_layers`."""
 
     between_layers: NoiseLayer
@@ -39,18 +39,18 @@ class _LayerByLayer(nn.RNNBase):
         """Output and last states, as in torch."""
         if not self.between_layers.training:
             return super().forward(input, hx)
-        return _stack(self, self._parameters, input, hx)
+        return _run_stack(self, self._parameters, input, hx)
 
 
-class LSTM(_LayerByLayer, nn.LSTM):
+class LSTM(_NoiseBetweenLayers, nn.LSTM):
     """`nn.LSTM` whose dropout is the child `between_layers`; made by `replace_dropout`."""
 
 
-class GRU(_LayerByLayer, nn.GRU):
+class GRU(_NoiseBetweenLayers, nn.GRU):
     """`nn.GRU` whose dropout is the child `between_layers`; made by `replace_dropout`."""
 
 
-class RNN(_LayerByLayer, nn.RNN):
+class RNN(_NoiseBetweenLayers, nn.RNN):
     """`nn.RNN` whose dropout is the child `between_layers`; made by `replace_dropout`."""
 
 
@@ -117,7 +117,7 @@ class WeightDrop(_RecurrentNoise):
             for name, weight in list(weights.items()):
                 if weight is not None and name.startswith("weight_hh"):
                     weights[name] = functional.dropout(weight, self.rate, generator=self.generator)
-        return _stack(self, weights, x, hx)
+        return _run_stack(self, weights, x, hx)
 
 
 class RecurrentDropout(_RecurrentNoise):
@@ -148,19 +148,19 @@ class RecurrentDropout(_RecurrentNoise):
     def forward(self, x: Tensor | PackedSequence, hx: State | None = None) -> Result:
         """Output and last states, as in torch."""
         if not self.training:
-            return _stack(self, self._parameters, x, hx)
+            return _run_stack(self, self._parameters, x, hx)
         if isinstance(x, PackedSequence):
             raise TypeError(f"{self.label}: a packed sequence has no steps, pad it")
-        return _stack(self, self._parameters, x, hx, state_noise=self._mask)
+        return _run_stack(self, self._parameters, x, hx, state_noise=self._mask)
 
     def _mask(self, h: Tensor) -> Tensor:
         return functional.dropout(torch.ones_like(h), self.rate, generator=self.generator)
 
 
-Layers = _LayerByLayer | _RecurrentNoise
+Layers = _NoiseBetweenLayers | _RecurrentNoise
 
 
-def _stack(
+def _run_stack(
     rnn: Layers,
     weights: Weights,
     input: Tensor | PackedSequence,
@@ -181,22 +181,22 @@ def _stack(
     single = packed is None and x.ndim == 2
     if single:
         x = x.unsqueeze(1)
-        hx = None if hx is None else _each(hx, lambda h: h.unsqueeze(1))
+        hx = None if hx is None else _map_state(hx, lambda h: h.unsqueeze(1))
     elif packed is None and rnn.batch_first:
         x = x.transpose(0, 1)
     if packed is not None and packed.sorted_indices is not None and hx is not None:
         order = packed.sorted_indices
-        hx = _each(hx, lambda h: h.index_select(1, order))
+        hx = _map_state(hx, lambda h: h.index_select(1, order))
     if hx is None:
         hx = _zeros(rnn, x, x.shape[1] if sizes is None else int(sizes[0]))
-    fused = state_noise is None and not _stepwise(rnn, x, weights)
+    fused = state_noise is None and not _needs_unrolling(rnn, x, weights)
     states = []
     directions = 2 if rnn.bidirectional else 1
     for k in range(rnn.num_layers):
         if k > 0 and rnn.between_layers is not None:
             x = rnn.between_layers(x)
         rows = slice(k * directions, (k + 1) * directions)
-        initial = _each(hx, lambda h, rows=rows: h[rows])
+        initial = _map_state(hx, lambda h, rows=rows: h[rows])
         suffixes = [f"_l{k}", f"_l{k}_reverse"][:directions]
         own = [_weights_of(weights, suffix) for suffix in suffixes]
         if fused or sizes is not None:
@@ -216,14 +216,14 @@ def _stack(
     return output, last if rnn.mode == "LSTM" else last[0]
 
 
-def _stepwise(rnn: Layers, x: Tensor, weights: Weights) -> bool:
+def _needs_unrolling(rnn: Layers, x: Tensor, weights: Weights) -> bool:
     """Return whether torch's fused kernel is unusable: under `vmap` or with symbolic sizes."""
     if torch.compiler.is_compiling():
         return isinstance(rnn, NoiseLayer)  # torch.compile does not enter the others
-    return batched(x) or any(batched(w) for w in weights.values() if w is not None)
+    return is_batched(x) or any(is_batched(w) for w in weights.values() if w is not None)
 
 
-def _each(hx: State, function: Noise) -> State:
+def _map_state(hx: State, function: Noise) -> State:
     return tuple(map(function, hx)) if isinstance(hx, tuple) else function(hx)
 
 
@@ -270,13 +270,13 @@ def _unrolled(
     for direction, weights in enumerate(own):
         state = tuple(h[direction] for h in initial)
         mask = None if noise is None else noise(state[0])
-        output, last = _run(rnn, weights, x.flip(0) if direction else x, state, mask)
+        output, last = _run_direction(rnn, weights, x.flip(0) if direction else x, state, mask)
         outputs.append(output.flip(0) if direction else output)
         lasts.append(last)
     return torch.cat(outputs, -1), tuple(torch.stack(parts) for parts in zip(*lasts, strict=True))
 
 
-def _run(
+def _run_direction(
     rnn: Layers,
     weights: Sequence[Tensor],
     x: Tensor,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from tikhon.layers.masks import Rate, Where, batched, check_rank, draw, name_of
+from tikhon.layers.masks import Caller, Rate, check_rank, draw, error_prefix, is_batched
 
 PATCH_SLACK = 1e-6  # a float32 rate of 0.3 slightly exceeds 0.3
 
@@ -22,7 +22,7 @@ def patch_dropout(
     training: bool = True,
     generator: Generator | None = None,
     uniforms: Tensor | None = None,
-    where: Where = "patch_dropout",
+    where: Caller = "patch_dropout",
 ) -> Tensor:
     """Keep `prefix` tokens of `x` (N, L, D) and a random max(1, int((L - prefix)(1 - rate))).
 
@@ -41,9 +41,9 @@ def patch_dropout(
         count = (length * (1 - rate + PATCH_SLACK) // 1) + 0 * order[:1, :1]
         kept = order.argsort(dim=1) < count.clamp(min(1, length), length)
         return torch.cat([head, body * kept.unsqueeze(-1).to(x.dtype)], dim=1)
-    if isinstance(rate, Tensor) and batched(rate):
+    if isinstance(rate, Tensor) and is_batched(rate):
         raise ValueError(
-            f"{name_of(where)}: members of different rates keep different numbers of tokens, "
+            f"{error_prefix(where)}: members of different rates keep different numbers of tokens, "
             "which do not stack: use remove=False, which zeroes them"
         )
     order = order[:, : min(max(1, int(length * (1 - float(rate) + PATCH_SLACK))), length)]

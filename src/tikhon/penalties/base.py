@@ -59,7 +59,7 @@ class Penalty(ABC):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "strength", checked(self.strength, type(self).__name__))
+        object.__setattr__(self, "strength", check_strength(self.strength, type(self).__name__))
         check_weights(getattr(self, "weights", None), type(self).__name__)
         for name, low in self.above.items():
             check_number(self, name, low)
@@ -95,7 +95,7 @@ class Penalty(ABC):
         if self.constraint:
             return self
         changed = copy(self)  # not dataclasses.replace: the other fields were checked once
-        object.__setattr__(changed, "strength", checked(strength, type(self).__name__))
+        object.__setattr__(changed, "strength", check_strength(strength, type(self).__name__))
         return changed
 
     def for_parameter(
@@ -195,7 +195,7 @@ class Proximable(Penalty):
         return entries + found.rows / max(1, size) ** 0.5
 
 
-def checked(strength: object, owner: str) -> Any:
+def check_strength(strength: object, owner: str) -> Any:
     """A number >= 0, a 0-d tensor, a schedule or a controller; raises for anything else.
 
     Numbers of other kinds, such as numpy's, come back as floats.
@@ -269,7 +269,7 @@ def is_metric(step: object) -> TypeGuard[Tensor]:
     return isinstance(step, Tensor) and step.ndim > 0
 
 
-def as_scalar(step: Any, like: Tensor) -> Tensor:
+def as_tensor(step: Any, like: Tensor) -> Tensor:
     """`step` as a tensor on the device of `like`, to be compared entry by entry."""
     if isinstance(step, Tensor):
         return step.to(like.dtype)
@@ -277,12 +277,12 @@ def as_scalar(step: Any, like: Tensor) -> Tensor:
     return torch.full((), min(step, largest), dtype=like.dtype, device=like.device)
 
 
-def wide(w: Tensor) -> Tensor:
+def upcast(w: Tensor) -> Tensor:
     """`w` in at least float32: sums of squares in float16 overflow, in bfloat16 they stall."""
     return w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
 
 
-def visible(moved: Tensor, w: Tensor) -> Tensor:
+def keep_nonfinite(moved: Tensor, w: Tensor) -> Tensor:
     """`moved` where w is finite, w itself elsewhere: what has diverged must show."""
     return torch.where(w.isfinite(), moved, w)
 

@@ -20,9 +20,9 @@ from tikhon.penalties.base import (
     Proximable,
     check_number,
     is_metric,
+    keep_nonfinite,
     refuse_metric,
-    visible,
-    wide,
+    upcast,
 )
 from tikhon.penalties.group import as_rows, relative_step, row_norms
 from tikhon.penalties.matrix import svd
@@ -39,8 +39,8 @@ class Constraint(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """0 where w is in the set up to rounding, otherwise infinite."""
-        moved = (wide(w) - wide(self.prox(w, 1.0))).abs()
-        allowed = 32 * torch.finfo(w.dtype).eps * (1 + wide(w).abs())
+        moved = (upcast(w) - upcast(self.prox(w, 1.0))).abs()
+        allowed = 32 * torch.finfo(w.dtype).eps * (1 + upcast(w).abs())
         return torch.where((moved > allowed).any(), torch.inf, 0.0).to(moved.dtype)
 
     def grad(self, w: Tensor) -> Tensor:
@@ -50,13 +50,13 @@ class Constraint(Proximable):
 
 def _rows_and_metric(w: Tensor, step: float | Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows of w in at least float32, and the steps over the largest of their row (or None)."""
-    rows = as_rows(wide(w))
+    rows = as_rows(upcast(w))
     if not is_metric(step) or not w.numel():
         return rows, None
     return rows, relative_step(as_rows(step.to(rows.dtype.to_real())))[0]
 
 
-def _nonzero(rows: Tensor) -> Tensor:
+def _with_direction(rows: Tensor) -> Tensor:
     """Ones in place of rows that have no direction."""
     return torch.where(row_norms(rows) <= torch.finfo(rows.dtype).tiny, 1.0, rows)
 
@@ -67,11 +67,11 @@ def _scale_to(rows: Tensor, metric: Tensor | None, radius: float, *, inside: boo
     norms = row_norms(rows)
     scaled = rows * (radius / norms.clamp_min(tiny))
     if metric is not None:
-        scaled = _secular(rows / radius, metric) * radius
+        scaled = _onto_unit_sphere(rows / radius, metric) * radius
     return torch.where(norms <= radius, rows, scaled) if inside else scaled
 
 
-def _secular(rows: Tensor, metric: Tensor) -> Tensor:
+def _onto_unit_sphere(rows: Tensor, metric: Tensor) -> Tensor:
     """Point of the unit sphere closest to each row in the metric: row / (1 + t*metric).
 
     `1/|row / (1 + t*metric)|` is concave and increasing in t, so Newton's iterates from a lower
@@ -167,7 +167,7 @@ class UnitNorm(Constraint):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows moved onto the unit sphere."""
         rows, metric = _rows_and_metric(w, step)
-        scaled = _scale_to(_nonzero(rows), metric, 1.0, inside=False)
+        scaled = _scale_to(_with_direction(rows), metric, 1.0, inside=False)
         return scaled.reshape(w.shape).to(w.dtype)
 
 
@@ -216,7 +216,7 @@ class MinMaxNorm(Constraint):
         rows, metric = _rows_and_metric(w, step)
         inside = _scale_to(rows, metric, self.max_value, inside=True)
         if self.min_value:
-            outward = _scale_to(_nonzero(rows), metric, self.min_value, inside=False)
+            outward = _scale_to(_with_direction(rows), metric, self.min_value, inside=False)
             inside = torch.where(row_norms(rows) < self.min_value, outward, inside)
         moved = inside if self.rate == 1 else rows.lerp(inside, self.rate)
         return moved.reshape(w.shape).to(w.dtype)
@@ -238,7 +238,7 @@ class NonNegative(Constraint):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """max(w, 0)."""
-        return visible(w.clamp_min(0), w)
+        return keep_nonfinite(w.clamp_min(0), w)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +272,7 @@ class Box(Constraint):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """w clipped."""
-        return visible(w.clamp(self.low, self.high), w)
+        return keep_nonfinite(w.clamp(self.low, self.high), w)
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,7 +299,9 @@ class Simplex(Constraint):
         rows, metric = _rows_and_metric(w, step)
         if not w.numel():
             return w.clone()
-        return visible(_onto_simplex(rows, metric, self.total).reshape(w.shape).to(w.dtype), w)
+        return keep_nonfinite(
+            _onto_simplex(rows, metric, self.total).reshape(w.shape).to(w.dtype), w
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,7 +369,7 @@ class SpectralBall(Constraint):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Singular values clipped at the radius."""
         refuse_metric(self, step)
-        u, sigma, vh = svd(as_rows(wide(w)))
+        u, sigma, vh = svd(as_rows(upcast(w)))
         return ((u * sigma.clamp_max(self.radius)) @ vh).reshape(w.shape).to(w.dtype)
 
 

@@ -13,10 +13,10 @@ from tikhon.errors import described
 from tikhon.penalties.base import (
     Proximable,
     Slopes,
-    as_scalar,
-    visible,
+    as_tensor,
+    keep_nonfinite,
+    upcast,
     weighted,
-    wide,
 )
 
 
@@ -61,7 +61,7 @@ class L1(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * |w|)."""
-        return self.lam * weighted(wide(w).abs(), self.weights).sum()
+        return self.lam * weighted(upcast(w).abs(), self.weights).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * weights * sign(w), 0 at 0."""
@@ -120,7 +120,7 @@ class L2(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength/2 * sum(weights * |w - center|^2)."""
-        return self.lam / 2 * weighted(self._offset(wide(w)).abs().square(), self.weights).sum()
+        return self.lam / 2 * weighted(self._offset(upcast(w)).abs().square(), self.weights).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * weights * (w - center)."""
@@ -163,7 +163,7 @@ class ElasticNet(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * (l1_ratio * |w| + (1 - l1_ratio)/2 * |w|^2))."""
-        size = wide(w).abs()
+        size = upcast(w).abs()
         entries = self.l1_ratio * size + (1 - self.l1_ratio) / 2 * size.square()
         return self.lam * weighted(entries, self.weights).sum()
 
@@ -215,7 +215,7 @@ class Huber(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * h(w))."""
-        size = wide(w).abs()
+        size = upcast(w).abs()
         near = size.clamp(max=self.delta)
         return self.lam * weighted(near * (size - near / 2), self.weights).sum()
 
@@ -260,7 +260,7 @@ class MCP(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the concave quadratic up to gamma*strength, constant beyond."""
-        return weighted(mcp_value(wide(w).abs(), self.lam, self.gamma), self.weights).sum()
+        return weighted(mcp_value(upcast(w).abs(), self.lam, self.gamma), self.weights).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """weights * sign(w) * max(strength - |w|/gamma, 0)."""
@@ -273,15 +273,15 @@ class MCP(Proximable):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Firm threshold for step < gamma, hard threshold at strength*sqrt(step*gamma) else."""
-        size = wide(w).abs()
-        step = as_scalar(weighted(step, self.weights), size)
+        size = upcast(w).abs()
+        step = as_tensor(weighted(step, self.weights), size)
         shrunk = mcp_prox(size, step, self.lam, self.gamma)
         return (torch.sgn(w) * shrunk).to(w.dtype)
 
 
 def mcp_value(size: Tensor, strength: float | Tensor, gamma: float) -> Tensor:
     """The minimax concave penalty of each size >= 0."""
-    near = torch.minimum(size, as_scalar(gamma * strength, size))
+    near = torch.minimum(size, as_tensor(gamma * strength, size))
     return strength * near - near.square() / (2 * gamma)
 
 
@@ -324,12 +324,12 @@ class SCAD(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the three pieces."""
-        return weighted(self._pieces(wide(w).abs()), self.weights).sum()
+        return weighted(self._pieces(upcast(w).abs()), self.weights).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """weights * sign(w) * (a*strength - |w|)/(a - 1), the slope clipped to [0, strength]."""
         slope = ((self.a * self.lam - w.abs()) / (self.a - 1)).clamp_min(0)
-        slope = torch.minimum(slope, as_scalar(self.lam, slope))
+        slope = torch.minimum(slope, as_tensor(self.lam, slope))
         return weighted(torch.sgn(w) * slope, self.weights).to(w.dtype)
 
     def slopes(self, w: Tensor) -> Slopes:
@@ -338,23 +338,23 @@ class SCAD(Proximable):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Three pieces for step < a - 1; else the better of the two outer pieces."""
-        size, lam, a = wide(w).abs(), self.lam, self.a
-        step = as_scalar(weighted(step, self.weights), size)
+        size, lam, a = upcast(w).abs(), self.lam, self.a
+        step = as_tensor(weighted(step, self.weights), size)
         convex = step < a - 1
         near = (size - step * lam).clamp_min(0)
         middle = ((a - 1) * size - step * a * lam) / torch.where(convex, a - 1 - step, 1)
         inner = torch.where(size <= lam * (1 + step), near, middle)
         pieces = torch.where(size <= a * lam, inner, size)
-        low = torch.minimum(near, as_scalar(lam, size))
-        high = torch.maximum(size, as_scalar(a * lam, size))
+        low = torch.minimum(near, as_tensor(lam, size))
+        high = torch.maximum(size, as_tensor(a * lam, size))
         worse = self._objective(low, size, step) > self._objective(high, size, step)
         left = torch.sgn(w) * torch.where(convex, pieces, torch.where(worse, high, low))
-        return visible(left.to(w.dtype), w)
+        return keep_nonfinite(left.to(w.dtype), w)
 
     def _pieces(self, size: Tensor) -> Tensor:
         lam, a = self.lam, self.a
-        near = torch.minimum(size, as_scalar(lam, size))
-        middle = torch.minimum(size, as_scalar(a * lam, size)) - near
+        near = torch.minimum(size, as_tensor(lam, size))
+        middle = torch.minimum(size, as_tensor(a * lam, size)) - near
         return lam * near + middle * (lam - middle / (2 * (a - 1)))
 
     def _objective(self, candidate: Tensor, size: Tensor, step: Tensor) -> Tensor:
@@ -388,7 +388,7 @@ class LogSum(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * log(1 + |w|/epsilon))."""
-        return self.lam * weighted(torch.log1p(wide(w).abs() / self.epsilon), self.weights).sum()
+        return self.lam * weighted(torch.log1p(upcast(w).abs() / self.epsilon), self.weights).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * weights * sign(w) / (epsilon + |w|)."""
@@ -401,11 +401,11 @@ class LogSum(Proximable):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Larger root of a quadratic; zero instead where that is better or there is no root."""
-        size, epsilon = wide(w).abs(), self.epsilon
-        scale = as_scalar(weighted(self.lam * step, self.weights), size)
+        size, epsilon = upcast(w).abs(), self.epsilon
+        scale = as_tensor(weighted(self.lam * step, self.weights), size)
         discriminant = (size + epsilon).square() - 4 * scale
         root = ((size - epsilon + discriminant.clamp_min(0).sqrt()) / 2).clamp_min(0)
         cost = (root - size).square() / 2 + scale * torch.log1p(root / epsilon)
         # up to scale = epsilon^2 the objective is convex: comparing costs would only add noise
         keep = (discriminant >= 0) & ((scale <= epsilon**2) | (cost < size.square() / 2))
-        return visible((torch.sgn(w) * torch.where(keep, root, 0)).to(w.dtype), w)
+        return keep_nonfinite((torch.sgn(w) * torch.where(keep, root, 0)).to(w.dtype), w)

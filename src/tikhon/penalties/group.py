@@ -15,11 +15,11 @@ from torch import Tensor
 from tikhon.penalties.base import (
     Proximable,
     Slopes,
-    as_scalar,
+    as_tensor,
     is_metric,
     refuse_metric,
+    upcast,
     weighted,
-    wide,
 )
 from tikhon.penalties.elementwise import L1, mcp_prox, mcp_value
 
@@ -44,10 +44,10 @@ def shrink_rows(rows: Tensor, step: float | Tensor, strength: float | Tensor) ->
     tiny = torch.finfo(rows.dtype).tiny
     if not is_metric(step):
         return rows * (1 - step * strength / row_norms(rows).clamp_min(tiny)).clamp_min(0)
-    return shrink_by(rows, (strength * step).to(rows.dtype.to_real()))
+    return shrink_rows_by(rows, (strength * step).to(rows.dtype.to_real()))
 
 
-def shrink_by(rows: Tensor, shift: Tensor) -> Tensor:
+def shrink_rows_by(rows: Tensor, shift: Tensor) -> Tensor:
     """The same from `shift = strength * step`, of the rows' shape."""
     shift = shift.clamp_min(torch.finfo(rows.dtype).tiny)
     norm = _norm_after(rows, shift)
@@ -79,7 +79,7 @@ def _norm_after(rows: Tensor, shift: Tensor) -> Tensor:
     return t
 
 
-def by_row(weights: Tensor | Mapping[str, Tensor], w: Tensor) -> Tensor:
+def row_factors(weights: Tensor | Mapping[str, Tensor], w: Tensor) -> Tensor:
     """One factor per row, shaped to multiply w."""
     factors = weighted(1, weights).to(w.device, w.dtype.to_real()).reshape(-1)
     rows = w.shape[0] if w.ndim >= 2 else 1
@@ -121,12 +121,12 @@ class GroupLasso(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of weighted row norms."""
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         return (self._strengths(rows) * row_norms(rows)).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * weights * w_g / |w_g|, 0 for a zero row."""
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         tiny = torch.finfo(rows.dtype).tiny
         gradient = self._strengths(rows) * rows / row_norms(rows).clamp_min(tiny)
         return gradient.reshape(w.shape).to(w.dtype)
@@ -137,7 +137,7 @@ class GroupLasso(Proximable):
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Each row shrunk by its norm; in a diagonal metric by one scalar equation per row."""
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         if is_metric(step):
             step = as_rows(step.to(rows.dtype.to_real()))
         shrunk = shrink_rows(rows, step, self._strengths(rows))
@@ -147,7 +147,7 @@ class GroupLasso(Proximable):
         strength = self.lam * rows.shape[1] ** 0.5 if self.scale_by_size else self.lam
         if self.weights is None:
             return strength
-        return strength * by_row(self.weights, rows)
+        return strength * row_factors(self.weights, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,11 +197,11 @@ class SparseGroupLasso(Proximable):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold first, then the rows; the other order is not the prox."""
         single, group = self._parts(w)
-        return group.prox(single.prox(wide(w), step), step).to(w.dtype)
+        return group.prox(single.prox(upcast(w), step), step).to(w.dtype)
 
     def _parts(self, w: Tensor) -> tuple[L1, GroupLasso]:
         single, group = self.l1_ratio * self.lam, (1 - self.l1_ratio) * self.lam
-        entries = None if self.weights is None else by_row(self.weights, w)
+        entries = None if self.weights is None else row_factors(self.weights, w)
         return (
             L1(single, weights=entries),
             GroupLasso(group, weights=self.weights, scale_by_size=self.scale_by_size),
@@ -238,12 +238,12 @@ class GroupMCP(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """Sum over rows of the penalty of their norm."""
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         return (self._factors(rows) * mcp_value(row_norms(rows), self.lam, self.gamma)).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """max(strength - |w_g|/gamma, 0) * w_g / |w_g|, 0 for a zero row."""
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         norms = row_norms(rows)
         slope = self._factors(rows) * (self.lam - norms / self.gamma).clamp_min(0)
         unit = rows / norms.clamp_min(torch.finfo(rows.dtype).tiny)
@@ -257,15 +257,15 @@ class GroupMCP(Proximable):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Each row scaled to the prox of its norm."""
         refuse_metric(self, step)
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         norms = row_norms(rows)
-        step = as_scalar(step * self._factors(rows), norms)
+        step = as_tensor(step * self._factors(rows), norms)
         scale = mcp_prox(norms, step, self.lam, self.gamma)
         scale = scale / norms.clamp_min(torch.finfo(rows.dtype).tiny)
         return (rows * scale).reshape(w.shape).to(w.dtype)
 
     def _factors(self, rows: Tensor) -> float | Tensor:
-        return 1.0 if self.weights is None else by_row(self.weights, rows)
+        return 1.0 if self.weights is None else row_factors(self.weights, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,7 +292,7 @@ class LInf(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of the weighted largest sizes."""
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         if not rows.numel():
             return self.lam * rows.sum()
         return (self._strengths(rows) * rows.abs().amax(1, keepdim=True)).sum()
@@ -301,7 +301,7 @@ class LInf(Proximable):
         """strength * weights * sign(w), shared by the largest entries of each row."""
         if not w.numel():
             return torch.zeros_like(w)
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         size = rows.abs()
         largest = (size == size.amax(1, keepdim=True)).to(size.dtype)
         share = largest / largest.sum(1, keepdim=True)
@@ -317,13 +317,13 @@ class LInf(Proximable):
         """Each row clipped at one level, found by sorting its sizes."""
         if not w.numel():
             return w.clone()
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         if is_metric(step):
             step = as_rows(step.to(rows.dtype.to_real()))
         return clip_rows(rows, step, self._strengths(rows)).reshape(w.shape).to(w.dtype)
 
     def _strengths(self, rows: Tensor) -> float | Tensor:
-        return self.lam if self.weights is None else self.lam * by_row(self.weights, rows)
+        return self.lam if self.weights is None else self.lam * row_factors(self.weights, rows)
 
 
 def clip_rows(rows: Tensor, step: float | Tensor, strength: float | Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from torch import Tensor
 from tikhon.arguments import is_count, settle
 from tikhon.penalties.base import (
     Proximable,
-    as_scalar,
+    as_tensor,
     check_number,
     refuse_metric,
-    wide,
+    upcast,
 )
-from tikhon.penalties.group import by_row
+from tikhon.penalties.group import row_factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Hierarchical(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of weighted |v_j|, infinite where the hierarchy is violated."""
-        norm, tail = self._parts(wide(w))
+        norm, tail = self._parts(upcast(w))
         slack = 32 * torch.finfo(w.dtype).eps * (1 + self.M * norm)
         violated = (tail.abs() > self.M * norm + slack).any()
         return (self._strengths(norm) * norm).sum() + torch.where(violated, torch.inf, 0.0).to(
@@ -70,8 +70,8 @@ class Hierarchical(Proximable):
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * weights * v_j / |v_j| on the skip weights, 0 elsewhere."""
-        norm, tail = self._parts(wide(w))
-        head = wide(w)[:, : self.skip] / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        norm, tail = self._parts(upcast(w))
+        head = upcast(w)[:, : self.skip] / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         return torch.cat([self._strengths(norm) * head, torch.zeros_like(tail)], 1).to(w.dtype)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
@@ -80,16 +80,16 @@ class Hierarchical(Proximable):
         A feature that stays although its skip weights are all 0 gets its skip on the first output.
         """
         refuse_metric(self, step)
-        norm, tail = self._parts(wide(w))
-        bound = self._bound(norm, tail, as_scalar(self._strengths(norm) * step, norm))
+        norm, tail = self._parts(upcast(w))
+        bound = self._bound(norm, tail, as_tensor(self._strengths(norm) * step, norm))
         first = (torch.arange(self.skip, device=w.device) == 0).to(norm.dtype)
         tiny = torch.finfo(norm.dtype).tiny
-        direction = torch.where(norm > 0, wide(w)[:, : self.skip] / norm.clamp_min(tiny), first)
+        direction = torch.where(norm > 0, upcast(w)[:, : self.skip] / norm.clamp_min(tiny), first)
         head = direction * (bound / self.M)
         return torch.cat([head, tail.clamp(-bound, bound)], 1).to(w.dtype)
 
     def _strengths(self, norm: Tensor) -> float | Tensor:
-        return self.lam if self.weights is None else self.lam * by_row(self.weights, norm)
+        return self.lam if self.weights is None else self.lam * row_factors(self.weights, norm)
 
     def _parts(self, w: Tensor) -> tuple[Tensor, Tensor]:
         if w.ndim != 2 or w.shape[1] < self.skip:

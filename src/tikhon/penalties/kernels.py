@@ -33,12 +33,12 @@ from tikhon.penalties.group import (
     LInf,
     SparseGroupLasso,
     row_norms,
-    shrink_by,
+    shrink_rows_by,
 )
 from tikhon.penalties.native import KernelJob, Kind
 
 softshrink: Any = torch.nn.functional.softshrink  # its stub lacks `out`
-_many: Any = torch  # its _foreach functions are public in all but their names
+_torch: Any = torch  # its _foreach functions are public in all but their names
 BLOCK = 122_880  # entries; smaller ones pay more for calls, and two buffers stay under 1 MB
 SMALL = 16_384  # entries up to which tensors go together through torch._foreach
 
@@ -64,13 +64,13 @@ def prox_(
     moment: Tensor | None = None,
     scale: float | Tensor = 1.0,
     eps: float = 0.0,
-    most: float | Tensor = math.inf,
+    max_step: float | Tensor = math.inf,
 ) -> bool:
     """Replace w by `penalty.prox(w, step)` in place; False if there is no kernel for the case.
 
-    With `moment` the step of an entry is `step / (sqrt(moment)/scale + eps)`, at most `most`: the
-    gain of an adaptive optimizer, which is never stored. There are kernels for L1, ElasticNet and
-    GroupLasso, and in C for MCP, SCAD, LogSum, Box and NonNegative, all without weights, for
+    With `moment` the step of an entry is `step / (sqrt(moment)/scale + eps)`, at most `max_step`:
+    the gain of an adaptive optimizer, which is never stored. There are kernels for L1, ElasticNet
+    and GroupLasso, and in C for MCP, SCAD, LogSum, Box and NonNegative, all without weights, for
     contiguous float32 and float64 tensors and numbers (not tensors) as strength, step and scale.
 
     >>> from tikhon.penalties import L1
@@ -78,12 +78,12 @@ def prox_(
     >>> prox_(L1(1.0), w, 1.0), w
     (True, tensor([ 2.0000, -0.5000]))
     """
-    if torch.compiler.is_compiling() or not (takes(penalty) and fits(w)):
+    if torch.compiler.is_compiling() or not (has_kernel(penalty) and is_supported(w)):
         return False
-    shape = form(penalty, w)
-    if shape is None or not (moment is None or alike(w, moment)):
+    form = kernel_form(penalty, w)
+    if form is None or not (moment is None or has_same_layout(w, moment)):
         return False
-    found = job(shape, penalty.strength, w, step, moment, scale, eps, most=most)
+    found = make_job(form, penalty.strength, w, step, moment, scale, eps, max_step=max_step)
     if found is None:
         return False
     run([found])
@@ -102,17 +102,17 @@ def prox_in_blocks_(penalty: Proximable, w: Tensor, step: float | Tensor) -> boo
     (True, tensor([[0.5000, 0.5000, 0.5000, 0.5000],
             [0.5000, 0.5000, 0.5000, 0.5000]]))
     """
-    apart = type(penalty) in _APART and _is_plain(penalty) and w.ndim > 1
-    if not (apart and w.is_cpu and fits(w)) or torch.compiler.is_compiling():
+    apart = type(penalty) in _ROW_SEPARABLE and _is_unweighted(penalty) and w.ndim > 1
+    if not (apart and w.is_cpu and is_supported(w)) or torch.compiler.is_compiling():
         return False
-    count = max(1, _block(w) * len(w) // w.numel())
+    count = max(1, _block_size(w) * len(w) // w.numel())
     steps = step.expand_as(w).split(count) if isinstance(step, Tensor) else repeat(step)
     for part, its in zip(w.split(count), steps):
         part.copy_(penalty.prox(part, its))
     return True
 
 
-class Form(NamedTuple):
+class KernelForm(NamedTuple):
     """A penalty as the kernels see it, apart from its strength: a kind and its numbers."""
 
     kind: Kind
@@ -120,53 +120,57 @@ class Form(NamedTuple):
     second: float = 0.0
 
 
-def form(penalty: Penalty, w: Tensor) -> Form | None:
+def kernel_form(penalty: Penalty, w: Tensor) -> KernelForm | None:
     """How a kernel does the prox on weights of this shape; None if there is no kernel."""
-    if not takes(penalty):
+    if not has_kernel(penalty):
         return None
     match penalty:
         case ElasticNet():
-            return Form(Kind.ENTRIES, penalty.l1_ratio, 1 - penalty.l1_ratio)
+            return KernelForm(Kind.ENTRIES, penalty.l1_ratio, 1 - penalty.l1_ratio)
         case GroupLasso() | SparseGroupLasso():
             factor = (w.numel() // len(w)) ** 0.5 if penalty.scale_by_size and len(w) else 1.0
             single = penalty.l1_ratio if isinstance(penalty, SparseGroupLasso) else 0.0
-            return Form(Kind.ROWS, (1 - single) * factor, single) if w.ndim > 1 else None
+            return KernelForm(Kind.ROWS, (1 - single) * factor, single) if w.ndim > 1 else None
         case L1():
-            return Form(Kind.ENTRIES, 1.0)
+            return KernelForm(Kind.ENTRIES, 1.0)
         case MCP():
-            return Form(Kind.FIRM, penalty.gamma)
+            return KernelForm(Kind.FIRM, penalty.gamma)
         case SCAD():
-            return Form(Kind.CLIPPED, penalty.a)
+            return KernelForm(Kind.CLIPPED, penalty.a)
         case LogSum():
-            return Form(Kind.LOG_SUM, penalty.epsilon)
+            return KernelForm(Kind.LOG_SUM, penalty.epsilon)
         case Box():
-            return Form(Kind.CLAMP, penalty.low, penalty.high)
+            return KernelForm(Kind.CLAMP, penalty.low, penalty.high)
         case NonNegative():
-            return Form(Kind.CLAMP, 0.0, math.inf)
+            return KernelForm(Kind.CLAMP, 0.0, math.inf)
     return None
 
 
-def job(
-    form: Form,
+def make_job(
+    form: KernelForm,
     strength: Any,
     w: Tensor,
     step: float | Tensor,
     moment: Tensor | None = None,
     scale: float | Tensor = 1.0,
     eps: float = 0.0,
-    least: float | Tensor = 0.0,
-    most: float | Tensor = math.inf,
+    min_moment: float | Tensor = 0.0,
+    max_step: float | Tensor = math.inf,
 ) -> KernelJob | None:
-    """What `run` does for one tensor; None if nothing would move or a number is a tensor.
+    """The work of `run` for one tensor; None if nothing would move or a number is a tensor.
 
-    For weights that `fits`, and a moment `alike`, which C lifts to `least` afterwards. No step is
-    longer than `most`.
+    For weights that are supported, and a moment of the same layout, which C lifts to `min_moment`
+    afterwards. No step is longer than `max_step`.
     """
     if form.kind is Kind.CLAMP:
-        return KernelJob(w, None, form.kind, 0.0, form.first, form.second) if _in_c(w) else None
+        return (
+            KernelJob(w, None, form.kind, 0.0, form.first, form.second)
+            if _has_own_kernel(w)
+            else None
+        )
     if isinstance(strength, Tensor) or isinstance(step, Tensor) or isinstance(scale, Tensor):
         return None
-    if isinstance(least, Tensor) or isinstance(most, Tensor):
+    if isinstance(min_moment, Tensor) or isinstance(max_step, Tensor):
         return None
     size = strength * step
     if moment is not None:  # size / (sqrt(moment) / scale + eps)
@@ -175,18 +179,24 @@ def job(
         return None
     if form.kind in (Kind.ENTRIES, Kind.ROWS):
         first, second = size * form.second, 0.0
-        return KernelJob(w, moment, form.kind, size * form.first, first, second, eps, least=least)
-    if not _in_c(w):
+        return KernelJob(
+            w, moment, form.kind, size * form.first, first, second, eps, min_moment=min_moment
+        )
+    if not _has_own_kernel(w):
         return None
-    numbers = _pieces(form, strength, step if moment is None else most)
+    numbers = _piecewise_numbers(form, strength, step if moment is None else max_step)
     if numbers is not None:
-        return KernelJob(w, moment, form.kind, size, *numbers, eps, most * strength, least)
+        return KernelJob(
+            w, moment, form.kind, size, *numbers, eps, max_step * strength, min_moment
+        )
     if form.kind is Kind.FIRM and moment is None:
         return KernelJob(w, None, Kind.HARD, strength * math.sqrt(step * form.first))
     return None
 
 
-def _pieces(form: Form, strength: float, longest: float) -> tuple[float, float] | None:
+def _piecewise_numbers(
+    form: KernelForm, strength: float, longest: float
+) -> tuple[float, float] | None:
     """The numbers of a kernel that goes by pieces; None where a step makes these cross."""
     if form.kind is Kind.FIRM:
         return (form.first * strength, 0.0) if longest < form.first else None
@@ -195,7 +205,7 @@ def _pieces(form: Form, strength: float, longest: float) -> tuple[float, float] 
     return form.first, 0.0
 
 
-def _in_c(w: Tensor) -> bool:
+def _has_own_kernel(w: Tensor) -> bool:
     """Whether these weights alone are worth a kernel in C, and there is one."""
     large = w.is_cpu and w.numel() >= _compile_from["cpu"]
     return large and native.library(w.dtype) is not None
@@ -256,29 +266,35 @@ def add_gradient_(penalty: Penalty, gradient: Tensor, w: Tensor, factor: float) 
     >>> add_gradient_(L2(0.5), gradient, torch.tensor([2.0, -2.0]), 1.0), gradient
     (True, tensor([2., 0.]))
     """
-    plain = type(penalty) in (L2, Huber) and _is_plain(penalty)
-    if torch.compiler.is_compiling() or not (plain and fits(w) and alike(w, gradient)):
+    plain = type(penalty) in (L2, Huber) and _is_unweighted(penalty)
+    if torch.compiler.is_compiling() or not (
+        plain and is_supported(w) and has_same_layout(w, gradient)
+    ):
         return False
     for x, g in _blocks(w, gradient, buffers=0):
         g.add_(penalty.grad(x), alpha=factor)
     return True
 
 
-_KINDS = (L1, ElasticNet, GroupLasso, SparseGroupLasso, MCP, SCAD, LogSum, Box, NonNegative)
-_APART = (*_KINDS, GroupMCP, LInf, MaxNorm, MinMaxNorm, UnitNorm)
+_WITH_KERNEL = (L1, ElasticNet, GroupLasso, SparseGroupLasso, MCP, SCAD, LogSum, Box, NonNegative)
+_ROW_SEPARABLE = (*_WITH_KERNEL, GroupMCP, LInf, MaxNorm, MinMaxNorm, UnitNorm)
 
 
-def takes(penalty: Penalty) -> bool:
+def has_kernel(penalty: Penalty) -> bool:
     """Whether there is a kernel: for exactly these classes, without weights, with an L1 part."""
-    return type(penalty) in _KINDS and getattr(penalty, "l1_ratio", 1.0) > 0 and _is_plain(penalty)
+    return (
+        type(penalty) in _WITH_KERNEL
+        and getattr(penalty, "l1_ratio", 1.0) > 0
+        and _is_unweighted(penalty)
+    )
 
 
-def _is_plain(penalty: Penalty) -> bool:
+def _is_unweighted(penalty: Penalty) -> bool:
     """Whether it treats all entries alike."""
     return getattr(penalty, "weights", None) is None and getattr(penalty, "center", None) is None
 
 
-def fits(w: Tensor) -> bool:
+def is_supported(w: Tensor) -> bool:
     """Whether the kernels can work in the memory of these weights."""
     return (
         type(w) in (Tensor, torch.nn.Parameter)
@@ -289,7 +305,7 @@ def fits(w: Tensor) -> bool:
     )
 
 
-def alike(w: Tensor, other: Tensor) -> bool:
+def has_same_layout(w: Tensor, other: Tensor) -> bool:
     """Whether a moment or a gradient lies in memory as the weights do."""
     return (
         other.dtype is w.dtype
@@ -299,7 +315,7 @@ def alike(w: Tensor, other: Tensor) -> bool:
     )
 
 
-def _block(w: Tensor) -> int:
+def _block_size(w: Tensor) -> int:
     """Entries in a block: half a block for each thread, or enough to keep a GPU busy."""
     return BLOCK * max(1, torch.get_num_threads() // 2) if w.device.type == "cpu" else 64 * BLOCK
 
@@ -308,7 +324,7 @@ def _blocks(*tensors: Tensor, buffers: int) -> Iterator[tuple[Tensor, ...]]:
     """Corresponding blocks of flat tensors, equal in length, with buffers of that length."""
     flat = [tensor.view(-1) for tensor in tensors]
     entries = len(flat[0])
-    size = -(-entries // -(-entries // _block(flat[0])))
+    size = -(-entries // -(-entries // _block_size(flat[0])))
     spare = [flat[0].new_empty(size) for _ in range(buffers)]
     if size == entries:
         yield (*flat, *spare)
@@ -346,26 +362,26 @@ def _shrink_in_metric_(w: Tensor, moment: Tensor, l1: float, l2: float, eps: flo
 def _shrink_together_(
     weights: list[Tensor], moments: list[Tensor], l1: float, l2: float, eps: float
 ) -> None:
-    thresholds = _many._foreach_sqrt(moments)
-    _many._foreach_add_(thresholds, eps)
+    thresholds = _torch._foreach_sqrt(moments)
+    _torch._foreach_add_(thresholds, eps)
     if l2:
-        _many._foreach_clamp_max_(thresholds, torch.finfo(weights[0].dtype).max ** 0.5)
-        _many._foreach_mul_(weights, thresholds)
+        _torch._foreach_clamp_max_(thresholds, torch.finfo(weights[0].dtype).max ** 0.5)
+        _torch._foreach_mul_(weights, thresholds)
         for w in weights:
             softshrink(w, l1, out=w)
-        _many._foreach_add_(thresholds, l2)
-        _many._foreach_div_(weights, thresholds)
+        _torch._foreach_add_(thresholds, l2)
+        _torch._foreach_div_(weights, thresholds)
         return
-    _many._foreach_reciprocal_(thresholds)
-    _many._foreach_mul_(thresholds, l1)
-    clipped = _many._foreach_minimum(weights, thresholds)
-    _many._foreach_maximum_(clipped, _many._foreach_neg(thresholds))
-    _many._foreach_sub_(weights, clipped)
+    _torch._foreach_reciprocal_(thresholds)
+    _torch._foreach_mul_(thresholds, l1)
+    clipped = _torch._foreach_minimum(weights, thresholds)
+    _torch._foreach_maximum_(clipped, _torch._foreach_neg(thresholds))
+    _torch._foreach_sub_(weights, clipped)
 
 
 def _shrink_rows_(w: Tensor, moment: Tensor | None, size: float, eps: float) -> None:
     rows = w.view(w.shape[0], -1)
-    count = max(1, _block(w) // rows.shape[1])
+    count = max(1, _block_size(w) // rows.shape[1])
     if moment is None:
         tiny = torch.finfo(w.dtype).tiny
         for part in rows.split(count):
@@ -388,7 +404,7 @@ def _shrink_block_(rows: Tensor, shift: Tensor) -> None:
     max(shift)/|row| times that. Rows for which it could be seen are solved by iteration.
     """
     if rows.device.type != "cpu":  # choosing rows would need a transfer
-        rows.copy_(shrink_by(rows, shift))
+        rows.copy_(shrink_rows_by(rows, shift))
         return
     limits = torch.finfo(rows.dtype)
     norms, largest = row_norms(rows).clamp_min_(limits.tiny), shift.amax(1, keepdim=True)
@@ -412,12 +428,12 @@ def _shrink_block_(rows: Tensor, shift: Tensor) -> None:
 
 
 def _solved(rows: Tensor, shift: Tensor) -> Tensor:
-    """`shrink_by`, iterating on the rows that do not become zero."""
+    """`shrink_rows_by`, iterating on the rows that do not become zero."""
     gone = row_norms(rows / shift) <= 1  # not for NaN: it must show
     alive = (~gone).nonzero()[:, 0]
     shrunk = torch.zeros_like(rows)
     if len(alive):
-        shrunk[alive] = shrink_by(rows[alive], shift[alive])
+        shrunk[alive] = shrink_rows_by(rows[alive], shift[alive])
     return shrunk
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tikhon.penalties.base import Penalty, Proximable, refuse_metric, wide
+from tikhon.penalties.base import Penalty, Proximable, refuse_metric, upcast
 from tikhon.penalties.elementwise import soft_threshold
 from tikhon.penalties.group import as_rows, clip_rows
 
@@ -57,11 +57,11 @@ class NuclearNorm(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of singular values."""
-        return self.lam * torch.linalg.svdvals(as_rows(wide(w))).sum()
+        return self.lam * torch.linalg.svdvals(as_rows(upcast(w))).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * U V' over the non-zero singular values."""
-        u, sigma, vh = svd(as_rows(wide(w)))
+        u, sigma, vh = svd(as_rows(upcast(w)))
         limits = torch.finfo(sigma.dtype)
         floor = sigma.amax() * limits.eps * max(u.shape[0], vh.shape[1]) if sigma.numel() else 0
         unit = (sigma > floor).to(sigma.dtype)
@@ -70,7 +70,7 @@ class NuclearNorm(Proximable):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold of the singular values."""
         refuse_metric(self, step)
-        u, sigma, vh = svd(as_rows(wide(w)))
+        u, sigma, vh = svd(as_rows(upcast(w)))
         shrunk = soft_threshold(sigma, self.lam * step)
         return ((u * shrunk) @ vh).reshape(w.shape).to(w.dtype)
 
@@ -97,14 +97,14 @@ class SpectralNorm(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * largest singular value."""
-        sigma = torch.linalg.svdvals(as_rows(wide(w)))
+        sigma = torch.linalg.svdvals(as_rows(upcast(w)))
         return self.lam * (sigma[0] if sigma.numel() else sigma.sum())
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * u v', the first pair of singular vectors; 0 at 0."""
         if not w.numel():
             return torch.zeros_like(w)
-        u, sigma, vh = svd(as_rows(wide(w)))
+        u, sigma, vh = svd(as_rows(upcast(w)))
         gradient = self.lam * (sigma[0] > 0) * torch.outer(u[:, 0], vh[0])
         return gradient.reshape(w.shape).to(w.dtype)
 
@@ -113,7 +113,7 @@ class SpectralNorm(Proximable):
         refuse_metric(self, step)
         if not w.numel():
             return w.clone()
-        u, sigma, vh = svd(as_rows(wide(w)))
+        u, sigma, vh = svd(as_rows(upcast(w)))
         clipped = clip_rows(sigma[None], step, self.lam)[0]
         return ((u * clipped) @ vh).reshape(w.shape).to(w.dtype)
 
@@ -153,7 +153,7 @@ class Orthogonal(Penalty):
         return gradient.reshape(w.shape).to(w.dtype)
 
     def _short(self, w: Tensor) -> Tensor:
-        matrix = as_rows(wide(w))
+        matrix = as_rows(upcast(w))
         return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
 
     def _excess(self, matrix: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 REALS = {torch.float32: "float", torch.float64: "double"}
-SPLIT = 2**20  # entries from which threads share a tensor: handing it out takes 70 us
+THREADED_FROM = 2**20  # entries from which threads share a tensor: handing it out takes 70 us
 
 _FLAGS = (
     "-std=c11 -O3 -march=native -shared -fPIC "
@@ -51,7 +51,8 @@ class KernelJob(NamedTuple):
     """One prox in place.
 
     The step of an entry is `size / (sqrt(moment) + eps)`, without a moment `size`, in the unit of
-    the weights and at most `most`. In C the moment is then lifted to `least`, for the next step.
+    the weights and at most `max_step`. In C the moment is then lifted to `min_moment`, for the
+    next step.
     """
 
     w: Tensor
@@ -61,8 +62,8 @@ class KernelJob(NamedTuple):
     first: float = 0.0
     second: float = 0.0
     eps: float = 0.0
-    most: float = math.inf
-    least: float = 0.0
+    max_step: float = math.inf
+    min_moment: float = 0.0
 
 
 @functools.cache
@@ -91,10 +92,10 @@ def run(jobs: Sequence[KernelJob]) -> None:
     """The jobs one after another, large tensors in as many threads as torch uses."""
     threads, together = torch.get_num_threads(), jobs
     if threads > 1:
-        together = [job for job in jobs if job.w.numel() < SPLIT]
+        together = [job for job in jobs if job.w.numel() < THREADED_FROM]
         for job in jobs if len(together) < len(jobs) else ():
-            if job.w.numel() >= SPLIT:
-                list(_threads(threads).map(_run, ([part] for part in _parts(job, threads))))
+            if job.w.numel() >= THREADED_FROM:
+                list(_threads(threads).map(_run, ([part] for part in _split_job(job, threads))))
     for dtype in {job.w.dtype: None for job in together}:
         _run([job for job in together if job.w.dtype is dtype])
     torch.autograd.graph.increment_version([job.w for job in jobs])
@@ -112,7 +113,7 @@ def _run(jobs: Sequence[KernelJob]) -> None:
     library(room.dtype).run(b"".join(packed), len(packed), room.data_ptr())
 
 
-def _parts(job: KernelJob, count: int) -> list[KernelJob]:
+def _split_job(job: KernelJob, count: int) -> list[KernelJob]:
     w, moment = job.w.detach(), job.moment
     if job.kind is not Kind.ROWS:
         w, moment = w.view(-1), None if moment is None else moment.view(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tikhon.penalties.base import Proximable, wide
+from tikhon.penalties.base import Proximable, upcast
 
 
 def residual(
@@ -26,7 +26,7 @@ def residual(
     tensor(0.)
     """
     moved = penalty.prox(w - step * gradient, step)
-    return torch.linalg.vector_norm(wide((w - moved) / step))
+    return torch.linalg.vector_norm(upcast((w - moved) / step))
 
 
 def max_strength(penalty: Proximable, gradient: Tensor, *, step: float = 1e-6) -> float:
@@ -91,5 +91,5 @@ def moreau_envelope(penalty: Proximable, w: Tensor, step: float | Tensor) -> Ten
     tensor(2.6250)
     """
     nearest = penalty.prox(w, step)
-    distance = wide(nearest - w).square() / (2 * step)
+    distance = upcast(nearest - w).square() / (2 * step)
     return distance.sum() + penalty.value(nearest)

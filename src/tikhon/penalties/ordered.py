@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tikhon.arguments import settle
 from tikhon.errors import described
-from tikhon.penalties.base import Proximable, as_scalar, refuse_metric, wide
+from tikhon.penalties.base import Proximable, as_tensor, refuse_metric, upcast
 from tikhon.penalties.group import as_rows
 
 
@@ -63,13 +63,13 @@ class SLOPE(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of weights times sorted sizes."""
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         ordered = rows.abs().sort(dim=1, descending=True).values
         return self.lam * (ordered * self._sequence(ordered)).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * sign(w) * the weight of its rank."""
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         size = rows.abs()
         order = size.argsort(dim=1, descending=True)
         ranked = self._sequence(size).expand(size.shape)
@@ -79,9 +79,9 @@ class SLOPE(Proximable):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Sorted absolute values minus their weights, made non-increasing again by pooling."""
         refuse_metric(self, step)
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         ordered, order = rows.abs().sort(dim=1, descending=True)
-        fit = _by_rows(_nonincreasing, ordered - self.lam * step * self._sequence(ordered))
+        fit = _apply_to_rows(_nonincreasing, ordered - self.lam * step * self._sequence(ordered))
         size = torch.zeros_like(ordered).scatter(1, order, fit.clamp_min(0))
         return (torch.sgn(rows) * size).reshape(w.shape).to(w.dtype)
 
@@ -123,11 +123,11 @@ class TotalVariation(Proximable):
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of absolute differences of neighbours."""
-        return self.lam * as_rows(wide(w)).diff(dim=1).abs().sum()
+        return self.lam * as_rows(upcast(w)).diff(dim=1).abs().sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * (sign of the jump into an entry minus sign of the jump out of it)."""
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         jumps = torch.sign(rows.diff(dim=1))
         edge = torch.zeros_like(rows[:, :1])
         gradient = torch.cat([edge, jumps], 1) - torch.cat([jumps, edge], 1)
@@ -136,14 +136,14 @@ class TotalVariation(Proximable):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The exact total-variation denoising of each row."""
         refuse_metric(self, step)
-        rows = as_rows(wide(w))
+        rows = as_rows(upcast(w))
         # sums over long rows decide which entries are equal: float64 where the device has it
         rows = rows if rows.device.type == "mps" else rows.double()
-        threshold = as_scalar(self.lam * step, rows).expand(rows.shape[0], 1)
-        return _by_rows(_denoise, rows, threshold).reshape(w.shape).to(w.dtype)
+        threshold = as_tensor(self.lam * step, rows).expand(rows.shape[0], 1)
+        return _apply_to_rows(_denoise, rows, threshold).reshape(w.shape).to(w.dtype)
 
 
-class _ByRows(torch.autograd.Function):
+class _RowFunction(torch.autograd.Function):
     """Calls a function of row matrices that loops on its data; under vmap, more rows."""
 
     @staticmethod
@@ -161,17 +161,17 @@ class _ByRows(torch.autograd.Function):
             (m.expand(info.batch_size, *m.shape) if dim is None else m.movedim(dim, 0))
             for m, dim in zip(matrices, in_dims[1:])
         ]
-        rows = _ByRows.apply(function, *(m.flatten(0, 1) for m in batched))
+        rows = _RowFunction.apply(function, *(m.flatten(0, 1) for m in batched))
         return rows.reshape(batched[0].shape), 0
 
 
-def _by_rows(function: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
+def _apply_to_rows(function: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
     if not matrices[0].numel():
         return matrices[0]
-    return _ByRows.apply(function, *(m.detach() for m in matrices))
+    return _RowFunction.apply(function, *(m.detach() for m in matrices))
 
 
-def _means(values: Tensor, starts: Tensor) -> Tensor:
+def _block_means(values: Tensor, starts: Tensor) -> Tensor:
     """Mean over the block that each entry belongs to; blocks begin where `starts`."""
     block = starts.cumsum(1) - 1
     sums = torch.zeros_like(values).scatter_add(1, block, values)
@@ -183,7 +183,7 @@ def _nonincreasing(values: Tensor) -> Tensor:
     """Closest non-increasing rows: all adjacent violators are pooled until there are none."""
     starts = torch.ones_like(values, dtype=torch.bool)
     while True:
-        fit = _means(values, starts)
+        fit = _block_means(values, starts)
         violated = torch.zeros_like(starts)
         violated[:, 1:] = fit[:, 1:] > fit[:, :-1]
         if not violated.any():
@@ -205,7 +205,7 @@ def _denoise(rows: Tensor, threshold: Tensor) -> Tensor:
     noise = 4 * rows.shape[1] ** 0.5 * torch.finfo(rows.dtype).eps
     tolerance = noise * (rows.abs().amax(1, keepdim=True) + threshold)
     while True:
-        means = _means(values, starts)
+        means = _block_means(values, starts)
         ends = starts.roll(-1, 1)
         cost = means - values
         before = _messages(cost, starts, threshold).roll(1, 1).masked_fill(starts, 0)

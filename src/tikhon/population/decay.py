@@ -12,16 +12,16 @@ from torch import Tensor
 from tikhon.errors import DataError
 from tikhon.population.stack import column
 from tikhon.strengths.sensitivity import (
-    CAP,
     CAUTION,
     DAMPING,
-    FROZEN,
-    begin,
-    carry_decay,
-    descend,
+    FREEZE_AT,
+    MAX_DECAY,
+    descend_log_strength,
     first_decay,
-    rate_of,
-    trust,
+    initial_memory,
+    log_rate,
+    propagate_decay,
+    trusted_share,
 )
 
 _RANGE = (1e-4, 30.0)
@@ -50,13 +50,13 @@ class AdaptiveDecay:
 
     def __init__(self, weights: Sequence[Tensor], *, lr: Tensor, steps: int) -> None:
         self.weights = list(weights)
-        self.last = round(FROZEN * steps)
+        self.last = round(FREEZE_AT * steps)
         low, high = self.bounds = (math.log(_RANGE[0]), math.log(_RANGE[1]))
         start = (first_decay(steps) / lr.double().clamp_min(1e-12)).log().clamp(low, high)
-        self.rate = rate_of(_RANGE, steps / self.every)
+        self.rate = log_rate(_RANGE, steps / self.every)
         self.sensitivity = [torch.zeros_like(w) for w in self.weights]
         shape = (len(start), len(self.weights))
-        self.memory: dict[str, Any] = begin(start.expand(shape).to(self.weights[0]))
+        self.memory: dict[str, Any] = initial_memory(start.expand(shape).to(self.weights[0]))
         self.memory["trust"] = torch.ones_like(self.memory["log"])
         self.trace: list[Tensor] = []  # (members, layers) after each update
 
@@ -75,12 +75,12 @@ class AdaptiveDecay:
         if step % self.every == 0 and step < self.last:
             drain = rate + DAMPING * lr
             for i, (w, z) in enumerate(zip(self.weights, self.sensitivity)):
-                carry_decay(z, w, column(rate[:, i], w), column(drain[:, i], w), self.every)
+                propagate_decay(z, w, column(rate[:, i], w), column(drain[:, i], w), self.every)
         self.shrink_(rate)
 
     def shrinkage(self, lr: Tensor) -> Tensor:
         """Fraction of each weight removed by a step, (members, layers), at most a half."""
-        return (lr * self.strength).clamp_max(CAP)
+        return (lr * self.strength).clamp_max(MAX_DECAY)
 
     def shrink_(self, rate: Tensor) -> None:
         """Remove a fraction of each weight; rate: (members, layers)."""
@@ -102,8 +102,10 @@ class AdaptiveDecay:
         slope = torch.stack([(z * g).flatten(1).sum(1) for z, g in pairs], dim=1)
         slope = torch.where(slope.isfinite(), slope, 0.0)
         level = torch.where(losses.isfinite(), losses, 0.0)[:, None].to(slope)
-        descend(self.memory, slope, level, rate=self.rate, caution=CAUTION, bounds=self.bounds)
-        shrinkage = trust(self.memory, losses[:, None], constant_losses[:, None])
+        descend_log_strength(
+            self.memory, slope, level, rate=self.rate, caution=CAUTION, bounds=self.bounds
+        )
+        shrinkage = trusted_share(self.memory, losses[:, None], constant_losses[:, None])
         self.memory["trust"] = torch.as_tensor(shrinkage).to(slope)
         self.trace.append(self.strength.log().clamp_min(_NOTHING))
 

@@ -31,7 +31,7 @@ from tikhon.population.steppers import FlatStepper, OwnStepper
 from tikhon.regularizer.plan import convex_step_limit
 from tikhon.regularizer.targets import Entry, entries_matching, entries_of, match
 from tikhon.regularizer.terms import Binding, bind
-from tikhon.strengths.validation import trained_function
+from tikhon.strengths.validation import without_noise
 from tikhon.training.recipe import penalty_names
 
 
@@ -353,7 +353,7 @@ class Population:
         self._set_mode(True)
         averages = {name: buffer.clone() for name, buffer in self.stack.buffers.items()}
         with (
-            trained_function(self.model),
+            without_noise(self.model),
             _torch_seed(step if self.objective.batch_only else None),
         ):
             outputs, losses = self._validation_outputs(x, y, weights)

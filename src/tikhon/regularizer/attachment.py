@@ -367,7 +367,9 @@ class Attachment:
     def _undo_step(self) -> None:
         """Restore the user's gradients and weights after a step that raised."""
         self._inner_gradient.arrived()
-        self._restore_gradients(others=False)  # if told late, backward may have run again since
+        self._restore_gradients(
+            others=False
+        )  # if reported late, backward may have run again since
         records, self._decay_records = self._decay_records, []
         undo_decay(self.plan, records)
         for binding, average in self._averages_before:

@@ -1,4 +1,4 @@
-"""Step hooks that run once around the outermost `step`, and are told of exceptions.
+"""Step hooks that run once around the outermost `step`, and report exceptions.
 
 torch wraps `step` in every optimizer class, so hooks run again within a `step` that calls
 `super().step()`, and post hooks do not run after an exception. Here only the outermost call

@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tikhon.penalties.base import Proximable, Slopes, wide
+from tikhon.penalties.base import Proximable, Slopes, upcast
 from tikhon.penalties.elementwise import soft_threshold
 from tikhon.penalties.group import row_norms
 from tikhon.regularizer.plan import StepPlan
@@ -55,7 +55,7 @@ def add_pseudo_gradients(
             before.setdefault(param, gradient)
         factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
         factor = factor if scale is None else factor * scale
-        own = wide(binding.arrange(gradients)) / factor
+        own = upcast(binding.arrange(gradients)) / factor
         if first or binding.orthant_point is None:
             binding.orthant_point = _orthant_point(binding, own, skipped)
         facing = binding.orthant_point
@@ -82,7 +82,7 @@ def _orthant_point(binding: Binding, gradient: Tensor, skipped: Tensor | None) -
             average = torch.where(skipped.bool(), binding.average, average)
     if skipped is None or binding.average is not None:
         binding.average = average
-    w = wide(binding.read())
+    w = upcast(binding.read())
     slopes = _slopes(binding, w)
     leaving = _excess_over_slope(-average, slopes.entries)
     if slopes.rows is not None:
@@ -103,7 +103,7 @@ def keep_orthants(plan: StepPlan, copies: Sequence[str] = ()) -> None:
         facing, binding.orthant_point = binding.orthant_point, None
         if facing is None:  # its gradient appeared within the step
             continue
-        w = wide(binding.read())
+        w = upcast(binding.read())
         slopes = _slopes(binding, w)
         if slopes.entries is not None:
             w = _zero_where(torch.sign(facing) * w <= 0, w)

@@ -269,7 +269,7 @@ class FusedProx:
     rule: Rule | None
     bounds_next_gain: bool  # whether the kernel may also bound the gain of the next step
     max_step: float  # limit of the prox step in a metric
-    form: kernels.Form | None = None
+    form: kernels.KernelForm | None = None
     address: int | None = None
     moment: Tensor | None = None
     state: object = None  # the optimizer's, whose moment was bounded
@@ -312,12 +312,16 @@ class FusedProx:
         group = optimizer.param_groups[self.group_index]
         param, rule, least = self.param, self.rule, 0.0
         if param.data_ptr() != self.address:
-            self.form = kernels.form(self.binding.base, param) if kernels.fits(param) else None
+            self.form = (
+                kernels.kernel_form(self.binding.base, param)
+                if kernels.is_supported(param)
+                else None
+            )
             self.address, self.moment = param.data_ptr(), None
         if self.form is None:
             return None
         if self.binding.base.constraint:
-            return kernels.job(self.form, 0.0, param, 0.0)
+            return kernels.make_job(self.form, 0.0, param, 0.0)
         strength = self.binding.live.value
         if self.binding.how != "objective" or rule is None:
             gain = Gain(decoupled_rate(self.binding.how, group))
@@ -325,7 +329,7 @@ class FusedProx:
             state = optimizer.state[param]
             gain = rule.gain(optimizer, group, state)
             if gain.moment is not None and gain.moment is not self.moment:
-                if not (gain.root and kernels.alike(param, gain.moment)):
+                if not (gain.root and kernels.has_same_layout(param, gain.moment)):
                     return None
                 self.moment, self.state = gain.moment, None
             if self.bounds_next_gain and gain.moment is not None:
@@ -335,7 +339,7 @@ class FusedProx:
                     least = memory.least(strength * self.binding.steepness)
         most = math.inf if gain.moment is None else self.max_step
         numbers = gain.numerator, gain.moment, gain.scale, gain.eps, least, most
-        return kernels.job(self.form, strength, param, *numbers)
+        return kernels.make_job(self.form, strength, param, *numbers)
 
 
 class DeferredFlag:

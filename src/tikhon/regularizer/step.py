@@ -289,7 +289,7 @@ def apply_proxes(
             errors.append(error)
     if jobs and kernels.run([job for _, job in jobs]):
         for fused, job in jobs:
-            if job.least:
+            if job.min_moment:
                 fused.record_bound(plan.optimizer)
     for row, before in paddings:
         row.copy_(before)
@@ -371,7 +371,9 @@ def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: Group
     step, scale, eps = gain.numerator, gain.scale, gain.eps
     limit = convex_step_limit(binding.base)
     most = math.inf if limit is None or moment is None else limit
-    if not kernels.prox_(binding.penalty, w, step, moment=moment, scale=scale, eps=eps, most=most):
+    if not kernels.prox_(
+        binding.penalty, w, step, moment=moment, scale=scale, eps=eps, max_step=most
+    ):
         return False
     if w.data_ptr() != local(param).data_ptr():  # a copy: rows="in", 16-bit weights
         binding.write_(w)

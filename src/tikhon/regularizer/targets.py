@@ -228,8 +228,8 @@ def _exclusion_reason(names: list[str], param: nn.Parameter, owners: list[nn.Mod
             return f"part of the parametrised {name.replace('parametrizations.', '', 1)}"
         if factored := _kind_of_factor(owner, attribute):
             return factored
-        if told := _kind_by_name(attribute, owner):
-            return told
+        if kind := _kind_by_name(attribute, owner):
+            return kind
         if isinstance(owner, NORMS):
             return "normalisation scale"
     if not is_lazy(param) and param.ndim < 2:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tikhon.arguments import LARGEST, in_words
 from tikhon.errors import described, unknown
 from tikhon.penalties import kernels
-from tikhon.penalties.base import Penalty, Proximable, checked
+from tikhon.penalties.base import Penalty, Proximable, check_strength
 from tikhon.penalties.elementwise import L2
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.rounding import RoundingErrors
@@ -69,7 +69,7 @@ class Term:
             raise ValueError(unknown("rows", self.rows, ROWS))
         if self.strength is not None:
             owner = f"Term({type(self.penalty).__name__})"
-            object.__setattr__(self, "strength", checked(self.strength, owner))
+            object.__setattr__(self, "strength", check_strength(self.strength, owner))
 
 
 Terms = Penalty | Term | Mapping[Any, Penalty | Term | Sequence[Penalty | Term]]
@@ -127,7 +127,7 @@ class LiveStrength:
         if isinstance(value, Tensor):
             value = self._checked(value)
         else:
-            value = self._check_size(checked(value, self._owner))
+            value = self._check_size(check_strength(value, self._owner))
         self.value = value
         self.is_zero = not isinstance(value, Tensor) and value == 0
 
@@ -136,7 +136,7 @@ class LiveStrength:
         return f"the strength of {self.name} from {type(self.source).__name__}"
 
     def _checked(self, value: Tensor) -> Tensor:
-        checked(value, self._owner)
+        check_strength(value, self._owner)
         if not value.is_cpu:  # counted on the device, reported when the host next synchronises
             fine = value.detach().isfinite() & (value.detach() >= 0)
             self.rejections = (~fine).long() + (0 if self.rejections is None else self.rejections)
@@ -145,7 +145,7 @@ class LiveStrength:
             number = float(value.detach())
         except RuntimeError:  # one of many under vmap
             return value
-        self._check_size(checked(number, self._owner))
+        self._check_size(check_strength(number, self._owner))
         return value
 
     def _check_size(self, number: float) -> float:
@@ -210,7 +210,7 @@ class Binding:
     def has_kernel(self) -> bool:
         """Whether a kernel supports the prox."""
         routed = self.route in ("prox", "project")
-        return routed and len(self.target.params) == 1 and kernels.takes(self.base)
+        return routed and len(self.target.params) == 1 and kernels.has_kernel(self.base)
 
     @cached_property
     def has_rows_in_memory(self) -> bool:

@@ -36,7 +36,7 @@ from tikhon.sklearn.network import (
 )
 from tikhon.sklearn.saving import save
 from tikhon.strengths.hypergradient import Hypergradient
-from tikhon.strengths.sensitivity import pace
+from tikhon.strengths.sensitivity import steps_between_moves
 from tikhon.training.losses import Loss
 
 _AUTO_BATCH = 200
@@ -346,7 +346,7 @@ class RegularizedNetwork(NetworkEstimator):
         def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             return (target[:, -1] * summed(self._loss, output, target[:, :-1])).mean()
 
-        return Hypergradient((x, packed), loss, steps=steps, every=pace(steps))
+        return Hypergradient((x, packed), loss, steps=steps, every=steps_between_moves(steps))
 
     def _epochs(self, learner: Learner, held: Rows | None, epochs: int, stops: bool) -> None:
         best, idle, kept = np.inf, 0, None

@@ -23,21 +23,26 @@ from tikhon.regularizer.controller import Controller, Observation, Per, Reading
 from tikhon.regularizer.targets import all_reduce_sum, is_distributed, is_lazy
 from tikhon.strengths.schedules import Recorded
 from tikhon.strengths.sensitivity import (
-    CAP,
     CAUTION,
     DAMPING,
-    FEWEST,
-    FROZEN,
-    begin,
-    brevity,
-    carry_decay,
-    carry_prox,
-    descend,
+    FREEZE_AT,
+    MAX_DECAY,
+    MIN_MOVES,
+    descend_log_strength,
     first_decay,
-    rate_of,
-    trust,
+    initial_memory,
+    log_rate,
+    propagate_decay,
+    propagate_prox,
+    short_run_factor,
+    trusted_share,
 )
-from tikhon.strengths.validation import Look, averaged, look, told
+from tikhon.strengths.validation import (
+    ValidationResult,
+    average_over_processes,
+    explain_loss_errors,
+    validate,
+)
 
 _FRACTION = 0.05  # first strength of a sparse penalty, relative to its largest gradient
 
@@ -124,9 +129,9 @@ class Hypergradient(Controller):
     reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        told = "the number of optimizer steps, at least 1"
+        steps_allowed = "the number of optimizer steps, at least 1"
         for name, allowed in (
-            ("steps", told),
+            ("steps", steps_allowed),
             ("every", "at least 1"),
             ("batch_size", "at least 1"),
         ):
@@ -149,8 +154,8 @@ class Hypergradient(Controller):
                 f"received {described(self.loss)}"
             )
         _ = self.stream  # fail here on unreadable data, not within a step
-        if (moves := int(FROZEN * self.steps / self.every)) < FEWEST:
-            finer = max(1, int(FROZEN * self.steps / FEWEST))
+        if (moves := int(FREEZE_AT * self.steps / self.every)) < MIN_MOVES:
+            finer = max(1, int(FREEZE_AT * self.steps / MIN_MOVES))
             advice = f"take every={finer}, more steps" if finer < self.every else "take more steps"
             warnings.warn(
                 f"Hypergradient: {self.steps} steps with every={self.every} leave {moves} moves, "
@@ -164,14 +169,14 @@ class Hypergradient(Controller):
         memory, readings = observation.memory, observation.readings
         if "log" not in memory:
             self._begin(readings, memory)
-        self._carry(readings, memory, ahead=False)
-        if step < FROZEN * self.steps:
+        self._propagate(readings, memory, ahead=False)
+        if step < FREEZE_AT * self.steps:
             self._descend(observation)
         asked = math.exp(memory["log"]) * memory.get("trust", 1.0)
         memory["strength"] = min([asked, *map(_cap, readings)])
         self._warn_of_ends(readings, memory, step)
         self.record(memory, memory["strength"], step)
-        self._carry(readings, memory, ahead=True)
+        self._propagate(readings, memory, ahead=True)
         return memory["strength"]
 
     def _warn_of_ends(
@@ -179,7 +184,7 @@ class Hypergradient(Controller):
     ) -> None:
         """Warn once when a strength reaches the end of its range, or the run exceeds `steps`."""
         name = readings[0].name + (f" and {len(readings) - 1} more" if len(readings) > 1 else "")
-        rests = step >= FROZEN * self.steps
+        rests = step >= FREEZE_AT * self.steps
         if rests and memory["log"] >= memory["high"] and not memory.get("met"):
             memory["met"] = True
             warn(
@@ -198,8 +203,8 @@ class Hypergradient(Controller):
             memory["over"] = True
             warn(
                 f"Hypergradient: the run goes on past steps={self.steps}; the strength on {name} "
-                f"has rested since step {int(FROZEN * self.steps)}; give the number of optimizer "
-                "steps of the whole run"
+                f"has rested since step {int(FREEZE_AT * self.steps)}; give the number of "
+                "optimizer steps of the whole run"
             )
 
     def record(self, memory: dict[str, Any], strength: float, step: int) -> None:
@@ -213,13 +218,15 @@ class Hypergradient(Controller):
         found = memory["trace"].tolist() if "trace" in memory else [self.start]
         return Recorded(tuple(found), steps)
 
-    def _carry(self, readings: Sequence[Reading], memory: dict[str, Any], *, ahead: bool) -> None:
+    def _propagate(
+        self, readings: Sequence[Reading], memory: dict[str, Any], *, ahead: bool
+    ) -> None:
         """Update sensitivities: through a prox at its result, through decay for the next step."""
         for reading in readings:
             if isinstance(reading.penalty, L2) == ahead:
                 strength = memory["strength"] if ahead else reading.penalty.strength
                 z = _sensitivity(memory, reading)
-                _carry(z, reading, float(strength), self.damping, self.every)
+                _propagate(z, reading, float(strength), self.damping, self.every)
 
     @cached_property
     def stream(self) -> Stream:
@@ -233,8 +240,8 @@ class Hypergradient(Controller):
         """
         if any(is_lazy(p) or hasattr(p, "placements") or p.is_meta for p in model.parameters()):
             return
-        with told("Hypergradient", self.loss, "validation"):
-            look(model, self.loss, self.stream.first())
+        with explain_loss_errors("Hypergradient", self.loss, "validation"):
+            validate(model, self.loss, self.stream.first())
 
     def _begin(self, readings: Sequence[Reading], memory: dict[str, Any]) -> None:
         for reading in readings:
@@ -244,14 +251,18 @@ class Hypergradient(Controller):
                     f"{reading.name!r}; it serves L1, L2, ElasticNet and GroupLasso. Use a fixed "
                     f"strength, a schedule, or tikhon.path"
                 )
-        start = self.start or _largest(min(map(self._first, readings)), readings[0].weights.device)
+        start = self.start or _max_over_processes(
+            min(map(self._first, readings)), readings[0].weights.device
+        )
         absolute = self.start or all(
             r.how == "decoupled" and isinstance(r.penalty, L2) for r in readings
         )
-        usual = start / brevity(self.steps) if isinstance(readings[0].penalty, L2) else start
+        usual = (
+            start / short_run_factor(self.steps) if isinstance(readings[0].penalty, L2) else start
+        )
         scale = 1.0 if absolute else usual
         memory["low"], memory["high"] = (math.log(scale * bound) for bound in self.range)
-        memory.update(begin(min(max(math.log(start), memory["low"]), memory["high"])))
+        memory.update(initial_memory(min(max(math.log(start), memory["low"]), memory["high"])))
 
     def _first(self, reading: Reading) -> float:
         """Return a first strength large enough to matter and small enough to do no harm."""
@@ -269,7 +280,7 @@ class Hypergradient(Controller):
         """Take a step of Adam on log s along `-<Z, g_v>`."""
         memory = observation.memory
         if "gradients" not in observation.shared:
-            observation.shared["gradients"] = self.look(observation.model, memory["count"])
+            observation.shared["gradients"] = self.validate(observation.model, memory["count"])
         seen = observation.shared["gradients"]
         slope = torch.zeros(())
         for reading in observation.readings:
@@ -278,20 +289,26 @@ class Hypergradient(Controller):
             slope = slope + all_reduce_sum((z * gradient).sum(), reading.params[0])
         self.move(memory, slope, seen, (memory["low"], memory["high"]))
 
-    def look(self, model: nn.Module, number: int) -> Look:
+    def validate(self, model: nn.Module, number: int) -> ValidationResult:
         """Return the loss on validation batch `number`, and its gradient."""
-        return look(model, self.loss, self.stream.batch(number), pooled=True)
+        return validate(model, self.loss, self.stream.batch(number), pooled=True)
 
     def move(
-        self, memory: dict[str, Any], slope: Tensor, seen: Look, bounds: tuple[float, float]
+        self,
+        memory: dict[str, Any],
+        slope: Tensor,
+        seen: ValidationResult,
+        bounds: tuple[float, float],
     ) -> None:
         """Move `log s` against its slope; slope and losses are averaged over processes."""
-        figures = torch.stack([slope.to(seen.loss), seen.loss, seen.blind])
-        amount, level, blind = averaged(figures).tolist()
-        memory["trust"] = float(trust(memory, level, blind))
+        figures = torch.stack([slope.to(seen.loss), seen.loss, seen.constant_loss])
+        amount, level, constant_loss = average_over_processes(figures).tolist()
+        memory["trust"] = float(trusted_share(memory, level, constant_loss))
         if math.isfinite(amount + level):  # otherwise the run itself diverges, and reports it
-            rate = rate_of(self.range, self.steps / self.every)
-            descend(memory, amount, level, rate=rate, caution=self.caution, bounds=bounds)
+            rate = log_rate(self.range, self.steps / self.every)
+            descend_log_strength(
+                memory, amount, level, rate=rate, caution=self.caution, bounds=bounds
+            )
 
 
 def _sensitivity(memory: dict[str, Any], reading: Reading) -> Tensor:
@@ -305,25 +322,25 @@ def _sensitivity(memory: dict[str, Any], reading: Reading) -> Tensor:
     return memory[key]
 
 
-def _carry(z: Tensor, reading: Reading, strength: float, damping: float, steps: int) -> None:
+def _propagate(z: Tensor, reading: Reading, strength: float, damping: float, steps: int) -> None:
     """Update `z` in place over `steps` optimizer steps with constant weights."""
     w, penalty = reading.weights, reading.penalty.with_strength(strength)
     gain, loss = reading.gain, min(1.0, damping * float(reading.rate))
     if isinstance(penalty, L2):
         unit = cast("float | Tensor", 1.0 if penalty.weights is None else penalty.weights)
-        carry_decay(z, penalty.grad(w), gain, gain * strength * unit + loss, steps)
+        propagate_decay(z, penalty.grad(w), gain, gain * strength * unit + loss, steps)
     else:
-        carry_prox(z, w, penalty, gain, loss, steps)
+        propagate_prox(z, w, penalty, gain, loss, steps)
 
 
 def _cap(reading: Reading) -> float:
     """Return the largest strength that does not overshoot, for decay by a fixed factor."""
     if isinstance(reading.gain, Tensor) or not isinstance(reading.penalty, L2):
         return math.inf
-    return CAP / max(reading.gain, 1e-30)
+    return MAX_DECAY / max(reading.gain, 1e-30)
 
 
-def _largest(amount: float, device: torch.device) -> float:
+def _max_over_processes(amount: float, device: torch.device) -> float:
     """Return the maximum over processes, each of which may hold part of the weights (FSDP2)."""
     if is_distributed():
         shared = torch.tensor(amount, device=device)

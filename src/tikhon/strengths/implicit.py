@@ -11,7 +11,7 @@ from tikhon.data.rows import LossFunction, loss_on, moved
 from tikhon.data.stream import Stream
 from tikhon.errors import InputError, described, unknown
 from tikhon.penalties import Penalty
-from tikhon.strengths.validation import told, trained_function
+from tikhon.strengths.validation import explain_loss_errors, without_noise
 
 _POWERS = 20  # power iterations for the largest curvature
 
@@ -70,7 +70,7 @@ def implicit_slopes(
     if iterations < 1:
         raise ValueError(f"implicit_slopes: iterations must be at least 1, received {iterations}")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not isinstance(penalties, Mapping) or not all(map(_penalises, penalties.values())):
+    if not isinstance(penalties, Mapping) or not all(map(_is_penalty, penalties.values())):
         raise InputError(
             "implicit_slopes: penalties must be a mapping from parameters' names to penalties, "
             f"such as {{'weight': L2(0.1)}}, received {described(penalties)}"
@@ -79,27 +79,29 @@ def implicit_slopes(
         raise ValueError(unknown("parameter", missing[0], named))
     params, held = list(named.values()), [penalties.get(name) for name in named]
     generator, device = torch.Generator().manual_seed(seed), params[0].device
-    with trained_function(model):
+    with without_noise(model):
         seen, held_out = (
             moved(Stream(rows, size=batch_size, seed=seed).batch(0), device)
             for rows in (train, valid)
         )
-        with told("implicit_slopes", loss, "training"):
+        with explain_loss_errors("implicit_slopes", loss, "training"):
             value = loss_on(loss, model, seen)
             gradient = torch.autograd.grad(value, params, create_graph=True)
-        with told("implicit_slopes", loss, "validation"):
+        with explain_loss_errors("implicit_slopes", loss, "validation"):
             found = torch.autograd.grad(loss_on(loss, model, held_out), params)
         slope = [_on_support(g, penalty, w) for g, penalty, w in zip(found, held, params)]
 
         def curved(direction: list[Tensor]) -> list[Tensor]:
             data = torch.autograd.grad(gradient, params, direction, retain_graph=True)
             return [
-                h if penalty is None else _on_support(h + _bend(penalty, w, v), penalty, w)
+                h
+                if penalty is None
+                else _on_support(h + _curvature_times(penalty, w, v), penalty, w)
                 for h, penalty, w, v in zip(data, held, params, direction)
             ]
 
         alpha = 1 / _largest_curvature(curved, params, generator)
-        answer = _neumann(curved, slope, alpha, iterations)
+        answer = _neumann_series(curved, slope, alpha, iterations)
     return {
         name: -float((penalty.grad(w.detach()) * p).sum())
         for name, penalty, w, p in zip(named, held, params, answer)
@@ -107,11 +109,11 @@ def implicit_slopes(
     }
 
 
-def _penalises(value: object) -> bool:
+def _is_penalty(value: object) -> bool:
     return isinstance(value, Penalty)
 
 
-def _bend(penalty: Penalty, w: Tensor, direction: Tensor) -> Tensor:
+def _curvature_times(penalty: Penalty, w: Tensor, direction: Tensor) -> Tensor:
     """Return `s*R''` times a direction, for smooth penalties."""
     return torch.func.jvp(penalty.grad, (w.detach(),), (direction,))[1]
 
@@ -121,7 +123,7 @@ def _on_support(values: Tensor, penalty: Penalty | None, w: Tensor) -> Tensor:
     return values if penalty is None or penalty.smooth else values * (w != 0)
 
 
-def _neumann(
+def _neumann_series(
     curved: Callable[[list[Tensor]], list[Tensor]],
     slope: list[Tensor],
     alpha: float,

@@ -10,8 +10,8 @@ from torch import Tensor, nn, optim
 
 from tikhon.regularizer.metric import has_gain, stationary_gain
 from tikhon.strengths.hypergradient import Hypergradient
-from tikhon.strengths.sensitivity import FROZEN, begin, carry_decay
-from tikhon.strengths.validation import averaged
+from tikhon.strengths.sensitivity import FREEZE_AT, initial_memory, propagate_decay
+from tikhon.strengths.validation import average_over_processes
 from tikhon.wrappers import unwrap
 
 
@@ -77,7 +77,7 @@ class LossWeight:
             raise TypeError("LossWeight: sharded parameters (DTensor) are not served; use DDP")
         strength.check(self.model)
         self.steps = 0
-        self.memory: dict[str, Any] = begin(math.log(strength.start))
+        self.memory: dict[str, Any] = initial_memory(math.log(strength.start))
         self._sensitivity = [torch.zeros_like(p, dtype=torch.float32) for p in self._params]
         self._pulls: list[tuple[Tensor | None, ...]] = []
         self._handle = optimizer.register_step_post_hook(self._after_step)
@@ -123,12 +123,12 @@ class LossWeight:
         if skipped is not None and bool(skipped):
             return
         if self._due and pulls:
-            self._carry(pulls)
-            if self.steps + 1 < FROZEN * self.strength.steps:
+            self._propagate(pulls)
+            if self.steps + 1 < FREEZE_AT * self.strength.steps:
                 self._descend()
         self.steps += 1
 
-    def _carry(self, pulls: list[tuple[Tensor | None, ...]]) -> None:
+    def _propagate(self, pulls: list[tuple[Tensor | None, ...]]) -> None:
         """Update sensitivities over the last `every` steps, using this step's values."""
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
         for i, (param, z) in enumerate(zip(self._params, self._sensitivity)):
@@ -137,11 +137,13 @@ class LossWeight:
                 continue
             gain = stationary_gain(self.optimizer, groups[param], self.optimizer.state[param])
             loss = min(1.0, self.strength.damping * float(gain.numerator))
-            pull = averaged(torch.stack(given).mean(0).float())  # the optimizer uses means
-            carry_decay(z, self.value * pull, gain.dense(), loss, self.strength.every)
+            pull = average_over_processes(
+                torch.stack(given).mean(0).float()
+            )  # the optimizer uses means
+            propagate_decay(z, self.value * pull, gain.dense(), loss, self.strength.every)
 
     def _descend(self) -> None:
-        seen = self.strength.look(self.model, self.memory["count"])
+        seen = self.strength.validate(self.model, self.memory["count"])
         slope = torch.zeros(())
         for param, z in zip(self._params, self._sensitivity):
             if param in seen.gradients:

@@ -52,11 +52,11 @@ class NormBound(Controller):
 
     def __post_init__(self) -> None:
         if self.bound is not None:
-            settle(self, "bound", "> 0 or None", _is_size)
+            settle(self, "bound", "> 0 or None", _is_positive_size)
         if not in_words(self.at, ("inflection",)):
-            told = "a step >= 0 or 'inflection'"
-            settle(self, "at", told, lambda n: is_count(n, 0), whole=True)
-        settle(self, "factor", "> 0", _is_size)
+            allowed = "a step >= 0 or 'inflection'"
+            settle(self, "at", allowed, lambda n: is_count(n, 0), whole=True)
+        settle(self, "factor", "> 0", _is_positive_size)
         settle(self, "interval", "at least 1", is_count, whole=True)
         fine = in_words(self.per, get_args(Per))
         require(self, "per", self.per, fine, "'term', 'layer' or 'group'")
@@ -95,5 +95,5 @@ class NormBound(Controller):
         return slowed
 
 
-def _is_size(number: float) -> bool:
+def _is_positive_size(number: float) -> bool:
     return SMALLEST <= number <= LARGEST

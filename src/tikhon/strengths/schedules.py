@@ -37,7 +37,7 @@ class Linear:
 
     def __call__(self, step: int) -> float:
         """Return the value at `step`."""
-        return _between(self.start, self.end, min(step / self.steps, 1.0))
+        return _interpolate(self.start, self.end, min(step / self.steps, 1.0))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Cosine:
     def __call__(self, step: int) -> float:
         """Return the value at `step`."""
         phase = (1 - math.cos(math.pi * min(step / self.steps, 1.0))) / 2
-        return _between(self.start, self.end, phase)
+        return _interpolate(self.start, self.end, phase)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class WarmUp:
 
     def __call__(self, step: int) -> float:
         """Return the value at `step`."""
-        return _between(0.0, self.strength, min(max(step - self.delay, 0) / self.steps, 1.0))
+        return _interpolate(0.0, self.strength, min(max(step - self.delay, 0) / self.steps, 1.0))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Cyclic:
     def __call__(self, step: int) -> float:
         """Return the value at `step`."""
         phase = step % self.period / self.period
-        return _between(self.low, self.high, 1 - abs(2 * phase - 1))
+        return _interpolate(self.low, self.high, 1 - abs(2 * phase - 1))
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Recorded:
         ]
 
 
-def _between(start: float, end: float, part: float) -> float:
+def _interpolate(start: float, end: float, part: float) -> float:
     return end if part == 1.0 else start + (end - start) * part
 
 

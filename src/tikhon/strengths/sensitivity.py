@@ -19,29 +19,31 @@ Number = float | Tensor
 
 DAMPING = 3.0  # curvature of the training loss in the metric of the optimizer
 CAUTION = 0.5  # factor on moves to a strength smaller than the first
-FROZEN = 0.9  # share of the run after which a strength is frozen, so that the weights settle
-CAP = 0.5  # largest share of a weight that one step of decay removes
-FEWEST = 10  # fewest moves of a strength: with fewer its start dominates
+FREEZE_AT = 0.9  # share of the run after which a strength is frozen, so that the weights settle
+MAX_DECAY = 0.5  # largest share of a weight that one step of decay removes
+MIN_MOVES = 10  # fewest moves of a strength: with fewer its start dominates
 _MOMENTUM, _SCALE = 0.9, 0.999
-_LARGEST = 0.2  # largest move of log s, limiting jumps in short runs
-_SHRINK = 0.003  # share of a weight that the first strength of a decay removes in a step,
+_MAX_MOVE = 0.2  # largest move of log s, limiting jumps in short runs
+_FIRST_DECAY = 0.003  # share of a weight that the first strength of a decay removes in a step,
 _HORIZON = 8.0  # in long runs at most a shrinkage by exp(-8) over the whole run,
 _WARM = 1000  # and in shorter runs scaled by the square of their length
-_TOLD = 0.01  # relative gain over a constant prediction from which a strength acts fully
-_NEGLIGIBLE = 1e-3  # slope of log s, relative to the loss, that is not worth a full move
+_FULL_TRUST_GAIN = (
+    0.01  # relative gain over a constant prediction from which a strength acts fully
+)
+_NEGLIGIBLE_SLOPE = 1e-3  # slope of log s, relative to the loss, that is not worth a full move
 
 
 def first_decay(steps: int) -> float:
     """Return gain times the first strength of a decay, for a run of `steps`."""
-    return min(_SHRINK, _HORIZON / steps) * brevity(steps)
+    return min(_FIRST_DECAY, _HORIZON / steps) * short_run_factor(steps)
 
 
-def brevity(steps: int) -> float:
+def short_run_factor(steps: int) -> float:
     """Return the reduction of the first strength of a decay in short runs."""
     return min(1.0, steps / _WARM) ** 2
 
 
-def carry_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int = 1) -> None:
+def propagate_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int = 1) -> None:
     """Apply `z <- (1 - drain) z - gain * pull` in place, `steps` times with the same values."""
     drain = drain.clamp(max=1) if isinstance(drain, Tensor) else min(drain, 1.0)
     reach: Number = 1.0
@@ -50,7 +52,7 @@ def carry_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int
     z.mul_(1 - drain * reach).sub_(gain * reach * pull)
 
 
-def carry_prox(
+def propagate_prox(
     z: Tensor, w: Tensor, penalty: Penalty, gain: Number, loss: float, steps: int = 1
 ) -> None:
     """The same through the derivative of a prox, at its result `w`.
@@ -76,50 +78,51 @@ def carry_prox(
     z.mul_(w != 0)
 
 
-def rate_of(range: tuple[float, float], moves: float) -> float:
-    """Rate at which `log s` crosses its range in half of the run, at most `_LARGEST`."""
-    return min(2 * math.log(range[1] / range[0]) / max(moves, 1), _LARGEST)
+def log_rate(range: tuple[float, float], moves: float) -> float:
+    """Rate at which `log s` crosses its range in half of the run, at most `_MAX_MOVE`."""
+    return min(2 * math.log(range[1] / range[0]) / max(moves, 1), _MAX_MOVE)
 
 
-def pace(steps: int) -> int:
+def steps_between_moves(steps: int) -> int:
     """Steps between moves of a strength: 5, or fewer if the run would have too few moves."""
-    return max(1, min(5, int(FROZEN * steps) // (2 * FEWEST)))
+    return max(1, min(5, int(FREEZE_AT * steps) // (2 * MIN_MOVES)))
 
 
-def begin(log: Number) -> dict[str, Any]:
+def initial_memory(log: Number) -> dict[str, Any]:
     """Return the initial memory of a strength."""
     nothing = torch.zeros_like(log) if isinstance(log, Tensor) else 0.0
     figures = dict.fromkeys(("mean", "noise", "square", "gain"), nothing)
     return {"log": log, "first": log, "count": 0, **figures}
 
 
-def trust(memory: dict[str, Any], loss: Number, blind: Number) -> Number:
+def trusted_share(memory: dict[str, Any], loss: Number, constant_loss: Number) -> Number:
     """Return the share of a strength that acts: 0 on the plateau of a constant prediction.
 
-    `blind` is the loss of a constant prediction. Early in training, or if a strength has shrunk
-    the model to a constant, the validation loss is about that, and decay would only keep it there.
-    A worse loss means overfitting, not a plateau. If either is not finite, or `blind` is 0, the
-    share is 1.
+    `constant_loss` is the loss of a constant prediction. Early in training, or if a strength has
+    shrunk the model to a constant, the validation loss is about that, and decay would only keep it
+    there. A worse loss means overfitting, not a plateau. If either is not finite, or
+    `constant_loss` is 0, the share is 1.
     """
-    gain = (blind - loss) / abs(blind) if isinstance(blind, Tensor) or blind else math.nan
+    defined = isinstance(constant_loss, Tensor) or constant_loss
+    gain = (constant_loss - loss) / abs(constant_loss) if defined else math.nan
     gain = _MOMENTUM * memory["gain"] + (1 - _MOMENTUM) * gain
     if isinstance(gain, Tensor):
         memory["gain"] = torch.where(gain.isfinite(), gain, memory["gain"])
-        return torch.where(gain >= 0, (gain / _TOLD).clamp(max=1), 1.0)
+        return torch.where(gain >= 0, (gain / _FULL_TRUST_GAIN).clamp(max=1), 1.0)
     if not math.isfinite(gain):
         return 1.0
     memory["gain"] = gain
-    return min(1.0, gain / _TOLD) if gain >= 0 else 1.0
+    return min(1.0, gain / _FULL_TRUST_GAIN) if gain >= 0 else 1.0
 
 
-def _beyond(mean: Number, error: Number) -> Number:
+def _shrink_by_error(mean: Number, error: Number) -> Number:
     """Shrink a mean towards zero by its standard error."""
     if isinstance(mean, Tensor):
         return mean.sign() * (mean.abs() - error).clamp_min(0)
     return math.copysign(max(abs(mean) - cast(float, error), 0.0), mean)
 
 
-def descend(
+def descend_log_strength(
     memory: dict[str, Any],
     slope: Number,
     loss: Number,
@@ -144,9 +147,9 @@ def descend(
     memory["square"] = _SCALE * memory["square"] + (1 - _SCALE) * slope**2
     known = 1 - _MOMENTUM ** memory["count"]
     error = (memory["noise"] / known * (1 - _MOMENTUM) / (1 + _MOMENTUM)) ** 0.5
-    mean = _beyond(memory["mean"] / known, error)
+    mean = _shrink_by_error(memory["mean"] / known, error)
     square = memory["square"] / (1 - _SCALE ** memory["count"])
-    move = -rate * mean / (square**0.5 + _NEGLIGIBLE * abs(loss) + 1e-30)
+    move = -rate * mean / (square**0.5 + _NEGLIGIBLE_SLOPE * abs(loss) + 1e-30)
     first = memory.setdefault("first", memory["log"])  # missing in states of old runs
     below = (move < 0) & (memory["log"] <= first)
     low, high = bounds

@@ -16,29 +16,29 @@ from tikhon.regularizer.targets import is_distributed
 _STATISTICS = ("running_", "moving_")  # prefixes of running averages used in eval mode
 
 
-class Look(NamedTuple):
-    """Result of a validation batch: its loss, 0-d, the gradient, and the `blind` loss.
+class ValidationResult(NamedTuple):
+    """Result of a validation batch: its loss, 0-d, the gradient, and the `constant_loss`.
 
     That is the loss of predicting the mean output for every row; NaN if outputs are not a tensor,
     the loss rejects it, or the loss calls the model itself.
     """
 
     loss: Tensor
-    blind: Tensor
+    constant_loss: Tensor
     gradients: dict[nn.Parameter, Tensor]
 
 
-def look(
+def validate(
     model: nn.Module,
     loss: LossFunction,
     batch: tuple[Any, Any],
     *,
     pooled: bool = False,
-) -> Look:
+) -> ValidationResult:
     """Return the loss on a batch and its gradient, detached, leaving the model's state unchanged.
 
     With `pooled` all processes of a distributed run evaluate their own rows: the constant
-    prediction of the `blind` loss is then the mean over all of them.
+    prediction of the `constant_loss` is then the mean over all of them.
 
     Dropout is off. Layers that normalise by running averages use batch statistics: early in
     training the averages lag so far behind the weights that the slope in eval mode favours
@@ -49,20 +49,22 @@ def look(
     device = params[0].device
     inputs, target = each(batch, lambda part: part.to(device, non_blocking=True))
     devices = [device] if device.type == "cuda" else []
-    with trained_function(model), torch.random.fork_rng(devices), torch.enable_grad():
+    with without_noise(model), torch.random.fork_rng(devices), torch.enable_grad():
         output = None if takes_model(loss) else call(model, inputs)
         if output is None:
             value = loss_on(loss, model, (inputs, target))
         else:
             value = loss(output, target)
         found = _gradients(value, params)
-        blind = _blind(loss, output, target, value, pooled)
+        constant_loss = _constant_loss(loss, output, target, value, pooled)
     gradients = {p: torch.zeros_like(p) if g is None else g for p, g in zip(params, found)}
-    return Look(value.detach(), blind, gradients)
+    return ValidationResult(value.detach(), constant_loss, gradients)
 
 
 @torch.no_grad()
-def _blind(loss: LossFunction, output: Any, target: Any, value: Tensor, pooled: bool) -> Tensor:
+def _constant_loss(
+    loss: LossFunction, output: Any, target: Any, value: Tensor, pooled: bool
+) -> Tensor:
     """Return the loss of a constant prediction, the mean of the outputs."""
     unknown = torch.full_like(value, torch.nan)
     if not isinstance(output, Tensor) or output.ndim == 0:
@@ -70,7 +72,7 @@ def _blind(loss: LossFunction, output: Any, target: Any, value: Tensor, pooled: 
     answer = output.mean(0, keepdim=True)
     alike = output.ndim <= 2  # across processes; other axes may differ in length
     if pooled and alike and is_distributed():
-        answer = averaged(answer)
+        answer = average_over_processes(answer)
     elif len(output) < 2:
         return unknown
     try:
@@ -80,7 +82,7 @@ def _blind(loss: LossFunction, output: Any, target: Any, value: Tensor, pooled: 
     return found.detach() if isinstance(found, Tensor) and found.ndim == 0 else unknown
 
 
-def averaged(amounts: Tensor) -> Tensor:
+def average_over_processes(amounts: Tensor) -> Tensor:
     """Average over the processes of a distributed run, which may see different rows."""
     if is_distributed():
         torch.distributed.all_reduce(amounts)
@@ -89,7 +91,7 @@ def averaged(amounts: Tensor) -> Tensor:
 
 
 @contextmanager
-def told(owner: str, loss: LossFunction, rows: str) -> Iterator[None]:
+def explain_loss_errors(owner: str, loss: LossFunction, rows: str) -> Iterator[None]:
     """Convert errors of a loss within the block to an `InputError` that names the rows."""
     try:
         yield
@@ -105,10 +107,10 @@ def told(owner: str, loss: LossFunction, rows: str) -> Iterator[None]:
 
 
 @contextmanager
-def trained_function(model: nn.Module) -> Iterator[None]:
+def without_noise(model: nn.Module) -> Iterator[None]:
     """Disable noise within the block, and normalise by batch statistics."""
     training = [module for module in model.modules() if module.training]
-    averaging = [module for module in training if _averages(module)]
+    averaging = [module for module in training if _has_running_statistics(module)]
     kept = [(b, b.clone()) for module in averaging for b in module.buffers(recurse=False)]
     try:
         for module in training:
@@ -124,7 +126,7 @@ def trained_function(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _averages(module: nn.Module) -> bool:
+def _has_running_statistics(module: nn.Module) -> bool:
     """Return whether a layer keeps running statistics of its inputs for eval mode."""
     names = (name for name, _ in module.named_buffers(recurse=False))
     return any(name.startswith(_STATISTICS) for name in names)

@@ -23,7 +23,7 @@ from tikhon.regularizer.terms import Term
 from tikhon.runs.interrupt import never
 from tikhon.sparsity import Sparsifier
 from tikhon.strengths.hypergradient import Hypergradient
-from tikhon.strengths.sensitivity import pace
+from tikhon.strengths.sensitivity import steps_between_moves
 from tikhon.training import measures
 from tikhon.training.losses import loss_of
 from tikhon.training.measures import Epoch
@@ -303,7 +303,7 @@ class Training:
     def _build_hypergradient(self) -> object:
         if self.valid is None:
             raise InputError("strength 'auto' needs validation data: give `valid`")
-        every = pace(self.steps)
+        every = steps_between_moves(self.steps)
         return Hypergradient(self.valid, self.loss.for_strengths, steps=self.steps, every=every)
 
     def _build_average(self) -> torch.optim.swa_utils.AveragedModel | None:
