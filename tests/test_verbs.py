@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import tikhon as tk
 from tikhon.budget import Budget, OutOfTimeError, seconds_of
 from tikhon.comparison import compare
-from tikhon.cures.treatments import NOTHING
+from tikhon.cures.treatments import UNTREATED
 from tikhon.cures.trials import Trials
 from tikhon.data import load
 from tikhon.errors import InputError
@@ -103,12 +103,12 @@ def cure(data: Any, loss: Any, model: nn.Module) -> float:
             model, data, loss, optimizer=sgd, valid=data, steps=1, seeds=2,
             batch_size=ROWS, diagnosis=DIAGNOSIS,
         )  # fmt: skip
-    return found.yardstick.loss
+    return found.baseline.loss
 
 
 def untreated_alone(trials: Trials, steps: int) -> None:
-    trials.yardstick = trials.measured()
-    trials.run(NOTHING, trials.seeds[0], steps)
+    trials.baseline = trials._measure_baseline()
+    trials.run(UNTREATED, trials.seeds[0], steps)
     raise OutOfTimeError
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -319,30 +318,34 @@ def two_have_one_number(wrong: bool) -> Parts:
     return Parts(model, (words[:500], tags[:500]), loss, adam(model, 5e-3), score, steps=200)
 
 
-class LitEncoder(pl.LightningModule):
+def lit_encoder(classes: int) -> nn.Module:
     """Words, an encoder and a head; Lightning trains it."""
+    import pytorch_lightning as pl  # heavy
 
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(
-            nn.EmbeddingBag(60, 32), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU()
-        )
-        self.head = nn.Linear(32, classes)
+    class LitEncoder(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Sequential(
+                nn.EmbeddingBag(60, 32), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU()
+            )
+            self.head = nn.Linear(32, classes)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.encoder(ids))
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.encoder(ids))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        ids, target = batch
-        return F.cross_entropy(self(ids), target)
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            ids, target = batch
+            return F.cross_entropy(self(ids), target)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=3e-3)
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=3e-3)
+
+    return LitEncoder()
 
 
-def loaded(state: dict[str, Tensor]) -> LitEncoder:
+def loaded(state: dict[str, Tensor]) -> nn.Module:
     """A model with weights of a checkpoint."""
-    model = LitEncoder(6)
+    model = lit_encoder(6)
     model.load_state_dict(state)
     return model
 
@@ -358,14 +361,14 @@ def loaded(state: dict[str, Tensor]) -> LitEncoder:
 def not_taken(wrong: bool) -> Parts:
     ids = torch.randint(60, (3000, 10))
     topics = torch.randn(60, 6)
-    before = LitEncoder(6)
+    before = lit_encoder(6)
     optimizer, y = before.configure_optimizers(), topics[ids].sum(1).argmax(1)
     for _ in range(8):
         for rows in torch.randperm(2400).split(32):
             optimizer.zero_grad()
             before.training_step((ids[rows], y[rows]), 0).backward()
             optimizer.step()
-    model = LitEncoder(6)
+    model = lit_encoder(6)
     if wrong:
         loaded(before.state_dict())
     else:
@@ -373,7 +376,7 @@ def not_taken(wrong: bool) -> Parts:
     y = (topics + 0.3 * torch.randn(60, 6))[ids].sum(1).argmax(1)
     few, asked = slice(2400, 2480), slice(2480, 3000)
 
-    def loss(model: pl.LightningModule, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return model.training_step(batch, 0)
 
     loader = DataLoader(TensorDataset(ids[few], y[few]), batch_size=10, shuffle=True)
