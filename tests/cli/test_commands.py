@@ -268,15 +268,20 @@ def test_report_rewrites_the_page(folder, capsys):
 
 
 def test_quick_demo_and_its_repetition(folder, capsys):
-    assert main(["demo", "--quick", "--json", "--quiet"]) == 0
+    assert main(["demo", "--quick", "--quiet"]) == 0
     out, err = capsys.readouterr()
-    result = json.loads(out)
+    result = json.loads((folder / "runs/demo/result.json").read_text())
+    page = report.build(read(folder / "runs/demo"))
+    table, *_ = page.sections[0].blocks
+    assert all(str(cell.text("en") if isinstance(cell, Label) else cell) in out
+               for row in table.rows for cell in row[1:])  # fmt: skip
+    assert result["verdict"] == page.verdict.text("en") and result["verdict"] in out
     assert err == "" and [arm["name"] for arm in result["arms"]] == ["none", "l1", "l2", "dropout"]
     plain, *others = (arm["test_accuracy"]["mean"] for arm in result["arms"])
     assert max(others) > plain
     assert result["arms"][1]["zeros"] > 0.3 and result["arms"][2]["zeros"] == 0
     assert (folder / "runs/demo/report.html").exists()
-    assert json.loads((folder / "runs/demo/result.json").read_text())["kind"] == "demo"
+    assert result["kind"] == "demo"
 
 
 def test_a_demo_does_not_replace_another_run(folder, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tikhon.budget import seconds_of
@@ -69,6 +68,7 @@ def compare(
     seconds_of(budget)
     wide, deep = _parse_sizes(widths, "--widths"), _parse_sizes(depths, "--depths")
     from tikhon.cli.progress import StepProgress
+    from tikhon.cli.results import conclude_saved
     from tikhon.cli.startup import limit_threads
     from tikhon.comparison import DEFAULT, Method, Records
     from tikhon.data import load
@@ -124,7 +124,7 @@ def compare(
                 return report_interruption(terminal, interrupt, config["command"], kept)
         result["next"] = _suggest_next(result, config)
         folder.write("result.json", result)
-        _conclude(terminal, path, result)
+        conclude_saved(terminal, result, path, kept="trainings", left_out=())
     return 0
 
 
@@ -180,28 +180,6 @@ def _run_comparison(
     return result
 
 
-def _conclude(terminal: Terminal, path: Path, result: dict[str, Any]) -> None:
-    from tikhon.cli.results import print_next, print_page
-    from tikhon.report.document import write_page
-    from tikhon.runs.run_directory import RunDirectory
-
-    file, page = write_page(path)
-    RunDirectory(path).finish()
-    print_page(terminal, page)
-    spread = any(row["seed_std"] is not None for row in result["methods"])
-    terminal.print(
-        "tied: no clear difference from the first"
-        + "; seed spread: standard deviation of the test score over seeds" * spread
-    )
-    shapes = result.get("architecture", {}).get("rows", [])
-    for kind in ("width", "depth"):
-        if chosen := [row for row in shapes if kind in row]:
-            head, body = _score_grid(chosen, kind)
-            terminal.table(head, body, "test score by the strength of L2 (objective)")
-    print_next(terminal, file, result["next"])
-    terminal.print_document({"output": str(path), "report": str(file), **result})
-
-
 def _suggest_next(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Suggest what to run next: a search, or the best method as tuned on one split."""
     from tikhon.cli.results import with_rerun_without_leaks
@@ -233,22 +211,3 @@ def _parse_sizes(text: str | None, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"{option} takes whole numbers like 32,128, received {text!r}") from error
-
-
-def _score_grid(rows: list[dict[str, Any]], kind: str) -> tuple[list[str], list[list[str]]]:
-    """Tabulate test scores by strength, one line for each network."""
-    metric = "test/accuracy" if "test/accuracy" in rows[0] else "test/rmse"
-    strengths = sorted({row["strength"] for row in rows})
-    lines: dict[str, dict[float, float]] = {}
-    ratios: dict[str, float] = {}
-    for row in rows:
-        label = " ".join(str(row[key]) for key in (kind, "remedy") if key in row)
-        lines.setdefault(label, {})[row["strength"]] = row[metric]
-        ratios[label] = row.get("backprop_ratio", float("nan"))
-    more = ["backprop ratio"] if kind == "depth" else []
-    head = [kind, *more, *(f"L2 {s:g}" for s in strengths)]
-    body = [
-        [label, *([f"{ratios[label]:.2g}"] if more else []), *(f"{v[s]:.4f}" for s in strengths)]
-        for label, v in lines.items()
-    ]
-    return head, body

@@ -34,10 +34,11 @@ def demo(
     shown: PrintOptions,
 ) -> int:
     """Overfit digits with wrong labels, then compare L1, L2 and dropout, in under a minute."""
-    from tikhon import report
     from tikhon.cli.progress import StepProgress
+    from tikhon.cli.results import conclude_saved, english
     from tikhon.cli.startup import limit_threads
     from tikhon.comparison import demonstration
+    from tikhon.report.kinds.demo import verdict
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
 
@@ -77,10 +78,9 @@ def demo(
             for method in result["arms"]
             for row in method["history"]
         )
+        result["verdict"] = english(verdict(result["arms"]))
         folder.write(RESULT, result)
-        page = report.write(folder.path)
-        folder.finish()
-    _conclude(terminal, result, output, page)
+        conclude_saved(terminal, result, output, kept="runs", left_out=())
     return 0
 
 
@@ -98,29 +98,3 @@ def _introduce(terminal: Terminal, setting: Any) -> None:
         f"on purpose; model {setting.model}, adam, {setting.epochs} epochs, "
         f"{len(setting.seeds)} seeds; strengths are chosen on {setting.valid_rows} validation rows"
     )
-
-
-def _conclude(terminal: Terminal, result: dict[str, Any], output: Path, page: Path) -> None:
-    from tikhon.cli.results import print_next
-
-    rows = []
-    for method in result["arms"]:
-        test = method["test_accuracy"]
-        rows.append(
-            [
-                method["label"],
-                "-" if method["name"] == "none" else f"{method['chosen_strength']:g}",
-                f"{method['train_accuracy']:.3f}",
-                f"{method['valid_accuracy']:.3f}",
-                f"{method['gap']:+.3f}",
-                f"{method['zeros']:.0%}",
-                f"{test['mean']:.3f}  [{test['low']:.3f}, {test['high']:.3f}]",
-            ]
-        )
-    terminal.table(
-        ["trained with", "strength", "train", "valid", "gap", "zeros", "test [95% of 3 seeds]"],
-        rows,
-    )
-    terminal.print(f"{result['verdict']} ({result['seconds']:.0f} s)")
-    print_next(terminal, page, result["next"])
-    terminal.print_document({"output": str(output), **result})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tikhon.options import repeated
 from tikhon.report.kinds.scores import learned_nothing
-from tikhon.report.page import Label, Mark, Page, PageTable, Section
+from tikhon.report.page import Label, Mark, Page, PageTable
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -111,8 +111,12 @@ def score_on_test_rows(
 
 def print_page(terminal: Terminal, page: Page) -> None:
     """Print the tables and sentences of a run's page."""
-    for table in _tables(page.sections[0]):
-        terminal.table([english(head) for head in table.head], table_cells(table))
+    tables = [block for block in page.sections[0].blocks if isinstance(block, PageTable)]
+    for table in tables:
+        title = "" if table is tables[0] else english(table.caption)
+        terminal.table([english(head) for head in table.head], table_cells(table), title)
+        if table.note is not None:
+            terminal.print_wrapped(english(table.note))
     for sentence in page.sentences:
         terminal.print_wrapped(english(sentence))
 
@@ -137,10 +141,6 @@ def print_next(terminal: Terminal, page: Path, commands: Sequence[str]) -> None:
     terminal.print(f"report: {page}")
     for command in commands:
         terminal.print(f"next:   {command}")
-
-
-def _tables(section: Section) -> list[PageTable]:
-    return [block for block in section.blocks if isinstance(block, PageTable)]
 
 
 def table_cells(table: PageTable) -> list[list[str]]:

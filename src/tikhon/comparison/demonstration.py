@@ -106,7 +106,6 @@ def run(
         results.append(_method_result(method, grid))
     return {
         "kind": "demo",
-        "verdict": _verdict(results),
         "setting": _describe(setting, data),
         "arms": results,
         "next": [
@@ -148,25 +147,6 @@ def _method_result(method: Variant, grid: list[tuple[float, list[Run]]]) -> dict
 
 def _mean(runs: Sequence[Run], key: str) -> float:
     return fmean((run.metrics or {})[key] for run in runs)
-
-
-def _verdict(methods: Sequence[dict[str, Any]]) -> str:
-    plain = methods[0]
-    best = max(methods[1:], key=lambda method: _standing(_chosen(method)))
-    gained = best["test_accuracy"]["mean"] - plain["test_accuracy"]["mean"]
-    how = f"{best['label']} at {best['chosen_strength']:g}"
-    if gained <= 0:
-        return "No way of training beat the plain network here."
-    before, after = plain["test_accuracy"]["mean"], best["test_accuracy"]["mean"]
-    return (
-        f"Without regularization the network fits {plain['train_accuracy']:.0%} of its training "
-        f"labels, wrong ones included, and {before:.1%} of the test rows; {how} brings the test "
-        f"accuracy to {after:.1%}."
-    )
-
-
-def _chosen(method: dict[str, Any]) -> dict[str, Any]:
-    return next(p for p in method["grid"] if p["strength"] == method["chosen_strength"])
 
 
 def _standing(point: dict[str, Any]) -> tuple[float, float]:

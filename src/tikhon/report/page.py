@@ -102,13 +102,17 @@ Cell = str | Name | Label | Mark  # str is a formatted number
 
 @dataclass(frozen=True)
 class PageTable:
-    """Rows under a head; the first column names the row. `chosen` is tagged with `tag`."""
+    """Rows under a head; the first column names the row. `chosen` is tagged with `tag`.
+
+    `note` explains words in the cells.
+    """
 
     caption: Label
     head: tuple[Label | Name, ...]
     rows: tuple[tuple[Cell, ...], ...]
     chosen: int | None = None
     tag: str = "chosen"
+    note: Label | None = None
     kind: ClassVar[str] = "table"
 
 

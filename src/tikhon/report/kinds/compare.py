@@ -39,6 +39,8 @@ def page(run: SavedRun) -> Page:
     rows: list[Row] = list(result.get("methods") or [])
     higher = result.get("metric") == "accuracy"
     metric = elements.ScoreKind("accuracy" if higher else "rmse", label(_metric(higher)), higher)
+    networks: list[Row] = list((result.get("architecture") or {}).get("rows") or [])
+    grids = [grid for kind in ("width", "depth") if (grid := score_grid(networks, kind))]
     return Page(
         title=label("title_compare", data=elements.data_name(run)),
         level="plain",
@@ -50,10 +52,10 @@ def page(run: SavedRun) -> Page:
         facts=facts(run, rows, metric),
         about=elements.about_run(run),
         sections=elements.without_missing(
-            Section(label("verdict"), (table(rows, metric), scores(rows, metric)))
+            Section(label("verdict"), (table(rows, metric), *grids, scores(rows, metric)))
             if rows
             else None,
-            *architecture(result.get("architecture") or {}),
+            *architecture(networks),
             recipes(rows),
             columns.section(run),
             elements.command_section(run),
@@ -167,7 +169,9 @@ def table(rows: list[Row], metric: elements.ScoreKind) -> PageTable:
         if key not in empty or any(line[i] != empty[key] for line in lines)
     ]
     shown_lines = tuple(tuple(line[i] for i in kept) for line in lines)
-    return PageTable(label("compare_caption"), tuple(label(keys[i]) for i in kept), shown_lines)
+    head = tuple(label(keys[i]) for i in kept)
+    spread = label("tied_note_seeds" if label("seed_spread") in head else "tied_note")
+    return PageTable(label("compare_caption"), head, shown_lines, note=spread)
 
 
 def scores(rows: list[Row], metric: elements.ScoreKind) -> Chart:
@@ -206,48 +210,72 @@ def settings(row: Row) -> list[str]:
     return [f"lr {strength(row.get('lr'))}", *penalties, *others]
 
 
-def architecture(found: Mapping[str, Any]) -> list[Section | None]:
+def architecture(networks: list[Row]) -> list[Section | None]:
     """Plot test score against strength, one line for each width, and for each depth and remedy."""
-    rows: list[Row] = list(found.get("rows") or [])
-    if not rows:
-        return []
-    key = next((k for k in ("test/accuracy", "test/rmse") if k in rows[0]), "test/loss")
-    name = label(f"metric_{key.removeprefix('test/')}")
     sections: list[Section | None] = []
     for kind in ("width", "depth"):
-        lines = scores_by_network([row for row in rows if kind in row], kind, key)
-        if not lines:
+        rows = [row for row in networks if kind in row]
+        if not rows:
             continue
-        strengths = sorted({row["strength"] for row in rows if kind in row})
+        metric, strengths, lines = scores_by_network(rows)
         figure = charts.lines_over_names(
             [strength(s) for s in strengths],
             {name: [line.get(s) for s in strengths] for name, line in lines.items()},
             label("strength"),
-            name,
+            label(f"metric_{metric}"),
         )
         chart = Chart(label(f"by_{kind}"), figure, label("alt_architecture"), wide=True)
-        ratios = ratio_chart([row for row in rows if kind in row], kind)
+        ratios = ratio_chart(rows)
         blocks = (chart, ratios) if ratios else (chart,)
         sections.append(Section(label(f"by_{kind}"), blocks, label(f"by_{kind}_lead")))
     return sections
 
 
-def scores_by_network(rows: Sequence[Row], kind: str, key: str) -> dict[str, dict[float, Number]]:
-    """Return score by strength for each network."""
+def scores_by_network(
+    rows: Sequence[Row],
+) -> tuple[str, list[float], dict[str, dict[float, Number]]]:
+    """Return the metric, the strengths, and the test score at each strength by network."""
+    metric = next((m for m in ("accuracy", "rmse") if f"test/{m}" in rows[0]), "loss")
     lines: dict[str, dict[float, Number]] = {}
     for row in rows:
-        name = " ".join(str(row[k]) for k in (kind, "remedy") if k in row)
-        lines.setdefault(name, {})[row["strength"]] = row.get(key)
-    return lines
+        lines.setdefault(network_name(row), {})[row["strength"]] = row.get(f"test/{metric}")
+    return metric, sorted({row["strength"] for row in rows}), lines
 
 
-def ratio_chart(rows: Sequence[Row], kind: str) -> Chart | None:
+def network_name(row: Row) -> str:
+    """Return the width of a network, or its depth and remedy."""
+    return " ".join(str(row[key]) for key in ("width", "depth", "remedy") if key in row)
+
+
+def score_grid(networks: list[Row], kind: str) -> PageTable | None:
+    """Tabulate test scores by strength, one line for each network of varied width or depth."""
+    rows = [row for row in networks if kind in row]
+    if not rows:
+        return None
+    metric, strengths, lines = scores_by_network(rows)
+    ratios = backward_ratios(rows)
+    more = (label("signal_first"),) if ratios else ()
+    head = (label("network"), *more, *(Name(f"L2 {s:g}") for s in strengths))
+    cells = tuple(
+        (
+            Name(name),
+            *((number(ratios.get(name)),) if ratios else ()),
+            *(number(scores.get(s)) for s in strengths),
+        )
+        for name, scores in lines.items()
+    )
+    return PageTable(label("grid_caption", metric=label(f"metric_{metric}_word")), head, cells)
+
+
+def backward_ratios(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the share of the backward signal that reaches the first layer, by network."""
+    ratios = {network_name(row): row.get("backprop_ratio") for row in rows}
+    return {n: v for n, v in ratios.items() if isinstance(v, float) and math.isfinite(v)}
+
+
+def ratio_chart(rows: Sequence[Row]) -> Chart | None:
     """Plot the share of the backward signal that reaches the first layer, by network."""
-    ratios = {
-        " ".join(str(row[k]) for k in (kind, "remedy") if k in row): row.get("backprop_ratio")
-        for row in rows
-    }
-    known = {n: v for n, v in ratios.items() if isinstance(v, float) and math.isfinite(v)}
+    known = backward_ratios(rows)
     if not known:
         return None
     series = [(label("signal_first"), list(known.values()))]

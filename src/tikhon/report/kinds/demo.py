@@ -35,7 +35,7 @@ def page(run: SavedRun) -> Page:
     return Page(
         title=label("title_demo"),
         level="good" if methods and best is not baseline(methods) else "watch",
-        verdict=verdict(methods, best),
+        verdict=verdict(methods),
         remarks=wrong_labels(run.result.get("setting") or {}),
         next_commands=run.next_commands,
         facts=facts(methods, best),
@@ -106,14 +106,13 @@ def method_text(name: Label | Name) -> Label | str:
     return name if isinstance(name, Label) else str(name)
 
 
-def verdict(methods: list[Method], best: Method | None) -> Label:
+def verdict(methods: list[Method]) -> Label:
     """Return the result of the demo in one sentence."""
-    bare = baseline(methods)
+    best, bare = best_method(methods), baseline(methods)
     if best is None or bare is None:
         return label("unfinished", epochs=0)
     values = {
-        "train": number(bare.get("train_accuracy")),
-        "valid": number(bare.get("valid_accuracy")),
+        "train": percent(bare.get("train_accuracy")),
         "before": number(test_accuracy(bare)),
         "after": number(test_accuracy(best)),
         "method": method_text(method_label(best)),
@@ -163,12 +162,11 @@ def table(methods: list[Method], best: Method | None) -> PageTable:
             percent(method.get("zeros")),
             number(test_accuracy(method)),
             f"{number(test_accuracy(method, 'low'))} – {number(test_accuracy(method, 'high'))}",
-            elements.gap_mark(method.get("gap")),
         )
         for method in methods
     ]
     keys = ("method", "chosen_strength", "train", "valid", "gap", "zeros", "test", "interval")
-    head = (*(label(key) for key in keys), label("verdict"))
+    head = tuple(map(label, keys))
     chosen = next((i for i, method in enumerate(methods) if method is best), None)
     return PageTable(label("arms_caption"), head, tuple(rows), chosen)
 

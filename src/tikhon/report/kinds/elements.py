@@ -34,8 +34,6 @@ from tikhon.report.page import (
 from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import Epoch, Number, SavedPenalty, SavedSparsity, SavedWeights
 
-GAP_LIMIT = 0.03  # accuracy on training minus held-out rows
-
 
 @dataclass(frozen=True)
 class ScoreKind:
@@ -172,15 +170,6 @@ def format_nested(value: object) -> str:
             f"[{len(value)}]" if len(value) > 12 else f"[{', '.join(map(format_nested, value))}]"
         )
     return number(value) if isinstance(value, float) else str(value)
-
-
-def gap_mark(gap: float | None) -> Mark:
-    """Classify a gap of accuracies as small, notable or memorising."""
-    if gap is None:
-        return Mark("plain", label("not_measured"))
-    if gap <= GAP_LIMIT:
-        return Mark("good", label("gap_small"))
-    return Mark("bad" if gap > 2 * GAP_LIMIT else "watch", label("gap_large"))
 
 
 def learning_curves(run: SavedRun, metric: ScoreKind, best: int | None) -> Section:
