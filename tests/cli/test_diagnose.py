@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from tikhon.cli import main, user_objects
+from tikhon.cli.diagnose import load_program
+from tikhon.cli.terminal import Terminal
 from tikhon.report.document import build
 from tikhon.report.saved import read
 
@@ -46,6 +48,14 @@ def flat():
     return nn.Sequential(line(), nn.Flatten(0))
 """
 
+COUNTED = """
+CALLS = []
+
+def counted():
+    CALLS.append(1)
+    return line()
+"""
+
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
@@ -69,6 +79,17 @@ def test_numbers_to_predict_have_the_shape_of_the_answer(program, capsys, model)
     run("diagnose", f"line.py:{model}", "--data", "t.csv", "--target", "y", "--loss", "mse",
         "--optimizer", "adam:1e-2", "--steps", 20)  # fmt: skip
     assert "broadcast_loss" not in capsys.readouterr().out
+
+
+def test_a_factory_is_called_once_to_shape_the_targets_of_both_data(program):
+    (program / "line.py").write_text(LINES + COUNTED)
+    (program / "t.csv").write_text(
+        "a,b,y\n" + "".join(f"{i},{i % 7},{i / 3}\n" for i in range(50))
+    )
+    loaded = load_program("line.py:counted", "t.csv", "mse", None, "t.csv", None, target="y",
+                          seed=0, terminal=Terminal(quiet=True))  # fmt: skip
+    assert loaded["data"][1].ndim == loaded["valid"][1].ndim == 2
+    assert loaded["model"].__globals__["CALLS"] == [1]
 
 
 def test_findings_go_to_stdout_and_the_gate_fails(program, capsys):

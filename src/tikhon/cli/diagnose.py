@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -143,15 +145,23 @@ def load_program(
     limit_threads(0)
     torch.manual_seed(seed)
     made = user_objects.load_object(model, "MODEL", terminal)
-    if not isinstance(made, torch.nn.Module) and not callable(made):
+    if not callable(made):
         raise InputError(f"MODEL: {model} is a {type(made).__name__}, not a module or a function")
-    train, judge = user_objects.load_data(data, "--data", terminal, seed, target, made)
+
+    @cache
+    def copy_of_model() -> Any:
+        return copy.deepcopy(made) if isinstance(made, torch.nn.Module) else made()
+
+    load = partial(
+        user_objects.load_data, terminal=terminal, seed=seed, target=target, model=copy_of_model
+    )
+    train, validation = load(data, "--data")
     if valid is not None:
-        judge = user_objects.load_data(valid, "--valid", terminal, seed, target, made)[0]
+        validation = load(valid, "--valid")[0]
     program: dict[str, object] = {
         "model": made,
         "data": train,
-        "valid": judge,
+        "valid": validation,
         "loss": user_objects.parse_loss(loss, terminal),
         "optimizer": user_objects.parse_optimizer(optimizer, terminal)
         if optimizer is not None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tikhon.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tikhon.cli.terminal import Terminal
 
@@ -132,10 +132,18 @@ def parse_optimizer(spec: str, terminal: Terminal) -> object:
 
 
 def load_data(
-    spec: str, option: str, terminal: Terminal, seed: int, target: str | None, model: Any
+    spec: str,
+    option: str,
+    terminal: Terminal,
+    *,
+    seed: int,
+    target: str | None,
+    model: Callable[[], nn.Module],
 ) -> tuple[object, object]:
     """Return (training, validation): user data, or a source split and scaled as by `fit`, with
     numeric targets in the shape of the model's output.
+
+    `model` returns a copy of the model; it is called for numeric targets only.
     """
     own = spec.rpartition(":")[0]
     if own.endswith(".py") or (own and not Path(spec).exists()):
@@ -151,11 +159,10 @@ def load_data(
     return loaded[0], loaded[1]
 
 
-def _outputs_one_column(model: Any, x: Tensor) -> bool:
+def _outputs_one_column(model: Callable[[], nn.Module], x: Tensor) -> bool:
     """Return whether the model outputs a column, one number for each row."""
     import torch
 
     with suppress(Exception), torch.random.fork_rng(), torch.no_grad():  # diagnosed later
-        made = copy.deepcopy(model) if isinstance(model, torch.nn.Module) else model()
-        return made(x[:2]).shape == (2, 1)
+        return model()(x[:2]).shape == (2, 1)
     return False
