@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import tikhon
+from tikhon.diagnosis import checks
 from tikhon.diagnosis.codes import CODES
 from tikhon.diagnosis.findings import Finding
-from tikhon.languages import Sentence, sentence, strings
+from tikhon.languages import Sentence, fill, sentence, strings
 from tikhon.report.kinds import diagnosis
 from tikhon.report.page import LANGUAGES, Label, saved_label
 
@@ -129,3 +130,41 @@ def test_a_finding_without_keys_is_told_as_it_was_written():
     assert "the moon is full" in cell.text("zh") and early in cell.text("zh")
     bare = diagnosis._reason({"code": "vanishing_gradient", "why": "no parameters"})
     assert bare.text("zh").startswith(strings("zh")["finding_vanishing_gradient"])
+
+
+def changes() -> list[str]:
+    """Every literal of the checks that a finding gives as its `fix`, values put in as `x`."""
+    found = []
+    for path in sorted(Path(checks.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "fix":
+                found += literals(node.value)
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "fix":
+                found += literals(node.value)
+    return found
+
+
+def literals(node: ast.expr) -> list[str]:
+    if isinstance(node, ast.IfExp):
+        return literals(node.body) + literals(node.orelse)
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    if not all(isinstance(p, ast.Constant | ast.FormattedValue) for p in parts):
+        return []
+    return ["".join(str(p.value) if isinstance(p, ast.Constant) else "x" for p in parts)]
+
+
+def test_a_change_that_is_not_code_alone_has_a_sentence_in_every_language():
+    assert len(changes()) > 20
+    for text in filter(None, changes()):
+        ast.parse(text)  # words are no Python: they belong into `languages`
+
+
+def test_a_change_stands_on_the_page_in_its_language():
+    fix = sentence("fix_rsample")
+    saved = json.loads(json.dumps(Finding("detached", "critical", fix=fix).to_dict()))
+    for language in LANGUAGES:
+        change = fill(language, "fix_rsample", {})
+        assert diagnosis.finding_sentences([saved])[-1].text(language).endswith(change)
+        assert diagnosis.findings([saved]).blocks[0].rows[0][-1].text(language).endswith(change)
+    saved = Finding("detached", "critical", fix="x = x.relu()").to_dict()
+    assert "x = x.relu()" in diagnosis.finding_sentences([saved])[-1].text("zh")

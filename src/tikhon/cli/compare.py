@@ -74,23 +74,17 @@ def compare(
     from tikhon.data import load
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.journal import Journal
-    from tikhon.runs.run_directory import JOURNAL, RunDirectory
+    from tikhon.runs.run_directory import JOURNAL, RESULT, RunDirectory
 
-    terminal, read = run.terminal(), table.read()
+    terminal, options = run.terminal(), table.read()
     limit_threads(0)
-    tables.announce_loading(terminal, data, read, data_dir)
-    source = load(data, data_dir=data_dir, table=read)
-    names: list[str] = methods.split(",") if methods else list(DEFAULT)
-    if not methods and source.task != "classification":
-        names = [name for name in names if not Method.of(name).classes_only]
-    settings = {
-        "model": model,
-        "splits": splits,
-        "trials": trials,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "budget": budget,
-    }
+    tables.announce_loading(terminal, data, options, data_dir)
+    source = load(data, data_dir=data_dir, table=options)
+    every = source.task == "classification"
+    suited = [name for name in DEFAULT if every or not Method.of(name).classes_only]
+    names: list[str] = methods.split(",") if methods else suited
+    settings = {"model": model, "splits": splits, "trials": trials, "epochs": epochs}
+    settings |= {"batch_size": batch_size, "budget": budget}
     path = output_of(run.output, f"{source.name}-compare", run.resume)
     tables.print_notices(terminal, source)
     if run.resume and complete_files(terminal, path):
@@ -109,21 +103,21 @@ def compare(
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
         header = {**settings, "methods": names, "seed": seed, "widths": wide, "depths": deep}
         header |= {k: v for k, v in (("time", table.time), ("group", table.group)) if v}
-        going_on = run.resume and (path / JOURNAL).exists()
-        journal = Journal(path / JOURNAL, header, resume=going_on)
+        file = path / JOURNAL
+        journal = Journal(file, header, resume=run.resume and file.exists())
         if journal.torn is not None:
             terminal.note(f"the end of {journal.path} is damaged: it is done again", "yellow")
         with interruptible() as interrupt, StepProgress(terminal) as progress:
             records = Records(journal, stop=interrupt.__bool__)
-            planned = _announcing_progress(terminal, source, settings, progress)
-            given: dict[str, object] = {"seed": seed, "records": records, "on_event": planned}
+            on_event = _announcing_progress(terminal, source, settings, progress)
+            given: dict[str, object] = {"seed": seed, "records": records, "on_event": on_event}
             try:
                 result = _run_comparison(source, names, settings, wide, deep, given)
             except Stopped:
                 kept = f"{len(records)} trainings are kept in {path}"
                 return report_interruption(terminal, interrupt, config["command"], kept)
         result["next"] = _suggest_next(result, config)
-        folder.write("result.json", result)
+        folder.write(RESULT, result)
         conclude_saved(terminal, result, path, kept="trainings", left_out=())
     return 0
 

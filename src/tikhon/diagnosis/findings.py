@@ -42,14 +42,15 @@ class Finding:
     effect: Sentence | Literal[""] = ""
     advice: tuple[str, ...] = ()
     cause: str = ""
-    fix: str = ""  # the line of code to change or to write
+    fix: Sentence | str = ""  # the line of code to change or to write
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; `measures` holds unit and healthy range of each number.
 
-        `sentences` holds keys and values of `why` and `effect`, for other languages.
+        `sentences` holds keys and values of `why`, `effect` and `fix`, for other languages; a
+        `fix` of code alone has none.
         """
         known = {name: asdict(MEASURES[name]) for name in self.evidence if name in MEASURES}
-        told = {"why": self.why, "effect": self.effect}
+        told = {"why": self.why, "effect": self.effect, "fix": self.fix}
         sentences = {k: v.to_dict() for k, v in told.items() if isinstance(v, Sentence)}
         return {**finite(self), "measures": known, "sentences": sentences}

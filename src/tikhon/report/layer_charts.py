@@ -51,7 +51,10 @@ def layer_axis(layers: Sequence[str]) -> dict[str, object]:
     every = -(-len(layers) // 12)
     shown = range(0, len(layers), max(every, 1))
     ticks = [escape_name(layers[i], 22) for i in shown]
-    return axis(label("layer"), tickvals=list(shown), ticktext=ticks, tickangle=-35)
+    shown_at_the_edge = {"ticklabeloverflow": "allow"}  # the margin grows by them
+    return axis(
+        label("layer"), tickvals=list(shown), ticktext=ticks, tickangle=-35, **shown_at_the_edge
+    )
 
 
 def unit_shares(

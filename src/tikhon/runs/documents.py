@@ -72,6 +72,7 @@ class SavedFinding(TypedDict):
     effect: str
     sentences: NotRequired[dict[str, SavedSentence]]
     advice: list[str]
+    fix: NotRequired[str]
     cause: str
 
 

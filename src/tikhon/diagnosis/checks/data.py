@@ -24,7 +24,7 @@ def _constant_inputs(ev: Evidence) -> Iterable[Finding]:
     if _is_mostly_constant(ev):
         found = max(0.0, ev.fact("explained_straight") or 0.0, ev.fact("explained_bent") or 0.0)
         why = sentence("why_most_constant", share=share, count=count, told=found)
-        fix = "print((x != x[0]).sum(0)) before and after each step that cleans or scales x"
+        fix = sentence("fix_print_differences")
         yield Finding("constant_inputs", "warning", ("inputs",), numbers, why, fix=fix)
         return
     constant_parts = list(w.get("still_parts") or ())
@@ -32,7 +32,7 @@ def _constant_inputs(ev: Evidence) -> Iterable[Finding]:
         where = tuple(f"inputs[{k}]" for k in constant_parts)
         why = sentence("why_input_constant", place=", ".join(where))
         severity = "warning" if ev.learned < e.LITTLE else "info"
-        fix = f"print({where[0]}[:3]) where the batch is made"
+        fix = sentence("fix_print_input", name=where[0])
         yield Finding("constant_inputs", severity, where, numbers, why, fix=fix)
         return
     if share < 0.9:
@@ -41,7 +41,7 @@ def _constant_inputs(ev: Evidence) -> Iterable[Finding]:
         why = sentence("why_constant", count=count)
         if w.get("all_zero"):
             why = sentence("why_zero", count=count)
-        fix = "print(x[:2]) where the inputs are read"
+        fix = sentence("fix_print_rows")
         yield Finding("constant_inputs", "critical", ("inputs",), numbers, why, fix=fix)
     else:
         why = sentence("why_some_constant", share=share, count=count)
@@ -71,7 +71,7 @@ def _constant_targets(ev: Evidence) -> Iterable[Finding]:
     if w.get("judged"):
         why = sentence("why_judged", why=why)
     numbers = {"target_low": value, "target_high": ev.fact("target_high") or value}
-    fix = "print(y.unique()) where the targets are read: a cast or a division may round them"
+    fix = sentence("fix_targets_rounded")
     where = ("target",)
     yield Finding("constant_targets", "info" if goal else "critical", where, numbers, why, fix=fix)
 
@@ -82,14 +82,14 @@ def _unrelated_labels(ev: Evidence) -> Iterable[Finding]:
     beside, shift = ev.fact("row_beside") or 0.0, w.get("shift_of_rows")
     if shift and beside > e.ROW_BESIDE:
         why = sentence("why_row_beside", told=beside)
-        fix = "print five rows of x and y side by side; x[:-1], y[1:] or the other way round"
+        fix = sentence("fix_shift_rows")
         numbers = {"row_beside": beside}
         yield Finding("unrelated_labels", "critical", ("target",), numbers, why, fix=fix)
         return
     if untold := w.get("untold"):
         gain, explained = max(0.0, float(untold["gain"])), float(untold["told"])
         why = sentence("why_untold", place=untold["place"], gain=gain, told=explained)
-        fix = "one order for all parts of a row: shuffle=False where outputs are stored"
+        fix = sentence("fix_one_order")
         where, numbers = (untold["place"],), {"part_gain": gain}
         yield Finding("unrelated_labels", "warning", where, numbers, why, fix=fix)
     if z is None or rows is None or rows < e.RELATED_ROWS or z >= e.RELATED:
@@ -115,7 +115,7 @@ def _unrelated_labels(ev: Evidence) -> Iterable[Finding]:
         numbers["advantage"] = advantage
         why = sentence("why_control", why=why)
     severity = "critical" if advantage is not None else "warning"
-    fix = "shuffle x and y with the same order: x[order], y[order]; look at ten rows of both"
+    fix = sentence("fix_same_order")
     yield Finding("unrelated_labels", severity, ("target",), numbers, why, fix=fix)
 
 
@@ -195,9 +195,7 @@ def _class_imbalance(ev: Evidence) -> Iterable[Finding]:
         numbers["answered"] = answered
     fix = "nn.CrossEntropyLoss(weight=len(y) / (classes * y.bincount().float()))"
     if BINARY & set(ev.wiring.get("loss_functions") or ()):
-        fix = (
-            "nn.BCEWithLogitsLoss(pos_weight=(1 - y.mean()) / y.mean()), without a sigmoid before"
-        )
+        fix = sentence("fix_pos_weight")
     yield Finding("class_imbalance", "warning", ("target",), numbers, why, fix=fix)
 
 
@@ -211,7 +209,7 @@ def _target_in_inputs(ev: Evidence) -> Iterable[Finding]:
         if steps:
             width = max(1, (ev.wiring.get("columns") or steps) // steps)
             why = sentence("why_copied_step", step=columns[0] // width, steps=steps)
-            fix = "a target after the window: x = series[t - n : t], y = series[t]"
+            fix = sentence("fix_target_after_window")
         numbers = {"columns": float(len(columns))}
         yield Finding("target_among_inputs", "warning", ("inputs",), numbers, why, fix=fix)
 
@@ -220,7 +218,7 @@ def _changed_in_place(ev: Evidence) -> Iterable[Finding]:
     moved = ev.fact("targets_moved")
     if moved is not None and moved > e.TARGETS_MOVED:
         why = sentence("why_targets_moved", moved=moved)
-        fix = "y = y - offset in the data set: a new tensor, not y -= offset of what it keeps"
+        fix = sentence("fix_offset_new_tensor")
         severity = "critical" if ev.harmed else "warning"
         numbers = {"targets_moved": moved}
         yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
@@ -228,7 +226,7 @@ def _changed_in_place(ev: Evidence) -> Iterable[Finding]:
     if drift is None or 1 / e.STRETCH <= drift <= e.STRETCH:
         return
     why = sentence("why_drift", times=drift)
-    fix = "x = (x - mean) / std in the data set: a new tensor, not x.sub_(mean).div_(std)"
+    fix = sentence("fix_scale_new_tensor")
     severity = "critical" if ev.harmed else "info"
     numbers = {"drift": drift}
     yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
@@ -238,13 +236,13 @@ def _masks_left_behind(ev: Evidence) -> Iterable[Finding]:
     share, turned = ev.fact("moved_alone"), ev.fact("fits_moved")
     if turned is not None and turned > e.MOVED:
         why = sentence("why_fits_moved", turned=turned)
-        fix = "the same turns, flips and order of axes for both: x.rot90(k), y.rot90(k)"
+        fix = sentence("fix_same_turns")
         numbers = {"fits_moved": turned}
         yield Finding("masks_not_transformed", "critical", ("data",), numbers, why, fix=fix)
     if share is None or share <= 0.5:
         return
     why = sentence("why_moved_alone", share=share)
-    fix = "draw the angle once: x, y = (rotate(t, angle) for t in (x, y))"
+    fix = sentence("fix_draw_once")
     numbers = {"moved_alone": share}
     yield Finding("masks_not_transformed", "critical", ("data",), numbers, why, fix=fix)
 
@@ -256,7 +254,7 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
         if shift > e.SHIFT or not 1 / e.STRETCH <= scale <= e.STRETCH:
             why = sentence("why_valid_scale", shift=shift, scale=scale)
             numbers = {"valid_shift": shift, "valid_scale": scale}
-            fix = "scale both by the training rows: (x - x_train.mean(0)) / x_train.std(0)"
+            fix = sentence("fix_scale_by_training")
             yield Finding("valid_differs", "warning", ("valid",), numbers, why, fix=fix)
     yield from _another_relation(ev)
     new, moved = w.get("new_classes") or [], ev.fact("class_shift") or 0.0
@@ -267,13 +265,13 @@ def _validation(ev: Evidence) -> Iterable[Finding]:
         if new:
             why = sentence("why_new_classes", count=len(new), first=new[0])
         numbers = {"new_classes": float(len(new)), "class_shift": moved}
-        fix = "shuffle before the split: train_test_split(x, y, stratify=y)"
+        fix = sentence("fix_shuffle_first")
         yield Finding("valid_differs", "warning", ("valid",), numbers, why, fix=fix)
     both, again = ev.fact("rows_in_both") or 0.0, ev.fact("rows_repeated") or 0.0
     if both - again > e.DOUBLES:
         why = sentence("why_both", share=both)
         numbers = {"rows_in_both": both}
-        fix = "x.drop_duplicates() before the split"
+        fix = sentence("fix_drop_duplicates")
         yield Finding("rows_in_both", "warning", ("valid",), numbers, why, fix=fix)
 
 
@@ -281,7 +279,7 @@ def _another_relation(ev: Evidence) -> Iterable[Finding]:
     """Find validation targets that contradict the relation of the training rows."""
     train_fit, valid_fit, own_fit = (ev.fact(f"fits_{k}") for k in ("train", "valid", "own"))
     right, mapped = ev.fact("valid_right"), ev.fact("valid_mapped")
-    fix = "the same list of classes, words and columns for both: sorted(os.listdir(folder))"
+    fix = sentence("fix_same_lists")
     numbers, why = dict[str, float](), ""
     if right is not None and mapped is not None and mapped - right > e.MAPPED:
         named = "; ".join(f"{a} for {b}" for a, b in (ev.wiring.get("valid_names") or [])[:3])
@@ -306,15 +304,15 @@ def _copies(ev: Evidence) -> Iterable[Finding]:
     period, rows = ev.fact("period"), float(ev.record.data.get("rows") or 0)
     if period:
         why = sentence("why_period", period=period, rows=rows)
-        fix = "a new list for each: rows = [] in the loop, not rows.clear() of one that is kept"
+        fix = sentence("fix_new_list")
         yield Finding("rows_in_both", "warning", ("data",), {"period": period}, why, fix=fix)
     copies, windows = ev.fact("copies") or 0.0, ev.fact("windows_in_both") or 0.0
     if windows > e.COPIES:
         why = sentence("why_windows_in_both", share=windows)
-        fix = "split the series by time, and cut each part into windows"
+        fix = sentence("fix_split_by_time")
     elif copies > e.COPIES:
         why = sentence("why_copies_in_both", share=copies)
-        fix = "split first, and augment the training rows alone; split by person or scene"
+        fix = sentence("fix_split_first")
     else:
         return
     numbers = {"rows_in_both": max(copies, windows)}
@@ -326,7 +324,7 @@ def _interpolated_labels(ev: Evidence) -> Iterable[Finding]:
     if share is None or share < e.RIMS:
         return
     why = sentence("why_rims", share=share)
-    fix = "mode='nearest' for masks: F.interpolate(mask, size), Image.NEAREST"
+    fix = sentence("fix_nearest")
     yield Finding("labels_interpolated", "warning", ("target",), {"rims": share}, why, fix=fix)
 
 
@@ -335,7 +333,7 @@ def _undrawn_rows(ev: Evidence) -> Iterable[Finding]:
     if drawn is None or not rows or rows < 50 or drawn > e.DRAWN * rows:
         return
     why = sentence("why_few_drawn", drawn=drawn, rows=rows)
-    fix = "WeightedRandomSampler(class_weight[y], len(y)): one weight per row, not per class"
+    fix = sentence("fix_weight_per_row")
     numbers = {"drawable": drawn, "related_rows": rows}
     yield Finding("ignored_rows", "critical", ("data",), numbers, why, fix=fix)
 

@@ -18,18 +18,18 @@ ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
 OPERATIONS = {
     name: fix
     for names, fix in {
-        "softmax": "scores.masked_fill(~seen, -1e9), or a position that every row may look at",
-        "scaled_dot_product_attention": "a mask that leaves every row a position to look at",
-        "log": "torch.log(x.clamp_min(1e-8)); or log_softmax, logsigmoid, a loss on the scores",
+        "softmax": sentence("fix_masked_softmax"),
+        "scaled_dot_product_attention": sentence("fix_masked_attention"),
+        "log": sentence("fix_log"),
         "log2": "torch.log2(x.clamp_min(1e-8))",
         "log10": "torch.log10(x.clamp_min(1e-8))",
         "log1p": "torch.log1p(x.clamp_min(-1 + 1e-6))",
-        "sqrt": "torch.sqrt(x + 1e-8): its slope at 0 is infinite",
+        "sqrt": sentence("fix_sqrt"),
         "rsqrt": "torch.rsqrt(x + 1e-8)",
         "div true_divide __truediv__ __rtruediv__": "x / (y + 1e-8)",
         "reciprocal": "1 / (x + 1e-8)",
         "pow __pow__": "(x + 1e-8) ** p",
-        "norm": "torch.sqrt((x ** 2).sum() + 1e-8): the slope of a norm at 0 has no value",
+        "norm": sentence("fix_norm"),
         "acos asin": "x.clamp(-1 + 1e-6, 1 - 1e-6)",
         "std": "torch.sqrt(x.var() + 1e-8)",
     }.items()
@@ -47,11 +47,11 @@ def _ignored_targets(ev: Evidence) -> Iterable[Finding]:
     related = (ev.fact("relation") or 0.0) >= e.RELATED
     harmed = ev.reach is not None and ev.learned < e.LEARNED
     why = sentence("why_no_targets")
-    fix = "compare output and target in the loss; label_smoothing below 1"
+    fix = sentence("fix_compare_target")
     severity = "warning" if harmed else "info"
     if used:
         why = sentence("why_whole_batch")
-        fix = "F.mse_loss(output, target), not of output.mean() and target.mean()"
+        fix = sentence("fix_not_of_means")
         severity = "critical" if related else "info"  # may compare distributions on purpose
     relation = ev.fact("relation")
     numbers = {"relation": relation} if relation is not None else {}
@@ -64,7 +64,7 @@ def _ignored_columns(ev: Evidence) -> Iterable[Finding]:
         return
     named = ", ".join(map(str, ignored[:5]))
     why = sentence("why_deaf_columns", named=named)
-    fix = "loss(output, target) over all columns; look for an index that is used twice"
+    fix = sentence("fix_all_columns")
     numbers = {"columns": float(len(ignored))}
     where = ("the loss",)
     code, severity = "loss_ignores_targets", "critical" if ev.harmed else "warning"
@@ -76,7 +76,7 @@ def _costly_correct_boxes(ev: Evidence) -> Iterable[Finding]:
     if share is None or share < e.UNKNOWN:
         return
     why = sentence("why_box_beaten", share=share)
-    fix = "corners from centre and size: torch.cat([c - s / 2, c + s / 2], 1), before an overlap"
+    fix = sentence("fix_corners")
     numbers = {"box_beaten": share}
     where = ("the loss",)
     code = "loss_ignores_targets"
@@ -92,7 +92,7 @@ def _inverted_loss(ev: Evidence) -> Iterable[Finding]:
     endless = number(ev.static.get("without_end"))
     if endless:
         why = sentence("why_no_end", loss=endless)
-        fix = "the sign of each part: errors on either side of a target must cost something"
+        fix = sentence("fix_both_sides")
         numbers = {"loss": endless}
         where = ("the loss",)
         yield Finding("loss_upside_down", "critical", where, numbers, why, fix=fix)
@@ -107,7 +107,7 @@ def _inverted_loss(ev: Evidence) -> Iterable[Finding]:
     if pulls_away is not None and alike is not None:
         if pulls_away == 1 - alike:
             why = sentence("why_pairs_apart")
-            fix = "swap the two parts of the loss, or the labels: y = 1 - y"
+            fix = sentence("fix_swap_parts")
             numbers = {"pulls_away": pulls_away}
             yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
         return
@@ -115,7 +115,7 @@ def _inverted_loss(ev: Evidence) -> Iterable[Finding]:
         return
     why = sentence("why_pulls_away")
     numbers = {"pulls_away": pulls_away}
-    fix = "loss = -loss, or 1 - loss where it is a share that is right"
+    fix = sentence("fix_negate_loss")
     yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
 
 
@@ -131,14 +131,14 @@ def _inverted_parts(ev: Evidence) -> Iterator[Finding]:
         yield Finding(code, "warning", place, {}, why, fix=fix)
     if volume is not None and volume > 0:
         why = sentence("why_determinant_down")
-        fix = "log_density = base.log_prob(z) + log_determinant, of z = flow(x)"
+        fix = sentence("fix_log_density")
         yield Finding(code, "critical", where, {}, why, fix=fix)
     far = w.get("answer_without_end")
     if far:
         why = sentence(
             "why_answer_without_end", place=far["place"], all=far["of"], loss=float(far["loss"])
         )
-        fix = "the sign of each part, as in 0.5 * (exp(logvar) + mu**2 - 1 - logvar)"
+        fix = sentence("fix_divergence_signs")
         numbers = {"loss": float(far["loss"])}
         yield Finding(code, "critical", where, numbers, why, fix=fix)
     if w.get("draws_above"):
@@ -153,7 +153,7 @@ def _unbounded_loss(ev: Evidence) -> Iterable[Finding]:
     if fall is None or any(True for _ in _inverted_loss(ev)):
         return
     why = sentence("why_ever_faster", first=fall[0], last=fall[1])
-    fix = "print the parts of the loss one by one and check their signs"
+    fix = sentence("fix_print_parts")
     numbers = {"loss": fall[1]}
     yield Finding("loss_upside_down", "warning", ("the loss",), numbers, why, fix=fix)
 
@@ -198,11 +198,7 @@ def _target_range(ev: Evidence) -> Iterable[Finding]:
         fix = (
             "target = (target + 1) / 2"
             if (low, high) == (-1, 1)
-            else (
-                "nn.CrossEntropyLoss() for more classes than two"
-                if w.get("target_whole")
-                else scaled
-            )
+            else (sentence("fix_more_than_two") if w.get("target_whole") else scaled)
         )
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
     if w.get("zeros_unheard"):
@@ -213,7 +209,7 @@ def _target_range(ev: Evidence) -> Iterable[Finding]:
     if below is not None and not used & BINARY and (low < 0 or high > 1):
         why = sentence("why_yes_and_no", low=low, high=high, below=below)
         fix = (
-            "F.cross_entropy of one output a class"
+            sentence("fix_one_output_a_class")
             if w.get("target_whole")
             else "(y - low) / (high - low)"
         )
@@ -228,18 +224,18 @@ def _multilabel_softmax(ev: Evidence) -> Iterable[Finding]:
     if used & ENTROPIES and not used & BINARY and most > 1.01:
         why = sentence("why_multilabel", most=most)
         numbers = {"ones_in_a_row": most}
-        fix = "nn.BCEWithLogitsLoss() on the scores"
+        fix = sentence("fix_bce_on_scores")
         yield Finding("multilabel_softmax", "warning", ("the loss",), numbers, why, fix=fix)
     heads, units = ev.static.get("head") or [], ev.static.get("output_units") or 1
     if used & BINARY and heads[-1:] == ["softmax"] and units > 1 and most > 1.01:
         why = sentence("why_several_by_softmax", most=most)
-        fix = "nn.BCEWithLogitsLoss() on the scores, without the softmax"
+        fix = sentence("fix_bce_without_softmax")
         numbers = {"ones_in_a_row": most}
         yield Finding("multilabel_softmax", "critical", ("the loss",), numbers, why, fix=fix)
     cost = ev.fact("right_shares_cost")
     if heads[-1:] == ["sigmoid"] and cost is not None and cost > e.RIGHT_COSTS:
         why = sentence("why_shares_by_hand", cost=cost, most=most)
-        fix = "F.binary_cross_entropy(output, target), without output / output.sum(1)"
+        fix = sentence("fix_bce_without_sum")
         numbers = {"ones_in_a_row": most, "loss": cost}
         yield Finding("multilabel_softmax", "critical", ("the loss",), numbers, why, fix=fix)
 
@@ -252,7 +248,7 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
     if used & COMPARED and one and gain is not None and gain > e.BY_CLASS:
         values = int(w.get("target_values") or 0)
         why = sentence("why_as_numbers", count=values, gain=gain)
-        fix = f"nn.Linear(..., {values}) as the head, nn.CrossEntropyLoss(), target.long()"
+        fix = sentence("fix_class_head", count=values)
         yield Finding(
             "classes_as_numbers", "warning", ("the loss",), {"class_gain": gain}, why, fix=fix
         )
@@ -265,14 +261,14 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
     left_out = w.get("background") or {}
     if (number(left_out.get("share")) or 0.0) >= e.MOST_LEFT_OUT:
         why = sentence("why_background", **left_out)
-        fix = "keep the background as class 0; ignore_index for what nobody labelled"
+        fix = sentence("fix_background")
         numbers = {"left_out": float(left_out["share"])}
         yield Finding("ignored_rows", "warning", ("target",), numbers, why, fix=fix)
     without_gradient = ev.fact("unheard") or 0.0
     ignored_classes = w.get("silent_classes") or []
     if without_gradient >= e.UNHEARD and not ignored_classes:
         why = sentence("why_unheard", share=without_gradient)
-        fix = "loss(output, target) of all rows, not of output[0] or a part of them"
+        fix = sentence("fix_all_rows")
         yield Finding(
             "ignored_rows", "critical", ("the loss",), {"unheard": without_gradient}, why, fix=fix
         )
@@ -280,7 +276,7 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
         named = ", ".join(map(str, ignored_classes[:5]))
         why = sentence("why_ignored", named=named)
         numbers = {"silent_classes": float(len(ignored_classes))}
-        fix = "another ignore_index (torch's own is -100), weights above 0"
+        fix = sentence("fix_ignore_index")
         yield Finding("ignored_rows", "warning", ("the loss",), numbers, why, fix=fix)
 
 
@@ -311,10 +307,7 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
     share = ev.fact("padding") or 0.0
     apart, counted = (ev.fact(f"padding_{k}") for k in ("apart", "counted"))
     if words := w.get("masked_words"):
-        fix = (
-            "key_padding_mask=tokens == 0, true where nobody may look (an attn_mask of "
-            "scaled_dot_product_attention is true where one may)"
-        )
+        fix = sentence("fix_padding_mask")
         why = sentence("why_masked_words")
         yield Finding("padding_seen", "critical", (words,), {"padding": share}, why, fix=fix)
         return
@@ -324,7 +317,7 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
         queries = w.get("masked_queries")
         if queries:
             why = sentence("why_masked_queries", share=apart)
-            fix = "mask[:, None, :] instead of mask[:, :, None]: the last axis is that of the keys"
+            fix = sentence("fix_mask_keys")
             yield Finding("padding_seen", "warning", (queries,), numbers, why, fix=fix)
             return
         yield Finding(
@@ -333,17 +326,16 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
             (),
             numbers,
             why,
-            fix="mask = tokens == 0: src_key_padding_mask=mask in attention, (h * ~mask).sum(1) / "
-            "(~mask).sum(1) for a mean; pack_padded_sequence for a recurrent layer",
+            fix=sentence("fix_padding_everywhere"),
         )
     if w.get("ends_unasked"):
         why = sentence("why_ends_unasked")
-        fix = "a token of its own for padding; labels[attention_mask == 0] = -100"
+        fix = sentence("fix_padding_token")
         yield Finding("ignored_rows", "warning", ("target",), {}, why, fix=fix)
     if counted is not None and counted >= e.PADDING:
         why = sentence("why_padding_counted", share=counted)
         numbers = {"padding": counted}
-        fix = "nn.CrossEntropyLoss(ignore_index=padding), or a mask on the loss"
+        fix = sentence("fix_padding_loss")
         yield Finding("padding_in_loss", "warning", ("the loss",), numbers, why, fix=fix)
 
 

@@ -15,10 +15,10 @@ from tikhon.diagnosis.findings import Finding
 from tikhon.languages import Sentence, sentence
 
 INTO_RANGE = {
-    "counts": "the loss that fits the targets, as nn.MSELoss()",
+    "counts": sentence("fix_counts_into_range"),
     "signs": "target = 2 * target - 1",
     "shares": "(target - low) / (high - low)",
-    "numbers": "nn.MultiLabelSoftMarginLoss() of a column of 0 and 1 for each class",
+    "numbers": sentence("fix_numbers_into_range"),
     "logs": "F.kl_div(output, target, log_target=True)",
 }
 
@@ -33,7 +33,7 @@ class PlacedFinding:
     fact: str
     code: str
     reason: Callable[[Any], Sentence]
-    fix: str
+    fix: Sentence | str
     severity: str = "critical"
 
 
@@ -42,19 +42,19 @@ PLACED_FINDINGS = (
         "weighed",
         "broadcast_loss",
         lambda fact: sentence("why_weighed"),
-        "(criterion(output, target) * weight).mean() with reduction='none'",
+        sentence("fix_weighed"),
     ),
     PlacedFinding(
         "no_curvature",
         "no_nonlinearity",
         lambda fact: sentence("why_no_curvature"),
-        "nn.Tanh(), nn.SiLU() or torch.sin in place of nn.ReLU()",
+        sentence("fix_curvature"),
     ),
     PlacedFinding(
         "unlearned_part",
         "loss_not_connected",
         lambda fact: sentence("why_unlearned_part", place=fact),
-        "the output of the model that is trained as the first argument",
+        sentence("fix_trained_first"),
         "warning",
     ),
     PlacedFinding(
@@ -70,7 +70,7 @@ PLACED_FINDINGS = (
         "finds_itself",
         "target_among_inputs",
         lambda fact: sentence("why_finds_itself"),
-        "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a))), a and b two views",
+        sentence("fix_two_views"),
     ),
     PlacedFinding(
         "nearer",
@@ -89,20 +89,20 @@ PLACED_FINDINGS = (
         "squashed_twice",
         "head_mismatch",
         lambda fact: sentence("why_squashed_twice", loss=fact["loss"], by=fact["by"]),
-        "the scores themselves: the loss squashes them",
+        sentence("fix_raw_scores"),
         "harmed",
     ),
     PlacedFinding(
         "index_as_number",
         "classes_as_numbers",
         lambda fact: sentence("why_place_for_value"),
-        "x.max(1).values in place of x.argmax(1), .max(1)[0] in place of .max(1)[1]",
+        sentence("fix_values_of_max"),
     ),
     PlacedFinding(
         "mixed_derivatives",
         "mixed_derivatives",
         lambda fact: sentence("why_mixed_slopes"),
-        "torch.autograd.grad(u_x[:, k].sum(), x, create_graph=True)[0][:, k], for each k",
+        sentence("fix_second_derivative"),
         "warning",
     ),
     PlacedFinding(
@@ -127,7 +127,7 @@ PLACED_FINDINGS = (
         "over_queries",
         "positions_mixed",
         lambda fact: sentence("why_over_queries", place=fact),
-        "softmax(scores, dim=-1): the axis of the keys",
+        sentence("fix_key_axis"),
         "harmed",
     ),
 )
@@ -161,7 +161,7 @@ def _broadcast_loss(ev: Evidence) -> Iterable[Finding]:
         why = sentence("why_broadcast", function=name, a=a, b=b)
     else:
         why = sentence("why_broadcast_rows", function=name, a=a, b=b)
-    fix = "give both the same shape: .squeeze(-1) on neither, or on both"
+    fix = sentence("fix_same_shape")
     if pull is not None and w.get("output_shape") != w.get("target_shape"):
         fix = "loss(output, target.view_as(output))"
     where = (spread["place"] or "the loss",)
@@ -174,7 +174,7 @@ def _unequal_columns(ev: Evidence) -> Iterable[Finding]:
         return
     a, b = (sizes(s, ev.wiring["rows"]) for s in found["shapes"])
     why = sentence("why_unequal", a=a, b=b)
-    fix = "as many outputs as targets; or .sum(1, keepdim=True) if it should be one number"
+    fix = sentence("fix_as_many_outputs")
     where = (found["place"] or "the loss",)
     yield Finding("broadcast_loss", "critical", where, {}, why, fix=fix)
 
@@ -184,9 +184,9 @@ def _sampled_detached(ev: Evidence) -> Iterable[Finding]:
     if not draw:
         return
     why = sentence("why_sampled")
-    fix = "rsample() instead of sample()"
+    fix = sentence("fix_rsample")
     if draw["name"] in ("multinomial", "bernoulli", "poisson"):
-        fix = "-log_prob(draw) * gain.detach(), or F.gumbel_softmax(scores) instead of the draw"
+        fix = sentence("fix_score_function")
     where = (draw["place"],)
     yield Finding("detached", "critical", where, {}, why, fix=fix)
 
@@ -197,7 +197,7 @@ def _denoising_target(ev: Evidence) -> Iterable[Finding]:
     if not found or min(widths, default=0) < found["numbers"]:
         return  # reconstruction through a bottleneck is a proper task
     why = sentence("why_asked_back")
-    fix = "compare with the input before the noise was added, or with the noise"
+    fix = sentence("fix_without_noise")
     where = (found["place"],)
     yield Finding("target_among_inputs", "critical", where, {}, why, fix=fix)
 
@@ -208,7 +208,7 @@ def _bounded_scores(ev: Evidence) -> Iterable[Finding]:
         return
     floor = float(found["floor"])
     why = sentence("why_bounded_scores", floor=floor)
-    fix = "scores / temperature, of 0.05 to 0.5: not times the temperature"
+    fix = sentence("fix_divide_temperature")
     numbers = {"floor": floor}
     where = (found["place"] or "the loss",)
     yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
@@ -239,7 +239,7 @@ def _domain_violations(ev: Evidence) -> Iterable[Finding]:
             same = float(breach["low"])
             if kind == "pairs":
                 why = sentence("why_pairs_alike", name=name, same=same)
-                fix = "labels 1 of pairs that are alike and -1 of others, with enough of both"
+                fix = sentence("fix_pair_labels")
                 numbers = {"target_low": same, "target_high": same}
                 code = "constant_targets"
                 yield Finding(code, "critical", where, numbers, why, fix=fix)
@@ -254,9 +254,9 @@ def _domain_violations(ev: Evidence) -> Iterable[Finding]:
             continue
         if breach["code"] == "missing_log":
             why = sentence("why_no_log", name=name)
-            fix = "F.log_softmax(output, dim=1) before it; or nn.CrossEntropyLoss() of the scores"
+            fix = sentence("fix_log_softmax")
             if name == "ctc_loss":
-                fix = "output.log_softmax(-1) before it"
+                fix = sentence("fix_log_softmax_before")
             numbers = {"log_sum": float(breach["gap"])}
             yield Finding("missing_log", "critical", where, numbers, why, fix=fix)
             continue
@@ -272,7 +272,7 @@ def _violations_inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding
     name, where = breach["function"], (breach["place"] or "forward",)
     if breach["code"] == "undefined_operation":
         why = sentence("why_free_log", name=name)
-        fix = "s.exp() where the weight stands, and s where its logarithm stands"
+        fix = sentence("fix_log_parameter")
         yield Finding("undefined_operation", "warning", where, {}, why, fix=fix)
     elif breach.get("kind") == "probabilities":
         if not {"softmax"} & set(ev.static.get("head") or ()):
@@ -282,7 +282,7 @@ def _violations_inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding
         fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
         if breach.get("kind"):
             why = sentence("why_softmax_of_position")
-            fix = "scores.softmax(1), the axis of the positions, for scores of (n, positions, 1)"
+            fix = sentence("fix_softmax_positions")
         severity = "critical" if ev.harmed else "warning"
         yield Finding("head_mismatch", severity, where, {}, why, fix=fix)
 
@@ -291,7 +291,7 @@ def _probabilities_given(ev: Evidence, where: tuple[str, ...]) -> Iterable[Findi
     if ev.wiring.get("squashed_twice"):
         return
     why = sentence("why_given_probabilities")
-    fix = "F.cross_entropy(scores, target); or F.nll_loss of their log_softmax"
+    fix = sentence("fix_cross_entropy")
     severity = "critical" if ev.harmed else "warning"
     yield Finding("head_mismatch", severity, where, {}, why, fix=fix)
 

@@ -43,14 +43,12 @@ def scales(ev: Evidence) -> Iterable[Finding]:
         elif (apart := number(inputs.get("std"))) and _is_far_off(ev) and not learned:
             why = sentence("why_offset", mean=inputs.get("mean", 0.0), apart=apart)
             numbers = {"offset": rms / apart}
-            fix = (
-                "x = (x - x.mean(0)) / x.std(0), with the mean and deviation of these very numbers"
-            )
+            fix = sentence("fix_own_mean")
             yield Finding("unscaled_inputs", "warning", ("inputs",), numbers, why, fix=fix)
     squeezed, far = ev.fact("squeezed"), ev.wiring.get("far_rows")
     if squeezed and squeezed > e.SQUEEZED and not learned:
         why = sentence("why_far_rows", rows=far or 0, share=squeezed)
-        fix = "x = x.clamp(x.quantile(0.01, 0), x.quantile(0.99, 0)), and then scale it"
+        fix = sentence("fix_clamp")
         yield Finding(
             "unscaled_inputs", "warning", ("inputs",), {"squeezed": squeezed}, why, fix=fix
         )
@@ -58,7 +56,7 @@ def scales(ev: Evidence) -> Iterable[Finding]:
     times = number(dominant.get("times")) or 0.0
     if times > e.DROWNED:
         why = sentence("why_drowned", **dominant)
-        fix = "y[:, k] = (y[:, k] - mean) / std before the loss; undo it in the prediction"
+        fix = sentence("fix_scale_targets")
         numbers = {"column_pull": times}
         yield Finding("unscaled_targets", "warning", ("target",), numbers, why, fix=fix)
         return
@@ -80,7 +78,7 @@ def _rectified_scores(ev: Evidence) -> Iterable[Finding]:
     zero = ev.fact("own_score_zero")
     if zero is not None and zero >= e.UNLIFTED and ev.learned < e.LEARNED:
         why = sentence("why_rectified_scores", share=zero)
-        fix = "remove the relu: the softmax takes its input"
+        fix = sentence("fix_remove_relu")
         numbers = {"own_score_zero": zero}
         where = (head_site(ev),)
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
@@ -102,19 +100,19 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         why = sentence("why_one_softmax")
         where = (place or head_site(ev),)
         numbers = {"floor": floor}
-        fix = "one output per class; or nn.BCEWithLogitsLoss() with a single output"
+        fix = sentence("fix_one_output_per_class")
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
         return
     unit = ev.fact("unit_scores")
     if unit is not None and unit >= e.FLOOR:
         why = sentence("why_one_score", share=unit)
-        fix = "scores times 10 or more: self.scale = nn.Parameter(torch.tensor(10.0))"
+        fix = sentence("fix_scale_scores")
         yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": unit}, why, fix=fix)
         return
     if ev.gained("bared") > e.STEADIER:
         where, numbers = tuple(ev.norms_at_end), ev.shown("bared")
         why = sentence("why_bared", layer=display_name(where[0]), **numbers)
-        fix = f"remove {where[0]}: the last layer comes last"
+        fix = sentence("fix_remove_last", name=where[0])
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
         return
     shares = ev.static.get("unbounded_shares")
@@ -136,7 +134,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         why = sentence("why_two_softmax", name=name)
     else:
         why = sentence("why_head", name=name, floor=floor)
-    fix = f"remove the {name}: the loss takes its input"
+    fix = sentence("fix_remove_before_loss", name=name)
     where = (head_site(ev),)
     yield Finding("head_mismatch", "critical", where, {"floor": floor}, why, fix=fix)
 
@@ -151,7 +149,7 @@ def _reduction(ev: Evidence) -> Iterable[Finding]:
     if share > e.PART_SUM:
         why = sentence("why_part_sum", share=share)
         evidence = {"batch_size": float(ev.record.batch_size), "summed": share}
-        fix = "a mean over the rows, or a number for each row, in every part of the loss"
+        fix = sentence("fix_mean_everywhere")
         yield Finding("loss_is_a_sum", "warning", ("the loss",), evidence, why, fix=fix)
 
 
@@ -168,12 +166,12 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
         free, learned = ev.control("undropped") or 0.0, max(ev.learned, 0.0)
         why = sentence("why_undropped", free=free, learned=learned, count=len(rates), rate=most)
         numbers = {"rate": most, "learned": learned, "undropped": free}
-        fix = "rates of 0.1 to 0.2 after convolutions, 0.5 only before the last layer"
+        fix = sentence("fix_dropout_rates")
         yield Finding("excessive_dropout", "warning", tuple(rates), numbers, why, fix=fix)
     if last:
         why = sentence("why_last_dropout")
         where = tuple(line for line in last if line)
-        fix = "dropout before the last layer: nn.Dropout(p), nn.Linear(..., outputs)"
+        fix = sentence("fix_dropout_before")
         severity = "warning" if ev.harmed else "info"
         yield Finding(
             "dropout_at_end", severity, where, {"learned": max(ev.learned, 0.0)}, why, fix=fix
@@ -192,7 +190,7 @@ def _batch_of_one(ev: Evidence) -> Iterable[Finding]:
 
 
 FREED = {
-    "frozen_parameters": "model.requires_grad_(True), before the optimizer is built",
+    "frozen_parameters": sentence("fix_unfreeze"),
     "unused_parameters": "",
     "missing_from_optimizer": "torch.optim.Adam(model.parameters(), ...)",
 }
@@ -209,7 +207,7 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
     if static.get("foreign_optimizer"):
         why = sentence("why_other_optimizer")
         numbers = {"parameters": float(ev.record.trainable)}
-        fix = "build the optimizer after the last line that makes, loads or wraps the model"
+        fix = sentence("fix_optimizer_last")
         yield Finding("missing_from_optimizer", "critical", ("optimizer",), numbers, why, fix=fix)
     yield from _loss_parameters(ev)
     cut = set(ev.wiring.get("detached") or ())

@@ -261,7 +261,7 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     if ev.gained("unhooked") > e.STEADIER:
         hooked, numbers = tuple(ev.static.get("hooked") or ()), ev.shown("unhooked")
         why = sentence("why_unhooked", free=numbers["unhooked"], learned=numbers["learned"])
-        fix = "leave out parameter.register_hook(...), or let more through"
+        fix = sentence("fix_hook")
         return Finding("slow_convergence", "warning", hooked, numbers, why, fix=fix)
     if ev.gained("faster") > e.FREED:
         return _steps_too_short(ev)

@@ -20,18 +20,18 @@ from tikhon.diagnosis.findings import Finding
 from tikhon.languages import sentence
 
 CUT_FIXES = {
-    "detach": "leave out .detach()",
-    "data": "write x instead of x.data",
-    "no_grad": "call it outside of torch.no_grad()",
-    "argmax": "give the loss the scores themselves, not their argmax",
-    "item": "keep the tensor: leave out .item()",
-    "__float__": "keep the tensor: leave out float(...)",
-    "tolist": "keep the tensor: leave out .tolist()",
-    "numpy": "keep the tensor: use torch's functions in place of numpy's",
-    "tensor": "keep the tensor: leave out torch.tensor(...)",
-    "round": "leave out the rounding in training",
-    "long": "leave out .long() on what is to be learned",
-    "int": "leave out .int() on what is to be learned",
+    "detach": sentence("fix_cut_detach"),
+    "data": sentence("fix_cut_data"),
+    "no_grad": sentence("fix_cut_no_grad"),
+    "argmax": sentence("fix_cut_argmax"),
+    "item": sentence("fix_cut_item"),
+    "__float__": sentence("fix_cut_float"),
+    "tolist": sentence("fix_cut_tolist"),
+    "numpy": sentence("fix_cut_numpy"),
+    "tensor": sentence("fix_cut_tensor"),
+    "round": sentence("fix_cut_round"),
+    "long": sentence("fix_cut_long"),
+    "int": sentence("fix_cut_int"),
 }
 
 
@@ -46,14 +46,14 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         if cuts:
             why = sentence("why_cuts_all", name=name, place=place)
         numbers = {"parameters": float(ev.record.trainable)}
-        fix = CUT_FIXES.get(name, "compute the loss from the model's output with torch")
+        fix = CUT_FIXES.get(name, sentence("fix_loss_of_output"))
         yield Finding("loss_not_connected", "critical", where, numbers, why, fix=fix)
     flat = w.get("flat")
     if flat and ev.silent:
         name, place = flat["name"], flat["place"]
         why = sentence("why_flat", name=name, place=place)
         numbers = {"parameters": float(ev.record.trainable)}
-        fix = f"use {flat['name']} only in metrics, not in the loss"
+        fix = sentence("fix_only_in_metrics", name=flat["name"])
         yield Finding("loss_not_connected", "critical", (place,), numbers, why, fix=fix)
     loose = list(w.get("unregistered") or [])
     if loose:
@@ -67,7 +67,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         where = (w["made_place"],) if w.get("made_place") else ()
         why = sentence("why_made", count=made)
         numbers = {"made": made}
-        fix = "make the layer once in __init__: self.layer = ..., and call self.layer(x)"
+        fix = sentence("fix_layer_in_init")
         yield Finding("layers_made_in_forward", "critical", where, numbers, why, fix=fix)
 
 
@@ -76,7 +76,7 @@ def _zero_gradients(ev: Evidence) -> Iterable[Finding]:
     silent = ev.wiring.get("answers_silent")
     if silent and ev.silent and not ev.wiring.get("flat"):
         why = sentence("why_answers_silent", place=silent)
-        fix = "print the factor: a mean over one number or over the wrong axis makes it 0"
+        fix = sentence("fix_print_factor")
         numbers = {"parameters": float(ev.record.trainable)}
         yield Finding("loss_not_connected", "critical", (silent,), numbers, why, fix=fix)
 
@@ -91,9 +91,9 @@ def registration_line(name: str) -> str:
     """
     held = re.match(r"(?:.*\.)?(\w+)\((\w+)\)", name)
     if held and held[2] == "closure":
-        return f"keep the layer itself: self.{held[1]} = the layer, and use it in forward"
+        return sentence("fix_keep_layer", name=held[1])
     if held:
-        return f"class {held[2]}(nn.Module), with super().__init__() in its __init__"
+        return sentence("fix_make_module", name=held[2])
     owner, bracket, rest = name.partition("[")
     attribute = owner.rpartition(".")[2]
     if not bracket:
@@ -119,7 +119,7 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
     meant = set(lost) <= spared  # untrained parts are often detached on purpose
     why = sentence("why_detached", count=len(lost), name=name, place=place)
     numbers = {"parameters": float(len(lost))}
-    fix = f"{CUT_FIXES.get(name, 'leave it out')}; or requires_grad_(False) if they are to stay"
+    fix = sentence("fix_detached", cut=CUT_FIXES.get(name, sentence("fix_cut_other")))
     yield Finding("detached", "info" if meant else "critical", lost, numbers, why, fix=fix)
 
 
@@ -127,7 +127,7 @@ def _equal_outputs(ev: Evidence) -> Iterable[Finding]:
     single = tuple(ev.wiring.get("norms_of_one") or ())
     if single:
         why = sentence("why_norm_of_one", place=display_name(single[0]))
-        fix = "a norm over more values: fewer groups, or the feature axis"
+        fix = sentence("fix_wider_norm")
         yield Finding("inputs_ignored", "critical", single, {"norm_values": 1.0}, why, fix=fix)
         return
     yield from _one_step_used(ev)
@@ -145,7 +145,7 @@ def _equal_outputs(ev: Evidence) -> Iterable[Finding]:
         why = sentence("why_alike_after", place=after)
     if not module and not after:
         why = sentence("why_lost_inputs")
-    fix = "print(h[:3]) before and after it; look for a mask, a cast or a norm of one value"
+    fix = sentence("fix_print_hidden")
     yield Finding("inputs_ignored", "critical", where, {}, why, fix=fix)
 
 
@@ -161,7 +161,7 @@ def _one_step_used(ev: Evidence) -> Iterable[Finding]:
     if step is None or length is None or mixed:
         return
     why = sentence("why_only_step", length=length, step=step)
-    fix = "out[:, -1] of a recurrent layer that runs forwards; a mean over the steps"
+    fix = sentence("fix_last_step")
     numbers = {"only_step": float(step), "input_length": float(length)}
     yield Finding(
         "inputs_ignored", "critical" if ev.harmed else "info", ("inputs",), numbers, why, fix=fix
@@ -201,7 +201,7 @@ def _rows_mixed(ev: Evidence) -> Iterable[Finding]:
         return
     if apart < e.APART and not softmax:
         why = sentence("why_places", share=order)
-        fix = "use the time axis instead of the rows: x.shape[1], positions of (1, time, size)"
+        fix = sentence("fix_time_axis")
         yield Finding("rows_mixed", "critical", (), {"order_of_rows": order}, why, fix=fix)
         return
     place = w.get("rows_place") or {}
@@ -211,7 +211,7 @@ def _rows_mixed(ev: Evidence) -> Iterable[Finding]:
     if softmax:
         where = (softmax,)
         why = sentence("why_softmax_rows", place=softmax)
-        fix = "softmax(x, dim=1), or dim=-1: the axis of the classes"
+        fix = sentence("fix_class_axis")
     elif _in_time(kind) and place.get("batch_first") != "True":
         why = sentence("why_rows_as_time", layer=display_name(module), kind=kind)
         fix = f"nn.{kind}(..., batch_first=True)"
@@ -220,17 +220,17 @@ def _rows_mixed(ev: Evidence) -> Iterable[Finding]:
         fix = "track_running_stats=True; F.batch_norm(..., training=self.training)"
     elif module:
         why = sentence("why_layer_mixes", layer=display_name(module), kind=kind)
-        fix = "keep axis 0, the rows, out of sums, views and norms"
+        fix = sentence("fix_keep_rows")
     else:
         behind = place.get("after") or "the inputs"
         why = sentence("why_rows_behind", place=behind)
         where = tuple(v for v in (place.get("after"), place.get("before")) if v)
-        fix = "x.transpose(0, 1) or x[-1] where .view(n, ...) moves the axis of the rows"
+        fix = sentence("fix_transpose_rows")
         view = w.get("reshape") or {}
         if w["rows"] in view.get("from", ()):
             where = (view["place"],)
             why = sentence("why_rows_reshaped", place=view["place"])
-            fix = "the rows first: x.transpose(0, 1).reshape(n, -1)"
+            fix = sentence("fix_rows_first")
     if apart >= e.APART:
         why = sentence("why_neighbours", why=why, share=apart)
     yield Finding("rows_mixed", "critical", where, numbers, why, fix=fix)
@@ -246,11 +246,7 @@ def _future_visible(ev: Evidence) -> Iterable[Finding]:
         return
     why = sentence("why_future", share=apart)
     both = any(s.kind.startswith(("LSTM", "GRU", "RNN")) for s in ev.record.sites)
-    fix = (
-        "bidirectional=False"
-        if both
-        else ("mask = nn.Transformer.generate_square_subsequent_mask(T) in every attention")
-    )
+    fix = "bidirectional=False" if both else (sentence("fix_causal_mask"))
     yield Finding("future_visible", "critical", (), {"future_apart": apart}, why, fix=fix)
 
 
@@ -259,7 +255,7 @@ def _target_given(ev: Evidence) -> Iterable[Finding]:
     if apart is None:
         return
     why = sentence("why_told_answer", apart=apart)
-    fix = "the target one position later: model(source, target[:, :-1]), target[:, 1:]"
+    fix = sentence("fix_shift_target")
     numbers = {"target_given": apart}
     yield Finding("target_among_inputs", "critical", ("inputs",), numbers, why, fix=fix)
 
@@ -269,7 +265,7 @@ def _shifted_twice(ev: Evidence) -> Iterable[Finding]:
     if ahead is None or ahead < 2:
         return
     why = sentence("why_shifted_twice", ahead=ahead)
-    fix = "labels = tokens for a loss that moves them itself; else logits[:, :-1], tokens[:, 1:]"
+    fix = sentence("fix_shift_once")
     where, numbers = ("the loss",), {"ahead": ahead}
     yield Finding("shifted_twice", "critical", where, numbers, why, fix=fix)
 
@@ -288,14 +284,14 @@ def _positions_mixed(ev: Evidence) -> Iterable[Finding]:
         where = (change["place"],)
         why = sentence("why_reshape", before=before, after=after)
         fix = (
-            f".permute({', '.join(map(str, axes))}) in place of the view"
+            sentence("fix_permute_for_view", axes=", ".join(map(str, axes)))
             if axes
-            else ".transpose or .permute before it"
+            else sentence("fix_permute_before")
         )
     else:
         where = ("the loss",)
         why = sentence("why_mixed_axes")
-        fix = "output.transpose(1, 2) of (n, time, classes); loss on output.flatten(0, 1)"
+        fix = sentence("fix_transpose_output")
     yield Finding("positions_mixed", "critical", where, {}, why, fix=fix)
 
 
@@ -303,9 +299,7 @@ def _interleaved(ev: Evidence) -> Iterable[Finding]:
     given, read = ev.wiring.get("lines") or (0.0, 0.0)
     if read < e.SMOOTHER * given:
         why = sentence("why_interleaved", given=given, read=read)
-        fix = (
-            ".permute(0, 3, 1, 2) of pictures as (n, height, width, channels), in place of reshape"
-        )
+        fix = sentence("fix_permute_pictures")
         numbers = {"lines": given, "lines_read": read}
         yield Finding("positions_mixed", "warning", ("inputs",), numbers, why, fix=fix)
 
@@ -338,16 +332,14 @@ def _no_nonlinearity(ev: Evidence) -> Iterable[Finding]:
     numbers = {"bend": bend, "layers": float(len(layers))}
     names: tuple[str, ...] = tuple(ev.site(i).name for i in layers)
     why = sentence("why_straight", count=len(layers))
-    fix = f"nn.ReLU() between {' and '.join(names[:2])}"
+    fix = sentence("fix_relu_between", layers=" and ".join(names[:2]))
     if bends:
         kinds = " and ".join(dict.fromkeys(s.kind for s in bends))
         why = sentence("why_straight_through", count=len(layers), kinds=kinds)
-        fix = "use what the activation returns, x = F.relu(x), and a slope below 1"
+        fix = sentence("fix_use_activation")
     elif len(layers) < 2:
         why = sentence("why_straight_alone", name=display_name(names[0]))
-        fix = (
-            f"a hidden layer in front of {names[0] or 'the model'}: nn.Linear(..., 64), nn.ReLU()"
-        )
+        fix = sentence("fix_hidden_layer", layer=names[0] or sentence("called_model"))
     if gain > e.BENDS:
         numbers |= {"explained_bent": bent or 0.0, "explained_straight": straight or 0.0}
         why = sentence("why_bends", why=why, bent=bent or 0.0, straight=max(straight or 0.0, 0.0))
@@ -396,7 +388,7 @@ def _unscaled_attention(ev: Evidence) -> Iterable[Finding]:
     place = scores["place"] or "the attention"
     why = sentence("why_undivided", place=place, size=size, now=now, then=then)
     numbers = {"entropy": now, "entropy_divided": then, "size": float(size)}
-    fix = f"scores / math.sqrt({size}) before the softmax"
+    fix = sentence("fix_scale_attention", size=size)
     yield Finding("collapsed_attention", "warning", (place,), numbers, why, fix=fix)
 
 
@@ -407,7 +399,7 @@ def _posterior_collapse(ev: Evidence) -> Iterable[Finding]:
     if not ev.given_nothing or left >= e.GIVEN_BACK:
         return
     why = sentence("why_given_back", steps=round(steps), left=left)
-    fix = "F.mse_loss(output, x, reduction='sum') / len(x) + weight * divergence, weight from 0"
+    fix = sentence("fix_divergence_weight")
     yield Finding("posterior_collapse", "critical", (), {"given_back": left}, why, fix=fix)
 
 
@@ -421,7 +413,7 @@ def _random_in_eval(ev: Evidence) -> Iterable[Finding]:
     spread, carried = ev.fact("eval_spread") or 0.0, ev.fact("carried")
     if carried is not None:
         why = sentence("why_carried", carried=carried)
-        fix = "self.hidden = None at the start of forward; states handed in and back otherwise"
+        fix = sentence("fix_reset_state")
         harmed = ev.harmed or ev.generalised < e.LEARNED
         severity = "warning" if harmed and not ev.wiring.get("in_order") else "info"
         yield Finding("random_in_eval", severity, (), {"eval_spread": carried}, why, fix=fix)
@@ -429,9 +421,9 @@ def _random_in_eval(ev: Evidence) -> Iterable[Finding]:
         return
     places = tuple(w.get("eval_places") or ())
     why = sentence("why_random", spread=spread)
-    fix = "draw random numbers under `if self.training:`"
+    fix = sentence("fix_draw_in_training")
     if w.get("eval_dropout"):
-        fix = "F.dropout(x, p, training=self.training), or nn.Dropout(p) made in __init__"
+        fix = sentence("fix_functional_dropout")
     # samplers, and losses that call the model, draw on purpose; one answer a row has one value
     meant = w.get("whole") or w.get("target_is_input") is not False
     severity = "warning" if w.get("eval_dropout") or not meant else "info"
@@ -452,7 +444,7 @@ def _few_rows_per_norm(ev: Evidence) -> Iterable[Finding]:
         tuple(few),
         {"norm_values": float(least), "batch_size": float(ev.record.batch_size)},
         why,
-        fix=f"batches of 16 rows or more; or nn.GroupNorm(1, channels) in place of {min(few)}",
+        fix=sentence("fix_group_norm", layer=min(few)),
     )
 
 
@@ -469,7 +461,7 @@ def _updates_lost(ev: Evidence) -> Iterable[Finding]:
     why = sentence("why_stuck", share=worst)
     names = tuple(ev.site(i).name for i in sick)
     numbers = {"stuck": worst}
-    fix = "model.float(), and torch.autocast(..., torch.bfloat16) around the forward pass"
+    fix = sentence("fix_autocast")
     yield Finding("updates_lost", "critical", names, numbers, why, fix=fix)
 
 
@@ -484,7 +476,7 @@ def _shared_layers(ev: Evidence) -> Iterable[Finding]:
             shared,
             {"layers": float(len(shared))},
             why,
-            fix="a new layer for each place: [make_layer() for _ in range(n)]",
+            fix=sentence("fix_new_layers"),
         )
 
 
@@ -500,7 +492,7 @@ def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
         place, count = found["place"], found["inputs"]
         why = sentence("why_unread_input", place=place, count=count)
         where, numbers = (f"input {place}",), {"inputs": float(count)}
-        fix = "use every argument of forward: look for a name used twice, or a factor of 0"
+        fix = sentence("fix_use_arguments")
     else:
         share, entries = float(found["share"]), int(found["entries"])
         first = ", ".join(map(str, found["first"]))
@@ -508,7 +500,7 @@ def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
         if related:
             why = sentence("why_unread_worth", why=why, gain=gain)
         where, numbers = ("inputs",), {"unread": share, "columns": float(entries)}
-        fix = "look for x[:, :k], x[:, 0] or a reshape that leaves some of the inputs out"
+        fix = sentence("fix_whole_input")
     yield Finding(
         "inputs_ignored",
         "critical" if ev.harmed and related else "info",
@@ -525,7 +517,7 @@ def _eps_rounds_to_zero(ev: Evidence) -> Iterable[Finding]:
         return
     eps = float(ev.record.optimizer.get("eps") or 0.0)
     why = sentence("why_eps_lost", eps=eps)
-    fix = "model.float() and torch.autocast around the forward pass; or eps=1e-4"
+    fix = sentence("fix_eps")
     numbers = {"parameters": float(len(lost))}
     yield Finding("undefined_operation", "critical", lost, numbers, why, fix=fix)
 

@@ -97,6 +97,7 @@ def finding_sentences(found: list[SavedFinding]) -> tuple[Label | Name, ...]:
     return (
         label("finding_leads_to", reason=_reason(first)),
         label("finding_cure", advice=_advice(first)),
+        *((label("finding_fix", fix=fix),) if (fix := _finding_sentence(first, "fix")) else ()),
     )
 
 
@@ -157,7 +158,7 @@ def _reason(f: SavedFinding) -> Label | Name:
     return effect if isinstance(effect, Label) else Name(effect, PROSE)
 
 
-def _finding_sentence(f: SavedFinding, part: Literal["effect", "why"]) -> Label | str:
+def _finding_sentence(f: SavedFinding, part: Literal["effect", "why", "fix"]) -> Label | str:
     """Return a sentence of a finding, in English if the run has no key for it."""
     saved = f.get("sentences", {}).get(part)
     return saved_label(saved) if saved and saved["key"] in strings("en") else f.get(part, "")
@@ -169,6 +170,12 @@ def _advice(f: SavedFinding) -> Label | Name:
     cures = (k for k, words in strings("en").items() if k.startswith("cures_") and words == text)
     key = next(cures, None)
     return label(key) if key else Name(text, PROSE)
+
+
+def _advice_and_fix(f: SavedFinding) -> Label | Name:
+    """Return the advice, and the line of code to change if the finding names one."""
+    advice, fix = _advice(f), _finding_sentence(f, "fix")
+    return label("advice_and_fix", advice=advice, fix=fix) if fix else advice
 
 
 def findings(found: list[SavedFinding]) -> Section:
@@ -187,7 +194,7 @@ def findings(found: list[SavedFinding]) -> Section:
                 where if isinstance(where, Label) else Name(where),
                 _reason(f),
                 evidence_cell(f.get("evidence") or {}),
-                _advice(f),
+                _advice_and_fix(f),
             )
         )
     keys = ("finding", "severity", "where", "why", "measured", "advice")
@@ -197,13 +204,23 @@ def findings(found: list[SavedFinding]) -> Section:
     )
 
 
+def _count_or_number(value: object) -> str:
+    """Format a whole number without decimals.
+
+    >>> _count_or_number(6.0), _count_or_number(0.637)
+    ('6', '0.637')
+    """
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return f"{value:,.0f}" if whole else number(value)
+
+
 def evidence_cell(evidence: Mapping[str, object]) -> Cell:
     """Format the numbers behind a finding, with their names in words."""
     told = []
     for key, value in evidence.items():
         known = f"measured_{key}" in strings("en")
         name = label(f"measured_{key}") if known else key.replace("_", " ")
-        told.append(label("evidence_of", name=name, value=number(value)))
+        told.append(label("evidence_of", name=name, value=_count_or_number(value)))
     return joined(told) or Name("–")
 
 
@@ -275,6 +292,8 @@ def dry_run(
 ) -> Section | None:
     """Plot the loss of the dry run, and the updates of each layer by step."""
     points = [p for p in record.get("points") or [] if charts.finite([p.get("eval_loss")])]
+    validated = [p for p in points if charts.finite([p.get("valid_loss")])]
+    points = validated if len(validated) > 1 else points  # one set of steps for both curves
     blocks = []
     if len(points) > 1:
         steps = [p["step"] for p in points]
