@@ -47,6 +47,14 @@ class Constraint(Proximable):
         """0, which lies in the normal cone of every allowed w."""
         return torch.zeros_like(w)
 
+    def normals(self, w: Tensor) -> Tensor | None:
+        """Outward normals at w, of length 1 for each row (or entry) on the bound, 0 inside.
+
+        With them the minimum on the set is found under optimizers of unknown metric; None if a
+        projection must do.
+        """
+        return None
+
 
 def _rows_and_metric(w: Tensor, step: float | Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows of w in at least float32, and the steps over the largest of their row (or None)."""
@@ -69,6 +77,15 @@ def _scale_to(rows: Tensor, metric: Tensor | None, radius: float, *, inside: boo
     if metric is not None:
         scaled = _onto_unit_sphere(rows / radius, metric) * radius
     return torch.where(norms <= radius, rows, scaled) if inside else scaled
+
+
+def _sphere_normals(w: Tensor, radius: float) -> Tensor:
+    """Directions of the rows on or outside the sphere of that radius, 0 for the others."""
+    rows = as_rows(w)
+    norms = row_norms(rows)
+    outside = norms >= radius * (1 - 8 * torch.finfo(rows.dtype).eps)
+    directions = rows / norms.clamp_min(torch.finfo(rows.dtype).tiny)
+    return torch.where(outside, directions, 0).reshape(w.shape)
 
 
 def _onto_unit_sphere(rows: Tensor, metric: Tensor) -> Tensor:
@@ -121,6 +138,10 @@ class MaxNorm(Constraint):
         rows, metric = _rows_and_metric(w, step)
         return _scale_to(rows, metric, self.limit, inside=True).reshape(w.shape).to(w.dtype)
 
+    def normals(self, w: Tensor) -> Tensor:
+        """Directions of the rows on the sphere."""
+        return _sphere_normals(w, self.limit)
+
 
 @dataclass(frozen=True, eq=False)
 class L2Ball(Constraint):
@@ -144,6 +165,10 @@ class L2Ball(Constraint):
         """A point outside the ball moved onto the sphere."""
         rows, metric = _rows_and_metric(w, step)
         return _scale_to(rows, metric, self.radius, inside=True).reshape(w.shape).to(w.dtype)
+
+    def normals(self, w: Tensor) -> Tensor:
+        """The direction of a point on the sphere."""
+        return _sphere_normals(w, self.radius)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +194,10 @@ class UnitNorm(Constraint):
         rows, metric = _rows_and_metric(w, step)
         scaled = _scale_to(_with_direction(rows), metric, 1.0, inside=False)
         return scaled.reshape(w.shape).to(w.dtype)
+
+    def normals(self, w: Tensor) -> Tensor:
+        """Directions of the rows, all of which belong on the sphere."""
+        return _sphere_normals(w, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +269,10 @@ class NonNegative(Constraint):
         """max(w, 0)."""
         return keep_nonfinite(w.clamp_min(0), w)
 
+    def normals(self, w: Tensor) -> Tensor:
+        """-1 at 0."""
+        return -(w <= 0).to(w.dtype)
+
 
 @dataclass(frozen=True, eq=False)
 class Box(Constraint):
@@ -273,6 +306,10 @@ class Box(Constraint):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """w clipped."""
         return keep_nonfinite(w.clamp(self.low, self.high), w)
+
+    def normals(self, w: Tensor) -> Tensor:
+        """1 at the upper end, -1 at the lower one."""
+        return (w >= self.high).to(w.dtype) - (w <= self.low).to(w.dtype)
 
 
 @dataclass(frozen=True, eq=False)

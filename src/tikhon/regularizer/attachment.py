@@ -14,6 +14,7 @@ from tikhon.regularizer.activity import BypassDetector, DriftDetector, GradientA
 from tikhon.regularizer.audit import CHECK_STEPS, warn, warn_of_lost_layers
 from tikhon.regularizer.controller import Controller, Observation
 from tikhon.regularizer.coupled import BorrowedDecay
+from tikhon.regularizer.faces import keep_faces, project_gradients
 from tikhon.regularizer.hooks import (
     Args,
     Closure,
@@ -248,12 +249,15 @@ class Attachment:
         if plan.routes["gradient"]:
             own_decay = {} if may_borrow and plan.like_own_decay else None
             add_gradients(plan, scale, self._user_gradients, measure=measure, own_decay=own_decay)
+        if decay:
+            averaged = (*plan.routes["orthant"], *plan.faces)
+            self._averages_before = [(binding, binding.average) for binding in averaged]
         if plan.routes["orthant"]:
-            if decay:
-                self._averages_before = [(b, b.average) for b in plan.routes["orthant"]]
             add_pseudo_gradients(
                 plan, scale, skipped, self._user_gradients, first=decay, measure=measure
             )
+        if plan.faces:
+            project_gradients(plan, scale, skipped, self._user_gradients, first=decay)
         for param in self._user_gradients:
             ours = cast(Tensor, param.grad)
             self._our_gradients[param] = ours, ours._version
@@ -333,6 +337,8 @@ class Attachment:
             keep_orthants(plan, copies.keys if copies and not copies.averaged else ())
         if plan.routes["prox"]:
             errors += apply_proxes(plan, "prox", skipped, moved)
+        if plan.faces:
+            keep_faces(plan)
         if plan.routes["project"]:
             errors += apply_proxes(plan, "project", skipped, moved)
 
@@ -373,9 +379,9 @@ class Attachment:
         records, self._decay_records = self._decay_records, []
         undo_decay(self.plan, records)
         for binding, average in self._averages_before:
-            binding.average, binding.orthant_point = average, None
+            binding.average, binding.orthant_point, binding.face = average, None, None
         self._averages_before = []
-        for binding in self.plan.routes["cautious"]:
+        for binding in (*self.plan.routes["cautious"], *self.plan.faces):
             binding.weights_before = None
         self._weights_before.clear()
         self._clear_recorded()

@@ -24,7 +24,7 @@ from tikhon.regularizer.metric import (
     is_uniform,
     stationary_gain,
 )
-from tikhon.regularizer.plan import bindings_held_by, is_euclidean, route_of
+from tikhon.regularizer.plan import bindings_held_by, is_euclidean, keeps_to_face, route_of
 from tikhon.regularizer.targets import (
     Entry,
     all_reduce_sum,
@@ -45,7 +45,8 @@ class Assignment:
     """One parameter: its properties, the terms acting on it, or why there are none.
 
     `route` says how each term acts: "gradient", "decay", "prox" in the optimizer's metric,
-    "orthant" if that is unknown, "project" in the metric for constraints, or "project, Euclidean".
+    "orthant" if that is unknown, "project" for constraints that keep the minimum on their set, or
+    "project, Euclidean" for those that need not.
 
     `time_scales` has for each term the steps in which decay alone reduces a weight to 1/e,
     1 / (rate * strength) (Wang and Aitchison 2024, https://arxiv.org/abs/2405.13698): for L2 by
@@ -236,7 +237,7 @@ def _route(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> str:
     if optimizer is None:
         return binding.route
     matters = not (binding.base.elementwise or is_uniform(optimizer))
-    if matters and is_euclidean(binding, optimizer):
+    if matters and is_euclidean(binding, optimizer) and not keeps_to_face(binding, optimizer):
         return "project, Euclidean"
     return route_of(binding, optimizer)
 

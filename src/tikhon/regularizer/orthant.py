@@ -10,7 +10,7 @@ an average over about fifty steps decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -44,33 +44,46 @@ def add_pseudo_gradients(
     its orthant. `scale` and `skipped` are a GradScaler's.
     """
     for binding in plan.active("orthant"):
-        params = binding.target.params
-        gradients = [cast(Tensor, param.grad) for param in params]
-        if any(gradient.is_sparse for gradient in gradients):
+
+        def add(own: Tensor, binding: Binding = binding) -> Tensor:
+            if first or binding.orthant_point is None:
+                binding.orthant_point = _orthant_point(binding, own, skipped)
+            point = binding.orthant_point
+            pull = binding.penalty.grad(point)
+            if measure:
+                binding.share = pull.norm() / (pull.norm() + own.norm())
+            return torch.where(point == 0, 0, own + pull)  # NaN differs from zero, so it is kept
+
+        if any(cast(Tensor, param.grad).is_sparse for param in binding.target.params):
             raise TypeError(
                 f"{binding.name} reads the gradient of {binding.target.name!r}, which is sparse; "
                 f'use how="decoupled", or an Embedding with sparse=False'
             )
-        for param, gradient in zip(params, gradients):
-            before.setdefault(param, gradient)
-        factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
-        factor = factor if scale is None else factor * scale
-        own = upcast(binding.arrange(gradients)) / factor
-        if first or binding.orthant_point is None:
-            binding.orthant_point = _orthant_point(binding, own, skipped)
-        facing = binding.orthant_point
-        pull = binding.penalty.grad(facing)
-        if measure:
-            binding.share = pull.norm() / (pull.norm() + own.norm())
-        # NaN differs from zero, so it is kept
-        seen = torch.where(facing == 0, 0, own + pull) * factor
-        totals = [gradient.clone() for gradient in gradients]
-        if binding.sees_own_shape:
-            local(totals[0]).copy_(seen)
-        else:
-            binding.target.place_(totals, seen)
-        for param, total, gradient in zip(params, totals, gradients):
-            param.grad = attach_graph(total, gradient)
+        replace_gradients(plan, binding, scale, before, add)
+
+
+def replace_gradients(
+    plan: StepPlan,
+    binding: Binding,
+    scale: Tensor | None,
+    before: dict[nn.Parameter, Tensor],
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    """Replace each `.grad` by what `change` makes of it, in the penalty's view and unscaled."""
+    params = binding.target.params
+    gradients = [cast(Tensor, param.grad) for param in params]
+    for param, gradient in zip(params, gradients):
+        before.setdefault(param, gradient)
+    factor: float | Tensor = -1.0 if plan.group(params[0]).get("maximize") else 1.0
+    factor = factor if scale is None else factor * scale
+    changed = change(upcast(binding.arrange(gradients)) / factor) * factor
+    totals = [gradient.clone() for gradient in gradients]
+    if binding.sees_own_shape:
+        local(totals[0]).copy_(changed)
+    else:
+        binding.target.place_(totals, changed)
+    for param, total, gradient in zip(params, totals, gradients):
+        param.grad = attach_graph(total, gradient)
 
 
 def _orthant_point(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn, optim
 
 from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty
-from tikhon.penalties.constraints import TopK
+from tikhon.penalties.constraints import Constraint, TopK
 from tikhon.penalties.elementwise import MCP, SCAD
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.metric import (
@@ -62,6 +62,7 @@ class StepPlan:
         fused: bindings whose prox a kernel may apply in place.
         gain_bounded: bindings whose gain must be bounded.
         like_own_decay: L2 bindings equal to the optimizer's own weight_decay.
+        faces: constraints that act along their bound, as the metric is unknown.
         watched_param: the parameter that shows training without us.
         acts_only_afterwards: whether nothing precedes the optimizer's own step.
     """
@@ -83,6 +84,7 @@ class StepPlan:
     fused: dict[Binding, FusedProx]
     gain_bounded: tuple[Binding, ...]
     like_own_decay: frozenset[Binding]
+    faces: tuple[Binding, ...]
     watched_param: nn.Parameter | None
     acts_only_afterwards: bool
 
@@ -136,12 +138,14 @@ class StepPlan:
                 if b.is_plain_decay
                 and has_coupled_decay(rule, optimizer.param_groups[groups[id(b.target.params[0])]])
             ),
+            faces=(faces := tuple(b for b in routes["project"] if keeps_to_face(b, optimizer))),
             watched_param=held[0].target.params[0] if held else None,
             acts_only_afterwards=not (
                 routes["gradient"]
                 or routes["decay"]
                 or routes["cautious"]
                 or routes["orthant"]
+                or faces
                 or gain_bounded
                 or needing_weights_before
             ),
@@ -242,6 +246,12 @@ def is_euclidean(binding: Binding, optimizer: optim.Optimizer) -> bool:
     if plain or not has_gain(optimizer):
         return True
     return not (base.diagonal or is_uniform(optimizer))
+
+
+def keeps_to_face(binding: Binding, optimizer: optim.Optimizer) -> bool:
+    """Return whether a constraint acts along its bound, which needs no metric."""
+    known = type(binding.base).normals if isinstance(binding.base, Constraint) else None
+    return known not in (None, Constraint.normals) and not has_gain(optimizer)
 
 
 def convex_step_limit(penalty: Penalty) -> float | Tensor | None:

@@ -170,9 +170,10 @@ class Binding:
     rounding: RoundingErrors
     term: str = ""  # pattern and penalty of the term
     share: float | Tensor | None = None  # of the last measured update
-    average: Tensor | None = None  # of gradients, on the orthant route
+    average: Tensor | None = None  # of gradients, or of what presses against a bound
     orthant_point: Tensor | None = None  # the orthant of the current step
-    weights_before: Tensor | None = None  # weights before the step, for cautious decay
+    face: Tensor | None = None  # normals of the bound that holds weights in the current step
+    weights_before: Tensor | None = None  # before the step, for cautious decay and faces
     had_gradients: bool = False  # whether it had gradients, if the optimizer may clear them
 
     @property
