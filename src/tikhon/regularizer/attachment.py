@@ -28,6 +28,7 @@ from tikhon.regularizer.hooks import (
 from tikhon.regularizer.optimizers import WeightCopies, is_torch_optimizer
 from tikhon.regularizer.orthant import add_pseudo_gradients, keep_orthants
 from tikhon.regularizer.plan import DeferredFlag, Location, StepPlan
+from tikhon.regularizer.rewrites import RewriteDetector
 from tikhon.regularizer.step import (
     DecayRecord,
     add_gradients,
@@ -75,6 +76,7 @@ class Attachment:
         self._on_change = on_change  # called when parameters are replaced or added
         self._wrapper_name = wrapper_name  # class name of a wrapper around the optimizer
         self._drift: DriftDetector | None = None
+        self._rewrites: RewriteDetector | None = None if wrapper_name else RewriteDetector()
         self._is_torch_optimizer = is_torch_optimizer(optimizer)
         self._inner_gradient = GradientArrival()  # within the step, without what was added
         self._recorded: Sequence[Binding] = ()  # terms whose gradients may be cleared by the step
@@ -182,6 +184,8 @@ class Attachment:
         self.activity.begin()
         if self._drift is not None:
             self._warn_of_drift(self._drift)
+        if self._rewrites is not None:
+            self._warn_of_rewrites(self._rewrites)
         self._without_state = bound_gains(plan, plan.gain_bounded) if plan.gain_bounded else []
         if (
             plan.acts_only_afterwards
@@ -215,6 +219,19 @@ class Attachment:
             )
         if moved or drift.is_done:
             self._drift = None
+
+    def _warn_of_rewrites(self, rewrites: RewriteDetector) -> None:
+        """Warn of weights that are set again after each step, looking at a few steps only."""
+        if found := rewrites.begin(self.plan.bindings):
+            name, what = found
+            warn(
+                f"{name} loses its {what} between the steps of {type(self.optimizer).__name__}: "
+                f"something sets these weights again after each `step` (clipping, renormalising, "
+                f"an average copied into the model, another optimizer); use a constraint in its "
+                f"place (Box, MaxNorm, UnitNorm), or for averages `apply` of the Regularizer"
+            )
+        if found or rewrites.is_done or len(hook_owners(self.optimizer)) > 1:
+            self._rewrites = None
 
     def _wrap_closure(self, closure: Closure) -> Closure:
         """Wrap the closure to add penalties, as it clears what a pre-hook adds to `.grad`."""
@@ -314,6 +331,8 @@ class Attachment:
                 live.advance(self.steps)
             if self._drift is not None:
                 self._drift.end()
+            if self._rewrites is not None:
+                self._rewrites.end(plan.bindings)
         if plan.controlled["after_prox"]:
             errors += self._update_strengths("after_prox")
         if self.steps in CHECK_STEPS and not self._warned:

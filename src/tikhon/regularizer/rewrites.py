@@ -1,0 +1,104 @@
+"""Detect loops that set weights again after `optimizer.step()`, which undoes penalties."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tikhon.penalties.elementwise import L2
+from tikhon.regularizer.plan import DeferredFlag
+from tikhon.regularizer.targets import is_lazy, local
+from tikhon.regularizer.terms import Binding
+
+_CHECKED = {1, 2, 10, 11, 100, 101, 1000, 1001}  # steps compared with the start of the next
+_SAMPLE_SIZE = 4096  # entries of a parameter
+_RESTORED = 0.1  # of a change of the norm: what may be left when it has been undone
+_CHANGED = 1e-6  # relative change of a norm that counts
+Found = tuple[str, str]  # name of a term, and what it loses
+
+
+class RewriteDetector:
+    """Detect zeros, bounds and decay that are lost between two steps.
+
+    So by clipping, renormalising, or copying an average into the model after each step. Changes
+    that keep them (masks, a stricter bound) do not count, nor does a single one (a checkpoint).
+    In other than a few steps nothing is read, and on a device nothing waits.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._norms: dict[Binding, Tensor] = {}  # at the start of the step
+        self._recorded: list[tuple[Binding, str, Tensor]] = []  # at its end
+        self._flags: list[tuple[Found, Tensor | DeferredFlag]] = []
+        self._losses: Counter[Found] = Counter()
+
+    def begin(self, bindings: Sequence[Binding]) -> Found | None:
+        """Note a step's start; return a term whose effect was lost twice, and what it loses."""
+        self._losses.update(found for found, flag in self._flags if flag)
+        self._flags = [
+            ((b.name, what), _later(_is_lost(b, what, w))) for b, what, w in self._recorded
+        ]
+        self._recorded = []
+        self._steps += 1
+        if self._steps in _CHECKED:
+            self._norms = {b: _norm(b) for b in bindings if _decays(b) and _is_readable(b)}
+        return next((found for found, count in self._losses.items() if count > 1), None)
+
+    def end(self, bindings: Sequence[Binding]) -> None:
+        """Note its end."""
+        if self._steps not in _CHECKED:
+            return
+        for binding in filter(_is_readable, bindings):
+            if binding.base.constraint:
+                self._recorded.append((binding, "bound", binding.base.value(binding.read())))
+            elif binding.route == "prox":
+                self._recorded.append((binding, "zeros", _sample(binding) == 0))
+            elif binding in self._norms:
+                norms = torch.stack([self._norms[binding], _norm(binding)])
+                self._recorded.append((binding, "decay", norms))
+        self._norms = {}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps have been checked."""
+        return self._steps > max(_CHECKED) + 1
+
+
+def _is_lost(binding: Binding, what: str, recorded: Tensor) -> Tensor:
+    """Return whether a bound, zeros or decay at the end of a step are gone, 0-d."""
+    if what == "bound":
+        return (recorded == 0) & (binding.base.value(binding.read()) > 0)
+    if what == "zeros":
+        return (recorded & (_sample(binding) != 0)).any()
+    start, end = recorded
+    change = (end - start).abs()
+    restored = (_norm(binding) - start).abs() <= _RESTORED * change
+    return restored & (change > _CHANGED * start)
+
+
+def _later(flag: Tensor) -> Tensor | DeferredFlag:
+    return flag if flag.is_cpu else DeferredFlag(flag)
+
+
+def _decays(binding: Binding) -> bool:
+    return isinstance(binding.base, L2) and binding.base.center is None
+
+
+def _is_readable(binding: Binding) -> bool:
+    """Return whether a term acts on weights that may be read now."""
+    (param, *_) = binding.target.params
+    if not binding.is_active or is_lazy(param) or param.is_meta:
+        return False
+    return not (param.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _norm(binding: Binding) -> Tensor:
+    return torch.stack([local(param).double().norm() for param in binding.target.params]).norm()
+
+
+def _sample(binding: Binding) -> Tensor:
+    weights = [local(param).flatten() for param in binding.target.params]
+    return torch.cat([w[:: max(1, w.numel() // _SAMPLE_SIZE)].clone() for w in weights])
