@@ -12,12 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tikhon.integrations.readings import readings
+from tikhon.integrations.handles import Handle, RegularizeHandle, SparsifyHandle
 from tikhon.monitoring.watch import Watch as WatchHandle, watch
-from tikhon.regularizer.regularizer import Regularizer, regularize
-from tikhon.regularizer.terms import How, Terms
-from tikhon.sparsity import Sparsifier, Thinning
-from tikhon.sparsity.thinning import ThinningLike
+from tikhon.regularizer.regularizer import regularize
 
 try:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -26,15 +23,10 @@ except ImportError as error:
     raise ImportError("these callbacks need Lightning: pip install tikhon[lightning]") from error
 
 
-class _Handle(Callback):
+class _Handle(Handle, Callback):
     """A handle whose state is stored in Lightning's checkpoints."""
 
     _restored: dict[str, object] | None = None
-
-    @property
-    def _handle(self) -> Regularizer | Sparsifier | None:
-        """The handle attached at the start of training."""
-        raise NotImplementedError
 
     def _resume(self) -> None:
         if self._handle is not None and self._restored is not None:
@@ -56,7 +48,7 @@ class _Handle(Callback):
 
 
 @dataclass(eq=False)
-class Regularize(_Handle):
+class Regularize(RegularizeHandle, _Handle):
     """`tikhon.regularize` for a `pytorch_lightning.Trainer`.
 
     Args:
@@ -75,19 +67,10 @@ class Regularize(_Handle):
         trainer = Trainer(callbacks=[Regularize({"net.*": tk.L1(1e-4)})])
     """
 
-    terms: Terms
     _: KW_ONLY
-    how: How = "objective"
     optimizer: int | None = None
-    log: bool = True
-    per_parameter: bool = False
-    regularizer: Regularizer | None = field(default=None, init=False)
     _zeros: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False)
     _zeros_step: int = field(default=0, init=False)  # steps at which these were read
-
-    @property
-    def _handle(self) -> Regularizer | None:
-        return self.regularizer
 
     @property
     def state_key(self) -> str:
@@ -115,7 +98,7 @@ class Regularize(_Handle):
             # once averaged, the module is no longer trained and has other zeros
             self._zeros, self._zeros_step = self.regularizer.zeros(), self.regularizer.steps
         if self.log and self.regularizer is not None:
-            pl_module.log_dict(readings(self.regularizer, per_parameter=self.per_parameter))
+            pl_module.log_dict(self._readings())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Apply the trained zeros and bounds to the final weights, which may be an average."""
@@ -125,7 +108,7 @@ class Regularize(_Handle):
 
 
 @dataclass(eq=False)
-class Sparsify(_Handle):
+class Sparsify(SparsifyHandle, _Handle):
     """`tikhon.sparsify` for a `pytorch_lightning.Trainer`.
 
     Args:
@@ -143,52 +126,28 @@ class Sparsify(_Handle):
         trainer = Trainer(max_epochs=20, callbacks=[Sparsify("90%", within="net")])
     """
 
-    asked: ThinningLike
-    _: KW_ONLY
-    within: str = ""
-    example: object = None
-    steps: int | None = None
-    log: bool = True
-    sparsifier: Sparsifier | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self.asked = Thinning.read(self.asked)
-
-    @property
-    def _handle(self) -> Sparsifier | None:
-        return self.sparsifier
-
     @property
     def state_key(self) -> str:
         """Return this callback's key in a Lightning checkpoint, which includes what it prunes."""
-        asked = Thinning.read(self.asked)
-        return self._generate_state_key(
-            within=self.within, of=asked.of, pattern=str(asked.pattern)
-        )
+        of, pattern = self.thinning.of, str(self.thinning.pattern)
+        return self._generate_state_key(within=self.within, of=of, pattern=pattern)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach, once the optimizers exist and are restored."""
         steps = self.steps or trainer.estimated_stepping_batches
         if not steps < float("inf"):
             raise ValueError("Sparsify: the Trainer has no end; give it max_steps, or give steps")
-        self.sparsifier = Sparsifier(
-            pl_module.get_submodule(self.within),
-            trainer.optimizers,
-            Thinning.read(self.asked),
-            steps=int(steps),
-            example=self.example,
-        )
+        self._attach(pl_module, trainer.optimizers, int(steps))
         self._resume()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log to the Trainer's logger."""
         if self.log and self.sparsifier is not None:
-            pl_module.log("sparsity/zeros", self.sparsifier.audit().share)
+            pl_module.log_dict(self._readings())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Apply the zeros to the final weights, which may be an average."""
-        if self.sparsifier is not None:
-            self.sparsifier.apply(pl_module.get_submodule(self.within))
+        self._apply(pl_module)
 
 
 @dataclass(eq=False)

@@ -14,13 +14,10 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tikhon.integrations.readings import readings
+from tikhon.integrations.handles import Handle, RegularizeHandle, SparsifyHandle
 from tikhon.monitoring.watch import Watch as WatchHandle, watch
-from tikhon.regularizer.regularizer import Regularizer, regularize
-from tikhon.regularizer.terms import How, Terms
+from tikhon.regularizer.regularizer import regularize
 from tikhon.runs import checkpoint
-from tikhon.sparsity import Sparsifier, Thinning
-from tikhon.sparsity.thinning import ThinningLike
 from tikhon.wrappers import unwrap
 
 try:
@@ -30,23 +27,14 @@ except ImportError as error:
     raise ImportError("these callbacks need transformers: pip install tikhon[hf]") from error
 
 
-class _Handle(TrainerCallback):
+class _Handle(Handle, TrainerCallback):
     """A handle with its state in the Trainer's checkpoints and its readings in the log."""
 
     log: bool
 
     @property
-    def _handle(self) -> Regularizer | Sparsifier | None:
-        """The handle attached at the start of training."""
-        raise NotImplementedError
-
-    @property
     def _name(self) -> str:
         """Name of the state's folder in a checkpoint."""
-        raise NotImplementedError
-
-    def _readings(self) -> dict[str, float]:
-        """Readings for the log."""
         raise NotImplementedError
 
     def _resume(self, args: object, state: object) -> None:
@@ -80,7 +68,7 @@ class _Handle(TrainerCallback):
 
 
 @dataclass(eq=False)
-class Regularize(_Handle):
+class Regularize(RegularizeHandle, _Handle):
     """`tikhon.regularize` for a `transformers.Trainer`.
 
     Args:
@@ -96,24 +84,9 @@ class Regularize(_Handle):
         trainer = Trainer(model, args, train_dataset=data, callbacks=[Regularize(tk.L1(1e-5))])
     """
 
-    terms: Terms
-    _: KW_ONLY
-    how: How = "objective"
-    log: bool = True
-    per_parameter: bool = False
-    regularizer: Regularizer | None = field(default=None, init=False)
-
     @property
     def _name(self) -> str:
         return "tikhon"
-
-    @property
-    def _handle(self) -> Regularizer | None:
-        return self.regularizer
-
-    def _readings(self) -> dict[str, float]:
-        assert self.regularizer is not None
-        return readings(self.regularizer, per_parameter=self.per_parameter)
 
     def on_train_begin(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Attach; restore the state if the Trainer resumes from a checkpoint."""
@@ -128,7 +101,7 @@ class Regularize(_Handle):
 
 
 @dataclass(eq=False)
-class Sparsify(_Handle):
+class Sparsify(SparsifyHandle, _Handle):
     """`tikhon.sparsify` for a `transformers.Trainer`.
 
     Args:
@@ -146,46 +119,21 @@ class Sparsify(_Handle):
         trainer = Trainer(model, args, train_dataset=data, callbacks=[Sparsify("90%")])
     """
 
-    asked: ThinningLike
-    _: KW_ONLY
-    within: str = ""
-    example: object = None
-    steps: int | None = None
-    log: bool = True
-    sparsifier: Sparsifier | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self.asked = Thinning.read(self.asked)
-
-    @property
-    def _handle(self) -> Sparsifier | None:
-        return self.sparsifier
-
     @property
     def _name(self) -> str:
         # a model may have one for heads and one for channels
-        of = Thinning.read(self.asked).of
-        return "-".join(part for part in ("tikhon-sparsify", of, self.within) if part)
-
-    def _readings(self) -> dict[str, float]:
-        assert self.sparsifier is not None
-        return {"sparsity/zeros": self.sparsifier.audit().share}
+        return "-".join(filter(None, ("tikhon-sparsify", self.thinning.of, self.within)))
 
     def on_train_begin(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Attach; restore the state if the Trainer resumes from a checkpoint."""
-        self.sparsifier = Sparsifier(
-            unwrap(kwargs["model"]).get_submodule(self.within),
-            kwargs["optimizer"],
-            Thinning.read(self.asked),
-            steps=self.steps or state.max_steps,
-            example=self.example,
-        )
+        model, optimizer = unwrap(kwargs["model"]), kwargs["optimizer"]
+        self._attach(model, optimizer, self.steps or state.max_steps)
         self._resume(args, state)
 
     def on_train_end(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Apply the zeros to the final model, and detach."""
         if self.sparsifier is not None:
-            self.sparsifier.apply(unwrap(kwargs["model"]).get_submodule(self.within))
+            self._apply(unwrap(kwargs["model"]))
             self.sparsifier.remove()
 
 
