@@ -382,18 +382,15 @@ TWINS = [
           lambda: (classes()[0], (amounts()[1][:, None] > 0).float()), F.binary_cross_entropy),
     Twins("a goal that is pulled", cures.DETACHED_GOALS, net, net, amounts, pulled(True),
           pulled(False)),
-    Twins("shifted twice", cures.SHIFTED_BACK, reader, reader, tokens, shift(1), lambda o,
-          y: by_place(
-        o[:, :-2], y[:, 1:-1]), harmless=False),
+    Twins("shifted twice", cures.SHIFTED_BACK, reader, reader, tokens, shift(1),
+          lambda o, y: by_place(o[:, :-2], y[:, 1:-1]), harmless=False),
     Twins("angles", cures.CIRCULAR_LOSS, one, one, amounts,
           lambda o, y: F.mse_loss(o[:, 0], y), lambda o, y: (1 - (o[:, 0] - y).cos()).mean()),
     Twins("one layer twice", cures.UNSHARED_LAYERS, shared(False), shared(True), classes),
     Twins("groups of one", cures.LARGER_GROUPS, chain(nn.GroupNorm(32, 32)),
-          chain(nn.GroupNorm(8, 32)),
-          classes),
-    Twins("statistics stand still", cures.RUNNING_STATISTICS, chain(nn.BatchNorm1d(32,
-          momentum=0.0)),
-          chain(nn.BatchNorm1d(32)), classes),
+          chain(nn.GroupNorm(8, 32)), classes),
+    Twins("statistics stand still", cures.RUNNING_STATISTICS,
+          chain(nn.BatchNorm1d(32, momentum=0.0)), chain(nn.BatchNorm1d(32)), classes),
     Twins("padding turned", cures.INVERTED_MASKS, partial(looking, "layer", False),
           partial(looking, "layer", True), short_sentences, harmless=False),
     Twins("no second derivative", cures.TANH, chain(nn.ReLU()), chain(nn.Tanh()), classes),
@@ -404,7 +401,7 @@ COVERED = {t.treatment.name for t in TWINS} | {
     t.name
     for t in (
         cures.POSITIONAL_ENCODING, cures.NO_TARGET_COLUMNS, cures.FILLED_GAPS, cures.FINITE_ROWS,
-        cures.SHUFFLE, cures.NEXT_POSITION_TARGETS,
+        cures.SHUFFLE, cures.NEXT_POSITION_TARGETS, cures.NO_GRADIENT_HOOKS,
         cures.INPUTS_REQUIRING_GRAD, cures.LAYERS_IN_INIT, cures.SHIFTED_DECODER_INPUT,
     )
 }  # fmt: skip

@@ -346,6 +346,19 @@ def test_what_a_sure_cause_asks_for_runs_to_the_end_first():
     assert own == "shuffle=True, 30 steps"
 
 
+def test_a_short_budget_goes_to_what_the_cause_asks_for():
+    """Before a look at every treatment; other treatments may cure this fault, given the time."""
+    for seconds, first in ((math.inf, 20), (64.0, 75)):
+        report = []
+        trials = bare(
+            model=lambda: nn.Sequential(nn.Dropout(0.9), nn.Linear(16, 4)), optimizer=sgd(0.1),
+            faults=["excessive_dropout"], codes={"excessive_dropout"}, seconds_per_step=0.1,
+            deadline=Deadline(seconds), on_progress=report.append,
+        )  # fmt: skip
+        trials.search(100)
+        assert next(text for text in report if "dropout" in text) == f"dropout 0.2, {first} steps"
+
+
 def bare(**options):
     model = deep(1, nn.ReLU)
     return Trials(
@@ -527,6 +540,54 @@ def test_a_baseline_is_read_from_the_data():
     assert measured.skilled
     for fault in ("class_imbalance", "angle_wraps"):  # accuracy, and R2, say nothing of these
         assert not bare(faults=[fault])._measure_baseline().skilled
+
+
+def test_parts_of_a_triple_are_no_constant_to_beat():
+    """Three constant parts that differ lose nothing, and tell no two rows apart."""
+
+    def loss(output, target):
+        anchor, near, far = output.unbind(1)
+        gap = (anchor - near).square().sum(-1) - (anchor - far).square().sum(-1)
+        return (1 + gap).clamp_min(0).mean()
+
+    model, x = nn.Linear(6, 4), torch.randn(80, 3, 6)
+    constant = torch.eye(4)[[0, 0, 1]].expand(80, 3, 4)
+    assert loss(constant, None) == 0
+    found = measure_baseline(Replica(model, loss), (x, torch.zeros(80)), None, held_out=False)
+    assert math.isnan(found.loss)
+    assert found.is_beaten_by(0.9, None)
+    squares = measure_baseline(Replica(model, F.mse_loss), (x, x[..., :4]), None, held_out=False)
+    assert squares.loss == pytest.approx(float(x[..., :4].var(0, correction=0).mean()), rel=0.01)
+
+
+def test_repeated_rows_without_validation_rows_are_no_crash():
+    torch.manual_seed(0)
+    x, y = classes(40)
+    model = nn.Linear(16, 4)
+    told = diagnose(model, (x, y), CE, steps=5, optimizer=sgd(0.1)(model.parameters()))
+    told = replace(told, findings=(Finding("rows_in_both", "warning", ("data",)),))
+    found = cure(model, (x, y), CE, optimizer=sgd(0.1)(model.parameters()), diagnosis=told,
+                 steps=5, seeds=2, budget="2s")  # fmt: skip
+    assert not found.patch or "x_valid" not in found.patch
+
+
+def test_scales_are_tried_where_nothing_was_found():
+    tried = {treatment.name for treatment in candidates([])}
+    assert {cures.SCALED_INPUTS.name, cures.LOG_INPUTS.name} <= tried
+    assert cures.LOG_INPUTS not in candidates(["overfitting"])
+
+
+def test_gradients_are_freed_of_hooks():
+    torch.manual_seed(0)
+    x, y = classes()
+    hooked, plain = nn.Linear(16, 4), nn.Linear(16, 4)
+    plain.load_state_dict(hooked.state_dict())
+    for p in hooked.parameters():
+        p.register_hook(lambda grad: grad.clamp(-1e-3, 1e-3))
+    for model in (hooked, plain):
+        CE(operate(cures.NO_GRADIENT_HOOKS.edit, model, (x, y))(x), y).backward()
+    assert torch.equal(hooked.weight.grad, plain.weight.grad)
+    assert not cures.NO_GRADIENT_HOOKS.edit(plain, (x, y))
 
 
 def test_a_constant_of_probabilities_adds_up_to_one():

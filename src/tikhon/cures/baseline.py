@@ -53,17 +53,15 @@ def measure_baseline(
     replica: Replica, probe: Batch, valid_batch: Batch | None, *, held_out: bool
 ) -> Baseline:
     """Measure constant and reference on the scored batches: both, or the held-out one alone."""
-    parts = (
-        [valid_batch]
-        if held_out and valid_batch is not None
-        else [probe, *([valid_batch] if valid_batch else [])]
-    )
+    parts = [part for part in (None if held_out and valid_batch else probe, valid_batch) if part]
     losses = []
     for batch in parts:
         with torch.no_grad(), undisturbed(replica.model, training=False):
             output, _ = replica.outcome(batch)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return Baseline()
+        if _ignores_target(replica, output, batch[1]):
+            return Baseline(skilled=False)
         # constants must be probabilities, too: free ones could cost less than any output
         tail = partial(torch.softmax, dim=1) if _are_probabilities(output) else None
         if tail is None and bool((output >= 0).all()):
@@ -74,8 +72,21 @@ def measure_baseline(
     return Baseline(mean(losses), constant, reference)
 
 
+def _ignores_target(replica: Replica, output: Tensor, target: object) -> bool:
+    """Return whether the loss compares outputs with each other only, as one of triples does.
+
+    The parts of such an output, as anchor and negative, may be constant and still differ.
+    """
+    if not isinstance(target, Tensor) or output.ndim < 3:
+        return False
+    with suppress(Exception), torch.no_grad():  # the user's loss, on artificial targets
+        other = target.flip(0) + 1 if target.is_floating_point() else (target.flip(0) == 0).long()
+        return bool(replica.loss(output, target) == replica.loss(output, other.to(target)))
+    return False
+
+
 def _are_probabilities(output: Tensor) -> bool:
-    """Whether outputs are class probabilities."""
+    """Return whether outputs are class probabilities."""
     if output.ndim < 2 or bool((output < 0).any()):
         return False
     return bool((output.sum(1) - 1).abs().max() < 1e-4)

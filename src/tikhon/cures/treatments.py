@@ -128,6 +128,12 @@ ROWS_FIRST = _edit(
 FLOAT32 = _edit("weights in float32", 2, wiring.to_float32)
 REGISTERED_LAYERS = _edit("registered layers", 1, wiring.register_layers)
 NO_FINAL_DROPOUT = _edit("no dropout after the last layer", 1, wiring.remove_final_dropout)
+NO_GRADIENT_HOOKS = _edit(
+    "gradients without hooks",
+    1,
+    wiring.remove_gradient_hooks,
+    code_fix="no register_hook on parameters",
+)
 UNFREEZE = _edit("nothing frozen", 2, wiring.unfreeze)
 WIDER = _edit("wider layers", 6, surgery.widen)
 NARROWER = _edit("a smaller network", 5, surgery.narrow)
@@ -439,7 +445,7 @@ TREATMENTS_BY_CODE: dict[str, tuple[Treatment, ...]] = {
     "oscillating_loss": (BATCHES_OF_32, CLIP, SCALED_INPUTS, WARMUP, PRENORM),
     "slow_convergence": (
         *(MATCHING_HEAD, SCALED_INPUTS, RELU, BATCHNORM, INIT, CHRONO_INIT),
-        *(COORDINATES_TIMES_PI, SUM_OVER_ENTRIES),
+        *(COORDINATES_TIMES_PI, SUM_OVER_ENTRIES, NO_GRADIENT_HOOKS),
     ),
     "overfitting": (DROPOUT, EARLY_STOPPING, decay(0.1), decay(1.0), NARROWER),
     "underfitting": (
@@ -531,6 +537,10 @@ YIELDING = SYMPTOMS | {
 VALIDATION_FAULTS = {"rows_in_both", "valid_differs"}
 
 
+# Edits to try where no finding has a treatment: scales that a look at the data may miss.
+WITHOUT_FINDINGS = (SCALED_INPUTS, LOG_INPUTS, INIT, MATCHING_HEAD, BATCHNORM)
+
+
 def treatment_names(codes: Iterable[str]) -> set[str]:
     """Return the names of the treatments to try first: all of a fault, two of a symptom."""
     return {
@@ -545,6 +555,7 @@ def candidates(codes: Sequence[str]) -> list[Treatment]:
     edits: dict[str, Treatment] = {}
     for code in codes:
         edits |= {t.name: t for t in TREATMENTS_BY_CODE.get(code, ())}
+    edits = edits or {t.name: t for t in WITHOUT_FINDINGS}
     if set(codes) == {"overfitting"}:
         return [rate(0.01), SLOWER, *edits.values()]
     treatments = [SLOWER, FASTER, ADAMS[0], *edits.values()]  # what a short budget must reach

@@ -192,7 +192,11 @@ class Trials:
         changes_only_settings = "register" not in treatment.setup and treatment.edit is None
         if treatment.kind in ("adam", "decay") and changes_only_settings:
             same = treatment.is_optimizer_of(replica)
-        if same or not self.combined(treatment).apply(replica, self.source, self.valid_batch):
+        try:
+            done = self.combined(treatment).apply(replica, self.source, self.valid_batch)
+        except Exception as error:  # a program that the edit is not written for
+            raise DoesNotApplyError from error
+        if same or not done:
             raise DoesNotApplyError
 
     def run(self, treatment: Treatment, seed: int, steps: int) -> float:
@@ -253,9 +257,9 @@ class Trials:
         )
         reached: dict[str, int] = {}
         done: tuple[list[Treatment], int] = ([], rungs[0])
-        at_once = self._run_first_cause(treatments, steps)
-        own = {a.name: steps for a in at_once}
-        found, chosen = self._verdicts(own, at_once, steps)
+        at_once, length = self._run_causes(treatments, steps)
+        own = {a.name: length for a in at_once}
+        found, chosen = self._verdicts(own, at_once, length)
         if chosen is not None:
             return found, chosen
         for place, rung in enumerate(rungs):
@@ -272,10 +276,10 @@ class Trials:
                 treatments = self._promoted(ran, rung, seeds, WIDTHS[-len(rungs) + 1 :][place])
                 treatments += [a for a in ran if a.name in kept and a not in treatments]
                 treatments.sort(key=lambda a: a.name not in sure)  # these are not cut off
-        if at_once:
+        if at_once and length >= done[1]:
             reached |= own
-            later = [a for a in done[0] if a not in at_once] if done[1] == steps else []
-            done = ([*at_once, *later], steps)
+            later = [a for a in done[0] if a not in at_once] if done[1] == length else []
+            done = ([*at_once, *later], length)
         self.reached, self.finalists, self.rung = reached, *done
         return self._verdicts(reached, *done)
 
@@ -297,20 +301,21 @@ class Trials:
         ran = self._run_rung(requested, steps, self.seeds, True) or []
         return self._verdicts({t.name: steps for t in ran}, ran, steps)
 
-    def _run_first_cause(self, treatments: list[Treatment], steps: int) -> list[Treatment]:
-        """Run the treatments of the first cause to the end, and return those that apply.
+    def _run_causes(self, treatments: list[Treatment], steps: int) -> tuple[list[Treatment], int]:
+        """Run the treatments of causes first; return those that apply, and their steps.
 
-        None for symptoms and faults that other treatments may cure, or if one run would take more
-        than half of the budget.
+        The steps are as many as half of the budget allows. Faults that other treatments may cure
+        go before these on a short budget only; symptoms never do.
         """
-        first = next(iter(self.faults), "")
-        own = treatment_names([first]) if first not in YIELDING else set()
-        requested = [a for a in treatments if a.name in own]
+        causes = [code for code in self.faults if code not in SYMPTOMS]
+        requested = [a for a in treatments if a.name in treatment_names(causes)]
         if not requested or self._run_rung([UNTREATED], RUNGS[0], self.seeds[:1], True) is None:
-            return []
-        if 2 * self.seconds_per_step * steps * len(self.seeds) > self.deadline.left / 2:
-            return []
-        return self._run_rung(requested, steps, self.seeds, False) or []
+            return [], steps
+        most = self.deadline.left / (4 * self.seconds_per_step * len(self.seeds))
+        length = max((r for r in (*RUNGS, steps) if r <= min(most, steps)), default=0)
+        if not length or (length == steps and causes[0] in YIELDING):
+            return [], steps
+        return self._run_rung(requested, length, self.seeds, False) or [], length
 
     def _planned_treatments(self) -> list[Treatment]:
         """Return the treatments to try, those of the findings first."""

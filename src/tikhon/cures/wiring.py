@@ -208,3 +208,10 @@ def unfreeze(model: nn.Module, batch: Batch) -> list[Line]:
     """Unfreeze all parameters."""
     frozen = any(not p.requires_grad for p in model.parameters())
     return [Line("model", "{at}.requires_grad_(True)")] if frozen else []
+
+
+def remove_gradient_hooks(model: nn.Module, batch: Batch) -> list[Line]:
+    """Remove hooks that change the gradients of parameters."""
+    hooked = any(p._backward_hooks for p in model.parameters())
+    code = "for p in {at}.parameters():\n    p._backward_hooks = None  # leave register_hook out"
+    return [Line("model", code)] if hooked else []
