@@ -93,9 +93,7 @@ def recurrent(call: Operation, module: nn.RNNBase, analysis: Analysis) -> object
         rows = ids.reshape(-1, ids.shape[-1])[0]
         zero = []
         for (_, suffix), part in zip(
-            [pair for pair in suffixes(module) if pair[0] == layer],
-            rows.split(size),
-            strict=True,
+            [pair for pair in suffixes(module) if pair[0] == layer], rows.split(size), strict=True
         ):
             cell = Cell.of(module, suffix, part)
             zero.append(cell.zero_entries(source, separate_candidate=module.mode == "GRU"))
@@ -192,13 +190,7 @@ class RecurrentStack(nn.Module):
     """Recurrent layers of any sizes, one or both directions, called as torch's stack."""
 
     def __init__(
-        self,
-        cells: list[nn.RNNBase],
-        *,
-        directions: int,
-        time: int,
-        states: bool,
-        dropout: float,
+        self, cells: list[nn.RNNBase], *, directions: int, time: int, states: bool, dropout: float
     ):
         super().__init__()
         self.cells = nn.ModuleList(cells)

@@ -142,10 +142,7 @@ def _cut_convolution(
         parts = [
             block[out_of][:, in_of]
             for block, out_of, in_of in zip(
-                blocks,
-                rows.view(module.groups, -1),
-                columns.view(module.groups, -1),
-                strict=True,
+                blocks, rows.view(module.groups, -1), columns.view(module.groups, -1), strict=True
             )
             if bool(out_of.any())
         ]

@@ -184,10 +184,7 @@ RESHAPED_TARGETS = Treatment(
     setup=_another_loss("plain_loss(output, y.reshape(output.shape))"),
 )
 MEAN_OVER_ROWS = Treatment(
-    "mean over the rows",
-    1,
-    "mean",
-    setup=_another_loss("plain_loss(output, y) / len(y)"),
+    "mean over the rows", 1, "mean", setup=_another_loss("plain_loss(output, y) / len(y)")
 )
 LOG_SOFTMAX = Treatment(
     "log_softmax before the loss",
@@ -371,10 +368,7 @@ TARGETS_TO_UNIT_RANGE = Treatment(
     "targets scaled to 0…1", 1, "scaling", data_edit=data.scale_targets_to_unit_range
 )
 NEGATED_LOSS = Treatment(
-    "loss with the other sign",
-    1,
-    "sign",
-    setup=_another_loss("-plain_loss(output, y)"),
+    "loss with the other sign", 1, "sign", setup=_another_loss("-plain_loss(output, y)")
 )
 NO_MAXIMIZE = Treatment(
     "maximize=False",

@@ -334,10 +334,7 @@ class Population:
 
     @staticmethod
     def _project(
-        binding: Binding,
-        limits: Tensor,
-        blocks: tuple[Tensor, ...],
-        steps: tuple[Tensor, ...],
+        binding: Binding, limits: Tensor, blocks: tuple[Tensor, ...], steps: tuple[Tensor, ...]
     ) -> None:
         """Project member by member, as constraints check their limit, which vmap cannot."""
         for member, limit in enumerate(limits.tolist()):
