@@ -77,3 +77,149 @@ def test_clipping_is_the_users_and_its_share_of_slowness_is_seen():
     assert "slow_convergence" in clipped.labels
     moved = [p.readings[0].update for p in clipped.record.probes if p.readings[0].update]
     assert max(moved) < 1e-4
+
+
+NORMS = {
+    "L1": lambda parameters: sum(p.abs().sum() for p in parameters),
+    "L2": lambda parameters: sum(p.square().sum() for p in parameters),
+    "group": lambda parameters: sum(p.norm() for p in parameters),
+    "elastic net": lambda parameters: sum((p.abs() + p * p).sum() for p in parameters),
+}
+
+
+class Criterion(nn.Module):
+    def __init__(self, model, penalty):
+        super().__init__()
+        self.model, self.penalty, self.ce = [model], penalty, nn.CrossEntropyLoss()
+
+    def forward(self, output, target):
+        return self.ce(output, target) + self.penalty(self.model[0].parameters())
+
+
+class Owning(nn.Module):
+    """A model whose training step adds the penalty."""
+
+    def __init__(self, model, penalty):
+        super().__init__()
+        self.model, self.penalty = model, penalty
+
+    def forward(self, x):
+        return self.model(x)
+
+    def training_step(self, batch, index):
+        return CE(self(batch[0]), batch[1]) + self.penalty(self.parameters())
+
+
+def by_hand(model, batch):
+    log = model(batch[0]).log_softmax(1)
+    return -log.gather(1, batch[1][:, None]).mean()
+
+
+# how people write it: model and penalty of parameters -> loss
+WRITTEN = {
+    "output and target": lambda m, f: lambda o, t: CE(o, t) + f(m.parameters()),
+    "a list of parameters": lambda m, f: (
+        lambda o, t, own=list(m.parameters()): CE(o, t) + f(own)  # noqa: B008
+    ),
+    "a criterion": Criterion,
+    "model and batch": lambda m, f: (
+        lambda model, batch: CE(model(batch[0]), batch[1]) + f(model.parameters())
+    ),
+    "by hand": lambda m, f: lambda model, batch: by_hand(model, batch) + f(model.parameters()),
+    "two parts": lambda m, f: (
+        lambda model, batch: (
+            0.5 * CE(model(batch[0]), batch[1])
+            + 0.5 * by_hand(model, batch)
+            + f(model.parameters())
+        )
+    ),
+    "the model's own": None,
+}
+
+
+def written(name, penalty):
+    """The model, and the loss that a diagnosis is given."""
+    torch.manual_seed(0)
+    model = he(deep(1, nn.ReLU, 32))
+    return (
+        (Owning(model, penalty), None)
+        if WRITTEN[name] is None
+        else (model, WRITTEN[name](model, penalty))
+    )
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_penalty_in_the_loss_trains_the_copy_and_is_no_part_of_its_losses(name, norm):
+    penalty = lambda parameters: 3e-3 * NORMS[norm](list(parameters))  # noqa: E731
+    model, loss = written(name, penalty)
+    before = [(p.detach().clone(), p.data_ptr(), p.requires_grad) for p in model.parameters()]
+    engine = sgd(0.1)(model.parameters())
+    found = tk.diagnose(model, classes(), loss, optimizer=engine, steps=12)
+    for parameter, (value, address, required) in zip(model.parameters(), before, strict=True):
+        assert parameter.grad is None and parameter.requires_grad == required
+        assert parameter.data_ptr() == address and torch.equal(parameter, value)
+    x, y = classes()
+    losses = []
+    for epoch in range(2):
+        for rows in order(len(x), seed=0, epoch=epoch).split(64):
+            engine.zero_grad()
+            data = CE(model(x[rows]), y[rows])
+            (data + penalty(model.parameters())).backward()
+            engine.step()
+            losses.append(float(data.detach()))
+    assert found.record.losses == pytest.approx(losses[:12], rel=1e-4)
+    assert any(r.penalty for r in found.record.probes[0].readings)
+
+
+@pytest.mark.parametrize("name", ["output and target", "model and batch", "by hand"])
+def test_a_penalty_in_the_loss_that_outweighs_the_data_is_named(name):
+    model, loss = written(name, lambda parameters: NORMS["L1"](list(parameters)))
+    engine = adam(0.01)(model.parameters())
+    found = tk.diagnose(model, classes(), loss, optimizer=engine, steps=60)
+    finding = next(f for f in found.findings if f.code == "underfitting")
+    assert finding.severity == "critical" and "penalty" in finding.why
+    assert finding.evidence["penalty_share"] > 0.6
+    if name != "by hand":  # no torch loss to compare with a constant
+        assert finding.evidence["undecayed"] > finding.evidence["learned"] + 0.3
+
+
+def anchored(model):
+    start = [p.detach().clone() for p in model.parameters()]
+    return lambda o, t: (
+        CE(o, t)
+        + sum((p - s).square().sum() for p, s in zip(model.parameters(), start, strict=True))
+    )
+
+
+def test_a_loss_that_reads_the_weights_otherwise_reads_those_of_the_copy():
+    torch.manual_seed(0)
+    model = he(deep(1, nn.ReLU, 32))
+    engine, loss = sgd(0.05)(model.parameters()), anchored(model)
+    found = tk.diagnose(model, classes(), loss, optimizer=engine, steps=6)
+    x, y = classes()
+    losses = []
+    for rows in order(len(x), seed=0, epoch=0).split(64):
+        engine.zero_grad()
+        value = loss(model(x[rows]), y[rows])
+        value.backward()
+        engine.step()
+        losses.append(float(value.detach()))
+    assert found.record.losses == pytest.approx(losses[:6], rel=1e-4)
+
+
+def test_what_depends_on_the_rows_stays_in_the_loss():
+    torch.manual_seed(0)
+    model = he(deep(1, nn.ReLU, 32))
+
+    def loss(model, batch):
+        hidden = model[1](model[0](batch[0]))
+        return CE(model[2](hidden), batch[1]) + 1e-3 * hidden.abs().sum(1).mean()
+
+    x, y = classes()
+    rows = order(len(x), seed=0, epoch=0)[:64]
+    expected = float(loss(model, (x[rows], y[rows])).detach())
+    engine = sgd(0.1)(model.parameters())
+    found = tk.diagnose(model, (x, y), loss, optimizer=engine, steps=3)
+    assert found.record.losses[0] == pytest.approx(expected, rel=1e-5)
+    assert all(r.penalty is None for r in found.record.probes[0].readings)

@@ -39,6 +39,7 @@ from tikhon.cures.trials import (
 )
 from tikhon.data.rows import Batch, LossFunction
 from tikhon.diagnosis.diagnose import Diagnosis, diagnose, draw, rebuilder
+from tikhon.diagnosis.penalty import separate_penalty
 from tikhon.diagnosis.record import Point, finite
 from tikhon.diagnosis.reference import amounts
 from tikhon.diagnosis.replica import Replica, isolated
@@ -241,14 +242,14 @@ def cure(
             on_progress(text, deadline.spent, deadline.seconds)
 
     report_progress("diagnosing")
+    net = model if isinstance(model, nn.Module) else draw(model, seed)
     if diagnosis is None:
-        fixed = isinstance(model, nn.Module)
         with deadline.part(DIAGNOSIS_SHARE).kept():
             diagnosis = diagnose(
-                model if fixed else draw(model, seed),
+                net,
                 data,
                 loss,
-                optimizer=optimizer if fixed else rebuilder(optimizer),
+                optimizer=optimizer if net is model else rebuilder(optimizer),
                 valid=valid,
                 steps=min(steps, 200),
                 batch_size=batch_size,
@@ -257,12 +258,11 @@ def cure(
                 clip=clip,
             )
     if "nothing_to_train" in diagnosis.labels:
-        raise InputError(
-            "no parameter requires a gradient: call requires_grad_(True) on what is to learn"
-        )
+        raise InputError("no parameter requires a gradient: call requires_grad_(True) on some")
     with isolated(as_module(model), seed):
         source = samples(data)
         loss = unaligned_loss(loss, source.probe[1])
+        loss, penalty = separate_penalty(net, loss, penalty, source)
         valid_batch = samples(valid, rows=512, name="valid").probe if valid is not None else None
     source, valid_batch = scoring_batches(source, valid_batch, diagnosis, as_module(model))
     trials = Trials(

@@ -18,7 +18,7 @@ from tikhon.diagnosis.evidence import Evidence, lately, number
 from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.thresholds import FEW_PASS, HEAVY, LEARNED, RELATED, SMALL_UPDATE
+from tikhon.diagnosis.thresholds import BALANCED, FEW_PASS, HEAVY, LEARNED, RELATED, SMALL_UPDATE
 from tikhon.diagnosis.wiring.program import make_program
 from tikhon.diagnosis.wiring.rows import reconstruction_facts
 from tikhon.diagnosis.wiring.torch_calls import LeakyActivations
@@ -201,13 +201,18 @@ def _undrop(replica: Replica, ran: Ran) -> None:
 
 
 def _decays(ev: Evidence, ran: Ran) -> bool:
-    """Whether weight decay exceeds the default, shrinks weights by 2 %, and skill is low."""
+    """Whether a penalty dominates, or weight decay shrinks weights by 2 %, and skill is low."""
+    if ev.penalty_share >= BALANCED:
+        return _behind(ev)
     numbers = ran.record.optimizer
     decay, rate = (number(numbers.get(k)) or 0.0 for k in ("weight_decay", "lr"))
     return decay > USUAL_DECAY and rate * decay * ran.trial.steps >= 0.02 and _behind(ev)
 
 
 def _undecay(replica: Replica, ran: Ran) -> None:
+    replica.penalty = None
+    if replica.regularizer is not None:
+        replica.regularizer.remove()
     for group in replica.optimizer.param_groups if replica.optimizer is not None else ():
         group["weight_decay"] = 0.0
 

@@ -337,6 +337,12 @@ class Evidence:
         constant, shallow = (number(known.get(f"{k}_loss")) for k in ("constant", "shallow"))
         return None if constant is None or shallow is None else (constant - shallow, constant)
 
+    @cached_property
+    def penalty_share(self) -> float:
+        """The largest share of a gradient, in a layer and at a probe, that is a penalty's."""
+        readings = (r for probe in self.record.probes for r in probe.readings)
+        return max((r.penalty for r in readings if r.penalty is not None), default=0.0)
+
     def gained(self, name: str) -> float:
         """Return the gain in skill of a control run; 0 if not run."""
         known = self.control(name)

@@ -15,12 +15,14 @@ from tikhon.data.rows import Batch, LossFunction, length
 from tikhon.diagnosis import static
 from tikhon.diagnosis.controls import Ran, controls
 from tikhon.diagnosis.dry_run import DryRun, commonest, probe, run, score
+from tikhon.diagnosis.penalty import separate_penalty
 from tikhon.diagnosis.record import Failure, Record
 from tikhon.diagnosis.reference import compressed
 from tikhon.diagnosis.replica import (
     Replica,
     gradients,
     isolated,
+    own_loss,
     own_optimizer,
     replicate,
     undisturbed,
@@ -67,6 +69,8 @@ def measure(
         loss = None if loss is None else unaligned_loss(loss, source.probe[1])
         judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
         check_fit(unwrap(model), source.probe)
+        loss = own_loss if loss is None else loss
+        loss, penalty = separate_penalty(unwrap(model), loss, penalty, source)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
         if not replica.whole:
             _check_rows(unwrap(model), source, judge)

@@ -372,6 +372,10 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     share = penalty_share(ev)
     dropped = strong_dropout(ev)
     numbers = {"learned": max(ev.learned, 0.0)}
+    if ev.gained("undecayed") > e.FREED and ev.penalty_share >= e.BALANCED:
+        numbers = ev.shown("undecayed") | {"penalty_share": ev.penalty_share}
+        why = sentence("why_penalized", **numbers)
+        return Finding("underfitting", "critical", (), numbers, why)
     if ev.gained("undecayed") > e.FREED:
         decay = number(ev.record.optimizer.get("weight_decay")) or 0.0
         numbers = ev.shown("undecayed")

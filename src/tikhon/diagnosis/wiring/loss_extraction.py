@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tikhon.data.rows import Batch, length, tensors, whole
 from tikhon.diagnosis.functions import JUDGES, Function
 from tikhon.diagnosis.modes import LOSS, Args, Located, Options, function_name
+from tikhon.diagnosis.penalty import DataLoss
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 
@@ -123,7 +124,8 @@ def extract_loss(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
     try:
         with undisturbed(model, training=False), torch.no_grad(), _Recorder(model) as recorder:
             value = replica.value(source.probe)
-        batch, loss = _extract(model, recorder, source.probe, value)
+        separated = isinstance(replica.loss, DataLoss)
+        batch, loss = _extract(model, recorder, source.probe, value, separated=separated)
         found = replace(replica, loss=loss)
         with undisturbed(model, training=False), torch.no_grad():
             if torch.allclose(found.value(batch), value, rtol=1e-4):
@@ -136,7 +138,7 @@ def extract_loss(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
 
 
 def _extract(
-    model: nn.Module, recorder: _Recorder, batch: Batch, value: Tensor
+    model: nn.Module, recorder: _Recorder, batch: Batch, value: Tensor, *, separated: bool
 ) -> tuple[Batch, ExtractedLoss]:
     rows, parts = length(batch), tensors(whole(batch))
     if len(recorder.model_inputs) != 1 or len(recorder.loss_calls) != 1:
@@ -149,7 +151,8 @@ def _extract(
     if any(t.ndim and len(t) == rows for t in other_tensors):  # a third part of the batch
         raise LookupError
     own = loss_call.value
-    if not isinstance(own, Tensor) or own.data_ptr() != value.data_ptr():
+    same = isinstance(own, Tensor) and own.data_ptr() == value.data_ptr()
+    if not same and not separated:
         raise LookupError  # something is added to it, even if this is 0 at the start
     target = parts[target_index]
     if loss_call.by_model and isinstance(model_inputs, Mapping):

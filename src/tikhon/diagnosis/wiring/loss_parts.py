@@ -10,6 +10,7 @@ from torch import Tensor
 from tikhon.data.rows import Batch
 from tikhon.diagnosis.functions import JUDGES, Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
+from tikhon.diagnosis.penalty import ReboundLoss
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.thresholds import RELATED, TOLD, TOLD_MORE, UNTOLD
 from tikhon.diagnosis.wiring.dataset import relation
@@ -62,7 +63,8 @@ def loss_part_facts(replica: Replica, batch: Batch) -> Facts:
     One of several parts, in a trained network; shallow models do not predict its targets either.
     """
     inputs = batch[0]
-    if not isinstance(inputs, Tensor) or inputs.dtype == torch.bool:
+    unclear = isinstance(replica.loss, ReboundLoss)  # compares weights too
+    if unclear or not isinstance(inputs, Tensor) or inputs.dtype == torch.bool:
         return {}
     passes: list[list[TargetComparison]] = []
     for seed in (0, 1):
