@@ -1,7 +1,4 @@
-"""The command line in a process of its own, forked from the warm test process.
-
-A fork saves the seconds that importing torch costs; signals and exit codes are the real ones.
-"""
+"""The command line in a forked process of its own; signals and exit codes are the real ones."""
 
 from __future__ import annotations
 
@@ -9,9 +6,10 @@ import os
 import signal
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
+from forks import fork
 
 
 @dataclass
@@ -29,32 +27,16 @@ class Tikhon:
     def __init__(self, arguments: list[str], cwd: Path, *, before=lambda: None) -> None:
         self.cwd = cwd
         self._streams = [cwd / ".stdout", cwd / ".stderr"]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a fork of a process with threads; the child is ours
-            self.pid = os.fork()
-        if self.pid == 0:
-            self._become(arguments, before)
+        self.pid = fork(lambda: self._become(arguments, before), *self._streams)
 
-    def _become(self, arguments, before):
-        code = 1
-        try:
-            for number, path in zip((1, 2), self._streams):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            sys.stdout = os.fdopen(1, "w", buffering=1)
-            sys.stderr = os.fdopen(2, "w", buffering=1)
-            os.chdir(self.cwd)
-            sys.argv = ["tikhon", *arguments]
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            before()
-            from tikhon.cli import main
+    def _become(self, arguments, before) -> int:
+        os.chdir(self.cwd)
+        sys.argv = ["tikhon", *arguments]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        before()
+        from tikhon.cli import main
 
-            code = main(arguments)
-        except KeyboardInterrupt:  # before the command has begun, or after it
-            code = 128 + signal.SIGINT
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        return main(arguments)
 
     def wait(self, timeout: float = 60.0) -> Finished:
         """Its exit code (negative for an unhandled signal) and what it printed."""
