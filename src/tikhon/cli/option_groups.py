@@ -79,7 +79,7 @@ def flag(
 def completion(names: Sequence[str]) -> Callable[[str], list[str]]:
     """Return a completion by these names, of the last part where several are joined.
 
-    >>> suggested(["l1", "l2", "mcp"])("fc1.weight=l"), suggested(["none", "l2"])("none,")
+    >>> completion(["l1", "l2", "mcp"])("fc1.weight=l"), completion(["none", "l2"])("none,")
     (['fc1.weight=l1', 'fc1.weight=l2'], ['none,none', 'none,l2'])
     """
 

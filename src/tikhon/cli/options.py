@@ -131,7 +131,7 @@ RecipeGiven = Annotated[GivenOptions, given_options(_recipe)]
 def parse_strength(text: str, option: str) -> float | str:
     """Parse a strength: a finite number >= 0, or "auto".
 
-    >>> strength("1e-4", "l1")
+    >>> parse_strength("1e-4", "l1")
     0.0001
     """
     if text == "auto":
@@ -156,7 +156,7 @@ _PENALTY = re.compile(
 def parse_penalty(text: str) -> dict[str, object]:
     """Parse a penalty PATTERN=NAME:STRENGTH[,KEY=VALUE...] with optional pattern.
 
-    >>> penalty_entry("fc1.weight=mcp:1e-3,gamma=3")
+    >>> parse_penalty("fc1.weight=mcp:1e-3,gamma=3")
     {'pattern': 'fc1.weight', 'penalty': 'mcp', 'strength': 0.001, 'gamma': 3.0}
     """
     found = _PENALTY.fullmatch(text.strip())

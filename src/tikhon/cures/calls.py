@@ -157,7 +157,7 @@ def keep_axes_order(calls: list[Call]) -> list[str]:
 def axes_order(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...] | None:
     """Return the permutation after which a view joins whole axes; None if none is needed or valid.
 
-    >>> untorn((2, 13, 16), (13, 32)), untorn((13, 48), (13, 3, 16))
+    >>> axes_order((2, 13, 16), (13, 32)), axes_order((13, 48), (13, 3, 16))
     ((1, 0, 2), None)
     """
     if math.prod(before) != math.prod(after) or len(before) > 5 or not mixes_axes(before, after):

@@ -36,7 +36,7 @@ class _SentenceFormatter(string.Formatter):
 def fill(language: str, key: str, values: Mapping[str, object]) -> str:
     """The sentence of a key in one language, with its values.
 
-    >>> filled("en", "why_equal", {"count": 2})
+    >>> fill("en", "why_equal", {"count": 2})
     'all weights of 2 layers are equal: their units get equal gradients forever'
     """
     return _SentenceFormatter().vformat(strings(language)[key], (), values)

@@ -30,7 +30,7 @@ def short(text: str, width: int) -> str:
 def escape_name(text: str, width: int = 48) -> str:
     """Shorten a name from the data and escape its markup for plotly.
 
-    >>> literal("<b>age</b>")
+    >>> escape_name("<b>age</b>")
     '&lt;b&gt;age&lt;/b&gt;'
     """
     return escape(short(str(text), width), quote=False)
@@ -49,7 +49,7 @@ def axis(text: Label | Name | str = "", **more: object) -> dict[str, object]:
 def flat_range(values: Iterable[object]) -> dict[str, object]:
     """Return a narrow range for an axis whose values are all equal; plotly would start at 0.
 
-    >>> flat([0.99, None, 0.99]), flat([0.9, 1.0])
+    >>> flat_range([0.99, None, 0.99]), flat_range([0.9, 1.0])
     ({'range': [0.9801, 0.9999]}, {})
     """
     known = finite(values)

@@ -109,7 +109,7 @@ def units_to_keep(
     layer keeps at least one unit.
 
     >>> layers = [Sizes.of(torch.tensor([3.0, 1.0])), Sizes.of(torch.tensor([2.0, 0.1]))]
-    >>> stay(layers, 0.25, per="model"), stay(layers, 0.5, per="layer")
+    >>> units_to_keep(layers, 0.25, per="model"), units_to_keep(layers, 0.5, per="layer")
     ([2, 1], [1, 1])
     """
     units = [len(x.sizes) for x in layers]
@@ -143,7 +143,7 @@ def round_to_multiples(
     Rounded up while layers still lose units; at the end to the nearest, in each layer or such that
     the price is close to that of `counts`: down, and up first in the layers that lose most.
 
-    >>> in_multiples([11, 19], [16, 32], 8, per="layer", final=True)
+    >>> round_to_multiples([11, 19], [16, 32], 8, per="layer", final=True)
     [8, 16]
     """
     large = [n >= multiple for n in units]

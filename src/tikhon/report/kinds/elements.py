@@ -135,7 +135,7 @@ def about_data(data: Mapping[str, object]) -> list[tuple[Label, Label | str]]:
 def format_settings(entries: Mapping[str, object]) -> Label | str | None:
     """Format settings as the name, then "learning rate 0.001, batch size 64"; None if empty.
 
-    >>> listed({"name": "adam", "lr": 0.001, "batch_size": 64, "momentum": 0.0}).text("en")
+    >>> format_settings({"name": "adam", "lr": 0.001, "batch_size": 64}).text("en")
     'adam, learning rate 0.001, batch size 64'
     """
     kept = {k: v for k, v in entries.items() if v not in (None, [], {}, "", 0.0) and k != "name"}
