@@ -116,7 +116,8 @@ def state_of(name, path, whole) -> str:
 @pytest.mark.parametrize("name", JOBS if SHARE else QUICK)
 def test_a_command_that_is_killed(name, prepared, tmp_path):
     job, draw, tally = JOBS[name], rng(name), Tally(f"kills of {name}")
-    timed(job, tmp_path / "first", prepared)  # imports what the first one imports
+    if SHARE:
+        timed(job, tmp_path / "first", prepared)  # imports what the first one imports
     length = timed(job, tmp_path / "whole", prepared)
     of_program = timed(job, tmp_path / "program", prepared, real=True) if SHARE else length
     whole = left_in(tmp_path / "whole" / job.output)

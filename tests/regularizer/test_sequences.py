@@ -369,7 +369,7 @@ class Sequences(RuleBasedStateMachine):
 
 
 LENGTHS = settings(
-    max_examples=60,
+    max_examples=25,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
