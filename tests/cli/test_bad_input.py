@@ -48,7 +48,7 @@ CASES = {  # arguments after `tikhon fit` -> exit code, parts of the message
         "fc1.weight",
         "SparseGroupLasso",
     ),
-    "iris --mixup 1 --cutmix 1": (2, "give one of them"),
+    "iris --mixup 1 --cutmix 1": (2, "choose one of them"),
     "iris --lr 0": (2, "lr must be finite and > 0, received 0.0"),
     "iris --batch-size 0": (2, "batch_size must be a whole number, 1 or more"),
     "iris --budget soon": (2, "budget must be a time such as 60s", "'soon'"),
@@ -218,7 +218,7 @@ def test_a_full_memory_is_told_as_that(monkeypatch, capsys, takes):
     monkeypatch.setattr(data, "load", lambda *a, **k: takes())
     assert main(["fit", "iris"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("tikhon: the memory is full (") and "fewer rows" in said
+    assert said.startswith("tikhon: out of memory (") and "fewer rows" in said
 
 
 @pytest.mark.parametrize(

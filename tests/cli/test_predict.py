@@ -134,7 +134,7 @@ def test_a_foreign_configuration_is_named(
     (tmp_path / "config.json").write_text(json.dumps({"schema_version": 1, **MALFORMED[kind]}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert main(["predict", str(tmp_path), "new.csv"]) == 4
-    assert "config.json is no run's configuration" in capsys.readouterr().err
+    assert "config.json is not a valid configuration of a run" in capsys.readouterr().err
 
 
 def test_labels_that_a_spreadsheet_would_run_can_be_escaped(tmp_path: Path):

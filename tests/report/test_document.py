@@ -348,7 +348,7 @@ def test_the_page_of_a_search_speaks_in_the_numbers_of_its_metric(tuned, tmp_pat
 def test_a_run_is_not_compared_with_itself(fitted, tmp_path):
     (tmp_path / "link").symlink_to(fitted)
     for again in (fitted, tmp_path / "link", fitted / ".." / fitted.name):
-        with pytest.raises(InputError, match="named twice"):
+        with pytest.raises(InputError, match="given twice"):
             report.write(fitted, again, output=tmp_path / "page.html")
 
 

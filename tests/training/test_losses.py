@@ -146,7 +146,7 @@ def test_settings_of_a_module_count():
     assert loss_of(nn.CrossEntropyLoss()) is LOSSES["cross_entropy"]
     assert len({float(loss(LOGITS, CLASSES)) for loss in (weighted, smoothed)}) == 2
     assert {weighted.kind, smoothed.kind} == {"classes"}
-    with pytest.raises(InputError, match="one number is needed"):
+    with pytest.raises(InputError, match="not one number"):
         loss_of(nn.MSELoss(reduction="none"))(OUTPUT, TARGET)
 
 

@@ -30,7 +30,7 @@ def test_the_rate_that_is_given_is_the_rate_of_the_optimizer(form):
 @pytest.mark.parametrize("form", ["factory", "instance"])
 def test_a_rate_beside_an_optimizer_with_another_is_refused(form):
     model = nn.Linear(2, 2)
-    with pytest.raises(InputError, match=r"lr=0.1 is given beside .* lr=0.25, which is used"):
+    with pytest.raises(InputError, match=r"lr=0.1 is given with .* lr=0.25, which is used"):
         Settings(optimizer=FORMS[form](model), lr=0.1).build_optimizer(model)
     own = Settings(optimizer=FORMS[form](model)).build_optimizer(model)
     assert own.param_groups[0]["lr"] == 0.25
@@ -83,7 +83,7 @@ def test_patterns_give_parts_of_a_model_learning_rates(form, case):
     ("form", "rates", "said"),
     [
         ("name", {"3.*": 0.1}, r"learning_rates: no parameter matches: unknown pattern '3.\*'"),
-        ("instance", {"*": 0.1}, "this one has its groups: give its name"),
+        ("instance", {"*": 0.1}, "this one has parameter groups: give its name"),
     ],
 )
 def test_learning_rates_that_reach_nothing_are_refused(form, rates, said):

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,12 +39,18 @@ SETTINGS: dict[str, object] = {"help_option_names": ["-h", "--help"], "max_conte
 
 @cache
 def parser() -> Any:
-    """Return the command line parser, built once; its help shows argument names without types."""
+    """Return the command line parser, built once.
+
+    Its help shows arguments by name, without types and braces, and flags without types.
+    """
     found: Any = typer.main.get_command(build())
-    for command in found.commands.values():
-        for parameter in command.params:
+    for command in (found, *found.commands.values()):
+        for parameter in command.get_params(typer.Context(command, **command.context_settings)):
             if parameter.param_type_name == "argument":
                 parameter.display_type_rich = lambda ctx: None
+                parameter._usage_display_name = partial(str, parameter.metavar)
+            elif parameter.is_flag:
+                parameter.metavar = ""
     return found
 
 
@@ -57,7 +63,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings=SETTINGS,
         help="Find out why a PyTorch model overfits or does not train, and fix it.",
-        epilog="Settings in tikhon.toml, in the folder where the command runs, are defaults.",
+        epilog="Defaults of options are read from tikhon.toml in the current folder.",
     )
     app.callback()(_root)
     for name in COMMANDS:
@@ -155,7 +161,7 @@ def _report_error(error: Any, arguments: list[str]) -> int:
     if _is_out_of_memory(error):
         lines = str(error).strip().splitlines() or ["not enough memory"]
         error = InputError(
-            f"the memory is full ({lines[0]}); give fewer rows or columns, or a smaller model, "
+            f"out of memory ({lines[0]}); use fewer rows or columns, or a smaller model, "
             "batch size or number of runs"
         )
     kinds = ((DataError, 4), (InputError, 2), (StorageError, 5))

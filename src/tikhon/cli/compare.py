@@ -32,7 +32,7 @@ def compare(
     *,
     model: Annotated[
         str,
-        flag("As for fit.", MODEL, "MODEL", names=MODELS),
+        flag("Network to train, as for tikhon fit.", MODEL, "MODEL", names=MODELS),
     ] = "mlp",
     widths: Annotated[
         str | None, _sizes_option("Hidden widths to try with several L2 strengths.")
@@ -61,9 +61,10 @@ def compare(
     seed: Seed = 0,
     run: Resumable,
 ) -> int:
-    """Tune each method with the same budget on several splits, and say which is worth it, if any.
+    """Tune each method with the same budget on several splits; report whether any is worth it.
 
-    --widths draws the test score over width x strength, --depths over depth x kind x strength.
+    --widths plots the test score over width and strength, --depths over depth, kind of network
+    and strength.
     """
     seconds_of(budget)
     wide, deep = _parse_sizes(widths, "--widths"), _parse_sizes(depths, "--depths")

@@ -42,10 +42,10 @@ def cure(
     *,
     run: OptionalOutput,
 ) -> int:
-    """Find a change that makes the model of a Python file train, and test it on copies.
+    """Find a change that makes the model in a Python file train, tested on copies of it.
 
-    Each treatment runs against no change, with the same seeds. Exit code 3: none did better with
-    every seed.
+    Each treatment is compared with no change, with the same seeds. The exit code is 3 if none did
+    better with every seed.
     """
     from tikhon.cli.progress import StepProgress
     from tikhon.cures import cure as search

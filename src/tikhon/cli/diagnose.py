@@ -33,7 +33,11 @@ TargetOption = Annotated[
 ]
 ValidOption = Annotated[
     str | None,
-    flag("Data for validation; named data sets bring their own.", DATA, "DATA"),
+    flag(
+        "Data for validation; a named data set or a file is split if this is left out.",
+        DATA,
+        "DATA",
+    ),
 ]
 LossOption = Annotated[
     str,
@@ -45,7 +49,7 @@ LossOption = Annotated[
     ),
 ]
 _optimizer = flag(
-    "adam:1e-3, sgd:0.1,momentum=0.9 or FILE.py:NAME(parameters).",
+    "adam:1e-3, sgd:0.1,momentum=0.9, or FILE.py:NAME, called with the parameters.",
     TRAINING,
     "OPTIMIZER",
     names=OPTIMIZERS,
@@ -54,7 +58,9 @@ OptimizerOption = Annotated[str | None, _optimizer]
 Optimizer = Annotated[str, _optimizer]
 PenaltyOption = Annotated[
     str | None,
-    flag("FILE.py:NAME(model), added to the loss.", REGULARIZATION, "FILE.py:NAME"),
+    flag(
+        "Function of the model whose value is added to the loss.", REGULARIZATION, "FILE.py:NAME"
+    ),
 ]
 BatchSize = Annotated[int, flag("Rows per step.", TRAINING)]
 Clip = Annotated[
@@ -77,7 +83,7 @@ def diagnose(
     fail_on: Annotated[
         str | None,
         flag(
-            "Exit with code 3 from this severity on: info, warning or critical.",
+            "Exit with code 3 if a finding is this severe or more: info, warning or critical.",
             OUTPUT,
             "SEVERITY",
             names=("info", "warning", "critical"),
@@ -88,10 +94,10 @@ def diagnose(
     *,
     run: OptionalOutput,
 ) -> int:
-    """Find out why a model does not train: diagnose copies of the one that a Python file makes.
+    """Find out why the model in a Python file does not train; works on copies of it.
 
-    The Python file is executed. Without --optimizer no step is taken: the checks see the
-    untrained model only.
+    The Python file is run. Without --optimizer nothing is trained: only the untrained model is
+    checked.
     """
     from tikhon.diagnosis import diagnose as examine
     from tikhon.diagnosis.findings import SEVERITIES

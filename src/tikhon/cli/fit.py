@@ -44,7 +44,7 @@ How = Annotated[
 Refit = Annotated[
     bool,
     flag(
-        "Train again on training and validation rows with the strengths that auto found.",
+        "Train again on training and validation rows with the strengths that auto chose.",
         REGULARIZATION,
     ),
 ]
@@ -72,10 +72,10 @@ def fit(
     checkpoint_every: CheckpointEvery = 10.0,
     run: Output,
 ) -> int:
-    """Train a network on DATA by a recipe, and keep the run in a folder.
+    """Train a network on DATA, and keep the run in a folder.
 
     --l1 S adds S times the sum of |w| to the loss, --l2 S adds S/2 times the sum of the squares;
-    auto finds S in the run.
+    with auto, S is chosen during training.
     """
     from tikhon.cli.fit_job import penalty_entries, run_fit
 

@@ -17,7 +17,7 @@ class Shares:
 
     valid: float = option(0.2, "Share of the rows for validation.", float, DATA)
     test: float = option(
-        0.2, "Share for testing; not used where the data bring their own.", float, DATA
+        0.2, "Share for testing; not used where the data have a test set.", float, DATA
     )
 
 
@@ -34,10 +34,18 @@ class ModelOptions:
         names=MODELS,
     )
     compact: bool = option(
-        False, "Cut exact zeros out: a smaller model with equal outputs.", bool, MODEL
+        False,
+        "Remove weights that are exactly zero: a smaller model with equal outputs.",
+        bool,
+        MODEL,
     )
     export: str | None = option(
-        None, "Also write the model as: onnx.", str, MODEL, metavar="FORMAT", names=("onnx",)
+        None,
+        "Also write the model in this format: onnx.",
+        str,
+        MODEL,
+        metavar="FORMAT",
+        names=("onnx",),
     )
     linear: bool = option(True, "Also train a linear model, as a baseline.", bool, MODEL)
     importances: bool = option(

@@ -39,7 +39,7 @@ Data = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    flag("Folder of the data files.", DATA, "DIR"),
+    flag("Folder to look for DATA in.", DATA, "DIR"),
 ]
 _training = {
     name: typer_option(option) for name, (option, _) in options_of(TrainingOptions).items()
@@ -66,10 +66,10 @@ class RunOptions:
     resume: bool = option(False, "Continue the run in --output.", bool, OUTPUT)
     overwrite: bool = option(False, "Replace the run in --output.", bool, OUTPUT)
     json: bool = option(False, "Print the result as one JSON document.", bool, OUTPUT)
-    quiet: bool = option(False, "No progress on stderr.", bool, OUTPUT, flags=("--quiet", "-q"))
+    quiet: bool = option(False, "Print no progress.", bool, OUTPUT, flags=("--quiet", "-q"))
     verbose: bool = option(
         False,
-        "A line per epoch, with penalties and norms.",
+        "Print a line per epoch, with penalties and norms.",
         bool,
         OUTPUT,
         flags=("--verbose", "-v"),

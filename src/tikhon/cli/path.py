@@ -62,12 +62,13 @@ def path(
     strengths: Annotated[
         str,
         flag(
-            "How many, a list such as 1,0.1,0.01, or universal (one, without validation).",
+            "Number of strengths, a list such as 1,0.1,0.01, or universal (a single one, without "
+            "validation).",
             REGULARIZATION,
             "N|S,S,...",
         ),
     ] = "100",
-    folds: Annotated[int, flag("Folds that score linear models.", DATA)] = 5,
+    folds: Annotated[int, flag("Folds of cross-validation for linear models.", DATA)] = 5,
     select: Annotated[
         str,
         flag(
@@ -87,10 +88,11 @@ def path(
     data_dir: DataDir = None,
     run: Resumable,
 ) -> int:
-    """Follow a penalty over its whole range of strengths and choose the features of DATA.
+    """Follow a penalty from strong to weak, and choose the features that DATA needs.
 
-    There is no --budget: a path that is cut short has only its strongest penalties to choose from.
-    Fewer --strengths or --folds take less time; Ctrl-C keeps what is solved, --resume continues.
+    There is no --budget: a path that is cut short could choose only among its strongest
+    penalties. Fewer --strengths or --folds take less time. Ctrl-C keeps what is solved, and
+    --resume continues.
     """
     if select not in ("one_se", "best"):
         raise InputError(unknown("select", select, ("one_se", "best")))
@@ -191,11 +193,13 @@ def _check_model(model: str | None, penalty: str) -> str:
     """Return the model of a path, after checking it."""
     model = model or ("mlp:64" if penalty == "hierarchical" else "linear")
     if model != "linear" and penalty not in _NETWORKS:
-        raise InputError(f"a network's path takes {' or '.join(_NETWORKS)}, received {penalty!r}")
+        raise InputError(
+            f"a path of networks takes {' or '.join(_NETWORKS)}, received {penalty!r}"
+        )
     if model.startswith("spline:"):
         plain = model.removeprefix("spline:")
         raise InputError(
-            f"model {model!r} makes many inputs of one, so it cannot give one up; take {plain!r}"
+            f"model {model!r} expands its inputs, so it cannot leave one out; use {plain!r}"
         )
     return model
 

@@ -15,7 +15,9 @@ from tikhon.options import DATA, MODEL, OUTPUT
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="New rows, as DATA of the run.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="New rows, in the form of the DATA of the run.")
+    ],
     output: Annotated[
         Path | None,
         flag(
@@ -29,23 +31,24 @@ def predict(
     keep: Annotated[
         list[str] | None,
         flag(
-            "Column to put before the predictions, such as an id; may be repeated.",
+            "Column of DATA to put before the predictions, such as an id; may be repeated.",
             OUTPUT,
             "COLUMN",
             shown="none",
         ),
     ] = None,
     spreadsheet: Annotated[
-        bool, flag("Escape labels that a spreadsheet would run as formulas.", OUTPUT)
+        bool,
+        flag(
+            "Put ' before labels such as =1+1, which a spreadsheet would run as formulas.", OUTPUT
+        ),
     ] = False,
     encoding: Annotated[
         str | None,
-        flag(
-            "Text encoding of a table: utf-8, cp1252, ...", DATA, "NAME", shown="that of the fit"
-        ),
+        flag("Text encoding of a table: utf-8, cp1252, ...", DATA, "NAME", shown="as in the run"),
     ] = None,
     single: Annotated[
-        bool, flag("Of a search: the chosen network alone, not the average of the best.", MODEL)
+        bool, flag("Use the chosen network of a search alone, not the average of its best.", MODEL)
     ] = False,
     data_dir: DataDir = None,
     *,
@@ -53,12 +56,12 @@ def predict(
 ) -> None:
     """Predict the rows of DATA with the model and the preprocessing of RUN.
 
-    A search (`tikhon tune`) answers with the average of its best networks.
+    Prints one CSV row for each row of DATA, in the same order: the prediction, then the
+    probability of each class. --keep puts columns of DATA before them.
 
-    Writes one row per row of DATA, in order: `prediction`, then `probability_<class>`; before them
-    the cells of the columns that --keep names. Columns are
-    matched by name; extra ones are ignored, categories never seen in training count as rare ones.
-    A label such as `=1+1` would be a formula in a spreadsheet: --spreadsheet puts a `'` before it.
+    Columns of DATA are matched by name, and those that the run did not use are ignored. A category
+    that did not occur in training is treated as a rare one. The predictions of a search
+    (`tikhon tune`) are averaged over its best networks.
     """
     from tikhon.data.sources import located
     from tikhon.runs.files import write_bytes
@@ -95,6 +98,6 @@ def _check_output(output: Path, data: Path, run: Path) -> None:
 
     target = output.resolve()
     if target == data.resolve():
-        raise InputError(f"--output {output} is the file of the rows: name another one")
+        raise InputError(f"--output {output} is the file of the input rows: give another name")
     if target.exists() and target.parent == run.resolve():
-        raise InputError(f"--output {output} is a file of the run: name another one")
+        raise InputError(f"--output {output} is a file of the run: give another name")

@@ -34,11 +34,11 @@ def report(
             names=("en", "zh"),
         ),
     ] = None,
-    open: Annotated[bool, flag("Open it in the browser.", OUTPUT)] = False,
+    open: Annotated[bool, flag("Open the page in the browser.", OUTPUT)] = False,
     *,
     shown: PrintOptions,
 ) -> None:
-    """Write the page of a run, or one page that compares several; it works offline.
+    """Write the report of a run, or of several runs compared, as one page that works offline.
 
     Several runs are compared where their data and their score are the same.
     """

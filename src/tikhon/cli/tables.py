@@ -41,7 +41,7 @@ class TableArguments:
         None, "Hold out the latest rows by this column.", str, DATA, metavar="COLUMN"
     )
     group: str | None = option(
-        None, "Keep rows with the same value in one part.", str, DATA, metavar="COLUMN"
+        None, "Keep rows with the same value in the same part.", str, DATA, metavar="COLUMN"
     )
     drop: list[str] | None = option(
         None, "Column to leave out; may be repeated.", list[str], DATA, metavar="COLUMN"

@@ -55,7 +55,7 @@ def tune(
     space: Annotated[
         Path | None,
         flag(
-            "TOML file of the ranges to search.",
+            "TOML file with the ranges to search.",
             TRAINING,
             "FILE",
             shown="dropout, lr, weight decay",
@@ -88,7 +88,7 @@ def tune(
     ] = None,
     loss: Annotated[
         str,
-        flag("As for fit.", TRAINING, "NAME", names=LOSSES),
+        flag("Loss to train with, as for tikhon fit.", TRAINING, "NAME", names=LOSSES),
     ] = "auto",
     metric: Annotated[
         str | None,
@@ -112,16 +112,18 @@ def tune(
         str | None,
         flag("Train on Ray: on this machine, or on the cluster at ADDRESS.", SHARING, "[ADDRESS]"),
     ] = None,
-    join: Annotated[bool, flag("Help the search in --storage, then end.", SHARING)] = False,
+    join: Annotated[
+        bool, flag("Join the search in --storage as one more worker.", SHARING)
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
     run: Resumable,
 ) -> int:
-    """Find dropout, learning rate and weight decay for DATA, and how reliable the choice is.
+    """Search dropout, learning rate and weight decay for DATA; report how reliable the choice is.
 
-    Networks are trained side by side where that is faster; the best are trained again on all
-    rows.
+    Networks are trained side by side where that is faster; the best are trained again on all rows
+    but those for testing.
     """
     from tikhon.tuning.space import Space
 

@@ -33,8 +33,7 @@ def load_object(spec: str, option: str, terminal: Terminal) -> Any:
         raise InputError(f"{option}: FILE.py:NAME or MODULE:NAME is needed, received {spec!r}")
     if not source.endswith(".py") and not _is_module(source):
         raise InputError(
-            f"{option}: {spec!r} names a module {source}, which is not there; give FILE.py:NAME "
-            "or MODULE:NAME"
+            f"{option}: no module {source} is found ({spec!r}); give FILE.py:NAME or MODULE:NAME"
         )
     if source not in _modules:
         terminal.note(f"running {source} for {option}")
@@ -120,7 +119,7 @@ def parse_optimizer(spec: str, terminal: Terminal) -> object:
         except ValueError:
             raise InputError(f"--optimizer: {part!r} is not a number or KEY=NUMBER") from None
         if index and not equals:
-            raise InputError(f"--optimizer: only the first value may be bare, received {part!r}")
+            raise InputError(f"--optimizer: only the first value may lack KEY=, received {part!r}")
     kind = getattr(torch.optim, known[name.lower()])
     allowed = set(inspect.signature(kind).parameters) - {"params"}
     for key in settings:

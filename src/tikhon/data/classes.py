@@ -26,8 +26,8 @@ def check_classes(y: Tensor, valid: Tensor | None = None) -> None:
         raise DataError(f"valid holds classes that train lacks: {_listed(unseen)}")
     if missing := present - scored:
         warnings.warn(
-            f"valid lacks classes of train: {_listed(missing)}; errors on them do not count in "
-            "its scores; draw it in proportion",
+            f"valid lacks classes of train: {_listed(missing)}; its scores say nothing of "
+            "them; use a stratified split",
             stacklevel=3,
         )
 

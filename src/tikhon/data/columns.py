@@ -164,7 +164,7 @@ def infer(raw: RawColumn, *, category: bool = False) -> Column:
     source, name, series = raw.source, raw.name, raw.series
     if raw.foreign:
         raise DataError(
-            f"{source.name}: column {name!r} holds {raw.foreign}, not one value a cell; --drop "
+            f"{source.name}: column {name!r} holds {raw.foreign}, not one value per cell; --drop "
             f"{name}, or spread them over columns of their own"
         )
     if not category and raw.is_simple and (plain := raw.plain_numbers(".")) is not None:

@@ -70,7 +70,7 @@ def encode_one(raw: RawColumn, column: Column) -> np.ndarray:
     """Encode one column (rows, width)."""
     if raw.foreign:
         raise DataError(
-            f"{raw.source.name}: column {raw.name!r} holds {raw.foreign}, not one value a cell"
+            f"{raw.source.name}: column {raw.name!r} holds {raw.foreign}, not one value per cell"
         )
     if column.kind == "number":
         return _numbers(raw, column)

@@ -57,7 +57,7 @@ def read_labelled(
     if len(x) != len(y):
         raise DataError(
             f"{images.name} holds {len(x)} images but {labels.name} {len(y)} labels; "
-            "the two files are not of one set"
+            "the two files do not belong together"
         )
     return x, y
 
@@ -94,6 +94,6 @@ def _parse(stream: BinaryIO, path: Path, sha256: str | None) -> np.ndarray:
         if found != sha256:
             raise DataError(
                 f"{path} has the wrong checksum: SHA-256 {found[:12]}... instead of "
-                f"{sha256[:12]}...; it is another or a damaged file: download it again"
+                f"{sha256[:12]}...; it is a different or damaged file: download it again"
             )
     return np.frombuffer(content, dtype).reshape(shape)

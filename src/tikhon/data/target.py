@@ -44,7 +44,7 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
     raw = RawColumn(source, name)
     if raw.foreign:
         raise DataError(
-            f"{source.name}: the target {name!r} holds {raw.foreign}, not one value a cell"
+            f"{source.name}: the target {name!r} holds {raw.foreign}, not one value per cell"
         )
     cells, found = raw.cells, None if task is None and _are_ranges(raw) else _numbers(raw)
     empty = cells.codes < 0
@@ -157,7 +157,7 @@ def _classes(
         what = "texts" if values is None else "numbers"
         raise DataError(
             f"{source.name}: {name!r} holds {len(order)} different {what} in {len(cells.codes)} "
-            "rows; as classes they cannot be learnt: "
+            "rows; too many to learn as classes: "
             + ("name another target" if values is None else "leave --task out")
         )
     label = {key: cells.texts[max(spellings[key], key=lambda i: cells.counts[i])] for key in order}

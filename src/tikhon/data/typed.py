@@ -141,7 +141,7 @@ def _one_a_line(path: Path, text: str) -> tuple[list[dict[str, object]], list[in
         if not isinstance(row, dict):
             raise DataError(
                 f"{path} line {number} holds {type(row).__name__}, an object was expected: one "
-                '{"column": value, ...} a line'
+                '{"column": value, ...} per line'
             )
         rows.append(row)
         lines.append(number)

@@ -55,7 +55,7 @@ def write_page(
     """Return what `write` returns, and the page it wrote."""
     found = [Path(run_dir).resolve() for run_dir in run_dirs]
     if twice := next((at for at, path in zip(run_dirs, found) if found.count(path) > 1), None):
-        raise InputError(f"{twice} is named twice: a run is compared with others")
+        raise InputError(f"{twice} is given twice: name each run once")
     runs = [read(run_dir) for run_dir in run_dirs]
     page = build(*runs)
     html = render(page, language)

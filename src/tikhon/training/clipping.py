@@ -57,7 +57,7 @@ def below_the_last(model: nn.Module) -> list[nn.Parameter]:
     found = [p for p in model.parameters() if id(p) not in free]
     if not found:
         raise InputError(
-            f"adaptive clipping leaves the last layer free, and {type(model).__name__} has no "
+            f"adaptive clipping does not clip the last layer, and {type(model).__name__} has no "
             "other; clip by norm or by value"
         )
     return found

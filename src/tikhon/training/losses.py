@@ -77,12 +77,12 @@ class Loss:
     def _check_scalar(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor):
             raise InputError(
-                f"the loss {self.name} returned {type(value).__name__}, one number is needed, as "
-                "a tensor that gradients flow through"
+                f"the loss {self.name} returned {type(value).__name__}, and one number is needed, "
+                "as a tensor with gradients"
             )
         if value.ndim:
             raise InputError(
-                f"the loss {self.name} returned shape {tuple(value.shape)}, one number is needed; "
+                f"the loss {self.name} returned shape {tuple(value.shape)}, not one number; "
                 "use reduction='mean' or take .mean()"
             )
         return value
@@ -110,7 +110,7 @@ class Loss:
         given_range = f"{int(target.min())} to {int(target.max())}"
         return InputError(
             f"{self.name} needs classes numbered 0 to {output.shape[1] - 1}, one for each output, "
-            f"received classes {given_range}: number them anew, such as by "
+            f"received classes {given_range}: renumber them, for example with "
             "y = torch.unique(y, return_inverse=True)[1]"
         )
 
@@ -300,8 +300,8 @@ def _align_classes(name: str, output: Tensor, target: Tensor) -> Tensor:
     if output.ndim < 2 or output.shape[1] == 1:
         raise InputError(
             f"{name} needs one output for each class, received outputs of shape "
-            f"{tuple(output.shape)}; one logit of two classes goes with loss='bce', numbers with "
-            "'mse'"
+            f"{tuple(output.shape)}; use loss='bce' for one logit of two classes, 'mse' for "
+            "numbers"
         )
     if target.is_floating_point():
         if target.shape == output.shape:
@@ -309,7 +309,7 @@ def _align_classes(name: str, output: Tensor, target: Tensor) -> Tensor:
         raise InputError(
             f"{name} needs class numbers (integers) or probabilities of the outputs' shape "
             f"{tuple(output.shape)}, received {target.dtype} targets of shape "
-            f"{tuple(target.shape)}; numbers go with loss='mse'"
+            f"{tuple(target.shape)}; use loss='mse' for numbers"
         )
     if output.ndim == 2 and target.numel() == len(target):
         target = target.reshape(-1)
@@ -319,8 +319,8 @@ def _align_classes(name: str, output: Tensor, target: Tensor) -> Tensor:
         if not bool((target.sum(1) == 1).all()):
             raise InputError(
                 f"{name} is for one class a row, and rows of the targets {tuple(target.shape)} "
-                "hold several ones or none: labels that do not exclude each other go with "
-                "loss='bce'"
+                "hold several ones or none: use loss='bce' for labels that do not "
+                "exclude each other"
             )
         return target.to(output.dtype)
     return target.long()

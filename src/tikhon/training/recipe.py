@@ -94,7 +94,7 @@ class Recipe(RecipeOptions):
         if self.averaging not in (None, "ema", "swa"):
             raise InputError(unknown("averaging", self.averaging, ("ema", "swa")))
         if self.mixup and self.cutmix:
-            raise InputError("mixup and cutmix both mix the rows: give one of them")
+            raise InputError("mixup and cutmix both mix the rows: choose one of them")
         _check_number("early_stopping", self.early_stopping, positive=True)
         if self.sparsify is not None:
             try:

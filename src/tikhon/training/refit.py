@@ -32,7 +32,7 @@ def check_refit(training: Training) -> None:
         raise InputError("refit trains on train + valid: give `valid`")
     if not has_adapted_strengths(training.regularizer):
         raise InputError(
-            "refit follows the strengths that a training has found, and this recipe has none: "
+            "refit uses strengths found by a first training, and this recipe has none: "
             "give a penalty the strength 'auto'"
         )
     if training.recipe.early_stopping is not None:

@@ -114,12 +114,14 @@ class SavedModel:
             path = located(os.fspath(data), options.get("data_dir"))
             return self._read_table(path, self.preprocessing, options.get("encoding"), keep)
         if keep:
-            raise InputError(f"--keep {keep[0]}: the run's data are no table, and have no columns")
+            raise InputError(
+                f"--keep {keep[0]}: the run's data are not a table and have no columns"
+            )
         options.pop("encoding", None)
         if is_table(Path(data)):
             raise DataError(
                 f"{data} is a table; the model was trained on {self.data.get('name')}, which is "
-                "none: give data of that kind"
+                "not a table: give data of the same kind"
             )
         found = load(data, **options)
         x = found.x if found.test is None else found.test.x
@@ -190,14 +192,18 @@ def _named_model(path: Path, config: dict[str, Any]) -> tuple[str, tuple[int, ..
         sizes = [*model_config["shape"], model_config["outputs"]]
         if model_config["shape"] and all(type(size) is int and size > 0 for size in sizes):
             return model_config["name"], tuple(model_config["shape"]), model_config["outputs"]
-    raise DataError(f"{path / CONFIG} is no run's configuration: its model or data are malformed")
+    raise DataError(
+        f"{path / CONFIG} is not a valid configuration of a run: its model or data are malformed"
+    )
 
 
 def _members(path: Path, config: dict[str, Any]) -> list[str]:
     """Return the names of the networks averaged by a search; empty for other runs."""
     names = config["model"].get("members", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{path / CONFIG} is no run's configuration: its members are malformed")
+        raise DataError(
+            f"{path / CONFIG} is not a valid configuration of a run: its members are malformed"
+        )
     return names
 
 

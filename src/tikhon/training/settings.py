@@ -81,8 +81,8 @@ class Settings(TrainingOptions):
         if isinstance(self.optimizer, Optimizer):
             if rates:
                 raise InputError(
-                    "learning_rates are for an optimizer that is yet to be built, and this one "
-                    "has its groups: give its name, or set their lr"
+                    "learning_rates need an optimizer that is not built yet, and this one has "
+                    "parameter groups: give its name, or set their lr"
                 )
             return self._check_rates(self.optimizer.param_groups, self.optimizer)
         params = [p for p in model.parameters() if p.requires_grad]
@@ -111,7 +111,7 @@ class Settings(TrainingOptions):
         if self.lr != type(self).lr and rates - {self.lr}:
             found = ", ".join(f"{rate:g}" for rate in sorted(rates))
             raise InputError(
-                f"lr={self.lr:g} is given beside an optimizer that was built with lr={found}, "
+                f"lr={self.lr:g} is given with an optimizer that was built with lr={found}, "
                 "which is used; give one of the two"
             )
         return optimizer
