@@ -232,7 +232,7 @@ def test_what_is_read_is_not_written_over(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     for output in (rows, tmp_path / "link.csv", run / "result.json", run / "model.safetensors"):
         assert main(["predict", str(run), str(rows), "-o", str(output), "-q"]) == 2
-        assert "name another one" in capsys.readouterr().err
+        assert "give another name" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in kept} == kept
     assert main(["predict", str(run), str(rows), "-o", str(run / "new.csv"), "-q"]) == 0
 

@@ -140,7 +140,7 @@ def test_adaptive_clipping_leaves_the_last_layer_alone(net, names):
 
 def test_adaptive_clipping_of_a_single_layer_is_refused():
     for net in (nn.Linear(4, 3), nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), nn.ReLU()):
-        with pytest.raises(InputError, match=r"the last layer free, and .* has no other"):
+        with pytest.raises(InputError, match=r"does not clip the last layer, and .* has no other"):
             below_the_last(net)
     with pytest.raises(InputError, match="does not clip the last layer"):
         tikhon.fit(nn.Linear(4, 3), (X, Y), tikhon.Recipe(clip_adaptive=0.1), epochs=1)
