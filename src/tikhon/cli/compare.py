@@ -119,7 +119,7 @@ def compare(
                 return report_interruption(terminal, interrupt, config["command"], kept)
         result["next"] = _suggest_next(result, config)
         folder.write(RESULT, result)
-        conclude_saved(terminal, result, path, kept="trainings", left_out=())
+        conclude_saved(terminal, result, path, ending=f"; trainings in {path}", left_out=())
     return 0
 
 

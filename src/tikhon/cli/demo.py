@@ -80,7 +80,7 @@ def demo(
         )
         result["verdict"] = english(verdict(result["arms"]))
         folder.write(RESULT, result)
-        conclude_saved(terminal, result, output, kept="runs", left_out=())
+        conclude_saved(terminal, result, output, ending=f"; runs in {output}", left_out=())
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tikhon.cli.option_groups import flag
-from tikhon.cli.options import QuietOptions
+from tikhon.cli.options import Language, QuietOptions
 from tikhon.options import OUTPUT
 
 
@@ -19,16 +19,7 @@ def live(
         flag("Address to listen on.", OUTPUT, "HOST"),
     ] = "127.0.0.1",
     port: Annotated[int, flag("First port to try.", OUTPUT)] = 8420,
-    language: Annotated[
-        str | None,
-        flag(
-            "Language shown at first: en or zh.",
-            OUTPUT,
-            "NAME",
-            shown="the browser's",
-            names=("en", "zh"),
-        ),
-    ] = None,
+    language: Language = None,
     *,
     shown: QuietOptions,
 ) -> None:

@@ -41,6 +41,17 @@ DataDir = Annotated[
     Path | None,
     flag("Folder to look for DATA in.", DATA, "DIR"),
 ]
+Language = Annotated[
+    str | None,
+    flag(
+        "Language shown at first: en or zh.",
+        OUTPUT,
+        "NAME",
+        shown="the browser's",
+        names=("en", "zh"),
+    ),
+]
+TestShare = Annotated[float, flag("Share of the rows for testing.", DATA)]
 _training = {
     name: typer_option(option) for name, (option, _) in options_of(TrainingOptions).items()
 }

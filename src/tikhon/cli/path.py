@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, config_of, output_of
 from tikhon.cli.option_groups import flag
-from tikhon.cli.options import Data, DataDir, Resumable, Seed
+from tikhon.cli.options import Data, DataDir, Resumable, Seed, TestShare
 from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.errors import InputError, unknown
 from tikhon.options import DATA, MODEL, MODELS, REGULARIZATION
@@ -81,7 +81,7 @@ def path(
     debias: Annotated[
         bool, flag("Refit the chosen features without the penalty.", REGULARIZATION)
     ] = False,
-    test: Annotated[float, flag("Share of the rows for testing.", DATA)] = 0.2,
+    test: TestShare = 0.2,
     *,
     table: tables.Rows,
     seed: Seed = 0,
@@ -160,7 +160,9 @@ def path(
                 return report_interruption(terminal, interrupt, config["command"], kept)
         document = _save(folder, result, parts, config, data)
         left_out = ("importances", "errors", "score_errors", "margins")
-        conclude_saved(terminal, document, folder_path, kept="model", left_out=left_out)
+        conclude_saved(
+            terminal, document, folder_path, ending=f"; model in {folder_path}", left_out=left_out
+        )
     return 0
 
 

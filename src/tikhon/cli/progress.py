@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tikhon.numbers import number
 
@@ -16,7 +16,22 @@ _EVERY = 5.0  # seconds between lines without a bar
 _SHOWN = 3  # weights whose norms fit on a line; the history has all
 
 
-class FitProgress:
+class _Bar:
+    """A progress bar on a terminal, hidden elsewhere; shown inside of a `with` block."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal, self._bar = terminal, terminal.progress()
+        self._task = self._bar.add_task("", total=None, rate="", note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+
+class FitProgress(_Bar):
     """Show training progress on stderr.
 
     A terminal gets a bar with loss, score and time left, other streams a line for epochs 1, 2, 5,
@@ -24,19 +39,11 @@ class FitProgress:
     """
 
     def __init__(self, terminal: Terminal, *, verbose: bool = False) -> None:
-        self._terminal, self._verbose = terminal, verbose
-        self._bar = terminal.progress()
-        self._task = self._bar.add_task("", total=None, rate="", note="")
+        super().__init__(terminal)
+        self._verbose = verbose
         self._header, self._score = "", ""
         self._began: tuple[float, int] | None = None
         self.step = 0
-
-    def __enter__(self) -> FitProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
 
     def tick(self, progress: Progress) -> None:
         """Update the bar: epoch, progress, rate, time left, mean loss in this epoch."""
@@ -68,20 +75,12 @@ class FitProgress:
         self._terminal.note("  ".join(value.rjust(len(name)) for name, value in cells))
 
 
-class StepProgress:
+class StepProgress(_Bar):
     """Progress by steps: a bar, or a line every few seconds."""
 
     def __init__(self, terminal: Terminal) -> None:
-        self._terminal, self._bar = terminal, terminal.progress()
-        self._task = self._bar.add_task("", total=None, rate="", note="")
+        super().__init__(terminal)
         self._began, self._last_note = time.perf_counter(), -math.inf
-
-    def __enter__(self) -> StepProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
 
     def __call__(self, text: str, done: float, total: float) -> None:
         """Report that `done` of `total` is finished, and what comes next."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tikhon.cli.option_groups import flag
-from tikhon.cli.options import PrintOptions
+from tikhon.cli.options import Language, PrintOptions
 from tikhon.options import OUTPUT
 
 
@@ -24,16 +24,7 @@ def report(
             flags=("--output", "-o"),
         ),
     ] = None,
-    language: Annotated[
-        str | None,
-        flag(
-            "Language shown at first: en or zh.",
-            OUTPUT,
-            "NAME",
-            shown="the browser's",
-            names=("en", "zh"),
-        ),
-    ] = None,
+    language: Language = None,
     open: Annotated[bool, flag("Open the page in the browser.", OUTPUT)] = False,
     *,
     shown: PrintOptions,

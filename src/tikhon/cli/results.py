@@ -35,7 +35,6 @@ def conclude_fit(
     terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any], classes: Sequence[str]
 ) -> None:
     """Write the result and page of a fit, and print them."""
-    from tikhon.report.document import write_page
     from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
     from tikhon.training.result import result_document
 
@@ -43,13 +42,8 @@ def conclude_fit(
     result = result_document(run, classes) | dict(more)
     result["next"] = with_rerun_without_leaks(folder.read(CONFIG), result["next"])
     folder.write(RESULT, result)
-    file, page = write_page(path)
-    folder.finish()
-    print_page(terminal, page)
     ended = _HOW_IT_ENDED[run.ended].format_map(result).replace("all 1 epochs", "1 epoch")
-    terminal.print(f"{run.seconds:.1f} s, {ended}.")
-    print_next(terminal, file, result["next"])
-    print_document(terminal, path, file, result, _ONLY_IN_FILE)
+    conclude_saved(terminal, result, path, ending=f", {ended}.", left_out=_ONLY_IN_FILE)
 
 
 def conclude_saved(
@@ -57,10 +51,13 @@ def conclude_saved(
     result: Mapping[str, Any],
     path: Path,
     *,
-    kept: str,
+    ending: str,
     left_out: Sequence[str],
 ) -> None:
-    """Write and print the page of a run with a saved result; `kept` names what was kept."""
+    """Write and print the page of a run with a saved result; `ending` follows the time.
+
+    The short JSON document, if requested, lacks the entries `left_out` of the result.
+    """
     from tikhon.report.document import write_page
     from tikhon.runs.interrupt import REQUESTED
     from tikhon.runs.run_directory import RunDirectory
@@ -69,19 +66,12 @@ def conclude_saved(
     if result.get("stopped") != REQUESTED:
         RunDirectory(path).finish()
     print_page(terminal, page)
-    terminal.print(f"{result['seconds']:.1f} s; {kept} in {path}")
+    terminal.print(f"{result['seconds']:.1f} s{ending}")
     print_next(terminal, file, result["next"])
-    print_document(terminal, path, file, result, left_out)
-
-
-def print_document(
-    terminal: Terminal, path: Path, page: Path, result: Mapping[str, Any], left_out: Sequence[str]
-) -> None:
-    """Print the short JSON document: the result without `left_out`."""
-    metrics = result.get("metrics") or {}
-    test = {k.removeprefix("test/"): v for k, v in metrics.items() if k.startswith("test/")}
+    scores = (result.get("metrics") or {}).items()
+    test = {k.removeprefix("test/"): v for k, v in scores if k.startswith("test/")}
     small = {key: value for key, value in result.items() if key not in left_out}
-    terminal.print_document({"output": str(path), "report": str(page), "test": test, **small})
+    terminal.print_document({"output": str(path), "report": str(file), "test": test, **small})
 
 
 def score_on_test_rows(

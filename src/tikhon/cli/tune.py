@@ -15,7 +15,7 @@ from tikhon.budget import Budget
 from tikhon.cli import tables
 from tikhon.cli.folders import about_data, config_of, output_of
 from tikhon.cli.option_groups import completion, flag
-from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed
+from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed, TestShare
 from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.errors import InputError
 from tikhon.numbers import duration
@@ -100,7 +100,7 @@ def tune(
             autocompletion=_scorers,
         ),
     ] = None,
-    test: Annotated[float, flag("Share of the rows for testing.", DATA)] = 0.2,
+    test: TestShare = 0.2,
     *,
     table: tables.Rows,
     storage: Annotated[
@@ -207,7 +207,7 @@ def tune(
         more["next"] = with_rerun_without_leaks(config, suggest_predict(more, path, data))
         document = _save(folder, result, config, more)
     left_out = ("trials", "space", "plan", "score_errors", "margins")
-    conclude_saved(terminal, document, path, kept="models", left_out=left_out)
+    conclude_saved(terminal, document, path, ending=f"; models in {path}", left_out=left_out)
     if not interrupt:
         return 0
     kept = f"the finished trials are kept in {path}"
