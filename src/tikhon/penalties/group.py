@@ -79,8 +79,10 @@ def _norm_after(rows: Tensor, shift: Tensor) -> Tensor:
     return t
 
 
-def row_factors(weights: Tensor | Mapping[str, Tensor], w: Tensor) -> Tensor:
-    """One factor per row, shaped to multiply w."""
+def row_factors(weights: Tensor | Mapping[str, Tensor] | None, w: Tensor) -> float | Tensor:
+    """One factor per row, shaped to multiply w; 1 without weights."""
+    if weights is None:
+        return 1.0
     factors = weighted(1, weights).to(w.device, w.dtype.to_real()).reshape(-1)
     rows = w.shape[0] if w.ndim >= 2 else 1
     if len(factors) not in (1, rows):
@@ -145,8 +147,6 @@ class GroupLasso(Proximable):
 
     def _strengths(self, rows: Tensor) -> float | Tensor:
         strength = self.lam * rows.shape[1] ** 0.5 if self.scale_by_size else self.lam
-        if self.weights is None:
-            return strength
         return strength * row_factors(self.weights, rows)
 
 
@@ -201,9 +201,9 @@ class SparseGroupLasso(Proximable):
 
     def _parts(self, w: Tensor) -> tuple[L1, GroupLasso]:
         single, group = self.l1_ratio * self.lam, (1 - self.l1_ratio) * self.lam
-        entries = None if self.weights is None else row_factors(self.weights, w)
+        factors = row_factors(self.weights, w)
         return (
-            L1(single, weights=entries),
+            L1(single, weights=factors if isinstance(factors, Tensor) else None),
             GroupLasso(group, weights=self.weights, scale_by_size=self.scale_by_size),
         )
 
@@ -239,33 +239,30 @@ class GroupMCP(Proximable):
     def value(self, w: Tensor) -> Tensor:
         """Sum over rows of the penalty of their norm."""
         rows = as_rows(upcast(w))
-        return (self._factors(rows) * mcp_value(row_norms(rows), self.lam, self.gamma)).sum()
+        values = mcp_value(row_norms(rows), self.lam, self.gamma)
+        return (row_factors(self.weights, rows) * values).sum()
 
     def grad(self, w: Tensor) -> Tensor:
         """max(strength - |w_g|/gamma, 0) * w_g / |w_g|, 0 for a zero row."""
         rows = as_rows(upcast(w))
         norms = row_norms(rows)
-        slope = self._factors(rows) * (self.lam - norms / self.gamma).clamp_min(0)
+        slope = row_factors(self.weights, rows) * (self.lam - norms / self.gamma).clamp_min(0)
         unit = rows / norms.clamp_min(torch.finfo(rows.dtype).tiny)
         return (slope * unit).reshape(w.shape).to(w.dtype)
 
     def slopes(self, w: Tensor) -> Slopes:
         """strength * weights, on rows."""
-        rows = as_rows(w)
-        return Slopes(rows=self._factors(rows) * self.lam)
+        return Slopes(rows=row_factors(self.weights, as_rows(w)) * self.lam)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Each row scaled to the prox of its norm."""
         refuse_metric(self, step)
         rows = as_rows(upcast(w))
         norms = row_norms(rows)
-        step = as_tensor(step * self._factors(rows), norms)
+        step = as_tensor(step * row_factors(self.weights, rows), norms)
         scale = mcp_prox(norms, step, self.lam, self.gamma)
         scale = scale / norms.clamp_min(torch.finfo(rows.dtype).tiny)
         return (rows * scale).reshape(w.shape).to(w.dtype)
-
-    def _factors(self, rows: Tensor) -> float | Tensor:
-        return 1.0 if self.weights is None else row_factors(self.weights, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +320,7 @@ class LInf(Proximable):
         return clip_rows(rows, step, self._strengths(rows)).reshape(w.shape).to(w.dtype)
 
     def _strengths(self, rows: Tensor) -> float | Tensor:
-        return self.lam if self.weights is None else self.lam * row_factors(self.weights, rows)
+        return self.lam * row_factors(self.weights, rows)
 
 
 def clip_rows(rows: Tensor, step: float | Tensor, strength: float | Tensor) -> Tensor:

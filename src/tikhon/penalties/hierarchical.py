@@ -89,7 +89,7 @@ class Hierarchical(Proximable):
         return torch.cat([head, tail.clamp(-bound, bound)], 1).to(w.dtype)
 
     def _strengths(self, norm: Tensor) -> float | Tensor:
-        return self.lam if self.weights is None else self.lam * row_factors(self.weights, norm)
+        return self.lam * row_factors(self.weights, norm)
 
     def _parts(self, w: Tensor) -> tuple[Tensor, Tensor]:
         if w.ndim != 2 or w.shape[1] < self.skip:

@@ -81,7 +81,9 @@ class BypassDetector:
         self._sample = _sample_weights(param) if readable else None
         grad = param.grad
         self._version = param._version
-        self._grad: Callable[[], Tensor | None] = _nothing if grad is None else weakref.ref(grad)
+        self._grad: Callable[[], Tensor | None] = (
+            (lambda: None) if grad is None else weakref.ref(grad)
+        )
         self._grad_version = 0 if grad is None else grad._version
 
 
@@ -175,7 +177,3 @@ def optimizer_steps(optimizer: optim.Optimizer) -> int:
 def _sample_weights(param: nn.Parameter) -> Tensor:
     weights = local(param).flatten()
     return weights[:: max(1, weights.numel() // _SAMPLE_SIZE)][:_SAMPLE_SIZE].clone()
-
-
-def _nothing() -> None:
-    return None

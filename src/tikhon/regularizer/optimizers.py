@@ -6,11 +6,12 @@ Determined by what an optimizer holds and does, not by class names.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -33,6 +34,7 @@ _GRADIENT_TOLERANCE = 0.01
 _MIN_TURN = 0.02  # least relative turn of the weights by an orthogonal gradient
 _MAX_SHORTENING = 0.1  # of that, the least shortening by a parallel gradient
 T = TypeVar("T")
+Given = ParamSpec("Given")
 Some = TypeVar("Some")  # an optimizer or a wrapper
 
 
@@ -96,45 +98,34 @@ class WeightCopies:
     averaged: bool = False
 
 
-def find_weight_copies(optimizer: optim.Optimizer) -> WeightCopies | None:
-    """Return the copies of the weights that the optimizer moves itself, if any.
+def _experiment(otherwise: object) -> Callable[[Callable[Given, T]], Callable[Given, T]]:
+    """Make a test on a copy of its first argument return `otherwise` if impossible or needless."""
 
-    Detected by a few steps on test weights of a size unlike gradients and moments. Torch's own
-    optimizers have none; None also if the optimizer cannot be tested.
-    """
-    return _run_experiment(_find_weight_copies, optimizer, otherwise=None)
+    def wrap(test: Callable[Given, T]) -> Callable[Given, T]:
+        @functools.wraps(test)
+        def run(*args: Given.args, **kwargs: Given.kwargs) -> T:
+            if is_torch_optimizer(args[0]) or _may_communicate(args[0]):
+                return cast(T, otherwise)
+            try:
+                with torch.random.fork_rng(devices=[]), torch.enable_grad():
+                    return test(*args, **kwargs)
+            except Exception:  # it needs a device, or attributes of its own parameters
+                return cast(T, otherwise)
 
+        return run
 
-def preserves_moves(optimizer: optim.Optimizer) -> bool:
-    """Return whether changes of the parameters between steps outlast the next step.
-
-    Not so where they are computed from the optimizer's state alone (dual averaging, as in FTRL) or
-    partly (MADGRAD). Detected by a few steps on test weights.
-    """
-    return _run_experiment(_preserves_a_move, optimizer, otherwise=True)
-
-
-def preserves_norms(optimizer: optim.Optimizer) -> bool:
-    """Return whether gradients turn weights without shortening them, defeating penalties.
-
-    So where weights keep their norm or largest singular value (optimizers on spheres). Detected by
-    a few steps on test weights, with parallel and orthogonal gradients.
-    """
-    return _run_experiment(_preserves_norms, optimizer, otherwise=False)
+    return wrap
 
 
+@_experiment(otherwise=False)
 def diverges_when_held(optimizer: optim.Optimizer) -> bool:
     """Return whether steps grow without bound while weights are held against gradients.
 
     As with D-Adaptation, which takes persistent gradients for a distant goal.
     """
-    return _run_experiment(_diverges_when_held, optimizer, otherwise=False)
-
-
-def _diverges_when_held(optimizer: optim.Optimizer) -> bool:
-    twin, probes = _probe_copy(optimizer)
+    clone, probes = _probe_copy(optimizer)
     held = [group for group in optimizer.param_groups if group["params"]]
-    for group, own in zip(twin.param_groups, held):
+    for group, own in zip(clone.param_groups, held):
         if "lr" in own:
             group["lr"] = own["lr"]
     for probe in probes:
@@ -144,21 +135,27 @@ def _diverges_when_held(optimizer: optim.Optimizer) -> bool:
     for _ in range(_HOLDING_STEPS):
         for probe in probes:
             probe.grad = torch.ones_like(probe)
-        _step(twin, probes)
+        _step(clone, probes)
         lengths.append(float((probes[0].detach() - before[0]).double().norm()))
         for probe, weights in zip(probes, before):
             probe.data.copy_(weights)
     return lengths[-1] > _DIVERGENCE_FACTOR * max(lengths[: _HOLDING_STEPS // 3])
 
 
-def _preserves_norms(optimizer: optim.Optimizer) -> bool:
+@_experiment(otherwise=False)
+def preserves_norms(optimizer: optim.Optimizer) -> bool:
+    """Return whether gradients turn weights without shortening them, defeating penalties.
+
+    So where weights keep their norm or largest singular value (optimizers on spheres). Detected by
+    a few steps on test weights, with parallel and orthogonal gradients.
+    """
     moves: list[Tensor] = []
     shorter: list[Tensor] = []
     for along in (True, False):
-        twin, probes = _probe_copy(optimizer)
+        clone, probes = _probe_copy(optimizer)
         probe = max(probes, key=lambda one: one.ndim)
         start = probe.detach().double()
-        if any(twin.state.get(one) for one in probes):  # state that depends on weights
+        if any(clone.state.get(one) for one in probes):  # state that depends on weights
             return False
         for count in range(_HOLDING_STEPS):
             if count == 1:  # some set their step length in the first step
@@ -166,7 +163,7 @@ def _preserves_norms(optimizer: optim.Optimizer) -> bool:
             for one in probes:
                 one.data.div_(1 if count else _PROBE_SIZE)
                 one.grad = one.detach().sign() if along else _orthogonal_direction(one.detach())
-            _step(twin, probes)
+            _step(clone, probes)
         end = probe.detach().double()
         moves.append((end - start).norm() / start.norm())
         ratios = [1 - end.norm() / start.norm()]
@@ -187,45 +184,8 @@ def _largest_singular_value(w: Tensor) -> Tensor:
     return torch.linalg.svdvals(w.flatten(1))[0]
 
 
-def _run_experiment(experiment: Callable[[Some], T], optimizer: Some, otherwise: T) -> T:
-    """Run an experiment on a twin of the optimizer; `otherwise` if impossible or unnecessary."""
-    if is_torch_optimizer(optimizer) or _may_communicate(optimizer):
-        return otherwise
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            return experiment(optimizer)
-    except Exception:  # it needs a device, or attributes of its own parameters
-        return otherwise
-
-
-def changes_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
-    """Return whether a wrapper's `step` changes gradients depending on the weights.
-
-    As LARC, which scales a layer's gradients by the norm of its weights, and OrthoGrad, which
-    removes their component along the weights. Detected by steps of a twin with two gradients at
-    large and at small weights: their difference is unaffected by clipping and weight decay.
-    """
-    if _holds_other_objects(wrapper):
-        return False
-    return _run_experiment(
-        lambda one: _changes_gradients(one, optimizer), wrapper, otherwise=False
-    )
-
-
-def reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
-    """Return whether a wrapper reads gradients before the inner optimizer's step.
-
-    As TRAC, which scales the optimizer's moves by their alignment with gradients. Detected by
-    steps of a twin whose inner optimizer gets its own gradients: it then depends on the outer
-    ones.
-    """
-    if _holds_other_objects(wrapper):
-        return False
-    return _run_experiment(lambda one: _reads_gradients(one, optimizer), wrapper, otherwise=False)
-
-
 def _holds_other_objects(wrapper: object) -> bool:
-    """Return whether it holds more than optimizers and numbers, which a twin would change."""
+    """Return whether it holds more than optimizers and numbers, which a clone would change."""
     simple = (bool, int, float, str, Tensor, dict, list, tuple, set, type(None), optim.Optimizer)
     return not all(
         isinstance(value, simple)
@@ -276,12 +236,18 @@ def _may_communicate(optimizer: object) -> bool:
         return True
 
 
-def _find_weight_copies(optimizer: optim.Optimizer) -> WeightCopies | None:
-    twin, probes = _probe_copy(optimizer)
+@_experiment(otherwise=None)
+def find_weight_copies(optimizer: optim.Optimizer) -> WeightCopies | None:
+    """Return the copies of the weights that the optimizer moves itself, if any.
+
+    Detected by a few steps on test weights of a size unlike gradients and moments. Torch's own
+    optimizers have none; None also if the optimizer cannot be tested.
+    """
+    clone, probes = _probe_copy(optimizer)
     changed: dict[str, int] = {}
     before: dict[str, Tensor] = {}
-    for _ in _take_random_steps(twin, probes):
-        near = dict(_states_near_weights(twin, probes[0]))
+    for _ in _take_random_steps(clone, probes):
+        near = dict(_states_near_weights(clone, probes[0]))
         for key, held in near.items():
             changed[key] = changed.get(key, 0) + (
                 key in before and not torch.equal(held, before[key])
@@ -289,19 +255,25 @@ def _find_weight_copies(optimizer: optim.Optimizer) -> WeightCopies | None:
         before = {key: held.clone() for key, held in near.items()}
     moving = {key: count for key, count in changed.items() if count and key in before}
     if not moving:
-        averages = _averages_for_evaluation(twin, probes[0])
+        averages = _averages_for_evaluation(clone, probes[0])
         return (
             None if averages is None else WeightCopies(averages, every_step=False, averaged=True)
         )
     return WeightCopies(tuple(moving), every_step=max(moving.values()) > _PROBE_STEPS // 2)
 
 
-def _preserves_a_move(optimizer: optim.Optimizer) -> bool:
+@_experiment(otherwise=True)
+def preserves_moves(optimizer: optim.Optimizer) -> bool:
+    """Return whether changes of the parameters between steps outlast the next step.
+
+    Not so where they are computed from the optimizer's state alone (dual averaging, as in FTRL) or
+    partly (MADGRAD). Detected by a few steps on test weights.
+    """
     ends: list[Tensor] = []
     for kept in (1.0, 1 - _PERTURBATION):
         torch.manual_seed(0)
-        twin, (probe, *others) = _probe_copy(optimizer)
-        for count in _take_random_steps(twin, [probe, *others]):
+        clone, (probe, *others) = _probe_copy(optimizer)
+        for count in _take_random_steps(clone, [probe, *others]):
             if count == _PERTURBED_STEP - 1:
                 probe.data.mul_(kept)
             elif count == _PERTURBED_STEP:
@@ -311,12 +283,21 @@ def _preserves_a_move(optimizer: optim.Optimizer) -> bool:
     return bool((plain - moved).norm() > _LASTING_SHARE * _PERTURBATION * plain.norm())
 
 
-def _changes_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
+@_experiment(otherwise=False)
+def changes_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
+    """Return whether a wrapper's `step` changes gradients depending on the weights.
+
+    As LARC, which scales a layer's gradients by the norm of its weights, and OrthoGrad, which
+    removes their component along the weights. Detected by steps of a clone with two gradients at
+    large and at small weights: their difference is unaffected by clipping and weight decay.
+    """
+    if _holds_other_objects(wrapper):
+        return False
     differences: list[Tensor] = []
     for power, size in ((1, 1.0), (3, _TINY_WEIGHT)):  # different sizes and directions
         seen: list[Tensor] = []
         for seed in (0, 1):
-            around, twin, probes = _probe_copy_of_wrapper(wrapper, optimizer)
+            around, clone, probes = _probe_copy_of_wrapper(wrapper, optimizer)
             generator = torch.Generator().manual_seed(seed)
             for probe in probes:
                 probe.data.pow_(power).mul_(size)
@@ -326,7 +307,7 @@ def _changes_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
             def note(*_: object, probe: nn.Parameter = probes[0]) -> None:
                 arrived[0] = cast(Tensor, probe.grad).clone()  # noqa: B023
 
-            twin.register_step_pre_hook(note)
+            clone.register_step_pre_hook(note)
             around.step()
             seen.append(arrived[0])
         first, second = seen
@@ -335,11 +316,20 @@ def _changes_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
     return bool((at_large - at_small).norm() > _GRADIENT_TOLERANCE * at_large.norm())
 
 
-def _reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
+@_experiment(otherwise=False)
+def reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
+    """Return whether a wrapper reads gradients before the inner optimizer's step.
+
+    As TRAC, which scales the optimizer's moves by their alignment with gradients. Detected by
+    steps of a clone whose inner optimizer gets its own gradients: it then depends on the outer
+    ones.
+    """
+    if _holds_other_objects(wrapper):
+        return False
     ends: list[Tensor] = []
     for power in (0, 1):  # of the count, seen by the wrapper; the inner one always sees the same
         torch.manual_seed(0)
-        around, twin, (probe, *others) = _probe_copy_of_wrapper(wrapper, optimizer)
+        around, clone, (probe, *others) = _probe_copy_of_wrapper(wrapper, optimizer)
         probe.data.mul_(_TINY_WEIGHT)  # so that even tiny first moves matter
         own: list[Tensor] = []
 
@@ -351,8 +341,8 @@ def _reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
         def restore(*_: object, probe: nn.Parameter = probe, own: list[Tensor] = own) -> None:
             probe.grad = own[-1]
 
-        twin.register_step_pre_hook(give)
-        twin.register_step_post_hook(restore)
+        clone.register_step_pre_hook(give)
+        clone.register_step_post_hook(restore)
         for count in _set_random_gradients(_PROBE_STEPS, [probe, *others]):
             probe.grad = count**power * cast(Tensor, probe.grad).abs()
             around.step()
@@ -364,30 +354,32 @@ def _reads_gradients(wrapper: object, optimizer: optim.Optimizer) -> bool:
 def _probe_copy_of_wrapper(
     wrapper: object, optimizer: optim.Optimizer
 ) -> tuple[optim.Optimizer, optim.Optimizer, list[nn.Parameter]]:
-    """Return a copy of the wrapper around a twin of the optimizer, the twin and its weights."""
-    twin, probes = _probe_copy(optimizer)
+    """Return a copy of the wrapper around one of the optimizer, that and its weights."""
+    clone, probes = _probe_copy(optimizer)
     around = _shallow_copy(wrapper)
     for name, value in vars(wrapper).items():
         if value is optimizer:
-            vars(around)[name] = twin
+            vars(around)[name] = clone
     if "param_groups" in vars(wrapper):
-        vars(around).update(param_groups=twin.param_groups, state=defaultdict(dict))
-    return cast(optim.Optimizer, around), twin, probes
+        vars(around).update(param_groups=clone.param_groups, state=defaultdict(dict))
+    return cast(optim.Optimizer, around), clone, probes
 
 
-def _averages_for_evaluation(twin: optim.Optimizer, probe: nn.Parameter) -> tuple[str, ...] | None:
+def _averages_for_evaluation(
+    clone: optim.Optimizer, probe: nn.Parameter
+) -> tuple[str, ...] | None:
     """Return the state keys from which evaluation weights come; None without such weights.
 
     Empty if such weights are in no state.
     """
-    modes = [getattr(twin, name, None) for name in ("eval", "train")]
+    modes = [getattr(clone, name, None) for name in ("eval", "train")]
     if not all(callable(mode) for mode in modes):
         return None
     trained = probe.detach().clone()
     cast("Callable[[], object]", modes[0])()
     if torch.equal(trained, probe):
         return None
-    held = ((str(key), value) for key, value in twin.state[probe].items())
+    held = ((str(key), value) for key, value in clone.state[probe].items())
     return tuple(
         key
         for key, value in held
@@ -399,14 +391,14 @@ def _averages_for_evaluation(twin: optim.Optimizer, probe: nn.Parameter) -> tupl
     )
 
 
-def _take_random_steps(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> Iterator[int]:
+def _take_random_steps(clone: optim.Optimizer, probes: Sequence[nn.Parameter]) -> Iterator[int]:
     """Take steps with random gradients, yielding the count before each but the first."""
     for count in _set_random_gradients(_PROBE_STEPS, probes):
-        _step(twin, probes)
+        _step(clone, probes)
         yield count
 
 
-def _step(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> None:
+def _step(clone: optim.Optimizer, probes: Sequence[nn.Parameter]) -> None:
     """Take one step, with a closure if required."""
     gradients = [probe.grad for probe in probes]
 
@@ -416,9 +408,9 @@ def _step(twin: optim.Optimizer, probes: Sequence[nn.Parameter]) -> None:
         return torch.zeros(())
 
     try:
-        twin.step()
+        clone.step()
     except Exception:
-        twin.step(closure)  # type: ignore[arg-type]
+        clone.step(closure)  # type: ignore[arg-type]
 
 
 def _set_random_gradients(steps: int, probes: Sequence[nn.Parameter]) -> Iterator[int]:
@@ -431,21 +423,21 @@ def _set_random_gradients(steps: int, probes: Sequence[nn.Parameter]) -> Iterato
 
 
 def _probe_copy(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
-    """Return a twin of the optimizer on small weights, without hooks or state."""
-    twin, probes = _new_probe_copy(optimizer)
+    """Return a copy of the optimizer on small weights, without hooks or state."""
+    clone, probes = _new_probe_copy(optimizer)
     try:
         for probe in probes:
             probe.grad = torch.ones_like(probe)
-        _step(twin, probes)
+        _step(clone, probes)
     except Exception:  # its constructor initialises the state
-        twin, probes = _new_probe_copy(optimizer)
-        _copy_initial_state(twin, optimizer, probes)
-        return twin, probes
+        clone, probes = _new_probe_copy(optimizer)
+        _copy_initial_state(clone, optimizer, probes)
+        return clone, probes
     return _new_probe_copy(optimizer)
 
 
 def _new_probe_copy(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[nn.Parameter]]:
-    twin = _shallow_copy(optimizer)
+    clone = _shallow_copy(optimizer)
     probes: list[nn.Parameter] = []
     groups = []
     for group in optimizer.param_groups:
@@ -460,14 +452,14 @@ def _new_probe_copy(optimizer: optim.Optimizer) -> tuple[optim.Optimizer, list[n
         if isinstance(settings.get("lr"), float):
             settings["lr"] = _PROBE_LR  # a warm-up may start from 0
         groups.append({**copy.deepcopy(settings), "params": [probe]})
-    twin.param_groups, twin.state = groups, defaultdict(dict)
-    if callable(enter := getattr(twin, "train", None)):
+    clone.param_groups, clone.state = groups, defaultdict(dict)
+    if callable(enter := getattr(clone, "train", None)):
         enter()  # optimizers that swap weights for evaluation
-    return twin, probes
+    return clone, probes
 
 
 def _copy_initial_state(
-    twin: optim.Optimizer, optimizer: optim.Optimizer, probes: Sequence[nn.Parameter]
+    clone: optim.Optimizer, optimizer: optim.Optimizer, probes: Sequence[nn.Parameter]
 ) -> None:
     """Give probes the state that a constructor creates, as MADGRAD's.
 
@@ -481,25 +473,25 @@ def _copy_initial_state(
                 same = held.dtype == param.dtype and torch.equal(held, param)
                 held = probe.detach().clone() if same else torch.zeros_like(probe)
             elif isinstance(held, Tensor) and held.numel() > 1:
-                twin.state.pop(probe, None)  # of another shape, unlike the probe's
+                clone.state.pop(probe, None)  # of another shape, unlike the probe's
                 break
-            twin.state[probe][key] = copy.deepcopy(held)
+            clone.state[probe][key] = copy.deepcopy(held)
     for key, held in optimizer.state.items():
         if not isinstance(key, Tensor):
-            twin.state[key] = copy.deepcopy(held)
+            clone.state[key] = copy.deepcopy(held)
 
 
 def _shallow_copy(optimizer: Some) -> Some:
     """Return a copy of an object whose changes do not affect the original."""
-    twin = object.__new__(type(optimizer))
+    clone = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
         if name != "step":
-            vars(twin)[name] = copy.copy(value) if isinstance(value, dict | list | set) else value
+            vars(clone)[name] = copy.copy(value) if isinstance(value, dict | list | set) else value
         if isinstance(value, nn.Module):
-            vars(twin)[name] = copy.deepcopy(value)
+            vars(clone)[name] = copy.deepcopy(value)
         if name.endswith("_hooks"):
-            vars(twin)[name] = OrderedDict()
-    return twin
+            vars(clone)[name] = OrderedDict()
+    return clone
 
 
 def _states_near_weights(

@@ -42,51 +42,31 @@ class Location(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """Bindings of the parameters held by an optimizer, by route, with their live strengths.
-
-    Attributes:
-        optimizer: the optimizer.
-        rule: the rule of its gain, None if unknown.
-        params: the parameters of each of its groups when the plan was made.
-        places: where the model held the parameters of the terms.
-        lazy: parameters of the terms without a shape yet.
-        bindings: those of parameters held by the optimizer.
-        groups: group index by parameter id.
-        group_indices: indices of groups with terms.
-        routes: bindings by route.
-        live: all live strengths, up to date after `turn`.
-        scheduled: those of schedules, which change after every step.
-        tensors: those given as tensors, which may change in place.
-        controlled: those of controllers with the bindings they read, by phase.
-        needing_weights_before: bindings whose previous weights a controller needs.
-        fused: bindings whose prox a kernel may apply in place.
-        gain_bounded: bindings whose gain must be bounded.
-        like_own_decay: L2 bindings equal to the optimizer's own weight_decay.
-        faces: constraints that act along their bound, as the metric is unknown.
-        watched_param: the parameter that shows training without us.
-        acts_only_afterwards: whether nothing precedes the optimizer's own step.
-    """
+    """Bindings of the parameters held by an optimizer, by route, with their live strengths."""
 
     optimizer: optim.Optimizer
-    rule: Rule | None
+    rule: Rule | None  # the rule of its gain, None if unknown
+    # the parameters of each of its groups when the plan was made
     params: tuple[tuple[nn.Parameter, ...], ...]
-    places: tuple[Location, ...]
-    lazy: tuple[nn.Parameter, ...]
-    bindings: tuple[Binding, ...]
-    groups: dict[int, int]
-    group_indices: tuple[int, ...]
-    routes: dict[Route, tuple[Binding, ...]]
-    live: tuple[LiveStrength, ...]
-    scheduled: tuple[LiveStrength, ...]
-    tensors: tuple[LiveStrength, ...]
+    places: tuple[Location, ...]  # where the model held the parameters of the terms
+    lazy: tuple[nn.Parameter, ...]  # parameters of the terms without a shape yet
+    bindings: tuple[Binding, ...]  # those of parameters held by the optimizer
+    groups: dict[int, int]  # group index by parameter id
+    group_indices: tuple[int, ...]  # indices of groups with terms
+    routes: dict[Route, tuple[Binding, ...]]  # bindings by route
+    live: tuple[LiveStrength, ...]  # all live strengths, up to date after `turn`
+    scheduled: tuple[LiveStrength, ...]  # those of schedules, which change after every step
+    tensors: tuple[LiveStrength, ...]  # those given as tensors, which may change in place
+    # those of controllers with the bindings they read, by phase
     controlled: dict[str, tuple[tuple[LiveStrength, tuple[Binding, ...]], ...]]
+    # bindings whose previous weights a controller needs
     needing_weights_before: tuple[Binding, ...]
-    fused: dict[Binding, FusedProx]
-    gain_bounded: tuple[Binding, ...]
-    like_own_decay: frozenset[Binding]
-    faces: tuple[Binding, ...]
-    watched_param: nn.Parameter | None
-    acts_only_afterwards: bool
+    fused: dict[Binding, FusedProx]  # bindings whose prox a kernel may apply in place
+    gain_bounded: tuple[Binding, ...]  # bindings whose gain must be bounded
+    like_own_decay: frozenset[Binding]  # L2 bindings equal to the optimizer's own weight_decay
+    faces: tuple[Binding, ...]  # constraints that act along their bound, as the metric is unknown
+    watched_param: nn.Parameter | None  # the parameter that shows training without us
+    acts_only_afterwards: bool  # whether nothing precedes the optimizer's own step
 
     @classmethod
     def of(

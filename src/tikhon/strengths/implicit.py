@@ -70,7 +70,8 @@ def implicit_slopes(
     if iterations < 1:
         raise ValueError(f"implicit_slopes: iterations must be at least 1, received {iterations}")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not isinstance(penalties, Mapping) or not all(map(_is_penalty, penalties.values())):
+    given = penalties.values() if isinstance(penalties, Mapping) else [None]
+    if not all(isinstance(penalty, Penalty) for penalty in given):
         raise InputError(
             "implicit_slopes: penalties must be a mapping from parameters' names to penalties, "
             f"such as {{'weight': L2(0.1)}}, received {described(penalties)}"
@@ -107,10 +108,6 @@ def implicit_slopes(
         for name, penalty, w, p in zip(named, held, params, answer)
         if penalty is not None
     }
-
-
-def _is_penalty(value: object) -> bool:
-    return isinstance(value, Penalty)
 
 
 def _curvature_times(penalty: Penalty, w: Tensor, direction: Tensor) -> Tensor:
