@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tikhon.penalties.base import upcast
 from tikhon.penalties.elementwise import L2
 from tikhon.regularizer.plan import DeferredFlag
 from tikhon.regularizer.targets import is_lazy, local
@@ -16,7 +17,7 @@ from tikhon.regularizer.terms import Binding
 _CHECKED = {1, 2, 10, 11, 100, 101, 1000, 1001}  # steps compared with the start of the next
 _SAMPLE_SIZE = 4096  # entries of a parameter
 _RESTORED = 0.1  # of a change of the norm: what may be left when it has been undone
-_CHANGED = 1e-6  # relative change of a norm that counts
+_CHANGED = 1e-5  # relative change of a norm that counts
 Found = tuple[str, str]  # name of a term, and what it loses
 
 
@@ -96,7 +97,8 @@ def _is_readable(binding: Binding) -> bool:
 
 
 def _norm(binding: Binding) -> Tensor:
-    return torch.stack([local(param).double().norm() for param in binding.target.params]).norm()
+    norms = [upcast(local(param)).norm().double() for param in binding.target.params]
+    return torch.stack(norms).norm()
 
 
 def _sample(binding: Binding) -> Tensor:
