@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, permutations
+from itertools import combinations, islice, permutations
 
 from torch import Tensor
 
@@ -162,8 +162,15 @@ def axes_order(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ..
     """
     if math.prod(before) != math.prod(after) or len(before) > 5 or not mixes_axes(before, after):
         return None
-    orders = [p for p in permutations(range(len(before))) if _joins_whole_axes(before, p, after)]
-    return min(orders, key=_inversions, default=None)
+    ends = _axis_ends(after) - {1}
+    orders = [
+        order
+        for order in permutations(range(len(before)))
+        if ends <= _axis_ends(tuple(before[k] for k in order))
+    ]
+    return min(
+        orders, key=lambda order: sum(a > b for a, b in combinations(order, 2)), default=None
+    )
 
 
 def mixes_axes(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
@@ -180,19 +187,6 @@ def mixes_axes(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
 def _axis_ends(shape: tuple[int, ...]) -> set[int]:
     """Return the cumulative products of sizes: the strides at which axes end."""
     return {math.prod(shape[: i + 1]) for i in range(len(shape))}
-
-
-def _joins_whole_axes(
-    before: tuple[int, ...], order: tuple[int, ...], after: tuple[int, ...]
-) -> bool:
-    sizes = tuple(before[k] for k in order)
-    return _axis_ends(after) <= _axis_ends(sizes) | {1}
-
-
-def _inversions(order: tuple[int, ...]) -> int:
-    """Return the number of inversions of a permutation."""
-    pairs = ((a, b) for i, a in enumerate(order) for b in order[i + 1 :])
-    return sum(a > b for a, b in pairs)
 
 
 def softmax_over(axis: int, calls: list[Call]) -> list[str]:

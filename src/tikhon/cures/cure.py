@@ -359,7 +359,7 @@ def _diagnose_again(trials: Trials) -> Diagnosis | None:
     """Diagnose the program as treated so far; return None if it is refused."""
     seed = trials.seeds[0]
     with isolated(as_module(trials.model), seed), suppress(InputError):
-        replica = trials.build_detached(UNTREATED, seed)
+        replica = trials.build(UNTREATED, seed, attach=False)
         source = replica.source or trials.source
         return diagnose(
             replica.model,

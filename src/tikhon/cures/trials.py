@@ -135,12 +135,8 @@ class Trials:
         """Return the treatments applied so far, combined with another."""
         return self.base & treatment
 
-    def build(self, treatment: Treatment, seed: int) -> Replica:
-        """Build the treated program with the weights of a seed."""
-        return self.build_detached(treatment, seed).attach()
-
-    def build_detached(self, treatment: Treatment, seed: int) -> Replica:
-        """Build it without attaching its penalty terms to the optimizer."""
+    def build(self, treatment: Treatment, seed: int, *, attach: bool = True) -> Replica:
+        """Build the treated program with the weights of a seed; `attach` its penalty terms."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.model if isinstance(self.model, nn.Module) else self.model()
@@ -149,7 +145,7 @@ class Trials:
             replica = replicate(model, self.loss, engine, penalty=self.penalty, clip=self.clip)
             torch.manual_seed(seed + 1)
             self._apply_treatment(treatment, replica)
-        return replica
+        return replica.attach() if attach else replica
 
     def is_scorable(self, loss: LossFunction, wrapper: ModelWrapper | None = None) -> bool:
         """Return whether a loss is computable for the untreated program on the probe batch."""
