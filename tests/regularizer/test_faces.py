@@ -81,6 +81,16 @@ def test_weights_on_the_bound_leave_it_where_the_gradient_points_inwards():
     assert norms[0] == pytest.approx(4.0) and (norms[1:] < 3.99).all()
 
 
+def test_a_single_gradient_counts_for_a_fiftieth_of_what_holds_a_row():
+    model = model_at(4 / 6**0.5)  # every row on the bound
+    optimizer = MAKERS["Lion"](model.parameters())
+    reg = tk.regularize(model, optimizer, tk.MaxNorm(4.0))
+    model.weight.grad = -3 * nn.functional.normalize(model.weight.detach(), dim=1)
+    optimizer.step()
+    (average,) = reg.state_dict()["averages"].values()
+    assert torch.allclose(average, torch.full((4, 1), 3 / 50, dtype=torch.float64))
+
+
 def test_unit_rows_turn_to_a_stationary_point():
     minimum = nn.functional.normalize(GOAL, dim=1)
     model = model_at(minimum + 0.3)
