@@ -21,7 +21,7 @@ from tikhon import report  # noqa: E402
 from tikhon.report import charts  # noqa: E402
 from tikhon.report.html import render  # noqa: E402
 from tikhon.report.kinds import demo  # noqa: E402
-from tikhon.report.page import Chart, Name, Page, Section, label, number  # noqa: E402
+from tikhon.report.page import Chart, Name, Page, Section, format_number, label  # noqa: E402
 from tikhon.report.saved import SavedRun, read  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
@@ -49,7 +49,7 @@ def curves(run: SavedRun) -> Page:
         )
         name = demo.method_label(method)
         words = name.text("en") if not isinstance(name, Name) else name.text
-        title = f"{words}: test accuracy {number(demo.test_accuracy(method))}"
+        title = f"{words}: test accuracy {format_number(demo.test_accuracy(method))}"
         blocks.append(Chart(Name(title), figure, label("alt_arms")))
     return Page(
         Name("curves"), "plain", Name("curves"), sections=(Section(Name("c"), tuple(blocks)),)

@@ -112,7 +112,7 @@ def test_a_number_of_any_kind_is_one(number):
     )
     assert tk.TargetSparsity(0.5, steps=number).steps == 2
     assert layers.DropBlock2d(0.1, 3 * number / number).block_size == 3
-    assert arguments.plain(number) == 2
+    assert arguments.as_number(number) == 2
 
 
 @pytest.mark.parametrize(

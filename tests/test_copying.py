@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import tikhon as tk
-from tikhon.copying import copied
+from tikhon.copying import copy_with_model
 from tikhon.training.recipe import Auto
 
 
@@ -54,7 +54,7 @@ def used(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_copy_computes_the_same_and_shares_nothing(name):
     model = used(name)
-    twin = copied(model, model)
+    twin = copy_with_model(model, model)
     x, _ = rows()
     assert torch.equal(twin(x), model(x))
     with torch.no_grad():
@@ -109,7 +109,7 @@ def beside(layers):
 def test_functions_over_layers_call_those_of_the_copy(layers, copies):
     torch.manual_seed(0)
     model = beside(layers).eval()
-    twin = copied(model, model)
+    twin = copy_with_model(model, model)
     if copies == 2:  # as `AveragedModel` makes one
         twin = copy.deepcopy(twin)
     x, y = rows()
@@ -129,7 +129,7 @@ def test_functions_over_layers_call_those_of_the_copy(layers, copies):
 def test_a_forward_that_was_put_over_a_model_goes_with_its_copy():
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
     model.forward = lambda x: model[1](torch.relu(model[0](x)))
-    twin = copied(model, model)
+    twin = copy_with_model(model, model)
     with torch.no_grad():
         twin[1].weight.zero_()
         twin[1].bias.zero_()
@@ -139,7 +139,7 @@ def test_a_forward_that_was_put_over_a_model_goes_with_its_copy():
 def test_what_a_function_holds_of_others_is_shared():
     teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
     student.guide = lambda x: teacher(x)
-    twin = copied(student, student)
+    twin = copy_with_model(student, student)
     assert twin.guide is student.guide
 
 
@@ -164,7 +164,7 @@ def test_an_average_of_a_block_is_that_of_one_written_plainly():
     torch.manual_seed(0)
     block, data = beside("a closure"), rows()
     recipe = tk.Recipe(averaging="ema")
-    models = [copied(block, block), Plain(copied(block, block))]
+    models = [copy_with_model(block, block), Plain(copy_with_model(block, block))]
     runs = [
         tk.fit(model, data, recipe, valid=data, epochs=5, loss="cross_entropy") for model in models
     ]

@@ -45,16 +45,18 @@ def test_a_value_is_one_screen(name):
 
 
 def test_a_long_table_says_what_it_leaves_out():
-    shown = notebook.card("t", (), ("n",), [(k,) for k in range(100)])
+    shown = notebook.html_card("t", (), ("n",), [(k,) for k in range(100)])
     assert "and 88 more rows" in shown
 
 
 def test_a_chart_needs_two_points_and_leaves_out_what_is_not_finite():
-    assert notebook.lines({"a": ([1.0], [2.0])}, "x", "y") == ""
-    shown = notebook.lines(
+    assert notebook.svg_lines({"a": ([1.0], [2.0])}, "x", "y") == ""
+    shown = notebook.svg_lines(
         {EVIL: ([1.0, 2.0, 3.0, 4.0], [1.0, None, float("nan"), 2.0])}, "x", "y"
     )
     assert len(re.findall(r"points=\"([^\"]*)\"", shown)[0].split()) == 2
     assert "<img" not in shown
     ET.fromstring(shown)
-    assert "0.01" in notebook.lines({"a": ([0.0, 0.01, 1.0], [1.0, 2.0, 3.0])}, "x", "y", log=True)
+    assert "0.01" in notebook.svg_lines(
+        {"a": ([0.0, 0.01, 1.0], [1.0, 2.0, 3.0])}, "x", "y", log=True
+    )

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import tikhon as tk
-from tikhon.budget import Budget, OutOfTimeError, seconds_of
+from tikhon.budget import Budget, OutOfTimeError, parse_seconds
 from tikhon.comparison import compare
 from tikhon.cures.treatments import UNTREATED
 from tikhon.cures.trials import Trials
@@ -462,7 +462,7 @@ def spend(verb: str, budget: Any) -> str:
         "tune": lambda: tk.tune(made, data, budget=budget),
         "cure": lambda: tk.cure(made(), data, "auto", optimizer=sgd, budget=budget),
         "compare": lambda: compare(load("iris"), ["none"], splits=1, epochs=1, budget=budget),
-        "command line": lambda: seconds_of(str(budget)),
+        "command line": lambda: parse_seconds(str(budget)),
     }
     with pytest.raises(InputError) as error:
         calls[verb]()
@@ -487,9 +487,9 @@ def test_budgets_in_text_have_the_meaning_of_their_unit():
         (" .5 s ", 0.5),
         ("10ms", 0.01),
     ):
-        assert Budget.of(text) == Budget(seconds=pytest.approx(seconds))
-    assert Budget.of("4runs") == Budget.of("4 run") == Budget(runs=4)
-    assert Budget.of(None) == Budget()
+        assert Budget.parse(text) == Budget(seconds=pytest.approx(seconds))
+    assert Budget.parse("4runs") == Budget.parse("4 run") == Budget(runs=4)
+    assert Budget.parse(None) == Budget()
 
 
 # ---- wrappers

@@ -13,7 +13,7 @@ import torch
 
 from programs.form import Loop, Parts, Program, batches, train
 from tikhon.cures import cure
-from tikhon.data.rows import split
+from tikhon.data.nested import split_batch
 from tikhon.diagnosis import diagnose
 from tikhon.monitoring import NonFiniteError, watch
 
@@ -117,7 +117,7 @@ def repaired(case: Row, seed: int, budget: float) -> Row:
 
 def pasted(patch: str, parts: Parts) -> str:
     """The error of a patch that is run where there is the user's program and nothing else."""
-    x, y = split(next(batches(parts)))
+    x, y = split_batch(next(batches(parts)))
     names = {"model": parts.model, "optimizer": parts.optimizer, "loss": parts.loss}
     names |= {"loader": parts.data}
     valid = parts.valid if isinstance(parts.valid, tuple) else (None, None)

@@ -26,40 +26,40 @@ class Budget:
     runs: int | None = None
 
     @classmethod
-    def of(cls, text: object) -> Budget:
+    def parse(cls, text: object) -> Budget:
         """Parse "500ms", "60s", "5m", "1.5h" or "200runs"; None means no limit.
 
         Raises `InputError` for anything else, including numbers without a unit.
 
-        >>> Budget.of("1.5m"), Budget.of("200runs")
+        >>> Budget.parse("1.5m"), Budget.parse("200runs")
         (Budget(seconds=90.0, runs=None), Budget(seconds=None, runs=200))
         """
         if text is None:
             return cls()
         found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|runs?)\s*", str(text))
         if found is None or float(found[1]) == 0:
-            raise _refused(text)
+            raise _invalid_budget(text)
         number, unit = float(found[1]), found[2]
         if unit in _UNITS:
             return cls(seconds=number * _UNITS[unit])
         if number != int(number):
-            raise _refused(text)
+            raise _invalid_budget(text)
         return cls(runs=int(number))
 
 
-def seconds_of(text: object) -> float | None:
+def parse_seconds(text: object) -> float | None:
     """Parse a budget where only a time is allowed, in seconds.
 
-    >>> seconds_of("5m")
+    >>> parse_seconds("5m")
     300.0
     """
-    found = Budget.of(text)
+    found = Budget.parse(text)
     if found.runs is not None:
-        raise _refused(text)
+        raise _invalid_budget(text)
     return found.seconds
 
 
-def _refused(text: object) -> InputError:
+def _invalid_budget(text: object) -> InputError:
     return InputError(
         f"budget must be a time such as 60s, 5m or 1h (for a search also runs, such as 200runs), "
         f"received {text!r}"
@@ -77,7 +77,7 @@ class Deadline:
     >>> now = [0.0]
     >>> deadline = Deadline(60.0, lambda: now[-1])
     >>> now += [45.0]
-    >>> deadline.spent, deadline.left, deadline.part(0.2).left, deadline.over
+    >>> deadline.elapsed, deadline.remaining, deadline.fraction(0.2).remaining, deadline.is_over
     (45.0, 15.0, 3.0, False)
     """
 
@@ -88,51 +88,51 @@ class Deadline:
         self._began = self.clock()
 
     @property
-    def spent(self) -> float:
+    def elapsed(self) -> float:
         """Seconds since the start."""
         return self.clock() - self._began
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Seconds until the deadline, at least 0."""
-        return max(0.0, self.seconds - self.spent)
+        return max(0.0, self.seconds - self.elapsed)
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether the deadline has passed."""
-        return self.left == 0
+        return self.remaining == 0
 
     def check(self, *_: object) -> None:
         """Raise `OutOfTimeError` after the deadline."""
-        if self.over:
+        if self.is_over:
             raise OutOfTimeError
 
-    def part(self, share: float) -> Deadline:
+    def fraction(self, share: float) -> Deadline:
         """Return a deadline after this share of the remaining time."""
-        return Deadline(share * self.left, self.clock)
+        return Deadline(share * self.remaining, self.clock)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def activate(self) -> Iterator[None]:
         """Make this the deadline checked by `out_of_time`."""
-        before = _CURRENT.set(self)
+        before = _CURRENT_DEADLINE.set(self)
         try:
             yield
         finally:
-            _CURRENT.reset(before)
+            _CURRENT_DEADLINE.reset(before)
 
 
-_CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
+_CURRENT_DEADLINE: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
 def out_of_time() -> bool:
     """Return whether the current deadline, if any, has passed."""
-    current = _CURRENT.get()
-    return current is not None and current.over
+    current = _CURRENT_DEADLINE.get()
+    return current is not None and current.is_over
 
 
 @contextmanager
-def share_of_time(share: float) -> Iterator[None]:
+def limit_to_share(share: float) -> Iterator[None]:
     """Limit the block to a share of the time left until the current deadline, if any."""
-    current = _CURRENT.get()
-    with nullcontext() if current is None else current.part(share).kept():
+    current = _CURRENT_DEADLINE.get()
+    with nullcontext() if current is None else current.fraction(share).activate():
         yield

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import tensors
+from tikhon.data.nested import tensors
 
-_NODES = 200_000  # graph nodes visited at most
+_MAX_NODES = 200_000  # graph nodes visited at most
 T = TypeVar("T")
 
 
-def copied(model: nn.Module, value: T) -> T:
+def copy_with_model(model: nn.Module, value: T) -> T:
     """Deep-copy `value`, which holds `model`, where `copy.deepcopy` fails or is wrong.
 
     Non-leaf tensors kept as attributes (weights computed by `torch.nn.utils.prune`, attention
@@ -30,25 +30,27 @@ def copied(model: nn.Module, value: T) -> T:
     >>> import torch
     >>> from torch.nn.utils import prune
     >>> layer = prune.l1_unstructured(nn.Linear(2, 2), "weight", amount=2)
-    >>> torch.equal(copied(layer, layer).weight, layer.weight)
+    >>> torch.equal(copy_with_model(layer, layer).weight, layer.weight)
     True
     """
-    kept = (t for m in model.modules() for t in tensors(list(vars(m).values())))
+    stored = (t for m in model.modules() for t in tensors(list(vars(m).values())))
     own = {id(p) for p in model.parameters()}
     memo: dict[int, object] = {
-        id(t): t.detach().clone().requires_grad_(_of_a_stranger(t, own))
-        for t in kept
+        id(t): t.detach().clone().requires_grad_(_depends_on_unregistered(t, own))
+        for t in stored
         if not t.is_leaf
     }
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("a scripted one has no copy that trains: give the module it was made from")
-    twin = copy.deepcopy(value, memo)
+    copied = copy.deepcopy(value, memo)
     for module in model.modules():
         if isinstance(other := memo.get(id(module)), nn.Module):
-            for kept, key, function in _functions(vars(other)):
-                if names := [n for n, v in _held(function).items() if _known(v, memo)]:
-                    kept[key] = Closure(function, names, memo)
-    return twin
+            for container, key, function in _stored_functions(vars(other)):
+                if names := [
+                    n for n, v in _referenced_objects(function).items() if _holds_copied(v, memo)
+                ]:
+                    container[key] = Closure(function, names, memo)
+    return copied
 
 
 class Closure:
@@ -56,7 +58,7 @@ class Closure:
 
     def __init__(self, function: FunctionType, names: list[str], memo: dict[int, Any]) -> None:
         self.names = names  # names of the model's own objects
-        self.function = _rebuilt(function, names, memo)
+        self.function = _rebind_function(function, names, memo)
         update_wrapper(self, self.function)  # for its signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -67,16 +69,16 @@ class Closure:
         return Closure(self.function, self.names, memo)
 
 
-def _functions(space: dict[str, Any]) -> Iterator[tuple[Any, Any, FunctionType]]:
+def _stored_functions(space: dict[str, Any]) -> Iterator[tuple[Any, Any, FunctionType]]:
     """Yield the functions in a module's attributes, and in lists and dictionaries there."""
-    for kept in (space, *[v for v in space.values() if isinstance(v, dict | list)]):
-        pairs = kept.items() if isinstance(kept, dict) else enumerate(kept)
+    for container in (space, *[v for v in space.values() if isinstance(v, dict | list)]):
+        pairs = container.items() if isinstance(container, dict) else enumerate(container)
         for key, value in list(pairs):
             if isinstance(value, FunctionType):
-                yield kept, key, value
+                yield container, key, value
 
 
-def _held(function: FunctionType) -> dict[str, Any]:
+def _referenced_objects(function: FunctionType) -> dict[str, Any]:
     """Return the objects a function refers to: closure, defaults and globals."""
     code, space = function.__code__, function.__globals__
     named = {name: space[name] for name in code.co_names if name in space}
@@ -87,7 +89,7 @@ def _held(function: FunctionType) -> dict[str, Any]:
     return named
 
 
-def _known(value: object, memo: dict[int, Any]) -> bool:
+def _holds_copied(value: object, memo: dict[int, Any]) -> bool:
     """Return whether a value is a copied layer or parameter, or a container of one."""
     parts = [value]
     if isinstance(value, dict | list | tuple):
@@ -95,10 +97,12 @@ def _known(value: object, memo: dict[int, Any]) -> bool:
     return any(isinstance(v, nn.Module | nn.Parameter) and id(v) in memo for v in parts)
 
 
-def _rebuilt(function: FunctionType, names: list[str], memo: dict[int, Any]) -> FunctionType:
+def _rebind_function(
+    function: FunctionType, names: list[str], memo: dict[int, Any]
+) -> FunctionType:
     """Return the function with copies of the objects of these names."""
-    held = _held(function)
-    own = {name: copy.deepcopy(held[name], memo) for name in names}
+    objects = _referenced_objects(function)
+    own = {name: copy.deepcopy(objects[name], memo) for name in names}
     code, cells = function.__code__, function.__closure__ or ()
     closure = [CellType(own[n]) if n in own else c for n, c in zip(code.co_freevars, cells)]
     defaults = tuple(own.get(str(k), v) for k, v in enumerate(function.__defaults__ or ()))
@@ -109,12 +113,12 @@ def _rebuilt(function: FunctionType, names: list[str], memo: dict[int, Any]) -> 
     return made
 
 
-def leaves(value: Tensor) -> list[Tensor]:
+def gradient_leaves(value: Tensor) -> list[Tensor]:
     """Return the tensors in which a backward pass would accumulate gradients."""
     found: list[Tensor] = []
     seen: set[object] = set()
     todo = [value.grad_fn] if value.grad_fn is not None else []
-    while todo and len(seen) < _NODES:
+    while todo and len(seen) < _MAX_NODES:
         node = todo.pop()
         if node is None or node in seen:
             continue
@@ -126,8 +130,8 @@ def leaves(value: Tensor) -> list[Tensor]:
     return found
 
 
-def _of_a_stranger(value: Tensor, own: set[int]) -> bool:
+def _depends_on_unregistered(value: Tensor, own: set[int]) -> bool:
     """Return whether a tensor depends on parameters, but on none of the model's."""
-    found = leaves(value)
-    strange = any(isinstance(t, nn.Parameter) for t in found)
-    return strange and not any(id(t) in own for t in found)
+    found = gradient_leaves(value)
+    has_parameters = any(isinstance(t, nn.Parameter) for t in found)
+    return has_parameters and not any(id(t) in own for t in found)

@@ -14,7 +14,7 @@ _ROWS = 12  # rows of a table at most
 Line = tuple[Sequence[float], Sequence[float | None]]
 
 
-def card(
+def html_card(
     title: str,
     sentences: Sequence[str] = (),
     head: Sequence[str] = (),
@@ -23,7 +23,7 @@ def card(
 ) -> str:
     """Return a summary as HTML; all text is escaped, long tables are truncated with a note.
 
-    >>> card("Run", ["a < b"])
+    >>> html_card("Run", ["a < b"])
     '<div><strong>Run</strong><p>a &lt; b</p></div>'
     """
     parts = [f"<strong>{html.escape(title)}</strong>"]
@@ -31,7 +31,7 @@ def card(
     if rows:
         cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
         body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(_shown(v))}</td>' for v in row)}</tr>"
+            f"<tr>{''.join(f'<td>{html.escape(_format_cell(v))}</td>' for v in row)}</tr>"
             for row in rows[:_ROWS]
         )
         parts.append(f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>")
@@ -40,7 +40,7 @@ def card(
     return f"<div>{''.join(parts)}{chart}</div>"
 
 
-def lines(series: Mapping[str, Line], x_title: str, y_title: str, *, log: bool = False) -> str:
+def svg_lines(series: Mapping[str, Line], x_title: str, y_title: str, *, log: bool = False) -> str:
     """Return an SVG line chart, with log x if `log`; empty with fewer than two points."""
     drawn = {name: _points(line, log) for name, line in list(series.items())[: len(_COLOURS)]}
     drawn = {name: points for name, points in drawn.items() if len(points) > 1}
@@ -59,11 +59,11 @@ def lines(series: Mapping[str, Line], x_title: str, y_title: str, *, log: bool =
         )  # in sequence
     ends = (10 ** min(xs), 10 ** max(xs)) if log else (min(xs), max(xs))
     texts = [
-        _text(_LEFT, _HEIGHT - 18, _shown(float(ends[0]))),
-        _text(_WIDTH - _RIGHT, _HEIGHT - 18, _shown(float(ends[1])), "end"),
+        _text(_LEFT, _HEIGHT - 18, _format_cell(float(ends[0]))),
+        _text(_WIDTH - _RIGHT, _HEIGHT - 18, _format_cell(float(ends[1])), "end"),
         _text((_LEFT + _WIDTH) / 2, _HEIGHT - 4, x_title, "middle"),
-        _text(_LEFT - 6, _HEIGHT - _BOTTOM, _shown(float(min(ys))), "end"),
-        _text(_LEFT - 6, _TOP + 8, _shown(float(max(ys))), "end"),
+        _text(_LEFT - 6, _HEIGHT - _BOTTOM, _format_cell(float(min(ys))), "end"),
+        _text(_LEFT - 6, _TOP + 8, _format_cell(float(max(ys))), "end"),
         f'<text x="{_LEFT}" y="14">{html.escape(y_title)}{"".join(labels)}</text>',
     ]
     return (
@@ -99,5 +99,5 @@ def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
     return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
-def _shown(value: object) -> str:
+def _format_cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

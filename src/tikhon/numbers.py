@@ -8,19 +8,19 @@ from typing import cast
 
 from tikhon.errors import InputError
 
-CERTAIN = 1.96  # standard errors in half a 95 % interval, for many rows
+Z_95 = 1.96  # standard errors in half a 95 % interval, for many rows
 
 
-def certain(rows: int) -> float:
+def t_quantile(rows: int) -> float:
     """Return the same for a mean over `rows` rows, at least 2, with estimated deviation: Student's
     t.
 
     Source: Abramowitz, Stegun, "Handbook of mathematical functions", 1964, 26.7.5.
 
-    >>> [round(certain(rows), 2) for rows in (2, 3, 4, 11, 1000)]
+    >>> [round(t_quantile(rows), 2) for rows in (2, 3, 4, 11, 1000)]
     [12.71, 4.3, 3.18, 2.23, 1.96]
     """
-    free, z = rows - 1, CERTAIN
+    free, z = rows - 1, Z_95
     if free < 3:
         return 12.7062 if free < 2 else 4.30265
     terms = (
@@ -32,7 +32,7 @@ def certain(rows: int) -> float:
     return z + sum(term / free**power for power, term in enumerate(terms, 1))
 
 
-def checked_seed(seed: object) -> int:
+def check_seed(seed: object) -> int:
     """Return the seed if it is an integer from 0 to 2**32 - 1, valid for every generator.
 
     Raises `InputError` otherwise.
@@ -45,11 +45,11 @@ def checked_seed(seed: object) -> int:
     return int(cast("int", seed))
 
 
-def number(value: object) -> str:
+def format_number(value: object) -> str:
     """Format a number for display; `–` for missing or non-finite values.
 
-    >>> number(0.84912), number(1e-05), number(113.005), number(123456.7), number(float("nan"))
-    ('0.849', '1e-05', '113.0', '123,457', '–')
+    >>> [format_number(x) for x in (0.84912, 1e-05, 113.005, 123456.7, float("nan"))]
+    ['0.849', '1e-05', '113.0', '123,457', '–']
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
@@ -62,33 +62,33 @@ def number(value: object) -> str:
     return f"{value:.1f}" if 10 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
-def alike(low: object, high: object) -> tuple[str, str]:
+def format_interval(low: object, high: object) -> tuple[str, str]:
     """Format both ends of an interval with the same number of decimals.
 
-    >>> alike(9.042, 15.13), alike(0.81, 0.84912), alike(None, 1.0)
+    >>> format_interval(9.042, 15.13), format_interval(0.81, 0.84912), format_interval(None, 1.0)
     (('9.0', '15.1'), ('0.810', '0.849'), ('–', '1.000'))
     """
     if isinstance(low, float) and isinstance(high, float):
         small, large = sorted((abs(low), abs(high)))
         if 1e-3 <= small < 10 <= large < 1e4:
             return f"{low:.1f}", f"{high:.1f}"
-    return number(low), number(high)
+    return format_number(low), format_number(high)
 
 
-def share(value: object) -> str:
+def format_share(value: object) -> str:
     """Format an accuracy or R² with three decimals even near zero.
 
-    >>> share(0.84912), share(-3.47e-05), share(-12.5), share(None)
+    >>> format_share(0.84912), format_share(-3.47e-05), format_share(-12.5), format_share(None)
     ('0.849', '0.000', '-12.5', '–')
     """
     near = isinstance(value, float) and abs(value) < 5e-4
-    return number(0.0 if near else value)
+    return format_number(0.0 if near else value)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format an estimated duration.
 
-    >>> duration(8.4), duration(100.0), duration(5_400.0)
+    >>> format_duration(8.4), format_duration(100.0), format_duration(5_400.0)
     ('8 s', '2 min', '1.5 h')
     """
     if seconds < 90:

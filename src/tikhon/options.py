@@ -93,7 +93,7 @@ def options_of(kind: type) -> dict[str, tuple[Option, Any]]:
     return {f.name: (f.metadata["option"], f.default) for f in fields if "option" in f.metadata}
 
 
-_OF_ROWS = frozenset(
+_DATA_FLAGS = frozenset(
     "--target --task --time --group --drop --categorical --sep --decimal --dates --encoding "
     "--na-values --on-bad-row --data-dir".split()
 )
@@ -104,10 +104,10 @@ FLAGS = frozenset(
 )  # take no value
 
 
-def parts_of(command: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+def split_command(command: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     """Split a command line into options with their values; other words get the name "".
 
-    >>> list(parts_of(["a.csv", "--json", "--target", "y"]))
+    >>> list(split_command(["a.csv", "--json", "--target", "y"]))
     [('', ['a.csv']), ('--json', ['--json']), ('--target', ['--target', 'y'])]
     """
     rest = iter(command)
@@ -117,36 +117,40 @@ def parts_of(command: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
         yield name, [word] if alone else [word, *itertools.islice(rest, 1)]
 
 
-def without(command: Iterable[str], *options: str) -> list[str]:
+def remove_options(command: Iterable[str], *options: str) -> list[str]:
     """Remove options from a command line, with values in either spelling.
 
-    >>> without(["tikhon", "fit", "a.csv", "-o", "out", "--seed=1"], "--output", "-o", "--seed")
+    >>> remove_options(["tikhon", "fit", "a.csv", "-o", "out"], "--output", "-o")
     ['tikhon', 'fit', 'a.csv']
     """
-    return [word for name, words in parts_of(command) if name not in options for word in words]
+    return [
+        word for name, words in split_command(command) if name not in options for word in words
+    ]
 
 
-def repeated(command: Sequence[str]) -> list[str]:
+def rerun_command(command: Sequence[str]) -> list[str]:
     """Return the command to run again, without output and verbosity options."""
-    return without(command, *"--output -o --overwrite --json --quiet -q --verbose".split())
+    return remove_options(command, *"--output -o --overwrite --json --quiet -q --verbose".split())
 
 
-def rows_of(command: Sequence[str]) -> list[str]:
+def data_arguments(command: Sequence[str]) -> list[str]:
     """Return DATA and its options from a command `tikhon VERB ...`, for use with another verb.
 
-    >>> rows_of(["tikhon", "fit", "--l2", "1e-3", "a.csv", "--target", "y", "--sep=;"])
+    >>> data_arguments(["tikhon", "fit", "--l2", "1e-3", "a.csv", "--target", "y", "--sep=;"])
     ['a.csv', '--target', 'y', '--sep=;']
     """
-    parts = list(parts_of(command[2:]))
+    parts = list(split_command(command[2:]))
     data = [word for name, words in parts if not name for word in words]
-    return data[:1] + [word for name, words in parts if name in _OF_ROWS for word in words]
+    return data[:1] + [word for name, words in parts if name in _DATA_FLAGS for word in words]
 
 
 _ALONE = "search once for each value"
 _OWN = "give it to tune, as its own argument"
 
 
-def _off(default: object, help: str, metavar: str = "X", search: bool | str = _ALONE) -> Any:
+def _off_option(
+    default: object, help: str, metavar: str = "X", search: bool | str = _ALONE
+) -> Any:
     return option(
         default, help, float, REGULARIZATION, metavar=metavar, shown="off", search=search
     )
@@ -166,19 +170,23 @@ class RecipeOptions:
         names=PENALTIES,
         search="name a penalty, such as l1, with the range of its strength",
     )
-    dropout: float | Mapping[str, float] | None = _off(
+    dropout: float | Mapping[str, float] | None = _off_option(
         None, "Dropout rate of the hidden units.", "RATE", search=True
     )
-    label_smoothing: float = _off(0.0, "Share of each label spread over all classes.", search=True)
-    confidence_penalty: float = _off(0.0, "Weight of the negative entropy of the predictions.")
-    r_drop: float = _off(0.0, "Weight of the distance between two passes with dropout.")
-    mixup: float = _off(
+    label_smoothing: float = _off_option(
+        0.0, "Share of each label spread over all classes.", search=True
+    )
+    confidence_penalty: float = _off_option(
+        0.0, "Weight of the negative entropy of the predictions."
+    )
+    r_drop: float = _off_option(0.0, "Weight of the distance between two passes with dropout.")
+    mixup: float = _off_option(
         0.0, "Mix pairs of rows; ALPHA of the Beta distribution.", "ALPHA", search=True
     )
-    cutmix: float = _off(
+    cutmix: float = _off_option(
         0.0, "Paste patches between images; ALPHA of the Beta distribution.", "ALPHA"
     )
-    input_noise: float = _off(0.0, "Standard deviation of noise on the inputs.")
+    input_noise: float = _off_option(0.0, "Standard deviation of noise on the inputs.")
     learning_rates: Any = option(
         None,
         "Learning rates of parts of the model, in place of lr.",
@@ -188,9 +196,11 @@ class RecipeOptions:
         shown="lr",
         search="give lr a dictionary from patterns to ranges",
     )
-    clip_norm: float | None = _off(None, "Clip the norm of the gradient at X.", search=False)
-    clip_value: float | None = _off(None, "Clip each entry of the gradient at X.")
-    clip_adaptive: float | None = _off(
+    clip_norm: float | None = _off_option(
+        None, "Clip the norm of the gradient at X.", search=False
+    )
+    clip_value: float | None = _off_option(None, "Clip each entry of the gradient at X.")
+    clip_adaptive: float | None = _off_option(
         None, "Clip each unit's gradient norm at X times its weight norm."
     )
     sparsify: Any = option(
@@ -324,14 +334,14 @@ def with_mode(name: str) -> str:
     >>> with_mode("weight_decay"), with_mode("lr"), with_mode("l1[fc1.*]")
     ('weight_decay (decoupled)', 'lr', 'l1[fc1.*] (objective)')
     """
-    own, _ = addressed(name)
+    own, _ = split_name(name)
     return f"{name} ({STRENGTHS[own].how})" if own in STRENGTHS else name
 
 
-def addressed(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """Split an entry into hyperparameter and pattern.
 
-    >>> addressed("l1[fc1.*]"), addressed("lr")
+    >>> split_name("l1[fc1.*]"), split_name("lr")
     (('l1', 'fc1.*'), ('lr', '*'))
     """
     own, _, pattern = name.partition("[")
@@ -345,11 +355,11 @@ def training_fields() -> Iterator[tuple[str, Option, Any]]:
             yield name, told, default
 
 
-def typed(entry: Mapping[str, Any]) -> str:
+def format_penalty(entry: Mapping[str, Any]) -> str:
     """Format a penalty entry of a recipe for `--penalty`.
 
-    >>> typed({"pattern": "fc1.weight", "penalty": "l2", "strength": 0.01, "how": "decoupled"})
-    'fc1.weight=l2:0.01,how=decoupled'
+    >>> format_penalty({"pattern": "fc1.*", "penalty": "l2", "strength": 0.1, "how": "decoupled"})
+    'fc1.*=l2:0.1,how=decoupled'
     """
     pattern, strength = entry.get("pattern", "*"), entry.get("strength")
     named = entry["penalty"] if strength is None else f"{entry['penalty']}:{_short(strength)}"

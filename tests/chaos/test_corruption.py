@@ -68,7 +68,7 @@ def interrupted(path: Path, name: str, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         if name == "path":
             holder, what = checkpoint, "save"
-            patch.setitem(checkpoint.Keeper.__init__.__kwdefaults__, "every", 0.0)
+            patch.setitem(checkpoint.PeriodicCheckpoint.__init__.__kwdefaults__, "every", 0.0)
         original = getattr(holder, what)
         patch.setattr(holder, what, dies)
         often = ["0.0001" if word == "0.02" else word for word in JOBS[name].arguments[:-1]]

@@ -13,7 +13,7 @@ from guided import Guided, of_package
 from tally import SHARE, Tally, rng
 
 from tikhon.data.idx import read as read_idx
-from tikhon.data.reading import read
+from tikhon.data.reading import read_table
 from tikhon.errors import InputError, StorageError
 from tikhon.report.saved import read as read_run
 from tikhon.runs import checkpoint, manifest
@@ -35,7 +35,7 @@ def _file(name: str, content: bytes) -> Path:
 
 
 def _csv(content: bytes) -> None:
-    read(_file("table.csv", content))
+    read_table(_file("table.csv", content))
 
 
 def _idx(content: bytes) -> None:
@@ -95,7 +95,7 @@ HEADER = '{"schema_version": 1, "seed": 0}'
 TARGETS = {
     "csv": (
         _csv,
-        ("data/reading.py", "data/cells.py"),
+        ("data/reading.py", "data/text_cells.py"),
         [
             b"a,b,y\n1,2,x\n3,4,z\n",
             b'a;b\n"1,5";"a ""q"""\n2,0;b\n',

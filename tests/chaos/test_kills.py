@@ -20,7 +20,7 @@ from tally import SHARE, Tally, count, disorder, rng
 
 from cli.process import Tikhon
 from tikhon.cli import main
-from tikhon.runs.manifest import is_sealed, verify
+from tikhon.runs.manifest import has_manifest, verify
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
 SIGNALS = (*CAUGHT, signal.SIGKILL, signal.SIGKILL, signal.SIGHUP, signal.SIGQUIT, signal.SIGABRT)
@@ -75,7 +75,7 @@ def killed(child, draw, length):
 
 def verified(path) -> str:
     """What is wrong with a finished folder."""
-    if not path.is_dir() or not is_sealed(path):
+    if not path.is_dir() or not has_manifest(path):
         return "" if path.exists() else f"{path} is missing"
     verify(path, *(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()))
     return ""
@@ -133,7 +133,7 @@ def test_a_command_that_is_killed(name, prepared, tmp_path):
         is_whole = ended.code in (0, 3)
         if not trouble and not is_whole and draw.random() < job.anew:
             trouble, is_whole = completed(job, folder, draw, length), True
-        if is_whole or is_sealed(folder / job.output):
+        if is_whole or has_manifest(folder / job.output):
             trouble = trouble or state_of(name, folder / job.output, whole)
         tally.add(trouble or "survived", f"{names} to {'the program ' if real else ''}{name}")
         shutil.rmtree(folder)

@@ -17,7 +17,7 @@ from sample_runs import fit_run
 from tikhon.live import Access, application
 from tikhon.live.connections import Connection
 from tikhon.live.server import bind, own_names
-from tikhon.live.watching import Watched
+from tikhon.live.watched_run import WatchedRun
 
 METHODS = (
     b"GET",
@@ -92,7 +92,7 @@ def request(draw: random.Random) -> bytes:
 @pytest.fixture
 def server(tmp_path):
     """The port of a server in this process, its key, and what it complained of."""
-    run, access, complaints = Watched(fit_run(tmp_path / "run", epochs=3)), Access(), []
+    run, access, complaints = WatchedRun(fit_run(tmp_path / "run", epochs=3)), Access(), []
     guarded = application(run, access, own_names("127.0.0.1"))
 
     async def watched(scope, receive, send):

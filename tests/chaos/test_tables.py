@@ -12,8 +12,8 @@ import torch
 from tally import Tally, count, rng
 
 from tikhon.data import load, split
-from tikhon.data.encoding import encode
-from tikhon.data.reading import read
+from tikhon.data.encoding import encode_columns
+from tikhon.data.reading import read_table
 from tikhon.data.table import TableOptions
 from tikhon.errors import InputError
 
@@ -96,8 +96,8 @@ def outcome_of(path, target: str) -> str:
             return "inputs that are not finite"
     fitted = parts.preprocessing
     assert fitted is not None
-    rows = read(path)
-    again = torch.from_numpy(fitted.apply(encode(rows, fitted.columns)))
+    rows = read_table(path)
+    again = torch.from_numpy(fitted.apply(encode_columns(rows, fitted.columns)))
     if len(again) != len(rows.frame) or not torch.isfinite(again).all():
         return "another number of rows, or not finite, for predict"
     return "survived"

@@ -153,15 +153,15 @@ def at_the_twentieth_solution(number):
     def prepare():
         from tikhon.runs import checkpoint
 
-        checkpoint.Keeper.__init__.__kwdefaults__["every"] = 0.0
-        offer, calls = checkpoint.Keeper.offer, itertools.count(1)
+        checkpoint.PeriodicCheckpoint.__init__.__kwdefaults__["every"] = 0.0
+        save, calls = checkpoint.PeriodicCheckpoint.save_if_due, itertools.count(1)
 
-        def offered(self, state):
+        def interrupted(self, state):
             if next(calls) == 20:
                 os.kill(os.getpid(), number)
-            offer(self, state)
+            save(self, state)
 
-        checkpoint.Keeper.offer = offered
+        checkpoint.PeriodicCheckpoint.save_if_due = interrupted
 
     return prepare
 

@@ -6,13 +6,13 @@ import torch
 
 from tikhon.cli import main
 from tikhon.cli.training_length import estimate_seconds
-from tikhon.data import heads, pace
+from tikhon.data import file_heads, reading_time
 from tikhon.models.mlp import MLP
 
 
 def test_the_command_says_how_long_a_large_table_takes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pace, "LARGE", 1_000)
-    monkeypatch.setattr(heads, "_LENGTHS", (2_000, 8_000))
+    monkeypatch.setattr(reading_time, "LARGE", 1_000)
+    monkeypatch.setattr(file_heads, "_LENGTHS", (2_000, 8_000))
     monkeypatch.chdir(tmp_path)
     rows = "".join(
         f"{i * 37 % 101},{i * i % 23}.5,{'pq'[i * i % 101 > 50]}\n" for i in range(2_000)

@@ -15,7 +15,7 @@ from faulty import classes
 from miswired import CE, TWINS, amounts, by_place, mlp, reader, tokens
 from tikhon.cures import treatments as cures
 from tikhon.cures.calls import axes_order, mixes_axes
-from tikhon.data.rows import takes_model
+from tikhon.data.forward import loss_takes_model
 from tikhon.diagnosis.replica import replicate
 from tikhon.diagnosis.samples import samples
 from wired import Fn
@@ -24,7 +24,7 @@ from wired import Fn
 def outcome(model, loss, data):
     """Answers after a pass in training mode, the loss, and its slopes."""
     x, y = data
-    whole = takes_model(loss)
+    whole = loss_takes_model(loss)
     torch.manual_seed(5)
     model.train()
     value = loss(model, data) if whole else loss(model(x), y)
@@ -83,7 +83,7 @@ def test_a_treatment_that_is_not_needed_changes_no_answer(twins):
     """What does not change is not better, and nothing that is not better is confirmed."""
     loss = twins.right_loss or twins.loss
     found = treated(twins, twins.right, loss)
-    if found is not None and not takes_model(loss):
+    if found is not None and not loss_takes_model(loss):
         given = outcome(found.model, loss, twins.data())
         torch.testing.assert_close(given, outcome(drawn(twins.right), loss, twins.data()))
 
@@ -301,5 +301,5 @@ def test_a_loss_of_the_model_itself_may_be_turned_round():
         return CE(model(batch[0]), batch[1])
 
     found = repaired(cures.NEGATED_LOSS, (x, y), model, loss)
-    assert takes_model(found.loss)
+    assert loss_takes_model(found.loss)
     torch.testing.assert_close(found.loss(found.model, (x, y)), -loss(model, (x, y)))

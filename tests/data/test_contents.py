@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from tikhon.data import load, split
-from tikhon.data.encoding import encode
-from tikhon.data.reading import read
+from tikhon.data.encoding import encode_columns
+from tikhon.data.reading import read_table
 from tikhon.data.table import TableOptions
 from tikhon.errors import DataError, InputError
 
@@ -72,7 +72,7 @@ def test_a_name_does_not_hide_what_a_file_is(tmp_path, kind, name):
     if kind == "json" and name.endswith((".parquet", ".xlsx", ".feather")):
         return  # the next test
     (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
-    frame = read(tmp_path / name).frame
+    frame = read_table(tmp_path / name).frame
     assert [int(a) for a in frame["a"]] == [r[0] for r in ROWS]
     assert frame["y"].tolist() == [r[2] for r in ROWS]
 
@@ -80,7 +80,7 @@ def test_a_name_does_not_hide_what_a_file_is(tmp_path, kind, name):
 @pytest.mark.parametrize("name", ["d.csv", "d.csv.gz", "d.txt"])
 def test_a_table_that_a_server_has_unpacked_is_read(tmp_path, name):
     (tmp_path / name).write_bytes(CONTENTS["text"])
-    assert len(read(tmp_path / name).frame) == 60
+    assert len(read_table(tmp_path / name).frame) == 60
 
 
 FOREIGN = {
@@ -106,23 +106,27 @@ def test_what_is_no_table_is_called_by_its_name(tmp_path, name, kind):
     content, said = FOREIGN[kind]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said):
-        read(tmp_path / name)
+        read_table(tmp_path / name)
 
 
 def test_a_zip_is_unpacked_by_whoever_knows_which_file_is_meant(tmp_path):
     (tmp_path / "d.csv").write_bytes(_zip())
     with pytest.raises(DataError, match="zip archive"):
-        read(tmp_path / "d.csv")
+        read_table(tmp_path / "d.csv")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
 def test_marks_of_byte_order(tmp_path, encoding):
     path = tmp_path / "d.csv"
     path.write_bytes(TEXT.encode(encoding))
-    assert list(read(path).frame.columns) == ["a", "b", "y"]
+    assert list(read_table(path).frame.columns) == ["a", "b", "y"]
     if encoding == "utf-8-sig":
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-        assert list(read(path).frame.columns) == ["a", "b", "y"]  # two marks, of two programs
+        assert list(read_table(path).frame.columns) == [
+            "a",
+            "b",
+            "y",
+        ]  # two marks, of two programs
 
 
 def loaded(path, content, target="y"):
@@ -153,10 +157,12 @@ def test_the_last_moment_there_is_stands_for_never(tmp_path, never):
 
 
 def test_the_last_moment_of_a_typed_file(tmp_path):
-    moments = [datetime.max, datetime.min, datetime(2020, 5, 1), datetime(2021, 5, 1)] * 15
+    parsed_dates = [datetime.max, datetime.min, datetime(2020, 5, 1), datetime(2021, 5, 1)] * 15
     out = io.BytesIO()
     parquet.write_table(
-        pa.table({"d": pa.array(moments, pa.timestamp("us", tz="UTC")), "y": list("pqqp") * 15}),
+        pa.table(
+            {"d": pa.array(parsed_dates, pa.timestamp("us", tz="UTC")), "y": list("pqqp") * 15}
+        ),
         out,
     )
     data = loaded(tmp_path / "d.parquet", out.getvalue())
@@ -171,7 +177,7 @@ def test_midnight_is_a_time_of_day(tmp_path):
     assert data.x[:3, 0].tolist() == [0.0, 8 / 24, 16 / 24]
     path = tmp_path / "new.csv"
     path.write_text("t\n00:00:00\n08:00:00\n")
-    assert encode(read(path), data.table.columns)[:, 0].tolist() == [0.0, 8 / 24]
+    assert encode_columns(read_table(path), data.table.columns)[:, 0].tolist() == [0.0, 8 / 24]
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -234,6 +240,6 @@ def test_a_column_is_not_served_by_another_that_differs_in_blanks(tmp_path):
     assert [c.name for c in columns] == ["a", " a"]
     (tmp_path / "new.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=r"lacks columns.* ' a'"):
-        encode(read(tmp_path / "new.csv"), columns)
+        encode_columns(read_table(tmp_path / "new.csv"), columns)
     (tmp_path / "new.csv").write_text("a\n1\n")
-    assert encode(read(tmp_path / "new.csv"), columns[1:]).tolist() == [[1.0]]
+    assert encode_columns(read_table(tmp_path / "new.csv"), columns[1:]).tolist() == [[1.0]]

@@ -14,8 +14,8 @@ from data import corpus
 from data.corpus import Case, Flag, Text
 from tikhon.data import split
 from tikhon.data.columns import Column
-from tikhon.data.encoding import blocks, encode
-from tikhon.data.reading import Format, read
+from tikhon.data.encoding import column_slices, encode_columns
+from tikhon.data.reading import Format, read_table
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError
 
@@ -73,7 +73,7 @@ def test_a_file_is_read_as_it_was_written_down(case: Case, tmp_path: Path):
 
 
 def judge(columns: tuple[Column, ...], values: np.ndarray, case: Case) -> None:
-    for column, place in zip(columns, blocks(columns), strict=True):
+    for column, place in zip(columns, column_slices(columns), strict=True):
         found = [decoded(column, row) for row in values[:, place]]
         for row, (received, right) in enumerate(
             zip(found, case.columns[column.name], strict=True)
@@ -92,7 +92,7 @@ def test_new_rows_are_read_alike_through_what_a_run_keeps(case: Case, tmp_path: 
     plain = json.loads(json.dumps([c.to_dict() for c in data.table.columns], allow_nan=False))
     columns = tuple(Column.from_dict(column) for column in plain)
     assert columns == data.table.columns
-    again = encode(read(path, Format(**case.options)), columns)
+    again = encode_columns(read_table(path, Format(**case.options)), columns)
     np.testing.assert_array_equal(again, data.x.numpy())
 
 
@@ -130,7 +130,7 @@ def test_new_rows_prove_their_own_decimal_mark(
         found.append(path)
     data = load_table(found[0], TableOptions("y"))
     assert data.table is not None
-    assert encode(read(found[1]), data.table.columns)[:, 0].tolist() == right
+    assert encode_columns(read_table(found[1]), data.table.columns)[:, 0].tolist() == right
 
 
 @pytest.mark.parametrize(
@@ -143,4 +143,4 @@ def test_another_column_of_the_new_file_decides_for_one_in_doubt(sure, right, tm
     (tmp_path / "new.csv").write_bytes(new.content)
     data = load_table(tmp_path / "learnt.csv", TableOptions("y"))
     assert data.table is not None
-    assert encode(read(tmp_path / "new.csv"), data.table.columns)[0, 0] == right
+    assert encode_columns(read_table(tmp_path / "new.csv"), data.table.columns)[0, 0] == right

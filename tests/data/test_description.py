@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tikhon.data import split
-from tikhon.data.description import describe
+from tikhon.data.description import describe_table
 from tikhon.data.sources import load
 from tikhon.data.table import TableOptions
 from tikhon.languages import sentence
@@ -35,7 +35,7 @@ def described(frame: pd.DataFrame, folder: Path) -> dict:
     frame.to_csv(folder / "t.csv", index=False)
     source = load(folder / "t.csv", table=TableOptions("y"))
     parts = split(source)
-    found = describe(source, parts)
+    found = describe_table(source, parts)
     assert parts.preprocessing is not None
     inputs = [i for places in parts.preprocessing.inputs for i in places]
     assert sorted(inputs) == list(range(parts.train.x.shape[1]))  # each of one column
@@ -68,4 +68,4 @@ def test_numbers_to_predict_are_told_in_their_own_unit(frame, tmp_path):
 
 def test_other_data_have_no_columns():
     source = load("iris")
-    assert describe(source, split(source)) == {}
+    assert describe_table(source, split(source)) == {}

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 import tikhon as tk
 from tikhon.data.columns import Column
-from tikhon.data.noticing import leaks
+from tikhon.data.quality_checks import find_leaks
 from tikhon.errors import DataError, InputError
 
 X = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
@@ -89,5 +89,5 @@ def test_folds_of_targets_in_several_columns_hold_each_row_once():
 def test_a_column_of_as_many_values_as_rows_is_no_leak_of_many_classes():
     y = np.arange(60) % 30
     cells = np.random.default_rng(0).normal(size=(60, 1))
-    assert leaks(cells, [Column("a", "number")], y, "classification") == []
-    assert leaks(y[:, None] * 2.0, [Column("a", "number")], y, "classification")
+    assert find_leaks(cells, [Column("a", "number")], y, "classification") == []
+    assert find_leaks(y[:, None] * 2.0, [Column("a", "number")], y, "classification")

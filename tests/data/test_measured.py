@@ -15,8 +15,8 @@ import pytest
 
 from tikhon.data import load, split
 from tikhon.data.dataset import Dataset
-from tikhon.data.encoding import encode
-from tikhon.data.reading import read
+from tikhon.data.encoding import encode_columns
+from tikhon.data.reading import read_table
 from tikhon.data.table import TableOptions
 from tikhon.errors import DataError
 
@@ -96,7 +96,7 @@ def test_cells_are_read_as_what_they_are_measured_in(name: str, tmp_path: Path):
     assert fitted is not None
     (tmp_path / "new.csv").write_text("a,b\n" + "".join(f'"{c}",0\n' for c in
                                       (c.replace('"', '""') for c in [cells[0]] * 2)))  # fmt: skip
-    again = encode(read(tmp_path / "new.csv"), fitted.columns)
+    again = encode_columns(read_table(tmp_path / "new.csv"), fitted.columns)
     np.testing.assert_allclose(again[:, 0], [values[0]] * 2, rtol=1e-6, atol=1e-5)
 
 

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from tikhon.data import heads, memory
-from tikhon.data.memory import free_memory, memory_of, refuse_too_large
+from tikhon.data import file_heads, memory
+from tikhon.data.memory import estimate_memory, free_memory, refuse_too_large
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError
 
@@ -24,7 +24,7 @@ def files(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     write(tmp_path, ROWS, 6, "numbers")
     (tmp_path / "d.csv.gz").write_bytes(gzip.compress((tmp_path / "d.csv").read_bytes()))
-    monkeypatch.setattr(heads, "_LENGTHS", (40_000, 160_000))
+    monkeypatch.setattr(file_heads, "_LENGTHS", (40_000, 160_000))
     return tmp_path
 
 
@@ -48,7 +48,7 @@ NAMES = ("d.csv", "d.csv.gz", "d.parquet", "d.jsonl")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_does_not_fit_is_refused_with_rows_that_do(files, monkeypatch, name):
-    needed, rows, columns = memory_of(files / name)
+    needed, rows, columns = estimate_memory(files / name)
     assert rows == pytest.approx(ROWS, rel=0.25)
     assert columns == 7
     monkeypatch.setattr(memory, "free_memory", lambda: int(needed / 2))
@@ -136,7 +136,7 @@ print(told("VmHWM") - before)
 def test_the_estimate_is_what_reading_takes(tmp_path, kind):
     write(tmp_path, 250_000, 20, kind)
     for name in ("d.csv", "d.parquet"):
-        needed, _, _ = memory_of(tmp_path / name)
+        needed, _, _ = estimate_memory(tmp_path / name)
         taken = subprocess.run(
             [sys.executable, "-c", PEAK, str(tmp_path / name)], capture_output=True, check=True
         )

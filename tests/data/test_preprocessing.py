@@ -11,9 +11,9 @@ import pytest
 from sklearn.preprocessing import TargetEncoder
 
 from tikhon.data import split
-from tikhon.data.encoding import encode
+from tikhon.data.encoding import encode_columns
 from tikhon.data.preprocessing import Preprocessing
-from tikhon.data.reading import Format, read
+from tikhon.data.reading import Format, read_table
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError, InputError
 
@@ -62,7 +62,7 @@ def test_runs_of_before_are_read_as_they_were(tmp_path: Path):
                     "flag": {**number, "fill": 0.0, "mean": 0.0, "scale": 1.0}},
         "levels": {"c": {"codes": [0, 1], "rare": False}}, "decimal": ".",
     }  # fmt: skip
-    found = Preprocessing.from_dict(old).transform(read(tmp_path / "new.csv"))
+    found = Preprocessing.from_dict(old).transform(read_table(tmp_path / "new.csv"))
     assert found.shape == (2, 10)
     np.testing.assert_array_equal(found[:, 0], [18720, 18731])
     np.testing.assert_array_equal(found[:, 5:], [[0, 1, 0, 1, 0], [2, 0, 1, 0, 1]])
@@ -89,8 +89,8 @@ def test_numbers_far_outside_are_cut_off_and_said(tmp_path: Path):
     frame = pd.DataFrame({"a": np.arange(60) / 7, "y": labels(60)})
     fitted = split(table(tmp_path, frame)).preprocessing
     (tmp_path / "new.csv").write_text("a\n1e80\n2\n")
-    source = read(tmp_path / "new.csv")
-    values = encode(source, fitted.columns)
+    source = read_table(tmp_path / "new.csv")
+    values = encode_columns(source, fitted.columns)
     assert np.isfinite(fitted.apply(values)).all()
     assert "'a': 1 value far outside those of training" in fitted.remarks(source, values)
 
@@ -198,7 +198,12 @@ def test_a_level_in_another_spelling_is_the_same_for_new_rows(tmp_path: Path):
     frame = pd.DataFrame({"a": ["Yes", "no", "maybe"] * 10, "y": labels(30)})
     fitted = split(table(tmp_path, frame)).preprocessing
     (tmp_path / "new.csv").write_text("a\nYES\nNo\nMaybe\nnever\n")
-    assert encode(read(tmp_path / "new.csv"), fitted.columns)[:, 0].tolist() == [0, 2, 1, -1]
+    assert encode_columns(read_table(tmp_path / "new.csv"), fitted.columns)[:, 0].tolist() == [
+        0,
+        2,
+        1,
+        -1,
+    ]
 
 
 def test_a_rising_function_of_the_target_is_a_leak(tmp_path: Path):
@@ -273,13 +278,13 @@ def test_new_rows_of_other_notation_are_refused_or_read(tmp_path: Path):
     frame = pd.DataFrame({"a": [f"{i / 4:.2f}" for i in range(60)], "y": labels(60)})
     fitted = split(table(tmp_path, frame)).preprocessing
     (tmp_path / "same.csv").write_text('a\n"1,250.50"\n$2\n<3\nNA\n1.036\n')
-    values = encode(read(tmp_path / "same.csv"), fitted.columns)
+    values = encode_columns(read_table(tmp_path / "same.csv"), fitted.columns)
     np.testing.assert_array_equal(values[:, 0], [1250.5, 2, 3, np.nan, 1.036])
     (tmp_path / "comma.csv").write_text('a\n"1,5"\n')
-    assert encode(read(tmp_path / "comma.csv"), fitted.columns)[0, 0] == 1.5
+    assert encode_columns(read_table(tmp_path / "comma.csv"), fitted.columns)[0, 0] == 1.5
     (tmp_path / "other.csv").write_text("a\n1;5\n")
     with pytest.raises(DataError, match=r"'1;5' in line 2"):
-        encode(read(tmp_path / "other.csv"), fitted.columns)
+        encode_columns(read_table(tmp_path / "other.csv"), fitted.columns)
 
 
 def test_a_number_without_a_flag_and_a_duration_add_no_inputs(tmp_path: Path):

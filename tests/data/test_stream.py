@@ -18,7 +18,7 @@ from torch.utils.data import (
 
 import tikhon as tk
 from tikhon.data.batches import pair
-from tikhon.data.rows import tensors
+from tikhon.data.nested import tensors
 from tikhon.data.stream import Stream
 from tikhon.errors import DataError, InputError
 

@@ -12,11 +12,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from tikhon.data import load, split
-from tikhon.data.columns import infer
-from tikhon.data.encoding import encode, encode_one
-from tikhon.data.preprocessing import Preprocessing, rare_below
-from tikhon.data.raw import RawColumn
-from tikhon.data.reading import Format, read
+from tikhon.data.columns import infer_column
+from tikhon.data.encoding import encode_column, encode_columns
+from tikhon.data.preprocessing import Preprocessing, rare_threshold
+from tikhon.data.raw_column import RawColumn
+from tikhon.data.reading import Format, read_table
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError, InputError
 
@@ -120,7 +120,7 @@ def test_figures_do_what_the_column_transformer_does(churn: Path):
         (MissingIndicator(error_on_new=False), numeric),
         (
             OneHotEncoder(
-                min_frequency=rare_below(int(rows.sum())),
+                min_frequency=rare_threshold(int(rows.sum())),
                 handle_unknown="infrequent_if_exist",
                 sparse_output=False,
             ),
@@ -141,7 +141,7 @@ def test_preprocessing_survives_json(churn: Path):
     plain = json.loads(json.dumps(parts.preprocessing.to_dict(), allow_nan=False))
     again = Preprocessing.from_dict(plain)
     assert again == parts.preprocessing
-    source = read(churn)
+    source = read_table(churn)
     np.testing.assert_array_equal(again.transform(source), parts.preprocessing.transform(source))
     with pytest.raises(DataError, match="not a table's preprocessing"):
         Preprocessing.from_dict({"columns": []})
@@ -153,21 +153,21 @@ def test_new_rows_by_name_in_any_order_with_unseen_values(churn: Path, tmp_path:
     frame.to_csv(tmp_path / "a.csv", index=False)
     shuffled = frame[sorted(frame.columns, reverse=True)].assign(extra="x")
     shuffled.drop(columns=["churned", "same"]).to_csv(tmp_path / "b.csv", index=False)
-    a, b = (fitted.transform(read(tmp_path / f"{n}.csv")) for n in "ab")
+    a, b = (fitted.transform(read_table(tmp_path / f"{n}.csv")) for n in "ab")
     np.testing.assert_array_equal(a, b)
     frame.loc[0, ["city", "age"]] = ["Atlantis", np.nan]
     frame.to_csv(tmp_path / "c.csv", index=False)
     rare = fitted.feature_names.index("city=(rare)")
-    assert fitted.transform(read(tmp_path / "c.csv"))[0, rare] == 1
+    assert fitted.transform(read_table(tmp_path / "c.csv"))[0, rare] == 1
     frame.drop(columns="age").to_csv(tmp_path / "d.csv", index=False)
     with pytest.raises(DataError, match=r"d.csv lacks columns.*'age'"):
-        fitted.transform(read(tmp_path / "d.csv"))
+        fitted.transform(read_table(tmp_path / "d.csv"))
     frame.astype({"age": object}).assign(age="old").to_csv(tmp_path / "e.csv", index=False)
     with pytest.raises(DataError, match=r"column 'age' holds numbers.*'old' in line 2"):
-        fitted.transform(read(tmp_path / "e.csv"))
+        fitted.transform(read_table(tmp_path / "e.csv"))
     frame.assign(since="soon").to_csv(tmp_path / "f.csv", index=False)
     with pytest.raises(DataError, match=r"column 'since' holds dates, but .*'soon' in line 2"):
-        fitted.transform(read(tmp_path / "f.csv"))
+        fitted.transform(read_table(tmp_path / "f.csv"))
 
 
 def test_parquet_equals_csv(churn: Path, tmp_path: Path):
@@ -216,9 +216,9 @@ def test_time_and_group_splits(churn: Path):
     frame.to_csv(churn, index=False)
     data = table(churn, "churned", group="shop")
     assert "shop" not in kinds(data)
-    from tikhon.data.splits import _draw
+    from tikhon.data.splits import _draw_part
 
-    kept, drawn = _draw(data, 48, 0)
+    kept, drawn = _draw_part(data, 48, 0)
     groups = data.table.groups
     assert not set(groups[kept.numpy()]) & set(groups[drawn.numpy()])
     assert 30 <= len(drawn) <= 66
@@ -462,12 +462,12 @@ def test_one_column_with_the_name_of_the_target_in_it_is_a_matter_of_the_separat
 def test_new_numbers_are_in_the_unit_that_was_learnt(csv, learnt, new, right):
     rows = "".join(f"{cell},{i % 2}\n" for i, cell in enumerate(learnt.split(" | ")))
     data = table(csv("a,y\n" + rows))
-    source = read(csv("a\n" + "\n".join(new.split(" | ")) + "\n", "new.csv"))
+    source = read_table(csv("a\n" + "\n".join(new.split(" | ")) + "\n", "new.csv"))
     if isinstance(right, str):
         with pytest.raises(DataError, match=right):
-            encode(source, data.table.columns)
+            encode_columns(source, data.table.columns)
     else:
-        assert encode(source, data.table.columns)[:, 0].tolist() == right
+        assert encode_columns(source, data.table.columns)[:, 0].tolist() == right
 
 
 SHORT = [
@@ -483,16 +483,16 @@ def test_short_columns_are_read_as_long_ones(csv, monkeypatch, cells, decimal):
     path = csv("a,b\n" + "".join(f'"{cell}",1\n' for cell in cells.split(" | ")))
 
     def found() -> object:
-        raw = RawColumn(read(path, Format(decimal=decimal)), "a")
+        raw = RawColumn(read_table(path, Format(decimal=decimal)), "a")
         try:
-            column = infer(raw)
+            column = infer_column(raw)
             if column.kind == "dropped":
                 return column
-            values = encode_one(raw, column)
+            values = encode_column(raw, column)
             return column, [None if np.isnan(v) else v for v in values.ravel().tolist()]
         except DataError as error:
             return str(error)
 
     short = found()
-    monkeypatch.setattr("tikhon.data.raw._FEW_CELLS", 0)
+    monkeypatch.setattr("tikhon.data.raw_column._FEW_CELLS", 0)
     assert found() == short

@@ -14,7 +14,14 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 from faulty import CE, adam, classes, deep, fingerprint, he, same
-from tikhon.data.rows import each, join, split, take, tensors, whole
+from tikhon.data.nested import (
+    concatenate,
+    join_batch,
+    map_tensors,
+    split_batch,
+    take_rows,
+    tensors,
+)
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.samples import samples
 from tikhon.errors import DataError, InputError
@@ -60,8 +67,10 @@ def closure(model, batch):
 
 def halves(data):
     """Two thirds to train, one third to judge."""
-    batch = split(data)
-    return whole(take(batch, torch.arange(270))), whole(take(batch, torch.arange(270, 400)))
+    batch = split_batch(data)
+    return join_batch(take_rows(batch, torch.arange(270))), join_batch(
+        take_rows(batch, torch.arange(270, 400))
+    )
 
 
 class Force(nn.Module):
@@ -260,8 +269,11 @@ KINDS = ["one", "pair", "three", "two in one", "one in one", "two targets", "nam
 @pytest.mark.parametrize("batch", BATCHES, ids=KINDS)
 def test_a_batch_is_given_back_as_it_came(batch):
     rows = torch.arange(3)
-    parts = join([take(split(batch), part) for part in rows.split(2)])
-    for again in (whole(take(split(batch), rows)), whole(each(parts, torch.clone))):
+    parts = concatenate([take_rows(split_batch(batch), part) for part in rows.split(2)])
+    for again in (
+        join_batch(take_rows(split_batch(batch), rows)),
+        join_batch(map_tensors(parts, torch.clone)),
+    ):
         assert type(again) is type(batch)
         assert outline(again) == outline(batch)
         assert all(torch.equal(a, b) for a, b in zip(tensors(batch), tensors(again), strict=True))

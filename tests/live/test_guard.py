@@ -12,14 +12,14 @@ from tikhon.live import Access, application  # noqa: E402
 from tikhon.live.application import ASSETS  # noqa: E402
 from tikhon.live.guard import HEADERS  # noqa: E402
 from tikhon.live.server import own_names  # noqa: E402
-from tikhon.live.watching import Watched  # noqa: E402
+from tikhon.live.watched_run import WatchedRun  # noqa: E402
 
 ADDRESSES = ["/", *ASSETS]
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    return Watched(fit_run(tmp_path_factory.mktemp("live") / "run", epochs=3))
+    return WatchedRun(fit_run(tmp_path_factory.mktemp("live") / "run", epochs=3))
 
 
 @pytest.fixture

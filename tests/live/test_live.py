@@ -17,9 +17,9 @@ import httpx2 as httpx
 
 from tikhon.errors import InputError, StorageError
 from tikhon.live import connections
-from tikhon.live.application import changes
+from tikhon.live.application import stream_changes
 from tikhon.live.server import TRIES, bind, serve
-from tikhon.live.watching import Watched, thinned
+from tikhon.live.watched_run import WatchedRun, thin_history
 from tikhon.report.saved import read
 
 NAME = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
@@ -159,7 +159,7 @@ def test_there_are_no_other_addresses(running):
 def test_watching_takes_no_lock_and_changes_nothing(tmp_path):
     run = fit_run(tmp_path / "run", epochs=3)
     before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.iterdir()}
-    watched = Watched(run)
+    watched = WatchedRun(run)
     page = watched.page()
     assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.iterdir()} == before
     assert watched.page() is page  # rendered once for all who look
@@ -171,11 +171,11 @@ def test_watching_takes_no_lock_and_changes_nothing(tmp_path):
 
 def test_events_come_when_files_change(tmp_path):
     run = fit_run(tmp_path / "run", epochs=3)
-    watched, seen = Watched(run), []
+    watched, seen = WatchedRun(run), []
 
     async def look():
         with anyio.fail_after(20):
-            async for event in changes(watched, every=0.01):
+            async for event in stream_changes(watched, every=0.01):
                 seen.append(float(event["data"]))
                 if len(seen) == 2:
                     return
@@ -193,12 +193,12 @@ def test_long_histories_are_thinned(tmp_path):
         {**record, "epoch": e, "train/loss": None if e == 4325 else 1.0} for e in range(1, 9001)
     ]
     (run / "history.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    short = thinned(read(run))
+    short = thin_history(read(run))
     assert len(short.history) <= 1002
     assert short.history[-1]["epoch"] == 9000
     assert any(r["epoch"] == 4325 for r in short.history)
     start = time.process_time()
-    assert "diverged in epoch 4325" in Watched(run).page()
+    assert "diverged in epoch 4325" in WatchedRun(run).page()
     assert time.process_time() - start < 10
 
 
@@ -224,11 +224,11 @@ def test_addresses_that_cannot_be_served(tmp_path):
     (tmp_path / "notes.txt").write_text("not a run")
     for other in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(InputError, match="run directory"):
-            Watched(other)
+            WatchedRun(other)
 
 
 def test_a_run_that_has_not_begun_is_waited_for(tmp_path):
-    watched = Watched(tmp_path / "later")
+    watched = WatchedRun(tmp_path / "later")
     assert watched.waits and watched.age() == 0
     assert "Waiting for the run to begin" in watched.page()
     (tmp_path / "later").mkdir()

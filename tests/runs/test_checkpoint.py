@@ -111,17 +111,21 @@ def test_foreign_documents_are_named_and_an_older_generation_is_used(tmp_path, t
 
 
 def test_a_keeper_gives_back_what_was_saved_last_and_refuses_another_header(tmp_path):
-    first = checkpoint.Keeper(tmp_path / "c", {"seed": 1}, every=0.0)
+    first = checkpoint.PeriodicCheckpoint(tmp_path / "c", {"seed": 1}, every=0.0)
     for n in range(3):
-        first.offer(lambda n=n: {"n": n})
-    again = checkpoint.Keeper(tmp_path / "c", {"seed": 1}, resume=True, stop=lambda: True)
+        first.save_if_due(lambda n=n: {"n": n})
+    again = checkpoint.PeriodicCheckpoint(
+        tmp_path / "c", {"seed": 1}, resume=True, stop=lambda: True
+    )
     assert again.found == {"n": 2}
     with pytest.raises(Stopped):
-        again.offer(lambda: {"n": 3})
-    assert checkpoint.Keeper(tmp_path / "c", {"seed": 1}, resume=True).found == {"n": 3}
+        again.save_if_due(lambda: {"n": 3})
+    assert checkpoint.PeriodicCheckpoint(tmp_path / "c", {"seed": 1}, resume=True).found == {
+        "n": 3
+    }
     with pytest.raises(InputError, match="different seed"):
-        checkpoint.Keeper(tmp_path / "c", {"seed": 2}, resume=True)
-    assert checkpoint.Keeper(tmp_path / "c", {"seed": 2}).found == {}
+        checkpoint.PeriodicCheckpoint(tmp_path / "c", {"seed": 2}, resume=True)
+    assert checkpoint.PeriodicCheckpoint(tmp_path / "c", {"seed": 2}).found == {}
     assert not checkpoint.exists(tmp_path / "c")
 
 

@@ -14,7 +14,7 @@ import tikhon as tk
 from tikhon import report
 from tikhon.errors import DataError, InputError, StorageError
 from tikhon.runs import files
-from tikhon.runs.manifest import MANIFEST, is_sealed, reseal, seal, verify
+from tikhon.runs.manifest import MANIFEST, has_manifest, update_manifest, verify, write_manifest
 from tikhon.runs.run_directory import LOCK, RunDirectory
 from tikhon.training.saved_model import SavedModel
 
@@ -74,7 +74,7 @@ def copied(finished, tmp_path):
 def test_an_intact_run_is_read(copied):
     SavedModel.load(copied)
     assert report.write(copied).exists()
-    assert is_sealed(copied)
+    assert has_manifest(copied)
     verify(copied, "report.html", "result.json", "history.jsonl")  # the new page is in it too
 
 
@@ -138,8 +138,8 @@ def test_the_manifest_leaves_out_what_is_not_the_runs_to_keep(tmp_path):
     for name in ("a.json", "sub/b.bin", ".hidden", LOCK, "checkpoint/1.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    seal(tmp_path)
-    reseal(tmp_path, "absent")
+    write_manifest(tmp_path)
+    update_manifest(tmp_path, "absent")
     import json
 
     assert list(json.loads((tmp_path / MANIFEST).read_text())["files"]) == ["a.json", "sub/b.bin"]

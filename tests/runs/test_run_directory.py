@@ -173,7 +173,7 @@ def test_a_kill_at_the_mark_of_the_end_leaves_no_checkpoint_behind(tmp_path, mon
     def killed(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tikhon.runs.run_directory.seal", killed)
+    monkeypatch.setattr("tikhon.runs.run_directory.write_manifest", killed)
     with RunDirectory(tmp_path / "run") as folder:
         folder.take({"kind": "fit"})
         (folder.path / "checkpoint").mkdir()

@@ -11,7 +11,7 @@ import pytest
 from tikhon.runs import run_directory, temporary
 from tikhon.runs.files import write_bytes
 from tikhon.runs.run_directory import RunDirectory
-from tikhon.runs.temporary import beside, sweep
+from tikhon.runs.temporary import remove_leftovers, temporary_file
 
 DIES = """
 import os, signal, sys
@@ -41,11 +41,11 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path, name):
 
 def test_what_a_living_writer_holds_stays(tmp_path):
     path = tmp_path / "report.html"
-    with beside(path) as (handle, name):
+    with temporary_file(path) as (handle, name):
         os.write(handle, b"first")
         os.close(handle)  # as a writer does before it renames
         write_bytes(path, b"second")
-        sweep(tmp_path)
+        remove_leftovers(tmp_path)
         os.replace(name, path)
     assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["report.html"]
 
@@ -57,7 +57,7 @@ def test_a_file_that_was_swept_before_it_was_locked_is_made_again(tmp_path, monk
         handle, name = real(**options)
         made.append(name)
         if len(made) == 1:
-            sweep(tmp_path)  # of another process
+            remove_leftovers(tmp_path)  # of another process
         return handle, name
 
     monkeypatch.setattr(temporary.tempfile, "mkstemp", swept_at_once)
@@ -69,7 +69,7 @@ def test_a_file_system_without_locks_is_written_and_said(tmp_path, monkeypatch):
     def no_locks(handle):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(temporary, "lock", no_locks)
+    monkeypatch.setattr(temporary, "try_lock", no_locks)
     (tmp_path / ".file.abcdefgh.tmp").write_text("nobody can tell whose")
     write_bytes(tmp_path / "file", b"x")
     assert len(os.listdir(tmp_path)) == 2

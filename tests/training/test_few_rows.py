@@ -4,13 +4,13 @@ import pytest
 import torch
 from scipy.stats import t
 
-from tikhon.numbers import CERTAIN, certain
+from tikhon.numbers import Z_95, t_quantile
 from tikhon.training.baselines import _paired_margins
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 5, 8, 20, 300])
 def test_the_reach_of_an_interval_is_students(rows):
-    assert certain(rows) == pytest.approx(t.ppf(0.975, rows - 1), rel=2e-3)
+    assert t_quantile(rows) == pytest.approx(t.ppf(0.975, rows - 1), rel=2e-3)
 
 
 @pytest.mark.parametrize("rows", [2, 3, 5])
@@ -21,5 +21,5 @@ def test_few_rows_prove_little(rows):
         torch.manual_seed(seed)
         y = torch.randint(0, 2, (rows,))
         mean, error = _paired_margins(torch.zeros(rows, 2), 0.3 * torch.randn(rows, 2), y)["loss"]
-        told += mean > CERTAIN * error
+        told += mean > Z_95 * error
     assert told <= 0.05 * 400

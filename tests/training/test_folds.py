@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tikhon as tk
-from tikhon.data.splits import dealt
+from tikhon.data.splits import assign_parts
 from tikhon.errors import InputError
 from tikhon.regularizer.terms import Term
 from tikhon.runs.interrupt import Stopped
@@ -75,11 +75,11 @@ def test_a_stop_while_strengths_are_sought_is_told():
 
 def test_every_fold_has_its_share_of_every_class():
     y = torch.arange(90) % 5
-    place = dealt(y, FOLDS, seed=0)
+    place = assign_parts(y, FOLDS, seed=0)
     assert place.bincount().tolist() == [30] * FOLDS
     for fold in range(FOLDS):
         assert y[place == fold].bincount().tolist() == [6] * 5
-    assert not torch.equal(place, dealt(y, FOLDS, seed=1))
+    assert not torch.equal(place, assign_parts(y, FOLDS, seed=1))
 
 
 def test_what_is_followed_is_the_geometric_mean_at_every_share_of_the_way():

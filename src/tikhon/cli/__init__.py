@@ -18,8 +18,8 @@ from tikhon.cli import startup
 from tikhon.cli.configuration import defaults
 from tikhon.cli.option_groups import expand_groups
 from tikhon.cli.streams import Stdout, discard_output, one_line_warnings
-from tikhon.errors import DataError, InputError, StorageError, unknown
-from tikhon.runs.files import FULL
+from tikhon.errors import DataError, InputError, StorageError, unknown_name
+from tikhon.runs.files import DISK_FULL_ERRORS
 
 COMMANDS = (
     "demo",
@@ -147,14 +147,18 @@ def _report_error(error: Any, arguments: list[str]) -> int:
     if hasattr(error, "format_message"):  # raised by the argument parser
         shown = error.format_message()
         if "No such command" in shown and arguments:
-            shown = unknown("command", arguments[0], COMMANDS)
+            shown = unknown_name("command", arguments[0], COMMANDS)
         shown += _received_value(error, arguments)
         path = getattr(getattr(error, "ctx", None), "command_path", "tikhon")
         print(f"tikhon: {shown}\n  see: {path} --help", file=sys.stderr)
         return 2
     if type(error).__name__ in ("Abort", "Exit"):
         return getattr(error, "exit_code", 1)
-    if isinstance(error, OSError) and error.errno in FULL and not isinstance(error, StorageError):
+    if (
+        isinstance(error, OSError)
+        and error.errno in DISK_FULL_ERRORS
+        and not isinstance(error, StorageError)
+    ):
         error = StorageError(f"no space to write or print ({error})")
     elif isinstance(error, OSError) and error.filename and not isinstance(error, StorageError):
         error = StorageError(f"{error.filename}: {error.strerror}; look at its kind and rights")

@@ -6,14 +6,23 @@ import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tikhon.budget import seconds_of
+from tikhon.budget import parse_seconds
 from tikhon.cli import tables
 from tikhon.cli.folders import config_of, output_of
 from tikhon.cli.option_groups import flag
 from tikhon.cli.options import BatchSize, Budget, Data, DataDir, Resumable, Seed
 from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.errors import InputError
-from tikhon.options import METHODS, MODEL, MODELS, REGULARIZATION, TRAINING, rows_of, typed
+from tikhon.numbers import format_duration
+from tikhon.options import (
+    METHODS,
+    MODEL,
+    MODELS,
+    REGULARIZATION,
+    TRAINING,
+    data_arguments,
+    format_penalty,
+)
 
 if TYPE_CHECKING:
     from tikhon.cli.progress import StepProgress
@@ -66,7 +75,7 @@ def compare(
     --widths plots the test score over width and strength, --depths over depth, kind of network
     and strength.
     """
-    seconds_of(budget)
+    parse_seconds(budget)
     wide, deep = _parse_sizes(widths, "--widths"), _parse_sizes(depths, "--depths")
     from tikhon.cli.progress import StepProgress
     from tikhon.cli.results import conclude_saved
@@ -147,7 +156,6 @@ def _estimated_time(source: Dataset, settings: dict[str, Any], trainings: int) -
     from tikhon.cli.training_length import estimate_seconds
     from tikhon.data import split
     from tikhon.models import build
-    from tikhon.numbers import duration
 
     train = split(source).train
     with torch.random.fork_rng(devices=[]):
@@ -155,7 +163,7 @@ def _estimated_time(source: Dataset, settings: dict[str, Any], trainings: int) -
     epochs = settings["epochs"] * trainings
     training = {"batch_size": settings["batch_size"], "epochs": epochs, "loss": "auto"}
     seconds = estimate_seconds(network, train.x, train.y, training)
-    return "" if seconds is None else f", about {duration(seconds)}"
+    return "" if seconds is None else f", about {format_duration(seconds)}"
 
 
 def _run_comparison(
@@ -179,7 +187,7 @@ def _suggest_next(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Suggest what to run next: a search, or the best method as tuned on one split."""
     from tikhon.cli.results import with_rerun_without_leaks
 
-    named, rows = rows_of(config["command"]), result["methods"]
+    named, rows = data_arguments(config["command"]), result["methods"]
     bare = any(row["method"] == "none" and row["tied"] for row in rows)
     # no method beats plain training
     then = ["tune", *named] if bare else ["fit", *named, *_recipe_options(rows[0])]
@@ -192,7 +200,7 @@ def _recipe_options(first: dict[str, Any]) -> list[str]:
     for name, value in first["recipe"].items():
         if name == "penalties":
             for entry in value:
-                options += ["--penalty", typed(entry)]
+                options += ["--penalty", format_penalty(entry)]
         else:
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
             options += [f"--{name.replace('_', '-')}", shown]

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, unknown_name
 
 
 def defaults(path: Path, context: typer.Context) -> dict[str, Any]:
@@ -31,16 +31,16 @@ def defaults(path: Path, context: typer.Context) -> dict[str, Any]:
     common = {_key(k): v for k, v in given.items() if not isinstance(v, dict)}
     for key in common:
         if key not in everywhere:
-            raise InputError(f"{path}: {unknown('key', key, everywhere | set(options))}")
+            raise InputError(f"{path}: {unknown_name('key', key, everywhere | set(options))}")
     found = {}
     for name, table in given.items():
         if isinstance(table, dict) and name not in options:
-            raise InputError(f"{path}: {unknown('table', name, options)}")
+            raise InputError(f"{path}: {unknown_name('table', name, options)}")
     for name, allowed in options.items():
         table = {_key(k): v for k, v in given.get(name, {}).items()}
         for key in table:
             if key not in allowed:
-                raise InputError(f"{path}: in [{name}]: {unknown('key', key, allowed)}")
+                raise InputError(f"{path}: in [{name}]: {unknown_name('key', key, allowed)}")
         found[name] = {k: v for k, v in common.items() if k in allowed} | table
     return found
 

@@ -10,7 +10,7 @@ import typer
 
 from tikhon.cli.option_groups import flag
 from tikhon.cli.options import OptionalOutput, Seed
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, unknown_name
 from tikhon.options import DATA, LOSSES, OPTIMIZERS, OUTPUT, REGULARIZATION, SOURCES, TRAINING
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def diagnose(
     from tikhon.diagnosis.text import full as whole
 
     if fail_on is not None and fail_on not in SEVERITIES:
-        raise InputError(f"--fail-on: {unknown('severity', fail_on, SEVERITIES)}")
+        raise InputError(f"--fail-on: {unknown_name('severity', fail_on, SEVERITIES)}")
     terminal = run.terminal()
     program = load_program(
         model, data, loss, optimizer, valid, penalty, target=target, seed=seed, terminal=terminal

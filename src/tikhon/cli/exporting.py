@@ -21,9 +21,9 @@ def check_export(export: str | None) -> None:
     if export is None:
         return
     if export not in EXPORTS:
-        from tikhon.errors import unknown
+        from tikhon.errors import unknown_name
 
-        raise InputError(unknown("export", export, EXPORTS))
+        raise InputError(unknown_name("export", export, EXPORTS))
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tikhon.budget import seconds_of
+from tikhon.budget import parse_seconds
 from tikhon.cli import exporting, tables
 from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.options import parse_penalty, parse_strength
@@ -17,9 +17,9 @@ from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.cli.startup import limit_threads
 from tikhon.cli.tables import print_notices
 from tikhon.cli.training_length import choose_length, estimate_seconds, why_fixed_length
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, unknown_name
 from tikhon.languages import sentence
-from tikhon.numbers import duration
+from tikhon.numbers import format_duration
 from tikhon.options import MODES, STRENGTHS
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _prepare(request: FitRequest) -> FitJob:
     from tikhon.training import Settings
 
     training, shares, run = dict(request.training), request.shares, request.run
-    budget, epochs = seconds_of(training.pop("budget")), training.pop("epochs")
+    budget, epochs = parse_seconds(training.pop("budget")), training.pop("epochs")
     table = request.table.read()
     exporting.check_export(request.network.export)
     recipe = _recipe(request)
@@ -205,7 +205,7 @@ def penalty_entries(
 ) -> list[Mapping[str, object]]:
     """Return recipe entries of the penalty options; weight decay is decoupled whatever `how`."""
     if how is not None and how not in MODES:
-        raise InputError("--how: " + unknown("mode", how, MODES))
+        raise InputError("--how: " + unknown_name("mode", how, MODES))
     entries: list[Mapping[str, object]] = []
     for name, text in strengths.items():
         option = STRENGTHS[name]
@@ -238,7 +238,7 @@ def _print_plan(terminal: Terminal, job: FitJob) -> None:
         terminal.note(f"trains {job.length}")
     elif seconds := estimate_seconds(job.network, train.x, train.y, job.training):
         epochs = job.training["epochs"]
-        terminal.note(sentence("told_epochs", count=epochs, time=duration(seconds)))
+        terminal.note(sentence("told_epochs", count=epochs, time=format_duration(seconds)))
 
 
 def _format_penalty(entry: Mapping[str, object]) -> str:

@@ -22,9 +22,9 @@ def output_of(output: Path | None, name: str, resume: bool) -> Path:
         return output
     if resume:
         raise InputError("--resume needs --output RUN, the folder of the run to continue")
-    from tikhon.runs.run_directory import next_free
+    from tikhon.runs.run_directory import next_free_folder
 
-    return next_free(Path("runs"), Path(name).name)
+    return next_free_folder(Path("runs"), Path(name).name)
 
 
 def command_of(path: Path) -> list[str]:
@@ -65,13 +65,13 @@ def about_data(
     source: Dataset, parts: Split, valid: float, test: float, table: TableOptions | None
 ) -> dict[str, object]:
     """Describe the data for `config.json`: enough to predict, and to recognise it."""
-    from tikhon.data.description import describe
+    from tikhon.data.description import describe_table
 
     fitted = parts.preprocessing
     more: dict[str, object] = {} if fitted is None else {"preprocessing": fitted.to_dict()}
     if table is not None and fitted is not None:
         more["format"] = asdict(table.format) if table.format else {}
-        more["table"] = _with_options(describe(source, parts), table)
+        more["table"] = _with_options(describe_table(source, parts), table)
     return more | {
         "name": source.name,
         "task": source.task,

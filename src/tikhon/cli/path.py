@@ -10,7 +10,7 @@ from tikhon.cli.folders import about_data, config_of, output_of
 from tikhon.cli.option_groups import flag
 from tikhon.cli.options import Data, DataDir, Resumable, Seed, TestShare
 from tikhon.cli.resuming import complete_files, report_interruption
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, unknown_name
 from tikhon.options import DATA, MODEL, MODELS, REGULARIZATION
 
 if TYPE_CHECKING:
@@ -95,13 +95,13 @@ def path(
     --resume continues.
     """
     if select not in ("one_se", "best"):
-        raise InputError(unknown("select", select, ("one_se", "best")))
+        raise InputError(unknown_name("select", select, ("one_se", "best")))
     from tikhon.training.recipe import penalty_names
 
     kinds = penalty_names()
     if penalty not in kinds:
         followed = [name for name, kind in kinds.items() if not (kind.constraint or kind.smooth)]
-        raise InputError(unknown("penalty", penalty, followed))
+        raise InputError(unknown_name("penalty", penalty, followed))
     model, grid = _check_model(model, penalty), _parse_strengths(strengths)
     _check_folds(folds, grid, model)
 

@@ -63,19 +63,19 @@ def predict(
     that did not occur in training is treated as a rare one. The predictions of a search
     (`tikhon tune`) are averaged over its best networks.
     """
-    from tikhon.data.sources import located
+    from tikhon.data.sources import find_path
     from tikhon.runs.files import write_bytes
     from tikhon.training.saved_model import SavedModel, escape_formulas
 
     terminal = shown.terminal()
     if output is not None:
-        _check_output(output, located(data, data_dir), run)
+        _check_output(output, find_path(data, data_dir), run)
     saved = SavedModel.load(run, single=single)
     given = {"data_dir": data_dir, "encoding": encoding}
     options = {name: value for name, value in given.items() if value is not None}
     fitted = saved.preprocessing
     if fitted is not None:
-        path = located(data, data_dir)
+        path = find_path(data, data_dir)
         tables.announce_reading(terminal, path, fitted.transform, saved.format(encoding))
     rows = saved.read_rows(data, keep=keep or (), **options)
     frame = rows.prepend_kept(saved.predict(rows.x))

@@ -6,7 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from tikhon.numbers import number
+from tikhon.numbers import format_number
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -99,7 +99,7 @@ def _is_round(epoch: int) -> bool:
 
 def _format_score(value: float) -> str:
     """Format with four decimals, unless the number is large."""
-    return f"{value:.4f}" if abs(value) < 1000 else number(value)
+    return f"{value:.4f}" if abs(value) < 1000 else format_number(value)
 
 
 def _short_row(row: dict[str, float], kind: str) -> list[tuple[str, str]]:

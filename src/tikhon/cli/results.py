@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tikhon.options import repeated
+from tikhon.options import rerun_command
 from tikhon.report.kinds.scores import learned_nothing
 from tikhon.report.page import Label, Mark, Page, PageTable
 
@@ -116,7 +116,7 @@ def with_rerun_without_leaks(config: Mapping[str, Any], commands: Sequence[str])
     notices = (config["data"].get("table") or {}).get("notices", ())
     leaks = [n["values"] for n in notices if n.get("key", "").startswith("notice_leak")]
     drop = [part for values in leaks for part in shlex.split(values["options"])]
-    return [*([shlex.join([*repeated(config["command"]), *drop])] if drop else []), *commands]
+    return [*([shlex.join([*rerun_command(config["command"]), *drop])] if drop else []), *commands]
 
 
 def suggest_predict(result: Mapping[str, Any], path: Path, data: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tikhon.cli.option_groups import option_group
-from tikhon.numbers import duration
+from tikhon.numbers import format_duration
 from tikhon.options import DATA, option
 
 if TYPE_CHECKING:
@@ -126,12 +126,12 @@ def announce_loading(
     terminal: Terminal, data: str, table: TableOptions | None, data_dir: Path | None = None
 ) -> None:
     """Announce how long a large table will take to load and split."""
-    from tikhon.data.sources import located
+    from tikhon.data.sources import find_path
     from tikhon.data.splits import split
     from tikhon.data.table import from_source
 
     if table is not None:
-        path = located(data, data_dir)
+        path = find_path(data, data_dir)
         announce_reading(terminal, path, lambda s: split(from_source(s, table)), table.format)
 
 
@@ -139,12 +139,12 @@ def announce_reading(
     terminal: Terminal, path: Path, use: Callable[[Source], object], format: Format | None
 ) -> None:
     """Announce how long a large table will take to read and `use`."""
-    from tikhon.data.pace import reading_time
+    from tikhon.data.reading_time import estimate_reading_time
 
-    seconds = reading_time(path, use, format)
+    seconds = estimate_reading_time(path, use, format)
     if seconds is not None:
         size = path.stat().st_size / 1e6
-        terminal.note(f"{path.name}: {size:,.0f} MB, about {duration(seconds)} to read")
+        terminal.note(f"{path.name}: {size:,.0f} MB, about {format_duration(seconds)} to read")
 
 
 def print_notices(terminal: Terminal, source: Dataset) -> None:

@@ -80,7 +80,7 @@ def estimate_seconds(
     """
     import torch
 
-    from tikhon.copying import copied
+    from tikhon.copying import copy_with_model
     from tikhon.training.losses import loss_of
     from tikhon.training.step import Step
 
@@ -88,7 +88,7 @@ def estimate_seconds(
     steps = -(-len(x) // size) * training["epochs"]
     if steps < _ANNOUNCED_FROM:
         return None
-    model, loss = copied(network, network), loss_of(training["loss"], y)
+    model, loss = copy_with_model(network, network), loss_of(training["loss"], y)
     optimizer = torch.optim.AdamW(model.parameters())
     step = Step(model, optimizer, lambda batch: loss(model(batch[0]), batch[1]))
     began = 0.0

@@ -18,8 +18,8 @@ from tikhon.cli.option_groups import completion, flag
 from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed, TestShare
 from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.errors import InputError
-from tikhon.numbers import duration
-from tikhon.options import DATA, LOSSES, MODEL, MODELS, TRAINING, with_mode, without
+from tikhon.numbers import format_duration
+from tikhon.options import DATA, LOSSES, MODEL, MODELS, TRAINING, remove_options, with_mode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,7 +127,7 @@ def tune(
     """
     from tikhon.tuning.space import Space
 
-    Budget.of(budget)
+    Budget.parse(budget)
     entries = None if space is None else Space.from_toml(space)
     _check_sharing(workers, join, storage)
 
@@ -299,7 +299,7 @@ class SearchTable:
         how = f"{plan['chunk']} at a time" if plan["chunk"] > 1 else "one after another"
         text = f"plan: {plan['members']} members of {plan['epochs']} epochs, trained {how}"
         if (expected := plan["expected"] or 0.0) > _ANNOUNCED_FROM:
-            text += f"; about {duration(expected)}"
+            text += f"; about {format_duration(expected)}"
         self._terminal.note(text)
         if plan["chunk"] == 1 and plan["reason"]:
             self._terminal.note(f"not vectorised: {plan['reason']}", "yellow")
@@ -392,7 +392,7 @@ def _worker_processes(count: int, storage: str, path: Path) -> Iterator[None]:
     """Run `count` helper processes that join the search, in their own folders."""
     import sys
 
-    kept = without(sys.argv[1:], "--storage", "--output", "-o", "--overwrite", "--resume")
+    kept = remove_options(sys.argv[1:], "--storage", "--output", "-o", "--overwrite", "--resume")
     kept += ["--storage", storage, "--join", "--quiet", "--overwrite"]
     start = [sys.executable, "-c", "from tikhon.cli import main; raise SystemExit(main())"]
     helpers = [

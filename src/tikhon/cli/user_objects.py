@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,7 +41,7 @@ def load_object(spec: str, option: str, terminal: Terminal) -> Any:
     module = _modules[source]
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise InputError(f"{option}: {unknown(f'name in {source}', name, public)}")
+        raise InputError(f"{option}: {unknown_name(f'name in {source}', name, public)}")
     return getattr(module, name)
 
 
@@ -110,7 +110,7 @@ def parse_optimizer(spec: str, terminal: Terminal) -> object:
     if name.lower() not in known:
         if "." in spec.rpartition(":")[0]:
             return load_object(spec, "--optimizer", terminal)
-        raise InputError(f"--optimizer: {unknown('optimizer', name, known)}, or FILE.py:NAME")
+        raise InputError(f"--optimizer: {unknown_name('optimizer', name, known)}, or FILE.py:NAME")
     settings: dict[str, Any] = {}
     for index, part in enumerate(p for p in rest.split(",") if p):
         key, equals, text = part.rpartition("=")
@@ -124,7 +124,7 @@ def parse_optimizer(spec: str, terminal: Terminal) -> object:
     allowed = set(inspect.signature(kind).parameters) - {"params"}
     for key in settings:
         if key not in allowed:
-            raise InputError(f"--optimizer: {unknown(f'setting of {name}', key, allowed)}")
+            raise InputError(f"--optimizer: {unknown_name(f'setting of {name}', key, allowed)}")
     if kind is torch.optim.SGD:
         settings.setdefault("lr", 0.01)
     return lambda parameters: kind(parameters, **settings)

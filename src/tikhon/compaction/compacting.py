@@ -13,9 +13,9 @@ from torch.nn.utils import prune
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
-from tikhon.copying import copied
-from tikhon.data.rows import tensors
-from tikhon.errors import described
+from tikhon.copying import copy_with_model
+from tikhon.data.nested import tensors
+from tikhon.errors import describe
 from tikhon.regularizer.audit import warn
 from tikhon.wrappers import require_module
 
@@ -96,9 +96,9 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
     if not any(isinstance(one, Tensor) for one in tensors(list(inputs))):
         raise TypeError(
             f"example_input must be a tensor, or a tuple of the arguments of the model, received "
-            f"{described(example_input)}"
+            f"{describe(example_input)}"
         )
-    original = _with_plain_weights(copied(model, model)).eval()
+    original = _with_plain_weights(copy_with_model(model, model)).eval()
     work = copy.deepcopy(original)
     with torch.no_grad():
         expected = original(*inputs)

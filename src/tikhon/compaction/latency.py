@@ -12,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from tikhon.errors import unknown
+from tikhon.errors import unknown_name
 
 Way = Literal["eager", "compile", "onnx"]
 
@@ -44,7 +44,7 @@ def speedup(
     if rounds < 1 or seconds <= 0:
         raise ValueError(f"rounds >= 1 and seconds > 0 expected, received {rounds=}, {seconds=}")
     if way not in get_args(Way):
-        raise ValueError(unknown("way", way, get_args(Way)))
+        raise ValueError(unknown_name("way", way, get_args(Way)))
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     modes = [(module, module.training) for module in (model, small)]
     try:

@@ -15,7 +15,7 @@ from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
 from tikhon.models import MLP
 from tikhon.penalties import L2
-from tikhon.runs.interrupt import silent
+from tikhon.runs.interrupt import ignore_messages
 from tikhon.training.losses import loss_of
 from tikhon.training.recipe import Recipe
 
@@ -82,7 +82,7 @@ def balance(
 
     Raises `InputError` for widths or depths below 1, `Stopped` on a stop request.
     """
-    records, on_event = Records() if records is None else records, on_event or silent
+    records, on_event = Records() if records is None else records, on_event or ignore_messages
     for name, sizes in (("widths", widths), ("depths", depths)):
         if any(size < 1 for size in sizes):
             raise InputError(f"{name} must be 1 or more, received {list(sizes)}")

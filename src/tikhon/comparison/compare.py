@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from tikhon import notebook, plotting
-from tikhon.budget import seconds_of
+from tikhon.budget import parse_seconds
 from tikhon.comparison.methods import Method, design
 from tikhon.comparison.statistics import LEVEL, interval, p_value, tied
 from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
 from tikhon.languages import Sentence, Value, sentence
-from tikhon.numbers import CERTAIN, number
-from tikhon.runs.interrupt import silent
+from tikhon.numbers import Z_95, format_number
+from tikhon.runs.interrupt import ignore_messages
 
 _TUNED = 3  # fewest trainings for a choice
 _SPLITS = 3  # fewest splits for a meaningful interval
@@ -119,7 +119,7 @@ class Comparison:
         best = self.rows[0]
         return (
             f"Comparison({self.data}, {len(self.rows)} methods, {self.splits} splits; first "
-            f"{best['method']}, {self.metric} {number(abs(best['test']))})"
+            f"{best['method']}, {self.metric} {format_number(abs(best['test']))})"
         )
 
     def _repr_html_(self) -> str:
@@ -128,7 +128,7 @@ class Comparison:
             told = "tied with the first" if row["tied"] else "worse"
             rows.append((row["method"], *self._shown(row), told))
         head = ("method", f"test {self.metric}", "low", "high", "")
-        return notebook.card(repr(self), [self.verdict()], head, rows)
+        return notebook.html_card(repr(self), [self.verdict()], head, rows)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """Plot the test score of each method with its interval; grey if worse than the best.
@@ -169,17 +169,17 @@ class Comparison:
         values: dict[str, Value] = {
             "method": best["method"],
             "metric": sentence(f"metric_{self.metric}_word"),
-            "score": number(abs(best["test"])),
+            "score": format_number(abs(best["test"])),
             "splits": self.splits,
         }
         if self.constant is not None and not self.constant.beaten:
             answer = self.constant.answer or sentence("the_mean")
-            constant = number(abs(self.constant.test))
+            constant = format_number(abs(self.constant.test))
             return sentence("compare_nothing", answer=answer, constant=constant, **values)
         values |= {"equal": ", ".join(equal)}
         if bare is None:
             return sentence("compare_tied" if equal else "compare_best", **values)
-        values |= {"bare": number(abs(bare["test"]))}
+        values |= {"bare": format_number(abs(bare["test"]))}
         if best is bare or bare["tied"]:
             return sentence("compare_none_best" if best is bare else "compare_none_tied", **values)
         return sentence("compare_helps_tied" if equal else "compare_helps", **values)
@@ -232,7 +232,7 @@ def compare(
         raise InputError(f"seeds must be 1 or more, received {seeds}")
     if trials is not None and trials < 1:
         raise InputError(f"trials must be 1 or more, received {trials}")
-    limit = seconds_of(budget)
+    limit = parse_seconds(budget)
     contenders = [Contender(Method.of(name)) for name in dict.fromkeys(methods)]
     if not contenders:
         raise InputError("compare needs a method: names of tikhon.comparison.NAMES")
@@ -241,7 +241,7 @@ def compare(
             raise InputError(
                 f"method {contender.method.name!r} needs classes; the target is a number"
             )
-    records, on_event = Records() if records is None else records, on_event or silent
+    records, on_event = Records() if records is None else records, on_event or ignore_messages
     trainer = Trainer(model, epochs, batch_size, records.stop)
     asked = splits
     parts = _drawn(data, 0, splits, seed)
@@ -316,7 +316,7 @@ def _beaten(
         error = math.sqrt((own * (1 - own) + other * (1 - other)) / rows + step**2 / 4)
     else:
         error = math.sqrt((own**2 + other**2) / (2 * rows))
-    told = gain > CERTAIN * error
+    told = gain > Z_95 * error
     return told or (gain > 0 and p_value(gains, share=share, step=step) <= 1 - LEVEL)
 
 

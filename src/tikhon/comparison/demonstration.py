@@ -16,7 +16,7 @@ from tikhon.data import Dataset, load
 from tikhon.data.batches import order
 from tikhon.models import build
 from tikhon.penalties import L1, L2
-from tikhon.runs.interrupt import never
+from tikhon.runs.interrupt import never_stop
 from tikhon.training import measures
 from tikhon.training.fit import Run
 from tikhon.training.recipe import Recipe
@@ -76,7 +76,7 @@ def run(
     methods: Sequence[Variant] = METHODS,
     *,
     on_run: Callable[[Variant, float, int, Run], None] = lambda *a: None,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = never_stop,
 ) -> dict[str, Any]:
     """Train every method at every strength and seed; choose strengths by validation rows only.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, unknown_name
 from tikhon.training.recipe import Recipe
 from tikhon.tuning.space import Log, Uniform
 
@@ -68,7 +68,7 @@ class Method:
         parts = tuple(part.strip() for part in name.split("+"))
         for part in parts:
             if part not in _PARTS:
-                raise InputError(unknown("method", part, NAMES))
+                raise InputError(unknown_name("method", part, NAMES))
         if len(set(parts)) < len(parts):
             raise InputError(f"method {name!r} names a part twice")
         return cls(name, parts)

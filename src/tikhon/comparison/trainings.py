@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tikhon.compaction import Compaction, compact
 from tikhon.data import Split
 from tikhon.models import build
-from tikhon.runs.files import plain
-from tikhon.runs.interrupt import Stopped, never
+from tikhon.runs.files import to_plain
+from tikhon.runs.interrupt import Stopped, never_stop
 from tikhon.runs.journal import Journal
 from tikhon.training import measures
 from tikhon.training.fit import Run, fit
@@ -41,7 +41,7 @@ class Fitted:
 
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-serialisable dict."""
-        return plain({**self.__dict__, "recipe": self.recipe.to_dict()})
+        return to_plain({**self.__dict__, "recipe": self.recipe.to_dict()})
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Fitted:
@@ -65,7 +65,7 @@ class Records:
     """
 
     def __init__(
-        self, journal: Journal | None = None, *, stop: Callable[[], bool] = never
+        self, journal: Journal | None = None, *, stop: Callable[[], bool] = never_stop
     ) -> None:
         self._journal, self.stop = journal, stop
         self._known: dict[str, Any] = {}
@@ -92,7 +92,7 @@ class Records:
             return self._known[name]
         if self.stop():
             raise Stopped
-        found = plain(find())
+        found = to_plain(find())
         if self._journal is not None:
             self._journal.append({"name": name, "found": found, "seconds": self.seconds})
         self._known[name] = found

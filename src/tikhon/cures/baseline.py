@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from tikhon.data.rows import Batch
+from tikhon.data.nested import Batch
 from tikhon.diagnosis.reference import amounts, constant_loss, shallow_skill
 from tikhon.diagnosis.replica import Replica, number_of, undisturbed
 

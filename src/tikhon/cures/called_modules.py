@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.cures.patch import Line, address
-from tikhon.data.rows import Batch, call
+from tikhon.data.forward import call_model
+from tikhon.data.nested import Batch
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
 from tikhon.diagnosis.replica import undisturbed
 
@@ -46,7 +47,7 @@ class CalledModules:
         handles = [m.register_forward_hook(self._record) for m in chosen]
         try:
             with torch.no_grad(), undisturbed(model, training=model.training):
-                call(model, batch[0])
+                call_model(model, batch[0])
         finally:
             for handle in handles:
                 handle.remove()

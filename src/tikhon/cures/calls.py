@@ -13,7 +13,7 @@ from itertools import combinations, islice, permutations
 
 from torch import Tensor
 
-from tikhon.data.rows import Batch
+from tikhon.data.nested import Batch
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import Replica, isolated, undisturbed
 from tikhon.diagnosis.wiring.torch_calls import DROPOUTS, Call, CallTrace

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from tikhon import plotting
-from tikhon.budget import Deadline, OutOfTimeError, seconds_of
+from tikhon.budget import Deadline, OutOfTimeError, parse_seconds
 from tikhon.cures.baseline import Baseline
 from tikhon.cures.data import without_gaps
 from tikhon.cures.scoring import root_codes, root_faults, scoring_batches
@@ -37,7 +37,8 @@ from tikhon.cures.trials import (
     stopped_at,
     train,
 )
-from tikhon.data.rows import Batch, LossFunction
+from tikhon.data.forward import LossFunction
+from tikhon.data.nested import Batch
 from tikhon.diagnosis.diagnose import Diagnosis, diagnose, draw, rebuilder
 from tikhon.diagnosis.penalty import separate_penalty
 from tikhon.diagnosis.record import Point, finite
@@ -47,7 +48,7 @@ from tikhon.diagnosis.samples import Samples, samples
 from tikhon.diagnosis.save import save
 from tikhon.diagnosis.text import WIDTH
 from tikhon.errors import InputError
-from tikhon.numbers import number
+from tikhon.numbers import format_number
 from tikhon.penalties import L2
 from tikhon.regularizer.terms import Term
 from tikhon.training.losses import unaligned_loss
@@ -235,16 +236,16 @@ def cure(
         raise InputError("cure trains: pass an optimizer, or a factory such as torch.optim.Adam")
     if seeds < 2 or steps < 1:
         raise InputError(f"seeds must be >= 2 and steps >= 1, received {seeds} and {steps}")
-    deadline = Deadline(seconds_of(budget) or math.inf)
+    deadline = Deadline(parse_seconds(budget) or math.inf)
 
     def report_progress(text: str) -> None:
         if on_progress is not None:
-            on_progress(text, deadline.spent, deadline.seconds)
+            on_progress(text, deadline.elapsed, deadline.seconds)
 
     report_progress("diagnosing")
     net = model if isinstance(model, nn.Module) else draw(model, seed)
     if diagnosis is None:
-        with deadline.part(DIAGNOSIS_SHARE).kept():
+        with deadline.fraction(DIAGNOSIS_SHARE).kept():
             diagnosis = diagnose(
                 net,
                 data,
@@ -293,7 +294,7 @@ def cure(
         loss=trials.intended_loss or loss,
         baseline=trials.baseline,
         patch=trials.patches.get(treatment.name, ""),
-        seconds=deadline.spent,
+        seconds=deadline.elapsed,
         remaining=remaining,
     )
 
@@ -333,7 +334,7 @@ def _treat_again(
     for _ in range(MAX_FURTHER_DIAGNOSES):
         trials = replace(trials, base=treatment, scores={})
         trials.on_progress("diagnosing again")
-        with trials.deadline.part(DIAGNOSIS_SHARE).kept():
+        with trials.deadline.fraction(DIAGNOSIS_SHARE).activate():
             remaining = _diagnose_again(trials)
         codes = [
             code
@@ -392,9 +393,10 @@ def _summary(found: Cure) -> str:
         lines += _remaining_lines(found)
     else:
         lines.append(
-            f" {chosen.name}: loss {number(mean(base.scores))} -> {number(mean(chosen.scores))}, "
-            f"lower by {number(chosen.effect)} ± {number(chosen.spread)}, with each of {seeds} "
-            "seeds"
+            f" {chosen.name}: loss {format_number(mean(base.scores))} -> "
+            f"{format_number(mean(chosen.scores))}, "
+            f"lower by {format_number(chosen.effect)} ± {format_number(chosen.spread)}, "
+            f"with each of {seeds} seeds"
         )
         lines += _remaining_lines(found)
         own = found.treatment.code_fix if found.treatment else ""
@@ -405,8 +407,8 @@ def _summary(found: Cure) -> str:
     for treatment in finals:
         verdict = treatment.verdict if treatment is not base else ""
         lines.append(
-            f" {_shorten(treatment.name):44} {number(mean(treatment.scores)):>9} "
-            f"{number(treatment.effect):>9} {number(treatment.spread):>8}  {verdict}"
+            f" {_shorten(treatment.name):44} {format_number(mean(treatment.scores)):>9} "
+            f"{format_number(treatment.effect):>9} {format_number(treatment.spread):>8}  {verdict}"
         )
     failed = [
         a.name
@@ -455,7 +457,7 @@ def _baseline_lines(found: Cure) -> list[str]:
     """Return the scores of a constant and of a reference model on the same data."""
     known = found.baseline
     lines = (
-        [f" a constant predictor has loss {number(known.loss)}"]
+        [f" a constant predictor has loss {format_number(known.loss)}"]
         if math.isfinite(known.loss)
         else []
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tikhon.cures import surgery
 from tikhon.cures.patch import execute
-from tikhon.data.rows import Batch, length, take, tensors
+from tikhon.data.nested import Batch, batch_length, take_rows, tensors
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples, samples as read
 from tikhon.diagnosis.wiring.dataset import copied_columns
@@ -192,11 +192,11 @@ def log_inputs(replica: Replica, samples: Samples) -> str:
 
 def without_gaps(batch: Batch) -> Batch:
     """Return the rows with finite numbers only; all rows if there are none."""
-    rows = torch.ones(length(batch), dtype=torch.bool)
+    rows = torch.ones(batch_length(batch), dtype=torch.bool)
     for part in tensors(batch):
         if part.is_floating_point() and len(part) == len(rows):
             rows &= part.detach().reshape(len(rows), -1).isfinite().all(1).cpu()
-    return take(batch, rows.nonzero()[:, 0]) if bool(rows.any()) else batch
+    return take_rows(batch, rows.nonzero()[:, 0]) if bool(rows.any()) else batch
 
 
 def fill_gaps(replica: Replica, samples: Samples) -> str:

@@ -18,7 +18,7 @@ from tikhon.cures.data import (
     target_range,
     without_gaps,
 )
-from tikhon.data.rows import Batch, length, take
+from tikhon.data.nested import Batch, batch_length, take_rows
 from tikhon.diagnosis.diagnose import Diagnosis
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.samples import Samples, samples
@@ -80,8 +80,8 @@ class RowByRow(nn.Module):
 
     def forward(self, *inputs: Any) -> Tensor:
         """Return the outputs for the rows, each evaluated alone."""
-        rows = range(length((inputs, None)))
-        return torch.cat([self.model(*take(inputs, torch.tensor([row]))) for row in rows])
+        rows = range(batch_length((inputs, None)))
+        return torch.cat([self.model(*take_rows(inputs, torch.tensor([row]))) for row in rows])
 
 
 class WithoutFuture(nn.Module):

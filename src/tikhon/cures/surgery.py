@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tikhon.cures.called_modules import ACTIVATIONS, CalledModules
 from tikhon.cures.patch import Line, address
-from tikhon.data.rows import Batch
+from tikhon.data.nested import Batch
 from tikhon.diagnosis.observe import NORMS, RECURRENT, WEIGHTED
 
 GAINS: tuple[tuple[type[nn.Module], float], ...] = (

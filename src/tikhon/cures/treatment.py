@@ -13,7 +13,7 @@ from tikhon.cures import surgery
 from tikhon.cures.calls import CallRule
 from tikhon.cures.data import DataEdit, edit_rows
 from tikhon.cures.patch import execute, script, with_imports
-from tikhon.data.rows import Batch
+from tikhon.data.nested import Batch
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
 

@@ -27,7 +27,8 @@ from tikhon.cures.treatments import (
     candidates,
     treatment_names,
 )
-from tikhon.data.rows import Batch, LossFunction, length, take
+from tikhon.data.forward import LossFunction
+from tikhon.data.nested import Batch, batch_length, take_rows
 from tikhon.diagnosis.diagnose import Diagnosis, rebuilder
 from tikhon.diagnosis.dry_run import DryRun, advance, score
 from tikhon.diagnosis.record import Point
@@ -90,8 +91,8 @@ def score_by_intended_loss(trials: Trials, diagnosis: Diagnosis) -> None:
                 break
         wrapper, whole = EVALUATION_WRAPPERS.get(code), trials.source
         if wrapper:
-            few = torch.arange(min(MAX_ROWS_ONE_BY_ONE, length(whole.probe)))
-            trials.source = replace(whole, probe=take(whole.probe, few))
+            few = torch.arange(min(MAX_ROWS_ONE_BY_ONE, batch_length(whole.probe)))
+            trials.source = replace(whole, probe=take_rows(whole.probe, few))
             if trials.is_scorable(trials.loss, wrapper):
                 trials.wrapper = wrapper
             else:
@@ -201,7 +202,7 @@ class Trials:
         if key in self.scores:
             return self.scores[key][0]
         with isolated(as_module(self.model), seed):
-            began = self.deadline.spent
+            began = self.deadline.elapsed
             with stopped_at(self.deadline):
                 replica = self.build(treatment, seed)
             self.patches.setdefault(self.combined(treatment).name, replica.patch)
@@ -218,7 +219,7 @@ class Trials:
                 deadline=self.deadline,
             )
             self.seconds_per_step = max(
-                self.seconds_per_step, (self.deadline.spent - began) / (steps + 5)
+                self.seconds_per_step, (self.deadline.elapsed - began) / (steps + 5)
             )
         self.scores[key] = (self._score(end), end.valid_metric or end.metric)
         return self.scores[key][0]
@@ -307,7 +308,7 @@ class Trials:
         requested = [a for a in treatments if a.name in treatment_names(causes)]
         if not requested or self._run_rung([UNTREATED], RUNGS[0], self.seeds[:1], True) is None:
             return [], steps
-        most = self.deadline.left / (4 * self.seconds_per_step * len(self.seeds))
+        most = self.deadline.remaining / (4 * self.seconds_per_step * len(self.seeds))
         length = max((r for r in (*RUNGS, steps) if r <= min(most, steps)), default=0)
         if not length or (length == steps and causes[0] in YIELDING):
             return [], steps
@@ -340,7 +341,7 @@ class Trials:
         while chosen is None and finalists and math.isfinite(self.deadline.seconds):
             rung *= LONGER_FACTOR
             count = self._affordable(rung, len(finalists))
-            if self.seconds_per_step * rung * len(self.seeds) * 2 > self.deadline.left:
+            if self.seconds_per_step * rung * len(self.seeds) * 2 > self.deadline.remaining:
                 break
             before = rung // LONGER_FACTOR
             ranked = sorted(finalists, key=lambda t: self._mean(t, before, self.seeds))
@@ -356,7 +357,7 @@ class Trials:
 
     def _affordable(self, rung: int, count: int) -> int:
         """Return how many treatments of a rung fit into the rest of the budget, at least one."""
-        left = self.deadline.left
+        left = self.deadline.remaining
         each = max(self.seconds_per_step, 1e-6) * rung * len(self.seeds)
         return max(1, min(count, int(min(left / each, count + 1)) - 1))
 
@@ -365,11 +366,11 @@ class Trials:
     ) -> list[Treatment] | None:
         """Run a rung; return the treatments that applied within its time, None if none did."""
         done: list[Treatment] = []
-        own = self.deadline.part(1.0 if last else 0.35)
+        own = self.deadline.fraction(1.0 if last else 0.35)
         try:
             self._run_seeds(UNTREATED, rung, seeds)
             for treatment in treatments:
-                if done and own.over:
+                if done and own.is_over:
                     break
                 self.on_progress(f"{treatment.name}, {rung} steps")
                 try:

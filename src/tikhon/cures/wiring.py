@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tikhon.cures.called_modules import CalledModules
 from tikhon.cures.patch import Line, address
-from tikhon.data.rows import Batch, call
+from tikhon.data.forward import call_model
+from tikhon.data.nested import Batch
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.regularizer.rounding import HALF_TYPES
 
@@ -123,7 +124,7 @@ def keep_created_layers(model: nn.Module, batch: Batch) -> list[Line]:
     handle = nn.modules.module.register_module_forward_pre_hook(lambda m, args: made.append(m))
     try:
         with torch.no_grad(), undisturbed(model, training=model.training):
-            call(model, batch[0])
+            call_model(model, batch[0])
     finally:
         handle.remove()
     if known >= set(made):
@@ -190,7 +191,7 @@ def remove_final_dropout(model: nn.Module, batch: Batch) -> list[Line]:
     ]
     try:
         with torch.no_grad(), undisturbed(model, training=True):
-            answer = call(model, batch[0])
+            answer = call_model(model, batch[0])
     finally:
         for handle in handles:
             handle.remove()

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tikhon.arguments import LARGEST
+from tikhon.arguments import MAX_FLOAT32
 from tikhon.data import mnist
 from tikhon.data.dataset import Dataset, Task
 from tikhon.errors import DataError
 from tikhon.languages import sentence
 
 
-def folder(path: Path) -> Dataset:
+def read_folder(path: Path) -> Dataset:
     """Read a folder with X.npy and y.npy, with one .npz, or with four IDX files."""
     if parts := mnist.files(path):
         return mnist.assemble(path.resolve().name, parts, (), (None,) * 4)
@@ -30,14 +30,14 @@ def folder(path: Path) -> Dataset:
         )
     files = sorted(path.glob("*.npz"))
     if len(files) == 1:
-        return file(files[0])
+        return read_file(files[0])
     raise DataError(
         f"folder {path} holds {len(files)} .npz files; needed: exactly one, or X.npy and y.npy, "
         f"or the IDX files {', '.join(mnist.PARTS)}"
     )
 
 
-def file(path: Path) -> Dataset:
+def read_file(path: Path) -> Dataset:
     """Read an .npz file with `X` and `y`, and optionally `feature_names` and `classes`.
 
     `x_test` and `y_test` beside `x_train` and `y_train` become the test part.
@@ -92,7 +92,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
             sizes = {
                 info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()
             }
-        wanted = _named(path, list(sizes))
+        wanted = _match_keys(path, list(sizes))
         if (size := sum(sizes[key] for key in wanted.values())) > _LIMIT:
             raise DataError(f"{path} unpacks to {size:,} bytes; the limit is {_LIMIT:,}")
         with np.load(path, allow_pickle=False) as archive:
@@ -107,7 +107,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _named(path: Path, keys: list[str]) -> dict[str, str]:
+def _match_keys(path: Path, keys: list[str]) -> dict[str, str]:
     """Return the key of each wanted array in the file, ignoring case.
 
     Raises `DataError` where one is missing or matches several keys.
@@ -170,9 +170,9 @@ def from_arrays(
     if x.dtype.kind not in "biuf":
         raise DataError(f"{name}: X must be numeric, received {x.dtype}")
     names = tuple(str(n) for n in feature_names) if feature_names is not None else ()
-    _finite(x, "X", name, names)
+    _refuse_non_finite(x, "X", name, names)
     image = x.dtype == np.uint8 and (x.ndim > 2 or x.max(initial=0) > 127)
-    _small(x, "X", name, names)
+    _refuse_large(x, "X", name, names)
     inputs = torch.from_numpy(np.array(x, np.float32))
     if image:
         inputs.div_(255)
@@ -191,7 +191,7 @@ def from_arrays(
 
 def _target(y: np.ndarray, name: str, classes: Any) -> tuple[Tensor, Task, tuple[str, ...]]:
     if y.dtype.kind == "f":
-        _finite(y, "y", name, ())
+        _refuse_non_finite(y, "y", name, ())
     whole = y.dtype.kind in "biuUS" or (classes is not None and bool(np.all(y == np.floor(y))))
     if (
         y.ndim > 1
@@ -202,7 +202,7 @@ def _target(y: np.ndarray, name: str, classes: Any) -> tuple[Tensor, Task, tuple
     ):
         if y.dtype.kind not in "biuf":
             raise DataError(f"{name}: y must be numbers or labels, received {y.dtype}")
-        _small(y, "y", name, ())
+        _refuse_large(y, "y", name, ())
         return torch.from_numpy(np.array(y, np.float32)), "regression", ()
     found, codes = np.unique(y, return_inverse=True)
     if len(found) < 2:
@@ -216,16 +216,16 @@ def _target(y: np.ndarray, name: str, classes: Any) -> tuple[Tensor, Task, tuple
     return torch.from_numpy(codes.reshape(-1).astype(np.int64)), "classification", tuple(labels)
 
 
-def _finite(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
+def _refuse_non_finite(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
     if values.dtype.kind == "f":
         bad = ~np.isfinite(values)
         _refuse(bad, "that are NaN or infinite", "remove or fill them", what, name, columns)
 
 
-def _small(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
+def _refuse_large(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
     if values.dtype.kind in "iuf":
-        bad = np.abs(values.astype(float)) > LARGEST
-        _refuse(bad, f"beyond {LARGEST:g}", "correct or rescale them", what, name, columns)
+        bad = np.abs(values.astype(float)) > MAX_FLOAT32
+        _refuse(bad, f"beyond {MAX_FLOAT32:g}", "correct or rescale them", what, name, columns)
 
 
 def _refuse(

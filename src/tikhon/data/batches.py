@@ -21,12 +21,20 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from tikhon.data.rows import TARGETS, Batch, each, join, length, split, tensors
+from tikhon.data.nested import (
+    TARGET_NAMES,
+    Batch,
+    batch_length,
+    concatenate,
+    map_tensors,
+    split_batch,
+    tensors,
+)
 from tikhon.data.sources import load
 from tikhon.errors import DataError
 from tikhon.languages import sentence
 
-_READ = 256  # batch size for reading a whole data set
+_READ_SIZE = 256  # batch size for reading a whole data set
 
 
 def pair(data: object, *, name: str = "data") -> tuple[Any, Tensor]:
@@ -47,36 +55,36 @@ def pair(data: object, *, name: str = "data") -> tuple[Any, Tensor]:
     >>> tuple(x.shape), y.dtype
     ((2, 2), torch.int64)
     """
-    batch, source = opened(data, name)
+    batch, source = open_data(data, name)
     if batch is None:
         assert source is not None
-        batch = _drain(_in_order(source, name), name)
+        batch = _read_all(_in_order(source, name), name)
     inputs, target = batch
     if not isinstance(target, Tensor):
         raise DataError(
-            f"{name}: (inputs, target) is needed, or names with one of {', '.join(TARGETS)}, "
-            f"received {_words(inputs, target)}"
+            f"{name}: (inputs, target) is needed, or names with one of {', '.join(TARGET_NAMES)}, "
+            f"received {_describe_inputs(inputs, target)}"
         )
-    x = each(inputs, lambda part: _checked(part, f"{name} x", inputs=True))
+    x = map_tensors(inputs, lambda part: _checked(part, f"{name} x", inputs=True))
     y = _checked(target, f"{name} y", inputs=False)
     count_rows((x, y), name)
     return x, y
 
 
-def opened(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] | None]:
+def open_data(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] | None]:
     """Return (rows in memory, None) or (None, iterable of batches); nothing is read or checked."""
     if isinstance(data, str | PathLike):
         data = load(data)
     if hasattr(data, "x") and hasattr(data, "y"):
-        return split((data.x, data.y), name), None
+        return split_batch((data.x, data.y), name), None
     if isinstance(data, TensorDataset):
-        return split(tuple(data.tensors), name), None
+        return split_batch(tuple(data.tensors), name), None
     if isinstance(data, list) and data and all(map(_is_row, data)):
-        return None, DataLoader(cast("Dataset[object]", data), batch_size=_READ)
+        return None, DataLoader(cast("Dataset[object]", data), batch_size=_READ_SIZE)
     if isinstance(data, list) and data and all(map(_is_batch, data)):
         return None, data
     if isinstance(data, tuple | list | Mapping | Tensor | np.ndarray | PackedSequence):
-        return split(data, name), None
+        return split_batch(data, name), None
     bare = isinstance(data, DataLoader) and data.batch_sampler is None
     if bare and _is_row(next(iter(data), None)):
         raise DataError(
@@ -85,9 +93,9 @@ def opened(data: Any, name: str = "data") -> tuple[Batch | None, Iterable[Any] |
         )
     sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and sized:
-        return None, DataLoader(data, batch_size=_READ)
+        return None, DataLoader(data, batch_size=_READ_SIZE)
     if isinstance(data, IterableDataset) and _is_row(next(iter(data), None)):
-        return None, DataLoader(data, batch_size=_READ)
+        return None, DataLoader(data, batch_size=_READ_SIZE)
     if not isinstance(data, Iterable) or hasattr(data, "columns"):
         raise DataError(
             f"{name}: a pair (x, y) of tensors, arrays or data frames, a data set, a DataLoader, "
@@ -102,8 +110,9 @@ def one_tensor(inputs: object, *, name: str, verb: str) -> Tensor:
     if len(found) == 1:
         return found[0]
     raise DataError(
-        f"{name}: {verb} takes models of one input tensor, received {_words(inputs, None)}; "
-        "give one tensor, or use fit, diagnose or cure, which take several"
+        f"{name}: {verb} takes models of one input tensor, received "
+        f"{_describe_inputs(inputs, None)}; give one tensor, or use fit, diagnose or "
+        "cure, which take several"
     )
 
 
@@ -116,11 +125,11 @@ def order(rows: int, *, seed: int, epoch: int) -> Tensor:
     >>> torch.equal(order(5, seed=1, epoch=2), order(5, seed=1, epoch=2))
     True
     """
-    generator = torch.Generator().manual_seed(mixed(seed, epoch))
+    generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
     return torch.randperm(rows, generator=generator)
 
 
-def mixed(seed: int, epoch: int) -> int:
+def mix_seeds(seed: int, epoch: int) -> int:
     """Mix two numbers into one seed."""
     found = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
     return int(found >> 1)
@@ -143,7 +152,7 @@ def slices(order: Tensor, size: int) -> list[Tensor]:
 def _is_row(value: object) -> bool:
     """Return whether a value is one row: an input array and a scalar target."""
     if isinstance(value, Mapping):
-        value = (*value.values(), next((value[k] for k in TARGETS if k in value), None))
+        value = (*value.values(), next((value[k] for k in TARGET_NAMES if k in value), None))
     if not isinstance(value, tuple | list) or len(value) < 2:
         return False
     first, target = value[0], value[-1]
@@ -169,7 +178,7 @@ def _in_order(source: Iterable[object], name: str) -> Iterable[object]:
     sampler, rows = source.sampler, source.dataset
     if type(sampler) is SubsetRandomSampler:
         rows = Subset(rows, sorted(sampler.indices))
-    elif not once(source):
+    elif not visits_rows_once(source):
         kind = type(sampler if source.batch_size is not None else source.batch_sampler).__name__
         raise DataError(
             f"{name}: the loader draws its rows by {kind}, and here every row is needed once; "
@@ -180,7 +189,7 @@ def _in_order(source: Iterable[object], name: str) -> Iterable[object]:
     )
 
 
-def once(loader: DataLoader[Any]) -> bool:
+def visits_rows_once(loader: DataLoader[Any]) -> bool:
     """Return whether a loader visits every row once an epoch, in order or shuffled."""
     sampler = loader.sampler
     if loader.batch_size is None:
@@ -190,14 +199,14 @@ def once(loader: DataLoader[Any]) -> bool:
     return type(sampler) is SequentialSampler
 
 
-def _drain(source: Iterable[object], name: str) -> Batch:
+def _read_all(source: Iterable[object], name: str) -> Batch:
     """Read and join all batches."""
     try:
-        batches = [split(batch, name) for batch in source]
+        batches = [split_batch(batch, name) for batch in source]
         for batch in batches:
-            length(batch)
+            batch_length(batch)
         if batches:
-            return join(batches)
+            return concatenate(batches)
     except (TypeError, RuntimeError) as error:
         raise DataError(
             f"{name}: the batches of {type(source).__name__} cannot be joined to one set of rows "
@@ -236,12 +245,12 @@ def count_rows(batch: Batch, name: str = "data") -> int:
         rows = len(y) if y.ndim else "no"
         raise DataError(f"{name}: x has {len(x)} rows but y has {rows}; give one target per row")
     try:
-        return length(batch)
+        return batch_length(batch)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 
 
-def _words(inputs: object, target: object) -> str:
+def _describe_inputs(inputs: object, target: object) -> str:
     if isinstance(inputs, Mapping):
         return f"the names {', '.join(map(str, inputs))}"
     if isinstance(inputs, tuple) and len(inputs) > 1:

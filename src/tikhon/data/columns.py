@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
-from tikhon.data import dates, numerals
-from tikhon.data.cells import TRUE, Cells, days_of, level_of, truths
-from tikhon.data.raw import RawColumn
-from tikhon.data.reading import Source, listed
+from tikhon.data import dates, number_parsing
+from tikhon.data.raw_column import RawColumn
+from tikhon.data.reading import Source, quote_names
+from tikhon.data.text_cells import (
+    TRUE,
+    TextCells,
+    are_truth_values,
+    days_since_1970,
+    normalize_label,
+)
 from tikhon.errors import DataError
 from tikhon.languages import Sentence, sentence
 
@@ -23,11 +29,11 @@ if TYPE_CHECKING:
 Kind = Literal["number", "boolean", "category", "date", "time", "text", "dropped"]
 
 _MOSTLY = 0.5  # share of numbers (or dates) above which a column is numeric
-_MISSPELT = 0.05  # share of other texts below which they are misspelt numbers
+_MISSPELT_SHARE = 0.05  # share of other texts below which they are misspelt numbers
 _LARGEST = 1e150
-_FEW = 20  # most distinct words among numbers, and most levels that are always a category
-_KINDS = 8  # most units in one column of numbers
-_PROSE = 3  # mean number of words from which a column is free text
+_MAX_WORDS = 20  # most distinct words among numbers, and most levels that are always a category
+_MAX_UNITS = 8  # most units in one column of numbers
+_PROSE_WORDS = 3  # mean number of words from which a column is free text
 _WIDTHS = {"words": 64, "letters": 32}  # hashed features of free text
 _ID_NAME = re.compile(
     r"(?i:(^|[_\s.-])(id|uuid|guid|key|index|rownames?)$|^unnamed|^__index_level_\d+__$|^$)"
@@ -124,7 +130,7 @@ class Column:
         if self.unit:
             found.append(sentence("reading_unit", unit=self.unit))
         if self.multiples:
-            found.append(sentence("reading_multiples", words=listed(self.multiples)))
+            found.append(sentence("reading_multiples", words=quote_names(self.multiples)))
         if self.format in _FORMAT_READINGS:
             found.append(sentence(_FORMAT_READINGS[self.format]))
         if self.kind == "date" and self.format in dates.UNITS:
@@ -133,27 +139,27 @@ class Column:
             found.append(sentence("reading_serial"))
         if self.short:
             found.append(sentence("reading_years"))
-        if bounds := [w for w in self.words if w in numerals.FLAGS]:
+        if bounds := [w for w in self.words if w in number_parsing.FLAGS]:
             key = "reading_marks" if bounds == ["*"] else "reading_limits"
             found.append(sentence(key, marks=" ".join(bounds)))
-        if words := [w for w in self.words if w not in numerals.FLAGS]:
-            found.append(sentence("reading_words", words=listed(words)))
+        if words := [w for w in self.words if w not in number_parsing.FLAGS]:
+            found.append(sentence("reading_words", words=quote_names(words)))
         if self.missing:
-            found.append(sentence("reading_missing", words=listed(self.missing)))
+            found.append(sentence("reading_missing", words=quote_names(self.missing)))
         if self.kind == "boolean" and self.spellings:
             true, false = (
-                listed([w for w in self.spellings if (w.lower() in TRUE) is truth])
+                quote_names([w for w in self.spellings if (w.lower() in TRUE) is truth])
                 for truth in (True, False)
             )
             found.append(sentence("reading_truth", true=true, false=false))
         elif self.spellings:
-            found.append(sentence("reading_spelling", words=listed(self.spellings)))
+            found.append(sentence("reading_spelling", words=quote_names(self.spellings)))
         if self.kind == "text":
             found.append(sentence(f"reading_text_{self.format}"))
         return tuple(found)
 
 
-def infer(raw: RawColumn, *, category: bool = False) -> Column:
+def infer_column(raw: RawColumn, *, category: bool = False) -> Column:
     """Infer the kind of a column; constants and identifiers are dropped with a reason.
 
     `category` if the user declared it one. Raises `DataError` where the cells
@@ -178,11 +184,11 @@ def infer(raw: RawColumn, *, category: bool = False) -> Column:
         return Column(name, "boolean", categories=("False", "True"))
     if types.is_datetime64_any_dtype(present):
         clock = bool((present.dt.normalize() != present).any())
-        words = tuple(sorted(set(never(days_of(series)).values())))
+        words = tuple(sorted(set(find_never_dates(days_since_1970(series)).values())))
         return Column(name, "date", format="datetime", clock=clock, words=words)
     if types.is_numeric_dtype(present):
         values = series.to_numpy(float, na_value=np.nan)
-        finite(source, name, values)
+        refuse_infinite(source, name, values)
         return _number(Column(name, "number"), values)
     return _text(raw)
 
@@ -197,10 +203,10 @@ def _text(raw: RawColumn) -> Column:
     if bool(present.str.match(r"^0\d+$").any()):
         return _category(name, texts)
     if (values := raw.plain_numbers(source.format.decimal or "")) is not None:
-        finite(source, name, values)
+        refuse_infinite(source, name, values)
         return _number(Column(name, "number"), values)
     if source.format.dates is None and (days := raw.iso_days) is not None:
-        words = tuple(sorted(set(never(days).values())))
+        words = tuple(sorted(set(find_never_dates(days).values())))
         clock = bool(present.str.contains(":").any())
         return Column(name, "date", format="ymd", clock=clock, words=words)
     return _number_column(raw) or _date_column(raw) or _time_column(raw) or _category(name, texts)
@@ -208,9 +214,9 @@ def _text(raw: RawColumn) -> Column:
 
 def _truth_column(raw: RawColumn, present: pd.Series) -> Column | None:
     """Return a boolean column, possibly with missing values (`NA`), or None if it is not one."""
-    name, few = raw.name, present.nunique() <= _FEW
+    name, few = raw.name, present.nunique() <= _MAX_WORDS
     texts = [t for t, none in zip(raw.cells.texts, raw.cells.is_missing) if not none and few]
-    if not truths(texts):
+    if not are_truth_values(texts):
         return None
     missing = raw.cells.missing
     words = sorted({text.lower() for text in texts}, key=lambda w: (w in TRUE, w))
@@ -224,37 +230,41 @@ def _truth_column(raw: RawColumn, present: pd.Series) -> Column | None:
 
 def _number_column(raw: RawColumn) -> Column | None:
     """Return a numeric column if most of its texts are numbers, else None."""
-    source, name, cells, found = raw.source, raw.name, raw.cells, raw.numerals
+    source, name, cells, found = raw.source, raw.name, raw.cells, raw.parsed_numbers
     is_number = np.array([one is not None for one in found])
     if cells.share(is_number) <= _MOSTLY:
         return None
     numbers = [one for one in found if one is not None]
-    if _rather_times(raw, is_number) or raw.has_serials:
+    if _are_times(raw, is_number) or raw.has_serial_dates:
         return None
-    units = numerals.units(numbers)
+    units = number_parsing.common_unit(numbers)
     if units is None:
         different = sorted({one.unit.strip("*") or "none" for one in numbers})
-        many = len(different) > max(_KINDS, len(cells.texts) / 10)  # 12 Baker Street, 7 Elm Road
-        if cells.share(is_number) < 1 or len(cells.texts) <= _FEW or many:
+        many = len(different) > max(
+            _MAX_UNITS, len(cells.texts) / 10
+        )  # 12 Baker Street, 7 Elm Road
+        if cells.share(is_number) < 1 or len(cells.texts) <= _MAX_WORDS or many:
             return None
         raise DataError(
-            f"column {name!r} holds numbers in several units ({listed(different)}); write one "
-            f"unit, or say --categorical {name}"
+            f"column {name!r} holds numbers in several units ({quote_names(different)}); write "
+            f"one unit, or say --categorical {name}"
         )
-    decimal = decimal_mark(raw)
-    values, bounds = numerals.read(found, decimal)
-    finite(source, name, cells.spread(values))
+    decimal = infer_decimal_mark(raw)
+    values, bounds = number_parsing.values_and_bounds(found, decimal)
+    refuse_infinite(source, name, cells.expand_to_rows(values))
     fractions = bool(np.any(values != np.floor(values), where=~np.isnan(values)))
-    words = _words(source, name, cells, ~np.isnan(values), "numbers", ask=fractions)
+    words = _flag_words(source, name, cells, ~np.isnan(values), "numbers", ask=fractions)
     if words is None or (words and all(one.bound for one in numbers)):
         return None  # <10k, 10k-20k, 20k+ name ranges
-    column = of_numbers(name, numbers, units, decimal, bounds, words=words, missing=cells.missing)
-    return _number(column, cells.spread(values))
+    column = number_column(
+        name, numbers, units, decimal, bounds, words=words, missing=cells.missing
+    )
+    return _number(column, cells.expand_to_rows(values))
 
 
-def of_numbers(
+def number_column(
     name: str,
-    numbers: Sequence[numerals.Numeral],
+    numbers: Sequence[number_parsing.ParsedNumber],
     units: Sequence[str],
     decimal: str,
     bounds: Container[str],
@@ -268,17 +278,19 @@ def of_numbers(
         "number",
         decimal=decimal,
         unit="".join(units),
-        multiples=numerals.multiples(numbers),
-        words=(*(bound for bound in numerals.FLAGS if bound in bounds), *words),
+        multiples=number_parsing.multiple_suffixes(numbers),
+        words=(*(bound for bound in number_parsing.FLAGS if bound in bounds), *words),
         missing=missing,
     )
 
 
-def _rather_times(raw: RawColumn, is_number: np.ndarray) -> bool:
+def _are_times(raw: RawColumn, is_number: np.ndarray) -> bool:
     """Return whether apparent units mean times of day (`8 am`) or durations that occur beside
     other durations (`20m` and `1h 20m`, `90 min` and `2 h`).
     """
-    told = {numerals.same_unit(one.unit) for one in raw.numerals if one is not None}
+    told = {
+        number_parsing.normalize_unit(one.unit) for one in raw.parsed_numbers if one is not None
+    }
     if told & {"am", "pm"}:
         return raw.cells.share(~np.isnan(raw.times)) > _MOSTLY
     if not told - {""} or (len(told) < 2 and bool(np.all(is_number | raw.cells.is_missing))):
@@ -286,12 +298,12 @@ def _rather_times(raw: RawColumn, is_number: np.ndarray) -> bool:
     return bool(np.all(~np.isnan(raw.times) | raw.cells.is_missing))
 
 
-def decimal_mark(raw: RawColumn) -> str:
+def infer_decimal_mark(raw: RawColumn) -> str:
     """Return the decimal mark, "" if each cell determines its own; raise where both fit."""
-    source, cells, found = raw.source, raw.cells, raw.numerals
+    source, cells, found = raw.source, raw.cells, raw.parsed_numbers
     if source.format.decimal:
         return source.format.decimal
-    votes = numerals.votes(one for one in found if one is not None)
+    votes = number_parsing.proved_marks(one for one in found if one is not None)
     certain = votes - {"?"}
     if len(certain) == 1:
         return next(iter(certain))
@@ -301,17 +313,17 @@ def decimal_mark(raw: RawColumn) -> str:
         return source.decimal
     if "?" not in votes:
         return ""
-    row = cells.first([one is not None and one.vote == "?" for one in found])
+    row = cells.first([one is not None and one.decimal_mark == "?" for one in found])
     text = cells.texts[cells.codes[row]]
-    one = next(one for one in found if one is not None and one.vote == "?")
+    one = next(one for one in found if one is not None and one.decimal_mark == "?")
     raise DataError(
         f"column {raw.name!r}: {text!r} in {source.line(row)} can be {one.dot:.10g} or "
         f"{one.comma:.10g}, and nothing in the file decides; say --decimal . or --decimal ,"
     )
 
 
-def _words(
-    source: Source, name: str, cells: Cells, fits: np.ndarray, kind: str, *, ask: bool = True
+def _flag_words(
+    source: Source, name: str, cells: TextCells, fits: np.ndarray, kind: str, *, ask: bool = True
 ) -> tuple[str, ...] | None:
     """Return texts among numbers or dates to keep as flags; None for a text column.
 
@@ -321,17 +333,17 @@ def _words(
     count, distinct = int(cells.counts[other].sum()), int(other.sum())
     if not count:
         return ()
-    if distinct <= _FEW and cells.counts[other].min() >= 2:
+    if distinct <= _MAX_WORDS and cells.counts[other].min() >= 2:
         return tuple(sorted(text for text, is_other in zip(cells.texts, other) if is_other))
-    if not ask and count > _MISSPELT * len(cells.codes):
+    if not ask and count > _MISSPELT_SHARE * len(cells.codes):
         return None
-    misspelt(source, name, cells, other, kind)
+    refuse_misspelt(source, name, cells, other, kind)
 
 
-def misspelt(
+def refuse_misspelt(
     source: Source,
     name: str,
-    cells: Cells,
+    cells: TextCells,
     other: np.ndarray,
     kind: str,
     *,
@@ -357,7 +369,7 @@ def _date_column(raw: RawColumn) -> Column | None:
     asked = source.format.dates
     if "%" in (asked or ""):
         return _custom_dates(source, name, cells, str(asked))
-    found = raw.with_serials if raw.has_serials else raw.moments
+    found = raw.dates_with_serials if raw.has_serial_dates else raw.parsed_dates
     is_date = np.array([one is not None for one in found])
     if cells.share(is_date) <= _MOSTLY:
         return None
@@ -369,28 +381,28 @@ def _date_column(raw: RawColumn) -> Column | None:
             f"{source.line(row)} may be of either century; write four digits, or say --dates "
             f"{order} to read 00 to 68 as 20xx and 69 to 99 as 19xx"
         )
-    days = dates.read(found, order)
-    words = _words(source, name, cells, ~np.isnan(days), "dates") or ()
+    days = dates.days_of_dates(found, order)
+    words = _flag_words(source, name, cells, ~np.isnan(days), "dates") or ()
     return Column(
         name,
         "date",
         format=order,
         clock=any(one is not None and one.clock for one in found),
-        words=(*sorted(set(never(days).values())), *words),
+        words=(*sorted(set(find_never_dates(days).values())), *words),
         missing=cells.missing,
         short=any(one is not None and one.short for one in found),
-        serial=raw.has_serials,
+        serial=raw.has_serial_dates,
     )
 
 
 def _order(raw: RawColumn) -> str:
     """Return the order of day and month shared by all dates of a column."""
-    source, name, cells, found = raw.source, raw.name, raw.cells, raw.moments
-    moments = [one for one in found if one is not None]
-    fitting = [o for o in dates.ORDERS if all(o in one.days for one in moments)]
-    dashed = any(one.separator == "-" for one in moments)
-    if len(fitting) > 1 and not dashed and any(one.short for one in moments):
-        fitting = _without_years_first(fitting, moments)
+    source, name, cells, found = raw.source, raw.name, raw.cells, raw.parsed_dates
+    parsed_dates = [one for one in found if one is not None]
+    fitting = [o for o in dates.ORDERS if all(o in one.days for one in parsed_dates)]
+    dashed = any(one.separator == "-" for one in parsed_dates)
+    if len(fitting) > 1 and not dashed and any(one.short for one in parsed_dates):
+        fitting = _without_years_first(fitting, parsed_dates)
     if not fitting:
         raise DataError(
             f"column {name!r} holds dates in several orders of day and month; write them as "
@@ -401,61 +413,63 @@ def _order(raw: RawColumn) -> str:
         return fitting[0]
     row = cells.first(differ)
     one = next(one for one, d in zip(found, differ) if d and one is not None)
-    meanings = " or ".join(dates.day_name(one.days[o]) for o in fitting)
+    meanings = " or ".join(dates.format_day(one.days[o]) for o in fitting)
     raise DataError(
         f"column {name!r}: {cells.texts[cells.codes[row]]!r} in {source.line(row)} can be "
         f"{meanings}, and no other row decides; say --dates {' or --dates '.join(fitting)}"
     )
 
 
-def _without_years_first(fitting: list[str], moments: Sequence[dates.Moment]) -> list[str]:
+def _without_years_first(
+    fitting: list[str], parsed_dates: Sequence[dates.ParsedDate]
+) -> list[str]:
     """Drop ymd for two-digit years with slashes, where it is rare, unless there are fewer
     distinct years at the start of the cells than at their end.
     """
     others = [o for o in fitting if o != "ymd"]
 
     def years(order: str) -> int:
-        return len({dates.day_name(one.days[order])[:4] for one in moments})
+        return len({dates.format_day(one.days[order])[:4] for one in parsed_dates})
 
     first = "ymd" in fitting and years("ymd") < min(map(years, others))
     return fitting if first else others
 
 
-def _custom_dates(source: Source, name: str, cells: Cells, format: str) -> Column | None:
-    days = strptime_days(cells.texts, format)
+def _custom_dates(source: Source, name: str, cells: TextCells, format: str) -> Column | None:
+    days = parse_dates_as(cells.texts, format)
     if cells.share(~np.isnan(days)) <= _MOSTLY:
         return None
-    words = _words(source, name, cells, ~np.isnan(days), "dates") or ()
+    words = _flag_words(source, name, cells, ~np.isnan(days), "dates") or ()
     clock = bool(np.any(days != np.floor(days), where=~np.isnan(days)))
     return Column(name, "date", format=format, clock=clock, words=words, missing=cells.missing)
 
 
-def strptime_days(texts: Sequence[str], format: str) -> np.ndarray:
+def parse_dates_as(texts: Sequence[str], format: str) -> np.ndarray:
     """Parse texts with a strptime format to days since 1970, NaN where they do not match."""
     import pandas as pd
 
     parsed = pd.to_datetime(pd.Series(list(texts)), format=format, errors="coerce", utc=True)
-    return days_of(parsed)
+    return days_since_1970(parsed)
 
 
-def never(days: np.ndarray) -> dict[int, str]:
+def find_never_dates(days: np.ndarray) -> dict[int, str]:
     """Map cells to dates that mean "no end" or "no beginning" (9999-12-31, 0001-01-01)."""
     outside = (days < dates.NEVER[0]) | (days >= dates.NEVER[1])
-    return {int(i): dates.day_name(days[i]) for i in np.flatnonzero(outside)}
+    return {int(i): dates.format_day(days[i]) for i in np.flatnonzero(outside)}
 
 
 def _time_column(raw: RawColumn) -> Column | None:
-    cells = times_of_day(raw)
+    cells = time_cells(raw)
     fits = ~np.isnan(raw.times)
     if cells.share(fits) <= _MOSTLY:
         return None
-    words = _words(raw.source, raw.name, cells, fits, "times") or ()
-    spans = {dates.span_of(text) for text in cells.texts}
+    words = _flag_words(raw.source, raw.name, cells, fits, "times") or ()
+    spans = {dates.duration_kind(text) for text in cells.texts}
     format = min(spans - {""}, default="")  # "calendar" sorts before "duration"
     return Column(raw.name, "time", format=format, words=words, missing=cells.missing)
 
 
-def times_of_day(raw: RawColumn) -> Cells:
+def time_cells(raw: RawColumn) -> TextCells:
     """Return the cells of a column of times, where 00:00:00 is midnight and not missing."""
     return replace(raw.cells, is_missing=raw.cells.is_missing & np.isnan(raw.times))
 
@@ -483,7 +497,7 @@ def _look_like_days(numbers: np.ndarray) -> bool:
     if len(numbers) < _FEW_DAYS or numbers[0] < 19000101 or numbers[-1] > 21001231:
         return False
     texts = [f"{number:.0f}" for number in numbers]
-    return not np.isnan(strptime_days(texts, _DAYS_AS_NUMBERS)).any()
+    return not np.isnan(parse_dates_as(texts, _DAYS_AS_NUMBERS)).any()
 
 
 def _since_1970(numbers: np.ndarray) -> str:
@@ -497,7 +511,7 @@ def _since_1970(numbers: np.ndarray) -> str:
 def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
     present = texts.dropna()
     levels = sorted(present.unique())
-    if not forced and len(levels) > _FEW:
+    if not forced and len(levels) > _MAX_WORDS:
         distinct = len(levels) >= _DISTINCT * len(present)
         if distinct and _look_like_identifiers(name, levels):
             reason = sentence("reason_code", rows=len(levels))
@@ -505,14 +519,14 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
                 reason = sentence("reason_codes", codes=len(levels), rows=len(texts))
             return Column(name, "dropped", reason=reason)
         spaces = sum(level.count(" ") for level in levels) / len(levels)
-        if spaces + 1 >= _PROSE or len(levels) > len(present) / 2:
+        if spaces + 1 >= _PROSE_WORDS or len(levels) > len(present) / 2:
             words = sum(len(_WORD.findall(level)) for level in levels) / len(levels)
             by = "words" if spaces >= 1 and words >= 1 else "letters"
             return Column(name, "text", format=by, hashes=_hashes(by, len(texts)))
     counts = present.value_counts()
     chosen: dict[str, str] = {}
     for level in sorted(levels, key=lambda level: (-counts[level], level)):
-        chosen.setdefault(level_of(level), level)
+        chosen.setdefault(normalize_label(level), level)
     return Column(
         name,
         "category",
@@ -544,7 +558,7 @@ def _look_like_identifiers(name: str, levels: Sequence[str]) -> bool:
     return (numbered or telephones) and len({re.sub(r"\d", "#", level) for level in levels}) <= few
 
 
-def finite(source: Source, name: str, values: np.ndarray) -> None:
+def refuse_infinite(source: Source, name: str, values: np.ndarray) -> None:
     """Raise for infinite cells or those whose squares overflow, naming the first one."""
     bad = np.abs(values) > _LARGEST
     if bad.any():

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from tikhon.data.numerals import tidy
+from tikhon.data.number_parsing import normalize_text
 
 ORDERS = ("ymd", "dmy", "mdy")
 EPOCH = date(1970, 1, 1).toordinal()
@@ -95,7 +95,7 @@ _CALENDAR = {"y": 365.25, "mo": 30.4375, "w": 7.0, "days": 1.0}  # days per unit
 UNITS = {"s": 1, "ms": 10**3, "µs": 10**6, "ns": 10**9}  # per second
 _SERIAL = re.compile(r"[1-9]\d{4}(?:\.\d+)?")
 _LONGEST = 80  # characters of a timestamp with its zone
-_PLACE = re.compile(
+_ZONE_NAME = re.compile(
     r"(?P<local>.*?\d(?:\s*[AaPp]\.?[Mm]\.?)?(?P<zone>Z|(?<=:\d\d)[-+]\d\d:?\d\d)?)\s*\[?"
     r"(?P<place>[A-Z][A-Za-z]+(?:/[A-Z][\w+-]+){1,2})\]?"
 )  # a zone of the time zone database, after a time of day
@@ -103,7 +103,7 @@ _HOUR = re.compile(r"(?P<h>\d{1,2})\s*(?P<half>[AaPp])\.?[Mm]\.?")
 
 
 @dataclass(frozen=True)
-class Moment:
+class ParsedDate:
     """A parsed date: days since 1970 for each possible order of its fields.
 
     `clock` tells a time of day, `short` a two-digit year, `doubtful` the orders under which its
@@ -117,74 +117,74 @@ class Moment:
     separator: str = ""
 
 
-def moment(text: str) -> Moment | None:
+def parse_date(text: str) -> ParsedDate | None:
     """Parse a date; None for other text.
 
-    >>> sorted(moment("03/04/2021").days), moment("3 Mar 2021 2:30 PM").days["dmy"]
+    >>> sorted(parse_date("03/04/2021").days), parse_date("3 Mar 2021 2:30 PM").days["dmy"]
     (['dmy', 'mdy'], 18689.604166666668)
     """
-    text = tidy(text)
-    if "/" in text[:_LONGEST] and (placed := _PLACE.fullmatch(text[:_LONGEST])):
-        local = moment(placed["local"])
+    text = normalize_text(text)
+    if "/" in text[:_LONGEST] and (placed := _ZONE_NAME.fullmatch(text[:_LONGEST])):
+        local = parse_date(placed["local"])
         if local is None or not local.clock or placed["zone"]:
             return local
-        return _in_utc(local, placed["place"])
+        return _to_utc(local, placed["place"])
     if found := _NUMERIC.fullmatch(text):
-        return _numeric(found)
+        return _from_numbers(found)
     for form in _FORMS:
         if found := form.fullmatch(text):
-            return _named(found)
+            return _from_named_fields(found)
     return None
 
 
-def serial(text: str) -> Moment | None:
+def parse_serial_date(text: str) -> ParsedDate | None:
     """Parse a spreadsheet day number between 1927 and 2173."""
     if not _SERIAL.fullmatch(text):
         return None
     days = float(text) - SPREADSHEET
-    return Moment(dict.fromkeys(ORDERS, days), clock=days % 1 > 0)
+    return ParsedDate(dict.fromkeys(ORDERS, days), clock=days % 1 > 0)
 
 
-def clock_time(text: str) -> float | None:
+def parse_time(text: str) -> float | None:
     """Parse a time of day or a duration, in days; None for other text.
 
-    >>> clock_time("6:00 PM"), clock_time("36:00:00"), clock_time("1 days 12:00:00")
+    >>> parse_time("6:00 PM"), parse_time("36:00:00"), parse_time("1 days 12:00:00")
     (0.75, 1.5, 1.5)
-    >>> clock_time("1h 12m"), clock_time("2 days 6 hours"), clock_time("PT3H")
+    >>> parse_time("1h 12m"), parse_time("2 days 6 hours"), parse_time("PT3H")
     (0.05, 2.25, 0.125)
     """
-    text = tidy(text)
+    text = normalize_text(text)
     if hour := _HOUR.fullmatch(text):
-        return _seconds(hour)
+        return _day_fraction(hour)
     found = _TIME.fullmatch(text)
     if found is None:
         dotted = _DOTTED.fullmatch(text)
-        return _span(text) if dotted is None else _seconds(dotted)
-    fraction = _seconds(found, hours=999)
+        return _parse_duration(text) if dotted is None else _day_fraction(dotted)
+    fraction = _day_fraction(found, hours=999)
     return None if fraction is None else int(found["days"] or 0) + fraction
 
 
-def span_of(text: str) -> str:
+def duration_kind(text: str) -> str:
     """Return "duration" for text with named units, "calendar" if they include months or years,
     "" for other text.
     """
-    if _span(tidy(text)) is None:
+    if _parse_duration(normalize_text(text)) is None:
         return ""
-    found = _SPAN.fullmatch(tidy(text))
+    found = _SPAN.fullmatch(normalize_text(text))
     return "calendar" if found and (found["y"] or found["mo"]) else "duration"
 
 
-def since_1970(text: str, unit: str) -> float:
+def parse_timestamp(text: str, unit: str) -> float:
     """Convert a timestamp in "s", "ms", "µs" or "ns" to days since 1970; NaN for other text.
 
-    >>> since_1970("86400000", "ms")
+    >>> parse_timestamp("86400000", "ms")
     1.0
     """
     whole = text.removesuffix(".0")
     return int(whole) / (86400 * UNITS[unit]) if whole.isdecimal() else float("nan")
 
 
-def _span(text: str) -> float | None:
+def _parse_duration(text: str) -> float | None:
     """Parse a duration with named units, in days."""
     found = _SPAN.fullmatch(text)
     if found is None or not any(found[part] for part in (*_CALENDAR, "h", "min", "s")):
@@ -195,9 +195,9 @@ def _span(text: str) -> float | None:
     return whole + (hours * 3600 + minutes * 60 + seconds + fraction) / 86400
 
 
-def _numeric(found: re.Match[str]) -> Moment | None:
+def _from_numbers(found: re.Match[str]) -> ParsedDate | None:
     a, b, c = found["a"], found["b"], found["c"]
-    fraction = _seconds(found)
+    fraction = _day_fraction(found)
     if fraction is None:
         return None
     if len(a) == 4:
@@ -220,28 +220,30 @@ def _numeric(found: re.Match[str]) -> Moment | None:
     }
     if "ymd" in fields and len(a) == 4:
         days = {order: days["ymd"] for order in ORDERS} if days else {}
-    doubtful = frozenset(order for order in days if short and _of_either(fields[order][0]))
-    return Moment(days, found["h"] is not None, short, doubtful, found["sep"]) if days else None
+    doubtful = frozenset(order for order in days if short and _is_ambiguous_year(fields[order][0]))
+    return (
+        ParsedDate(days, found["h"] is not None, short, doubtful, found["sep"]) if days else None
+    )
 
 
-def _named(found: re.Match[str]) -> Moment | None:
+def _from_named_fields(found: re.Match[str]) -> ParsedDate | None:
     """Parse a date with a named month, or whose fields admit only one order."""
     parts = found.groupdict()
     name = parts.get("name")
     month = _month(name) if name else int(parts.get("m") or 3 * int(parts.get("q") or 0) - 2)
-    fraction = _seconds(found)
+    fraction = _day_fraction(found)
     day = None if month is None else _day(parts["y"], month, int(parts.get("d") or 1))
     if parts.get("w"):
-        day = _of_week(int(parts["y"]), int(parts["w"]), int(parts["wd"] or 1))
+        day = _from_week(int(parts["y"]), int(parts["w"]), int(parts["wd"] or 1))
     if day is None or fraction is None:
         return None
     short = len(parts["y"]) == 2
-    doubtful = frozenset(ORDERS if short and _of_either(parts["y"]) else ())
+    doubtful = frozenset(ORDERS if short and _is_ambiguous_year(parts["y"]) else ())
     days: dict[str, float] = {order: day + fraction for order in ORDERS}
-    return Moment(days, parts.get("h") is not None, short, doubtful)
+    return ParsedDate(days, parts.get("h") is not None, short, doubtful)
 
 
-def _of_either(year: str) -> bool:
+def _is_ambiguous_year(year: str) -> bool:
     """Return whether a two-digit year is ambiguous in century."""
     return _CERTAIN[0] < int(year) < _CERTAIN[1]
 
@@ -263,7 +265,7 @@ def _day(year: str, month: int, day: int) -> int | None:
         return None
 
 
-def _of_week(year: int, week: int, day: int) -> int | None:
+def _from_week(year: int, week: int, day: int) -> int | None:
     """Convert an ISO 8601 week date to days since 1970."""
     try:
         return date.fromisocalendar(year, week, day).toordinal() - EPOCH
@@ -271,7 +273,7 @@ def _of_week(year: int, week: int, day: int) -> int | None:
         return None
 
 
-def _in_utc(local: Moment, place: str) -> Moment | None:
+def _to_utc(local: ParsedDate, place: str) -> ParsedDate | None:
     """Convert local time in a named zone to UTC; None for an unknown zone."""
     try:
         zone = ZoneInfo(place)
@@ -285,7 +287,7 @@ def _in_utc(local: Moment, place: str) -> Moment | None:
     return replace(local, days=days)
 
 
-def _seconds(found: re.Match[str], *, hours: int = 24) -> float | None:
+def _day_fraction(found: re.Match[str], *, hours: int = 24) -> float | None:
     """Return the matched time of day in days; 0 without one, None if invalid."""
     parts = found.groupdict()
     if parts.get("h") is None:
@@ -308,12 +310,12 @@ def _seconds(found: re.Match[str], *, hours: int = 24) -> float | None:
     return (hour * 3600 + minute * 60 + second + fraction) / 86400
 
 
-def read(found: Sequence[Moment | None], order: str) -> np.ndarray:
+def days_of_dates(found: Sequence[ParsedDate | None], order: str) -> np.ndarray:
     """Return days since 1970 of parsed texts, NaN for those invalid under the order."""
     return np.array([np.nan if one is None else one.days.get(order, np.nan) for one in found])
 
 
-def day_name(days: float) -> str:
+def format_day(days: float) -> str:
     """Format days since 1970 as an ISO date, clamped to the supported years (time zones and
     rounding may exceed them).
     """

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tikhon.data.columns import Column
-from tikhon.data.dates import day_name
-from tikhon.data.encoding import blocks
+from tikhon.data.dates import format_day
+from tikhon.data.encoding import column_slices
 
 if TYPE_CHECKING:
     from tikhon.data.dataset import Dataset
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LEVELS = 8  # categories listed
 
 
-def describe(source: Dataset, parts: Split) -> dict[str, object]:
+def describe_table(source: Dataset, parts: Split) -> dict[str, object]:
     """Return plain values describing a table and its split; empty for other data.
 
     `columns` has name, kind, missing cells, number of inputs, how cells were parsed, and a summary
@@ -41,7 +41,7 @@ def describe(source: Dataset, parts: Split) -> dict[str, object]:
                 **_cells(column, cells[:, place]),
             }
             for i, (column, place) in enumerate(
-                zip(table.columns, blocks(table.columns), strict=True)
+                zip(table.columns, column_slices(table.columns), strict=True)
             )
         ],
         "left_out": [
@@ -67,7 +67,7 @@ def _cells(column: Column, cells: np.ndarray) -> dict[str, object]:
         with np.errstate(over="ignore"):
             return {"mean": float(present.mean()), "deviation": float(present.std())}
     if column.kind == "date" and len(present):
-        return {"first": day_name(present.min()), "last": day_name(present.max())}
+        return {"first": format_day(present.min()), "last": format_day(present.max())}
     return {}
 
 

@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from tikhon.data import dates, numerals
-from tikhon.data.cells import FALSE, TRUE, Cells, days_of, level_of
-from tikhon.data.columns import Column, finite, misspelt, never, strptime_days, times_of_day
-from tikhon.data.raw import RawColumn
-from tikhon.data.reading import Source, listed
+from tikhon.data import dates, number_parsing
+from tikhon.data.columns import (
+    Column,
+    find_never_dates,
+    parse_dates_as,
+    refuse_infinite,
+    refuse_misspelt,
+    time_cells,
+)
+from tikhon.data.raw_column import RawColumn
+from tikhon.data.reading import Source, quote_names
+from tikhon.data.text_cells import FALSE, TRUE, TextCells, days_since_1970, normalize_label
 from tikhon.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def encode(source: Source, columns: Sequence[Column]) -> np.ndarray:
+def encode_columns(source: Source, columns: Sequence[Column]) -> np.ndarray:
     """Encode cells as float64 (rows, widths): NaN is missing, categories are codes, -1 is unseen.
 
     Numbers and dates with `words` have a second value, the code of the word; free text gives its
@@ -32,20 +39,22 @@ def encode(source: Source, columns: Sequence[Column]) -> np.ndarray:
     if missing := [c.name for c in columns if c.name not in found]:
         extra = sorted(there - {c.name for c in columns})
         raise DataError(
-            f"{source.name} lacks columns that the model was trained on: {listed(missing)}"
-            + (f"; it has besides: {listed(extra)}" if extra else "")
+            f"{source.name} lacks columns that the model was trained on: {quote_names(missing)}"
+            + (f"; it has besides: {quote_names(extra)}" if extra else "")
         )
     if not columns:
         return np.zeros((len(source.frame), 0))
-    return side_by_side([encode_one(_found(source, column), column) for column in columns])
+    return concatenate_columns(
+        [encode_column(_matching_column(source, column), column) for column in columns]
+    )
 
 
-def _found(source: Source, column: Column) -> RawColumn:
+def _matching_column(source: Source, column: Column) -> RawColumn:
     named = column.name in source.frame.columns
     return RawColumn(source, column.name if named else column.name.strip())
 
 
-def side_by_side(parts: list[np.ndarray]) -> np.ndarray:
+def concatenate_columns(parts: list[np.ndarray]) -> np.ndarray:
     """Join columns (rows, width) into one array in column-major order.
 
     The list is emptied as its columns are copied, so that the table is not held twice.
@@ -60,13 +69,13 @@ def side_by_side(parts: list[np.ndarray]) -> np.ndarray:
     return found
 
 
-def blocks(columns: Sequence[Column]) -> list[slice]:
-    """Return the slice of each column in the result of `encode`."""
+def column_slices(columns: Sequence[Column]) -> list[slice]:
+    """Return the slice of each column in the result of `encode_columns`."""
     ends = np.cumsum([column.width for column in columns]).tolist()
     return [slice(end - c.width, end) for c, end in zip(columns, ends, strict=True)]
 
 
-def encode_one(raw: RawColumn, column: Column) -> np.ndarray:
+def encode_column(raw: RawColumn, column: Column) -> np.ndarray:
     """Encode one column (rows, width)."""
     if raw.foreign:
         raise DataError(
@@ -77,8 +86,8 @@ def encode_one(raw: RawColumn, column: Column) -> np.ndarray:
     if column.kind == "date":
         return _dates(raw, column)
     if column.kind == "time":
-        cells = times_of_day(raw)
-        return _with_words(raw.source, column, cells, raw.times, cells.texts, "times")
+        cells = time_cells(raw)
+        return _with_flags(raw.source, column, cells, raw.times, cells.texts, "times")
     if column.kind == "text":
         return _hashed(column, raw.texts)
     return _codes(column, raw.texts)[:, None]
@@ -90,21 +99,21 @@ def _numbers(raw: RawColumn, column: Column) -> np.ndarray:
     source, series = raw.source, raw.series
     if types.is_numeric_dtype(series) and not types.is_bool_dtype(series):
         values = series.to_numpy(float, na_value=np.nan)
-        finite(source, column.name, values)
-        return _beside(column, values)
+        refuse_infinite(source, column.name, values)
+        return _with_empty_flags(column, values)
     plain = raw.plain_numbers("") if column.decimal == "." else None
-    mark = column.decimal if plain is not None else _mark(raw, column.decimal)
+    mark = column.decimal if plain is not None else _new_decimal_mark(raw, column.decimal)
     if plain is None and mark == ".":
         plain = raw.plain_numbers(mark)
     if plain is not None:
-        finite(source, column.name, plain)
-        return _beside(column, plain)
+        refuse_infinite(source, column.name, plain)
+        return _with_empty_flags(column, plain)
     cells = raw.cells
     _check_units(raw, column)
-    values, bounds = numerals.read(raw.numerals, mark)
-    finite(source, column.name, cells.spread(values))
+    values, bounds = number_parsing.values_and_bounds(raw.parsed_numbers, mark)
+    refuse_infinite(source, column.name, cells.expand_to_rows(values))
     words = [bound or text for bound, text in zip(bounds, cells.texts, strict=True)]
-    return _with_words(source, column, cells, values, words, "numbers")
+    return _with_flags(source, column, cells, values, words, "numbers")
 
 
 def _check_units(raw: RawColumn, column: Column) -> None:
@@ -112,13 +121,13 @@ def _check_units(raw: RawColumn, column: Column) -> None:
 
     A missing unit and an additional currency sign are accepted.
     """
-    known = numerals.same_unit(column.unit)
-    money = numerals.is_currency(column.unit) or not column.unit
-    for one, text in zip(raw.numerals, raw.cells.texts, strict=True):
-        unit = numerals.same_unit(one.unit) if one is not None else ""
+    known = number_parsing.normalize_unit(column.unit)
+    money = number_parsing.is_currency(column.unit) or not column.unit
+    for one, text in zip(raw.parsed_numbers, raw.cells.texts, strict=True):
+        unit = number_parsing.normalize_unit(one.unit) if one is not None else ""
         if unit in ("", known) or (money and unit == "*"):
             continue
-        if one is not None and not column.unit and numerals.is_currency(one.unit):
+        if one is not None and not column.unit and number_parsing.is_currency(one.unit):
             continue
         where = raw.source.line(raw.cells.first([other == text for other in raw.cells.texts]))
         raise DataError(
@@ -128,9 +137,9 @@ def _check_units(raw: RawColumn, column: Column) -> None:
         )
 
 
-def _mark(raw: RawColumn, known: str) -> str:
+def _new_decimal_mark(raw: RawColumn, known: str) -> str:
     """Return the decimal mark of new rows: another one only if their cells or file prove it."""
-    votes = numerals.votes(one for one in raw.numerals if one is not None)
+    votes = number_parsing.proved_marks(one for one in raw.parsed_numbers if one is not None)
     proved = votes - {"?"} or ({raw.source.decimal} - {""} if votes else set[str]())
     return next(iter(proved)) if known and len(proved) == 1 else known
 
@@ -139,26 +148,28 @@ def _dates(raw: RawColumn, column: Column) -> np.ndarray:
     from pandas.api import types
 
     if types.is_datetime64_any_dtype(raw.series):
-        return _with_sentinels(column, days_of(raw.series))
+        return _with_never_dates(column, days_since_1970(raw.series))
     if "%" not in column.format and raw.iso_days is not None:
-        return _with_sentinels(column, raw.iso_days)
+        return _with_never_dates(column, raw.iso_days)
     if column.format in dates.UNITS:
-        days = np.array([dates.since_1970(text, column.format) for text in raw.cells.texts])
+        days = np.array([dates.parse_timestamp(text, column.format) for text in raw.cells.texts])
     elif "%" in column.format:
-        days = strptime_days(raw.cells.texts, column.format)
+        days = parse_dates_as(raw.cells.texts, column.format)
     else:  # "datetime" columns of typed files are ISO dates where they are text
-        moments = raw.with_serials if column.serial else raw.moments
-        days = dates.read(moments, "ymd" if column.format == "datetime" else column.format)
+        parsed_dates = raw.dates_with_serials if column.serial else raw.parsed_dates
+        days = dates.days_of_dates(
+            parsed_dates, "ymd" if column.format == "datetime" else column.format
+        )
     words, values, no_date = list(raw.cells.texts), days.copy(), raw.cells.is_missing.copy()
-    for i, word in never(days).items():
+    for i, word in find_never_dates(days).items():
         words[i], values[i] = word, np.nan
         no_date[i] |= word not in column.words  # the column had no such dates in training
     cells = replace(raw.cells, is_missing=no_date)
-    return _with_words(raw.source, column, cells, values, words, "dates")
+    return _with_flags(raw.source, column, cells, values, words, "dates")
 
 
-def _with_sentinels(column: Column, days: np.ndarray) -> np.ndarray:
-    ended = never(days)
+def _with_never_dates(column: Column, days: np.ndarray) -> np.ndarray:
+    ended = find_never_dates(days)
     values = days.copy()
     values[list(ended)] = np.nan
     if not column.words:
@@ -169,10 +180,10 @@ def _with_sentinels(column: Column, days: np.ndarray) -> np.ndarray:
     return np.stack([values, codes], axis=1)
 
 
-def _with_words(
+def _with_flags(
     source: Source,
     column: Column,
-    cells: Cells,
+    cells: TextCells,
     values: np.ndarray,
     words: Sequence[str],
     kind: str,
@@ -181,15 +192,15 @@ def _with_words(
     other = np.isnan(values) & ~cells.is_missing
     if not column.words:
         if other.any():
-            misspelt(source, column.name, cells, other, kind, new=True)
-        return cells.spread(values)[:, None]
+            refuse_misspelt(source, column.name, cells, other, kind, new=True)
+        return cells.expand_to_rows(values)[:, None]
     index = {word: code for code, word in enumerate(column.words)}
     codes = np.array([index.get(word, np.nan) for word in words], float)
     codes[other & np.isnan(codes)] = -1
-    return np.stack([cells.spread(values), cells.spread(codes)], axis=1)
+    return np.stack([cells.expand_to_rows(values), cells.expand_to_rows(codes)], axis=1)
 
 
-def _beside(column: Column, values: np.ndarray) -> np.ndarray:
+def _with_empty_flags(column: Column, values: np.ndarray) -> np.ndarray:
     """Return values, with an empty flag column if the column has flags."""
     if not column.words:
         return values[:, None]
@@ -216,10 +227,10 @@ def _codes(column: Column, texts: pd.Series) -> np.ndarray:
         codes = dict.fromkeys(TRUE, 1.0) | dict.fromkeys(FALSE, 0.0)
         return texts.str.lower().map(codes).to_numpy(float, na_value=np.nan)
     levels = {level: float(code) for code, level in enumerate(column.categories)}
-    alike = {level_of(level): code for level, code in levels.items()}
+    alike = {normalize_label(level): code for level, code in levels.items()}
     if len(alike) == len(levels):  # otherwise spelling distinguishes levels
         different = texts.dropna().unique().tolist()
-        levels = {text: alike.get(level_of(text), -1.0) for text in different} | levels
+        levels = {text: alike.get(normalize_label(text), -1.0) for text in different} | levels
     encoded = np.array(texts.map(levels).to_numpy(float, na_value=np.nan))
     encoded[np.isnan(encoded) & texts.notna().to_numpy()] = -1
     return encoded

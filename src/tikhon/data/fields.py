@@ -14,7 +14,7 @@ from tikhon.errors import DataError
 
 SEPARATORS = (",", ";", "\t", "|")
 BLANKS = " "  # runs of blanks, if nothing else separates
-LONGEST = 1 << 24  # characters in a field; the csv module defaults to 131,072
+MAX_FIELD = 1 << 24  # characters in a field; the csv module defaults to 131,072
 _SAMPLE = 100  # rows used to detect the separator
 _TABULAR = 0.6  # least share of the first rows with as many fields as the table
 _FIRST = 1 << 20  # characters searched for a blank before quotes
@@ -48,25 +48,25 @@ class TextLines:
         return self._text[start : self._at]
 
 
-def usual_of(path: Path) -> str:
+def default_separator(path: Path) -> str:
     """Return the separator implied by the file name."""
     return "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
 
 
-def separator_of(path: Path, text: TextLines) -> str:
+def detect_separator(path: Path, text: TextLines) -> str:
     """Return the separator for which all first rows have as many fields as the header."""
-    usual = usual_of(path)
+    usual = default_separator(path)
     widths = {}
     for separator in (usual, *(s for s in SEPARATORS if s != usual)):
-        first, *rest = widths_of(text, spaced(text, separator))
+        first, *rest = count_fields(text, skip_blanks(text, separator))
         one_more = {first + 1} if first > 1 else set[int]()  # row names, as written by R
         alike = len(set(rest)) < 2 and set(rest) <= {first} | one_more
         widths[separator] = first if alike else 0
     if widths[usual] > 1:
         return usual
     fitting = [separator for separator, width in widths.items() if width > 1]
-    if not fitting and all(widths_of(text, separator)[0] <= 1 for separator in widths):
-        found = set(widths_of(text, BLANKS))
+    if not fitting and all(count_fields(text, separator)[0] <= 1 for separator in widths):
+        found = set(count_fields(text, BLANKS))
         return BLANKS if len(found) == 1 and found != {1} else usual
     if len(fitting) > 1:
         shown = " or ".join(f"--sep {separator!r}" for separator in fitting)
@@ -74,12 +74,12 @@ def separator_of(path: Path, text: TextLines) -> str:
     return fitting[0] if fitting else usual
 
 
-def below_titles(text: str, told: str | None, usual: str) -> tuple[str, int]:
+def blank_titles(text: str, told: str | None, usual: str) -> tuple[str, int]:
     """Replace title lines above the header by blank ones; return the text and their number."""
     head = TextLines(TextLines(text).head(_FIRST))
     for separator in [told] if told else [usual, *(s for s in SEPARATORS if s != usual)]:
         lines, rows = _rows_by_line(head, separator)
-        if (above := titles(rows)) is None:
+        if (above := count_titles(rows)) is None:
             continue
         others = set(SEPARATORS) - {separator, told}
         whole = ["".join(row) for row in rows[: above + 1]]
@@ -92,7 +92,7 @@ def below_titles(text: str, told: str | None, usual: str) -> tuple[str, int]:
     return text, 0
 
 
-def titles(rows: Sequence[Sequence[str]]) -> int | None:
+def count_titles(rows: Sequence[Sequence[str]]) -> int | None:
     """Count the title rows above the header; None if the rows do not form a table.
 
     A title fills one cell or at most half of the columns; the header has a unique name for every
@@ -110,8 +110,8 @@ def _rows_by_line(text: TextLines, separator: str) -> tuple[list[int], list[list
     """Return the first rows with stripped cells, and the line number at which each ends."""
     lines: list[int] = []
     rows: list[list[str]] = []
-    reader = rows_of(text, separator)
-    with long_fields(), suppress(csv.Error):
+    reader = csv_rows(text, separator)
+    with allow_long_fields(), suppress(csv.Error):
         for row in islice(reader, _SAMPLE):
             if row:
                 lines.append(reader.line_num)
@@ -128,19 +128,19 @@ def _is_header(row: Sequence[str], width: int) -> bool:
     return named and not any(re.fullmatch(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", name) for name in row)
 
 
-def spaced(text: TextLines, separator: str) -> str:
+def skip_blanks(text: TextLines, separator: str) -> str:
     """Append a blank to the separator if blanks precede quotes (`1, "a, b"`) and are not cells."""
     if not re.search(rf'{re.escape(separator)} +"', text.head(_FIRST)):
         return separator
-    return separator + " " if len(set(widths_of(text, separator + " "))) == 1 else separator
+    return separator + " " if len(set(count_fields(text, separator + " "))) == 1 else separator
 
 
-def widths_of(text: TextLines, separator: str) -> list[int]:
+def count_fields(text: TextLines, separator: str) -> list[int]:
     """Count the fields of the first rows; [0] if quotes are broken."""
     widths: list[int] = []
-    with long_fields():
+    with allow_long_fields():
         try:
-            for row in rows_of(text, separator):
+            for row in csv_rows(text, separator):
                 if row:
                     widths.append(len(row))
                 if len(widths) > _SAMPLE:
@@ -150,7 +150,7 @@ def widths_of(text: TextLines, separator: str) -> list[int]:
     return widths or [0]
 
 
-def rows_of(text: TextLines, separator: str) -> Any:
+def csv_rows(text: TextLines, separator: str) -> Any:
     """Return a csv reader; runs of blanks count as one separator."""
     lines = (re.sub(r"[ \t]+", " ", line.strip(" \t\n")) for line in text)
     source = lines if separator == BLANKS else text
@@ -159,9 +159,9 @@ def rows_of(text: TextLines, separator: str) -> Any:
 
 
 @contextmanager
-def long_fields() -> Iterator[None]:
+def allow_long_fields() -> Iterator[None]:
     """Raise the field size limit of the csv module for free text."""
-    before = csv.field_size_limit(LONGEST)
+    before = csv.field_size_limit(MAX_FIELD)
     try:
         yield
     finally:

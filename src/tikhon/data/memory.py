@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tikhon.data.heads import heads
-from tikhon.data.reading import Format, is_table, read
+from tikhon.data.file_heads import read_heads
+from tikhon.data.reading import Format, is_table, read_table
 from tikhon.errors import DataError, InputError
 
 _CELL = 8  # bytes of an encoded cell
@@ -27,7 +27,7 @@ def refuse_too_large(path: Path, format: Format | None = None) -> None:
     try:
         if free is None or not is_table(path) or path.stat().st_size * _PACKED < free:
             return
-        needed, rows, columns = memory_of(path, format)
+        needed, rows, columns = estimate_memory(path, format)
     except (OSError, ValueError, ImportError, InputError):  # reading will report it
         return
     if needed <= free:
@@ -40,15 +40,15 @@ def refuse_too_large(path: Path, format: Format | None = None) -> None:
     )
 
 
-def memory_of(path: Path, format: Format | None = None) -> tuple[float, int, int]:
+def estimate_memory(path: Path, format: Format | None = None) -> tuple[float, int, int]:
     """Estimate the peak bytes to read and split a table, its rows and its columns.
 
     Factors measured on CSV and Parquet files of 30 and 100 columns: text is held beside its cells,
     encoded cells twice for a moment, and freed memory is not returned at once. Raises `ValueError`
     for a file that cannot be cut by rows.
     """
-    content, share = heads(path)[0]
-    source = read(path, format, content=content)
+    content, share = read_heads(path)[0]
+    source = read_table(path, format, content=content)
     rows, columns = len(source.frame) / share, len(source.frame.columns)
     cells = float(source.frame.memory_usage(deep=True).sum()) / share
     if content.startswith(b"PAR1"):
@@ -59,11 +59,11 @@ def memory_of(path: Path, format: Format | None = None) -> tuple[float, int, int
 
 def free_memory() -> int | None:
     """Bytes this process may still allocate, by the machine and its control groups."""
-    found = [_of_machine(), *_of_groups(_GROUPS, _OWN)]
+    found = [_machine_memory(), *_cgroup_memory(_GROUPS, _OWN)]
     return min((left for left in found if left is not None), default=None)
 
 
-def _of_machine() -> int | None:
+def _machine_memory() -> int | None:
     with suppress(OSError, KeyError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         told = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
@@ -73,19 +73,21 @@ def _of_machine() -> int | None:
     return None
 
 
-def _of_groups(root: Path, own: Path) -> Iterator[int]:
+def _cgroup_memory(root: Path, own: Path) -> Iterator[int]:
     """Yield the memory left under Linux control groups, versions 1 and 2."""
     with suppress(OSError):
         for line in own.read_text().splitlines():
             number, controllers, name = line.split(":", 2)
             if number == "0" and not controllers:
-                yield from _left(root, name, ("memory.max", "memory.current", "inactive_file"))
+                yield from _group_memory(
+                    root, name, ("memory.max", "memory.current", "inactive_file")
+                )
             elif "memory" in controllers.split(","):
                 names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-                yield from _left(root / "memory", name, names)
+                yield from _group_memory(root / "memory", name, names)
 
 
-def _left(root: Path, name: str, names: tuple[str, str, str]) -> Iterator[int]:
+def _group_memory(root: Path, name: str, names: tuple[str, str, str]) -> Iterator[int]:
     """Yield limit minus use of a group and its parents; file cache is reclaimable."""
     limit, used, pages = names
     own = root / name.lstrip("/")

@@ -88,7 +88,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> 
     if paths is None and data_dir is None and download:
         paths = _download(name, spec)
     if paths is None:
-        raise DataError(_how_to_get(name, data_dir))
+        raise DataError(_describe_sources(name, data_dir))
     for path, sha256, content in zip(paths, spec.gz, spec.content):
         if content is None and path.suffix == ".gz":
             _verify(path, sha256)
@@ -107,7 +107,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None) -> list[Path] | Non
 
 def files(folder: Path) -> list[Path] | None:
     """Return the four files of an MNIST-like set in a folder, or None if one is missing."""
-    found = [_either(folder, part) for part in PARTS]
+    found = [_find_file(folder, part) for part in PARTS]
     return [path for path in found if path] if all(found) else None
 
 
@@ -120,7 +120,7 @@ def _verify(path: Path, sha256: str) -> None:
         )
 
 
-def _either(folder: Path, part: str) -> Path | None:
+def _find_file(folder: Path, part: str) -> Path | None:
     """Find `part`, raw or gzipped, also named `...images.idx3...` as some unpackers do."""
     dotted = part.replace("-idx", ".idx")
     for candidate in (f"{part}.gz", part, f"{dotted}.gz", dotted):
@@ -136,7 +136,7 @@ def _download(name: str, spec: _Idx) -> list[Path]:
             for part, sha256 in zip(PARTS, spec.gz)
         ]
     except DataError as error:
-        raise DataError(f"{_how_to_get(name, None)}\n{error}") from error
+        raise DataError(f"{_describe_sources(name, None)}\n{error}") from error
 
 
 def _cache() -> Path:
@@ -145,7 +145,7 @@ def _cache() -> Path:
     return Path(platformdirs.user_cache_dir("tikhon"))
 
 
-def _how_to_get(name: str, data_dir: str | os.PathLike[str] | None) -> str:
+def _describe_sources(name: str, data_dir: str | os.PathLike[str] | None) -> str:
     searched = data_dir if data_dir is not None else os.environ.get("TIKHON_DATA") or _cache()
     return (
         f"{name} is not in {searched}. It can come from\n"

@@ -11,8 +11,8 @@ import numpy as np
 
 from tikhon.data.columns import Column
 from tikhon.data.dataset import Table
-from tikhon.data.encoding import blocks, encode
-from tikhon.data.reading import Source, listed
+from tikhon.data.encoding import column_slices, encode_columns
+from tikhon.data.reading import Source, quote_names
 from tikhon.errors import DataError
 from tikhon.languages import sentence
 
@@ -21,17 +21,17 @@ _MANY = 20  # categories with more levels, some rare, also get target means
 _CLASSES = 10  # most classes with target means: more would add too many columns
 _FOLDS = 5
 _OUTSIDE = 1e3  # standard deviations beyond which a new number is reported as an outlier
-_FARTHEST = 1e6  # and at which it is clipped, so that inputs stay finite
+_CLIP = 1e6  # and at which it is clipped, so that inputs stay finite
 _BLOCK = 4  # columns processed at a time, to limit copies of the table
 _CELLS = 100_000  # or as many as have this many cells
 _ALL = slice(None)
-_NONE = -2  # code of a missing category, and of a number without flag
+_NO_CODE = -2  # code of a missing category, and of a number without flag
 
 Rows = np.ndarray | slice
 
 
 @dataclass(frozen=True)
-class Numbers:
+class NumberStatistics:
     """Statistics of one number: imputed value, scaling, and whether missingness is a feature.
 
     A scale of 0 marks a number that is constant in training; it is dropped.
@@ -44,7 +44,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Levels:
+class LevelEncoding:
     """Codes of one category with a column each; -2 stands for "missing".
 
     `means` are target means by code (-1 for unseen ones), in standard deviations from the overall
@@ -73,8 +73,8 @@ class Preprocessing:
     """
 
     columns: tuple[Column, ...]
-    numbers: tuple[Numbers, ...] = ()
-    levels: tuple[Levels, ...] = ()
+    numbers: tuple[NumberStatistics, ...] = ()
+    levels: tuple[LevelEncoding, ...] = ()
 
     @classmethod
     def fit(
@@ -85,11 +85,11 @@ class Preprocessing:
         `rows` selects from `values`; `y` are their targets (classes or numbers), for the target
         means of large categories.
         """
-        targets = None if y is None else _standard(y, len(table.target.categories))
-        numbers = _figures(values, table.columns, rows)
+        targets = None if y is None else _standardize_targets(y, len(table.target.categories))
+        numbers = _number_statistics(values, table.columns, rows)
         levels = tuple(
             _flags(codes) if column.words else _levels(codes, targets)
-            for column, codes in _coded(values, table.columns, rows)
+            for column, codes in _iterate_codes(values, table.columns, rows)
         )
         return cls(table.columns, numbers, levels)
 
@@ -109,7 +109,7 @@ class Preprocessing:
 
     def _features(self) -> Iterator[tuple[int, str]]:
         """Yield each input's column index and name."""
-        numeric = [(i, n) for i, column in enumerate(self.columns) for n in _numbers_of(column)]
+        numeric = [(i, n) for i, column in enumerate(self.columns) for n in _number_names(column)]
         coded = [(i, c) for i, c in enumerate(self.columns) if c.kind == "category" or c.words]
         yield from numeric
         for (i, name), figures in zip(numeric, self.numbers, strict=True):
@@ -132,14 +132,14 @@ class Preprocessing:
         """Transform the training rows: target means are computed out of fold, so that they reveal
         no more of a row's own target than for a new row.
         """
-        return self._inputs(values, rows, _standard(y, len(table.target.categories)))
+        return self._inputs(values, rows, _standardize_targets(y, len(table.target.categories)))
 
     def _inputs(self, values: np.ndarray, rows: Rows, targets: np.ndarray | None) -> np.ndarray:
         count = len(values) if isinstance(rows, slice) else len(rows)
         found = np.empty((count, len(self.feature_names)), np.float32)
         places = iter(range(found.shape[1]))
         absent: list[np.ndarray] = []
-        numeric = _numeric(values, self.columns, rows)
+        numeric = _iterate_numbers(values, self.columns, rows)
         for (_, cells, _), figures in zip(numeric, self.numbers, strict=True):
             gaps = np.isnan(cells)
             found[:, next(places)] = _scaled(np.where(gaps, figures.fill, cells), figures)
@@ -147,18 +147,18 @@ class Preprocessing:
                 absent.append(gaps)
         for gaps in absent:
             found[:, next(places)] = gaps
-        coded = _coded(values, self.columns, rows)
+        coded = _iterate_codes(values, self.columns, rows)
         for (column, codes), levels in zip(coded, self.levels, strict=True):
             for code in levels.codes:
                 found[:, next(places)] = codes == code
             if levels.rare:
-                usual = (*levels.codes, _NONE) if column.words else levels.codes
+                usual = (*levels.codes, _NO_CODE) if column.words else levels.codes
                 found[:, next(places)] = ~np.isin(codes, usual)
             if levels.means:
                 means = levels.mean_of(codes) if targets is None else _out_of_fold(codes, targets)
                 for mean in means.T:
                     found[:, next(places)] = mean
-        for column, place in zip(self.columns, blocks(self.columns), strict=True):
+        for column, place in zip(self.columns, column_slices(self.columns), strict=True):
             if column.kind == "text":
                 for i in range(place.start + 1, place.stop):
                     found[:, next(places)] = values[rows, i]
@@ -166,23 +166,25 @@ class Preprocessing:
 
     def transform(self, source: Source) -> np.ndarray:
         """Transform rows of a file; columns are matched by name, others ignored."""
-        return self.apply(encode(source, self.columns))
+        return self.apply(encode_columns(source, self.columns))
 
     def remarks(
         self, source: Source, values: np.ndarray, *, apart: Sequence[str] = ()
     ) -> list[str]:
         """Report what is new in these rows: columns, categories, outliers.
 
-        `values` are the rows as returned by `encode`; columns in `apart` are used otherwise.
+        `values` are the rows from `encode_columns`; columns in `apart` are used otherwise.
         """
         known = {name for column in self.columns for name in (column.name, column.name.strip())}
         known |= set(apart)
         extra = [str(name) for name in source.frame.columns if str(name) not in known]
-        found: list[str] = [sentence("notice_left_out", columns=listed(extra))] if extra else []
-        for column, codes in _coded(values, self.columns):
+        found: list[str] = (
+            [sentence("notice_left_out", columns=quote_names(extra))] if extra else []
+        )
+        for column, codes in _iterate_codes(values, self.columns):
             if unseen := int((codes == -1).sum()):
                 found.append(sentence("remark_unseen", name=column.name, count=unseen))
-        numeric = _numeric(values, self.columns)
+        numeric = _iterate_numbers(values, self.columns)
         for (name, cells, first), figures in zip(numeric, self.numbers, strict=True):
             if first and not figures.indicator and (gaps := int(np.isnan(cells).sum())):
                 found.append(sentence("remark_gaps", name=name, count=gaps))
@@ -211,7 +213,7 @@ class Preprocessing:
             decimal = plain.get("decimal", ".")
             found = cls(
                 tuple(Column.from_dict(column, decimal=decimal) for column in plain["columns"]),
-                tuple(Numbers(**figures) for figures in _listed(plain["numbers"])),
+                tuple(NumberStatistics(**figures) for figures in _listed(plain["numbers"])),
                 tuple(_levels_from(levels) for levels in _listed(plain["levels"])),
             )
             found.feature_names  # noqa: B018  # raises unless the counts match the columns
@@ -223,11 +225,11 @@ class Preprocessing:
         return found
 
 
-def _names_of(column: Column, levels: Levels) -> list[str]:
+def _names_of(column: Column, levels: LevelEncoding) -> list[str]:
     """Names of the inputs made from a category, or from the flags beside numbers."""
     texts = column.words or column.categories
     join = " " if column.words else "="
-    shown = ["(missing)" if c == _NONE else texts[c] for c in levels.codes]
+    shown = ["(missing)" if c == _NO_CODE else texts[c] for c in levels.codes]
     names = [f"{column.name}{join}{text}" for text in shown]
     names += [f"{column.name}{join}(rare)"] if levels.rare else []
     width = len(levels.means[0][1]) if levels.means else 0
@@ -238,34 +240,38 @@ def _listed(figures: Any) -> list[Any]:
     return list(figures.values()) if isinstance(figures, Mapping) else list(figures)
 
 
-def _levels_from(plain: Mapping[str, Any]) -> Levels:
+def _levels_from(plain: Mapping[str, Any]) -> LevelEncoding:
     means = tuple((int(code), tuple(m)) for code, m in plain.get("means", {}).items())
-    return Levels(tuple(plain["codes"]), plain["rare"], means)
+    return LevelEncoding(tuple(plain["codes"]), plain["rare"], means)
 
 
-def _scaled(cells: np.ndarray, figures: Numbers) -> np.ndarray:
+def _scaled(cells: np.ndarray, figures: NumberStatistics) -> np.ndarray:
     if not figures.scale:
         return np.zeros(len(cells))
-    return np.clip((cells - figures.mean) / figures.scale, -_FARTHEST, _FARTHEST)
+    return np.clip((cells - figures.mean) / figures.scale, -_CLIP, _CLIP)
 
 
-def rare_below(rows: int) -> int:
+def rare_threshold(rows: int) -> int:
     """Row count below which categories share one column for rare ones."""
     return max(2, min(10, rows // 100))
 
 
-def _figures(values: np.ndarray, columns: tuple[Column, ...], rows: Rows) -> tuple[Numbers, ...]:
+def _number_statistics(
+    values: np.ndarray, columns: tuple[Column, ...], rows: Rows
+) -> tuple[NumberStatistics, ...]:
     """Imputed value, mean and scale of all numbers, a block of columns at a time."""
-    count = sum(len(_numbers_of(column)) for column in columns)
-    numeric = _numeric(values, columns, rows)
-    found: list[Numbers] = []
+    count = sum(len(_number_names(column)) for column in columns)
+    numeric = _iterate_numbers(values, columns, rows)
+    found: list[NumberStatistics] = []
     size = max(_BLOCK, _CELLS // max(1, len(values)))
     for block in np.array_split(np.arange(count), -(-count // size) or 1):
-        found += _figures_of([(cells, first) for _, cells, first in islice(numeric, len(block))])
+        found += _statistics_of(
+            [(cells, first) for _, cells, first in islice(numeric, len(block))]
+        )
     return tuple(found)
 
 
-def _figures_of(numeric: Sequence[tuple[np.ndarray, bool]]) -> list[Numbers]:
+def _statistics_of(numeric: Sequence[tuple[np.ndarray, bool]]) -> list[NumberStatistics]:
     """Imputed value, mean and scale of numbers. Computed relative to the imputed value, to keep
     precision where large numbers differ little. Only a column's first number flags missingness.
     """
@@ -285,14 +291,14 @@ def _figures_of(numeric: Sequence[tuple[np.ndarray, bool]]) -> list[Numbers]:
     scale = np.where(np.ptp(around, axis=0) > rounding, scaler.scale_, 0.0)
     mean = fill + np.where(scale > 0, scaler.mean_, 0.0)
     figures = zip(fill.tolist(), mean.tolist(), scale.tolist(), absent.tolist(), strict=True)
-    return [Numbers(*each) for each in figures]
+    return [NumberStatistics(*each) for each in figures]
 
 
-def _levels(codes: np.ndarray, targets: np.ndarray | None) -> Levels:
+def _levels(codes: np.ndarray, targets: np.ndarray | None) -> LevelEncoding:
     from sklearn.preprocessing import OneHotEncoder
 
     encoder = OneHotEncoder(
-        min_frequency=rare_below(len(codes)),
+        min_frequency=rare_threshold(len(codes)),
         max_categories=_LEVELS,
         handle_unknown="infrequent_if_exist",
         sparse_output=False,
@@ -302,18 +308,20 @@ def _levels(codes: np.ndarray, targets: np.ndarray | None) -> Levels:
     seen = [int(code) for code in encoder.categories_[0]]
     own = tuple(code for code in seen if code not in rare)
     if targets is None or not rare or len(seen) <= _MANY:
-        return Levels(own, bool(rare))
+        return LevelEncoding(own, bool(rare))
     means = _target_means(codes, targets, np.array([*seen, -1]))
-    return Levels(own, True, tuple(zip((*seen, -1), map(tuple, means.tolist()), strict=True)))
+    return LevelEncoding(
+        own, True, tuple(zip((*seen, -1), map(tuple, means.tolist()), strict=True))
+    )
 
 
-def _flags(codes: np.ndarray) -> Levels:
+def _flags(codes: np.ndarray) -> LevelEncoding:
     """Levels of the flags beside numbers; none for plain numbers, which other inputs represent."""
     found = _levels(codes, None)
-    return replace(found, codes=tuple(code for code in found.codes if code != _NONE))
+    return replace(found, codes=tuple(code for code in found.codes if code != _NO_CODE))
 
 
-def _standard(y: np.ndarray, classes: int) -> np.ndarray | None:
+def _standardize_targets(y: np.ndarray, classes: int) -> np.ndarray | None:
     """Return standardised targets (rows, 1 or classes); None for too many."""
     if classes > _CLASSES or y.ndim > 1:
         return None
@@ -344,28 +352,28 @@ def _out_of_fold(codes: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return found
 
 
-def _coded(
+def _iterate_codes(
     values: np.ndarray, columns: tuple[Column, ...], rows: Rows = _ALL
 ) -> Iterator[tuple[Column, np.ndarray]]:
     """Yield codes of categories and of flags beside numbers; -2 if missing or without flag."""
-    for column, place in zip(columns, blocks(columns), strict=True):
+    for column, place in zip(columns, column_slices(columns), strict=True):
         if column.kind == "category" or column.words:
             cells = values[rows, place.stop - 1]
-            yield column, np.where(np.isnan(cells), _NONE, cells).astype(int)
+            yield column, np.where(np.isnan(cells), _NO_CODE, cells).astype(int)
 
 
-def _numeric(
+def _iterate_numbers(
     values: np.ndarray, columns: tuple[Column, ...], rows: Rows = _ALL
 ) -> Iterator[tuple[str, np.ndarray, bool]]:
     """Yield numbers, truth values, text lengths and date parts: name, cells, and whether it is the
     first of its column.
     """
-    for column, place in zip(columns, blocks(columns), strict=True):
-        names = _numbers_of(column)
+    for column, place in zip(columns, column_slices(columns), strict=True):
+        names = _number_names(column)
         if names:
             cells = values[rows, place.start]
             yield names[0], cells, True
-            for name, part in zip(names[1:], _on_circles(cells, column), strict=True):
+            for name, part in zip(names[1:], _cyclic_parts(cells, column), strict=True):
                 yield name, part, False
 
 
@@ -384,7 +392,7 @@ def _cycles(column: Column) -> tuple[str, ...]:
     return ()
 
 
-def _numbers_of(column: Column) -> tuple[str, ...]:
+def _number_names(column: Column) -> tuple[str, ...]:
     """Names of the numeric values of a column; for a date days, and its phases of year, week and
     day.
     """
@@ -395,7 +403,7 @@ def _numbers_of(column: Column) -> tuple[str, ...]:
     return (f"{column.name}{said}", *(f"{column.name} {name}" for name in circles))
 
 
-def _on_circles(days: np.ndarray, column: Column) -> Iterator[np.ndarray]:
+def _cyclic_parts(days: np.ndarray, column: Column) -> Iterator[np.ndarray]:
     """Yield sine and cosine of dates in the cycles of their column."""
     for offset, length in (_CYCLES[name] for name in _cycles(column)):
         turns = (days + offset) / length

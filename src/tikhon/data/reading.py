@@ -16,20 +16,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tikhon.data import typed
-from tikhon.data.cells import decimal_of, texts_of
+from tikhon.data import typed_files
 from tikhon.data.fields import (
     BLANKS,
-    LONGEST,
+    MAX_FIELD,
     SEPARATORS,
     TextLines,
-    below_titles,
-    long_fields,
-    rows_of,
-    separator_of,
-    spaced,
-    usual_of,
+    allow_long_fields,
+    blank_titles,
+    csv_rows,
+    default_separator,
+    detect_separator,
+    skip_blanks,
 )
+from tikhon.data.text_cells import detect_decimal_mark, stripped_texts
 from tikhon.errors import DataError, InputError
 from tikhon.languages import Sentence, sentence
 
@@ -40,9 +40,9 @@ SUFFIXES = (
     *(".csv", ".tsv", ".txt", ".data", ".dat", ".parquet", ".pq", ".feather", ".arrow"),
     *(".jsonl", ".ndjson", ".json", ".xlsx"),
 )
-_MANY = 8  # names and lines shown in a message at most
+_MAX_SHOWN = 8  # names and lines shown in a message at most
 _LIMIT = 1 << 34  # bytes a compressed file may unpack to
-_FIRST = 1 << 20  # bytes searched for the end of a first line with a JSON object
+_HEAD_SIZE = 1 << 20  # bytes searched for the end of a first line with a JSON object
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ class Source:
         if self.format.decimal:
             return self.format.decimal
         columns: list[Any] = [self.frame[name] for name in self.frame.columns]
-        return decimal_of([texts_of(c) for c in columns if not types.is_numeric_dtype(c)])
+        return detect_decimal_mark(
+            [stripped_texts(c) for c in columns if not types.is_numeric_dtype(c)]
+        )
 
 
 def is_table(path: Path) -> bool:
@@ -117,7 +119,9 @@ def is_table(path: Path) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def read(path: Path, format: Format | None = None, *, content: bytes | None = None) -> Source:
+def read_table(
+    path: Path, format: Format | None = None, *, content: bytes | None = None
+) -> Source:
     """Read the rows of a CSV, TSV, JSON lines, Excel, Feather or Parquet file, gzipped or not.
 
     The type is detected by content, then by name; `content` replaces that of the file. Raises
@@ -140,7 +144,7 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
     if content.startswith(b"\x1f\x8b"):  # a server may have unpacked a .gz file
         content = _unzipped(path, content)
     name = name.removesuffix(".gz")
-    kind = _kind(path, name, content)
+    kind = _detect_type(path, name, content)
     if kind == "csv":
         if not content or content.isspace():
             raise DataError(f"{path} is empty: a header and rows are needed")
@@ -149,7 +153,7 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
         return _csv(path, *_preamble(path, text, format.separator), format, origin)
     if kind == "json":
         text = _decode(path, content, format)
-        frame, foreign, lines = typed.json_rows(path, text)
+        frame, foreign, lines = typed_files.read_json(path, text)
         if not len(frame):
             raise DataError(f"no data rows in {path}")
         inside = frame.attrs.pop("inside")
@@ -157,25 +161,25 @@ def read(path: Path, format: Format | None = None, *, content: bytes | None = No
         told = () if inside is None else (sentence("notice_inside", name=inside),)
         return Source(frame, path.name, lines, told, origin, format, foreign)
     if kind == "xlsx":
-        frame, foreign = typed.workbook(path, content)
+        frame, foreign = typed_files.read_workbook(path, content)
     else:
-        frame, foreign = typed.arrow(path, content, kind)
+        frame, foreign = typed_files.read_arrow(path, content, kind)
     others, above = frame.attrs.pop("others", None), frame.attrs.pop("titles", None)
     if format.missing:
         frame = frame.replace(list(format.missing), None)
     notices = [sentence("notice_titles", count=above)] if above else []
-    notices += [sentence("notice_sheet", others=listed(others))] if others else []
+    notices += [sentence("notice_sheet", others=quote_names(others))] if others else []
     return Source(frame, path.name, (), tuple(notices), origin, format, foreign)
 
 
-def refuse_others(path: Path) -> None:
+def refuse_other_types(path: Path) -> None:
     """Raise `DataError` for a file not named as a table, if its first bytes tell another type."""
     if path.is_file():
         with path.open("rb") as file:
-            _kind(path, path.name.lower(), file.read(_FIRST))
+            _detect_type(path, path.name.lower(), file.read(_HEAD_SIZE))
 
 
-def _kind(path: Path, name: str, content: bytes) -> str:
+def _detect_type(path: Path, name: str, content: bytes) -> str:
     """Detect the file type by its first bytes, then by its name."""
     if content.startswith(b"PK\3\4") and b"xl/" in content:
         return "xlsx"
@@ -187,7 +191,7 @@ def _kind(path: Path, name: str, content: bytes) -> str:
             raise DataError(f"{path} is {what}, not a table: save it as .csv, .xlsx or .parquet")
     if content[:512].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise DataError(f"{path} is a web page, not a table: download the file itself")
-    if _ARFF.match(content[:_FIRST]):
+    if _ARFF.match(content[:_HEAD_SIZE]):
         raise DataError(
             f"{path} is an ARFF file: save it as .csv, with the names of its attributes as header"
         )
@@ -232,7 +236,7 @@ _ARFF = re.compile(rb"(?:\s|%[^\n]*\n)*@relation\b", re.IGNORECASE)
 
 def _is_object(content: bytes) -> bool:
     """Return whether the first line is a JSON object, which a CSV row never is."""
-    line = content[:_FIRST].lstrip().partition(b"\n")[0]
+    line = content[:_HEAD_SIZE].lstrip().partition(b"\n")[0]
     try:
         return line.startswith(b"{") and isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -256,7 +260,7 @@ def _preamble(
     """Blank out what precedes the header; return the text, a declared separator and notices.
 
     `sep=;` is written by spreadsheets; lines with a # are comments unless they have as many fields
-    as the header; titles are those detected by `below_titles`.
+    as the header; titles are those detected by `blank_titles`.
     """
     if found := re.match(r'"?sep=(.)"?\n', text, re.IGNORECASE):
         return TextLines("\n" + text[found.end() :]), separator or found[1], ()
@@ -269,7 +273,7 @@ def _preamble(
             return TextLines(text), separator, ()
         notices.append(sentence("notice_comments", count=len(lines)))
         text = "\n" * len(lines) + text[comments.end() :]
-    text, titles = below_titles(text, separator, usual_of(path))
+    text, titles = blank_titles(text, separator, default_separator(path))
     if titles:
         notices.append(sentence("notice_titles", count=titles))
     return TextLines(text), separator, tuple(notices)
@@ -285,14 +289,14 @@ def _csv(
 ) -> Source:
     import pandas as pd
 
-    separator = spaced(text, told or separator_of(path, text))
+    separator = skip_blanks(text, told or detect_separator(path, text))
     header, rows, lines, skipped = _scan(path, text, separator, keep=format.bad_rows == "skip")
     if not lines and len(header) > 1 and {width for _, width in skipped} == {len(header) + 1}:
-        if more := _one_more(text, separator, header):
+        if more := _extend_header(text, separator, header):
             header, above = more[0], (*above, more[1])
             lines, skipped = [line for line, _ in skipped], []
-    empty = _nameless(text, separator, header)
-    header = _tidy_header(path, header, separator[0], empty)
+    empty = _find_nameless(text, separator, header)
+    header = _check_header(path, header, separator[0], empty)
     if skipped and format.bad_rows == "error":
         raise DataError(_wrong_length(path, header, lines, skipped))
     if not lines:
@@ -313,26 +317,26 @@ def _csv(
         )
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    notices = [*above, *_headless(header)]
+    notices = [*above, *_find_missing_header(header)]
     if empty:
         frame = frame.drop(columns=[header[i] for i in empty])
         notices.append(sentence("notice_nameless", count=len(empty)))
     if skipped:
         notices.append(sentence("notice_wrong_length", count=len(skipped)))
-    if told is None and separator[0] != usual_of(path):
+    if told is None and separator[0] != default_separator(path):
         notices.append(sentence("notice_separator", mark=separator[0]))
     return Source(frame, path.name, lines, tuple(notices), origin, format)
 
 
-def _one_more(
+def _extend_header(
     text: TextLines, separator: str, header: list[str]
 ) -> tuple[list[str], Sentence] | None:
     """Extend the header if every row has one field more: row names, or an empty last field.
 
     None if the header may lack a name instead.
     """
-    with long_fields():
-        rows = [row for row in rows_of(text, separator) if row][1:]
+    with allow_long_fields():
+        rows = [row for row in csv_rows(text, separator) if row][1:]
     if not any(row[-1].strip() for row in rows):
         return [*header, ""], sentence("notice_row_ends")
     first = [row[0] for row in rows]
@@ -351,12 +355,13 @@ def _wrong_length(
     widths = [width for _, width in skipped]
     if len(skipped) > len(lines) and (width := max(widths, key=widths.count)) > len(header) + 1:
         return (
-            f"{path} line {line}: {width} fields{_others(len(skipped) - 1)}, what stands for the "
-            f"header has {len(header)} ({listed(header)}): remove the lines above the header"
+            f"{path} line {line}: {width} fields{_more_rows(len(skipped) - 1)}, what stands for "
+            f"the header has {len(header)} ({quote_names(header)}): remove the lines above the "
+            "header"
         )
     return (
         f"{path} line {line}: {width} fields, the header has {len(header)} columns"
-        f"{_others(len(skipped) - 1)}; correct the rows, or leave them out with "
+        f"{_more_rows(len(skipped) - 1)}; correct the rows, or leave them out with "
         "--on-bad-row skip"
     )
 
@@ -381,7 +386,7 @@ def _decode(path: Path, content: bytes, format: Format) -> str:
         raise InputError(f"unknown encoding {format.encoding!r}; try utf-8 or cp1252") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        hint = _encodings(content, error.start)
+        hint = _suggest_encodings(content, error.start)
         raise DataError(
             f"{path} line {line}: byte 0x{content[error.start]:02x} is not "
             f"{encoding.removesuffix('-sig')} text; give the file's encoding{hint}"
@@ -395,7 +400,7 @@ def _decode(path: Path, content: bytes, format: Format) -> str:
     return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _encodings(content: bytes, place: int) -> str:
+def _suggest_encodings(content: bytes, place: int) -> str:
     """Show the bytes around an offset in each plausible encoding."""
     start = max(content.rfind(mark, 0, place) for mark in b"\n,;\t") + 1
     piece = re.split(rb"[\n,;\t]", content[start : start + 60])[0].strip(b'\r"')
@@ -413,28 +418,28 @@ _ENCODINGS = ("shift_jis", "cp1252", "cp1250", "cp1251")
 _HALF_WIDTH = re.compile("[\uff61-\uff9f]")  # accented letters decoded as shift_jis
 
 
-def _headless(header: Sequence[str]) -> list[Sentence]:
+def _find_missing_header(header: Sequence[str]) -> list[Sentence]:
     """Report a first line that looks like a row: numbers other than column indices as names."""
     numbers = [name for name in header if re.fullmatch(r"[-+]?\d*[.,]?\d+(e[-+]?\d+)?", name)]
     counts = [str(i) for i in range(len(header) + 1)]
     years = all(re.fullmatch(r"(19|20)\d\d", name) for name in numbers)
     if len(numbers) < 2 or set(numbers) <= set(counts) or years:
         return []
-    return [sentence("notice_headless", cells=listed(numbers))]
+    return [sentence("notice_headless", cells=quote_names(numbers))]
 
 
 def _scan(
     path: Path, text: TextLines, separator: str, *, keep: bool
 ) -> tuple[list[str], list[list[str]], list[int], list[tuple[int, int]]]:
     """Return header, rows (if kept), their line numbers, and rows of the wrong length."""
-    reader = rows_of(text, separator)
+    reader = csv_rows(text, separator)
     rows: list[list[str]] = []
     lines: list[int] = []
     bad: list[tuple[int, int]] = []
     header: list[str] | None = None
     start = 1
     try:
-        with long_fields():
+        with allow_long_fields():
             for row in reader:
                 start = reader.line_num + 1
                 if not row:
@@ -448,11 +453,15 @@ def _scan(
                     if keep:
                         rows.append(row)
     except csv.Error as error:
-        raise DataError(_quoting(path, error, start, reader.line_num, separator)) from error
+        raise DataError(
+            _describe_csv_error(path, error, start, reader.line_num, separator)
+        ) from error
     return header or [], rows, lines, bad
 
 
-def _quoting(path: Path, error: csv.Error, start: int, line: int, separator: str) -> str:
+def _describe_csv_error(
+    path: Path, error: csv.Error, start: int, line: int, separator: str
+) -> str:
     """Explain an error of the csv module."""
     if "unexpected end of data" in str(error):
         return f"{path} line {start}: a quote is opened and never closed, up to line {line}"
@@ -463,24 +472,24 @@ def _quoting(path: Path, error: csv.Error, start: int, line: int, separator: str
         )
     if "field larger" in str(error):
         return (
-            f"{path} line {start}: a field of more than {LONGEST:,} characters; most likely a "
+            f"{path} line {start}: a field of more than {MAX_FIELD:,} characters; most likely a "
             "quote is opened there and never closed"
         )
     return f"{path} line {line}: {error}"
 
 
-def _nameless(text: TextLines, separator: str, header: Sequence[str]) -> list[int]:
+def _find_nameless(text: TextLines, separator: str, header: Sequence[str]) -> list[int]:
     """Return the columns without name or values, if there are several."""
     found = [i for i, name in enumerate(header) if not name.strip()]
     if len(found) < 2:
         return []
-    with long_fields():
-        rows = iter([row for row in rows_of(text, separator) if row])
+    with allow_long_fields():
+        rows = iter([row for row in csv_rows(text, separator) if row])
     next(rows)
     return [] if any(row[i].strip() for row in rows for i in found if i < len(row)) else found
 
 
-def _tidy_header(
+def _check_header(
     path: Path, header: list[str], separator: str, empty: Sequence[int] = ()
 ) -> list[str]:
     """Strip the names where they stay unique; name the `empty` columns by index.
@@ -519,13 +528,13 @@ def _joined(rows: list[list[str]], separator: str) -> str:
     return out.getvalue()
 
 
-def _others(count: int) -> str:
+def _more_rows(count: int) -> str:
     return f" (and {count} more such rows)" if count > 0 else ""
 
 
-def listed(names: Sequence[str]) -> str:
+def quote_names(names: Sequence[str]) -> str:
     """Quote and shorten names for a message."""
     shown = ", ".join(
-        repr(name if len(name) <= 60 else name[:57] + "...") for name in names[:_MANY]
+        repr(name if len(name) <= 60 else name[:57] + "...") for name in names[:_MAX_SHOWN]
     )
-    return shown + (f" and {len(names) - _MANY} more" if len(names) > _MANY else "")
+    return shown + (f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else "")

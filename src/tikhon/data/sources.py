@@ -12,9 +12,9 @@ import torch
 
 from tikhon.data import arrays, mnist
 from tikhon.data.dataset import Dataset
-from tikhon.data.reading import SUFFIXES, is_table, refuse_others
+from tikhon.data.reading import SUFFIXES, is_table, refuse_other_types
 from tikhon.data.table import TableOptions, load_table
-from tikhon.errors import DataError, InputError, unknown
+from tikhon.errors import DataError, InputError, unknown_name
 
 
 def load(
@@ -45,7 +45,7 @@ def load(
         )
     if table is not None and (name in NAMES or not is_table(Path(name))):
         if not name.endswith((".npz", ".npy")):
-            refuse_others(located(name, data_dir))
+            refuse_other_types(find_path(name, data_dir))
         raise InputError(
             f"{table.target!r} names a column of a table (--target), and {name} is none: leave it "
             "out, or give a table (" + ", ".join(SUFFIXES) + ")"
@@ -54,7 +54,7 @@ def load(
         return _BUNDLED[name](name)
     if name in mnist.SETS:
         return mnist.load(name, data_dir, download)
-    path = located(name, data_dir)
+    path = find_path(name, data_dir)
     if path.is_file() and is_table(path):
         if table is None:
             raise InputError(
@@ -63,17 +63,17 @@ def load(
             )
         return load_table(path, table)
     if path.is_dir():
-        return arrays.folder(path)
+        return arrays.read_folder(path)
     if path.is_file():
-        return arrays.file(path)
+        return arrays.read_file(path)
     if path.suffix or os.sep in name:
         raise DataError(
             f"no file or folder {name!r}; give a path that exists or a name: {', '.join(NAMES)}"
         )
-    raise InputError(unknown("data", name, NAMES) + "; or the path of a file")
+    raise InputError(unknown_name("data", name, NAMES) + "; or the path of a file")
 
 
-def located(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+def find_path(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the path as given, or inside `data_dir`; it need not exist."""
     path = Path(name).expanduser()
     if data_dir is None or path.is_absolute() or path.exists():

@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 
 from tikhon.data.dataset import Dataset
-from tikhon.data.noticing import by_chance, digests, repeated, untested
 from tikhon.data.preprocessing import Preprocessing
+from tikhon.data.quality_checks import (
+    expected_duplicates,
+    find_repeated_rows,
+    find_untested_classes,
+    hash_rows,
+)
 from tikhon.errors import DataError, InputError
 from tikhon.languages import Sentence, sentence
-from tikhon.numbers import checked_seed
+from tikhon.numbers import check_seed
 
 Notices = Sequence[Sentence]
 
@@ -49,28 +54,28 @@ def split(
     for name, fraction in (("valid", valid), ("test", test)):
         if not 0 < fraction < 1:
             raise InputError(f"{name} must be a fraction in (0, 1), received {fraction}")
-    checked_seed(seed)
+    check_seed(seed)
     rows = len(data.x)
     rest = replace(data, x=torch.arange(rows))  # draw indices, without copying cells
     held_out: tuple[Dataset, ...] = ()
     if data.test is None:
-        kept, drawn = _draw(rest, min(round(test * rows), largest), seed)
+        kept, drawn = _draw_part(rest, min(round(test * rows), largest), seed)
         rest, held_out = rest.take(kept), (rest.take(drawn),)
-    kept, drawn = _draw(rest, min(round(valid * rows), largest), (seed + 1) % (1 << 32))
+    kept, drawn = _draw_part(rest, min(round(valid * rows), largest), (seed + 1) % (1 << 32))
     parts = [rest.take(kept), rest.take(drawn), *held_out]
     if data.table is not None:
-        return _scaled(*_prepared(data, parts))
+        return _standardize(*_preprocess(data, parts))
     parts = [replace(part, x=data.x[part.x]) for part in parts]
-    return _scaled(parts if data.test is None else [*parts, data.test])
+    return _standardize(parts if data.test is None else [*parts, data.test])
 
 
-def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def _draw_part(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return indices (kept, drawn)."""
     if data.table is not None and (data.table.times is not None or data.table.groups is not None):
         return _draw_blocks(data, count, seed)
     if not 0 < count < len(data.x):
         raise DataError(f"{data.name}: {len(data.x)} rows are too few to hold out {count}")
-    found = draw(data.y, count, seed, classes=bool(data.classes))
+    found = draw_rows(data.y, count, seed, classes=bool(data.classes))
     if found is None:
         sizes = torch.bincount(data.y, minlength=len(data.classes))
         least = int(sizes.argmin())
@@ -87,7 +92,7 @@ def _draw(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return found
 
 
-def draw(y: Tensor, count: int, seed: int, *, classes: bool) -> tuple[Tensor, Tensor] | None:
+def draw_rows(y: Tensor, count: int, seed: int, *, classes: bool) -> tuple[Tensor, Tensor] | None:
     """Return indices (kept, drawn), `count` of them drawn, stratified by classes y.
 
     A class with one row is kept; with more classes than drawn rows, one row of each is kept.
@@ -97,7 +102,7 @@ def draw(y: Tensor, count: int, seed: int, *, classes: bool) -> tuple[Tensor, Te
 
     rows, stratify = torch.arange(len(y)), None
     if classes:
-        rows, stratify = _drawable(y, count)
+        rows, stratify = _stratifiable(y, count)
     if count >= len(rows):
         return None
     kept, drawn = train_test_split(
@@ -108,7 +113,7 @@ def draw(y: Tensor, count: int, seed: int, *, classes: bool) -> tuple[Tensor, Te
     return torch.from_numpy(kept), torch.from_numpy(drawn)
 
 
-def _drawable(y: Tensor, count: int) -> tuple[Tensor, object]:
+def _stratifiable(y: Tensor, count: int) -> tuple[Tensor, object]:
     """Return the rows that may be drawn, and their classes to stratify by, or None."""
     sizes = torch.bincount(y)
     rows = torch.nonzero(sizes[y] > 1)[:, 0]
@@ -122,13 +127,13 @@ def _drawable(y: Tensor, count: int) -> tuple[Tensor, object]:
     return rows, y[rows].numpy() if possible else None
 
 
-def dealt(y: Tensor, parts: int, *, seed: int | None = None) -> Tensor:
+def assign_parts(y: Tensor, parts: int, *, seed: int | None = None) -> Tensor:
     """Assign rows to parts of similar targets; return the part of each row, (rows,).
 
     Rows sorted by their (first) target are dealt in turn: classes stay in proportion, numbers
     cover their range. Ties keep their order, or are shuffled by `seed`.
 
-    >>> dealt(torch.tensor([0, 0, 1, 1]), 2).tolist()
+    >>> assign_parts(torch.tensor([0, 0, 1, 1]), 2).tolist()
     [0, 1, 0, 1]
     """
     first = y.reshape(len(y), -1)[:, 0].cpu()
@@ -170,20 +175,22 @@ def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return kept, drawn
 
 
-def _prepared(data: Dataset, parts: list[Dataset]) -> tuple[list[Dataset], Preprocessing, Notices]:
+def _preprocess(
+    data: Dataset, parts: list[Dataset]
+) -> tuple[list[Dataset], Preprocessing, Notices]:
     """Preprocess the parts of a table (given as row indices); return notices on rows that occur in
     two parts.
     """
     assert data.table is not None
     values, y, table = data.x.numpy(), parts[0].y.numpy(), data.table
     rows = [part.x.numpy() for part in parts]
-    known = set(digests(values, data.y.numpy(), rows[0]))
+    known = set(hash_rows(values, data.y.numpy(), rows[0]))
     notices = []
     twice = len(rows[0]) - len(known)
-    told_of = twice <= len(known) or by_chance(values, rows[0]) < twice / 2
+    told_of = twice <= len(known) or expected_duplicates(values, rows[0]) < twice / 2
     for drawn, name in zip(rows[1:], ("validation", "test"), strict=True):
-        told = list(digests(values, data.y.numpy(), drawn))
-        notices += repeated(known, told, name) if told_of else []
+        told = list(hash_rows(values, data.y.numpy(), drawn))
+        notices += find_repeated_rows(known, told, name) if told_of else []
     del known  # as large as a column or two
     fitted = Preprocessing.fit(values, table, y, rows=rows[0])
     inputs = [
@@ -198,12 +205,12 @@ def _prepared(data: Dataset, parts: list[Dataset]) -> tuple[list[Dataset], Prepr
     return parts, fitted, notices
 
 
-def _scaled(
+def _standardize(
     parts: list[Dataset], preprocessing: Preprocessing | None = None, repeats: Notices = ()
 ) -> Split:
     train, classes = parts[0], parts[0].classes
     counts = [np.bincount(p.y.numpy(), minlength=len(classes)) for p in parts if classes]
-    rare = untested(classes, counts[0], counts[1:]) if classes else []
+    rare = find_untested_classes(classes, counts[0], counts[1:]) if classes else []
     notices = (*train.notices, *rare, *repeats)
     parts = [replace(part, test=None, notices=notices) for part in parts]
     scaling: dict[str, object] = {}

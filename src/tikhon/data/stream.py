@@ -17,11 +17,19 @@ from torch.utils.data import (
     default_collate,
 )
 
-from tikhon.data.batches import mixed, once, opened, order, pair, slices
-from tikhon.data.rows import Batch, cut, each, length, moved, split, take
+from tikhon.data.batches import mix_seeds, open_data, order, pair, slices, visits_rows_once
+from tikhon.data.nested import (
+    Batch,
+    batch_length,
+    map_tensors,
+    slice_rows,
+    split_batch,
+    take_rows,
+    to_device,
+)
 from tikhon.errors import DataError
 
-_KEPT = 2**26  # values in a sample of a loader's rows, held in memory
+_MAX_SAMPLE = 2**26  # values in a sample of a loader's rows, held in memory
 
 
 class Stream:
@@ -51,11 +59,11 @@ class Stream:
         self._loader: Any = None
         self._place = (-1, -1)
         self._open: Iterator[Batch] = iter(())
-        batch, source = opened(data, name)
+        batch, source = open_data(data, name)
         self._cuts = source is not data  # a loader makes its own batches
-        if batch is not None or isinstance(source, Iterator) or _only_shuffles(source):
+        if batch is not None or isinstance(source, Iterator) or _is_plain_shuffle(source):
             self.held = pair(data, name=name)
-            self.rows = length(self.held)
+            self.rows = batch_length(self.held)
         else:
             self._loader = source
             known = (
@@ -81,7 +89,7 @@ class Stream:
     def to(self, device: torch.device) -> Stream:
         """Move rows held in memory to a device; returns the stream."""
         if self.held is not None:
-            self.held = moved(self.held, device)
+            self.held = to_device(self.held, device)
         return self
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
@@ -90,7 +98,7 @@ class Stream:
             return itertools.islice(self._read(number), start, None)
         shuffled = order(self.rows, seed=self.seed, epoch=number)
         shuffled = shuffled.to(cast(Tensor, self.held[1]).device)
-        return (take(self.held, rows) for rows in self._cut(shuffled)[start:])
+        return (take_rows(self.held, rows) for rows in self._cut(shuffled)[start:])
 
     def batch(self, k: int) -> Batch:
         """Return batch number `k`, counted from 0 over all epochs."""
@@ -117,13 +125,13 @@ class Stream:
         """Return at most `most` evenly spaced rows, for a loader from its data set."""
         if self.held is not None:
             every = 1 + (self.rows - 1) // most
-            return cast("tuple[Any, Tensor]", cut(self.held, slice(None, None, every)))
+            return cast("tuple[Any, Tensor]", slice_rows(self.held, slice(None, None, every)))
         assert self.rows
         rows = self._loader.dataset
         probe = pair(self._gathered(rows, range(min(2, self.rows))), name=self.name)
         cells: list[int] = []
-        each(probe, lambda part: cells.append(part[0].numel()) or part)
-        most = max(2, min(most, _KEPT // max(1, sum(cells))))
+        map_tensors(probe, lambda part: cells.append(part[0].numel()) or part)
+        most = max(2, min(most, _MAX_SAMPLE // max(1, sum(cells))))
         every = 1 + (self.rows - 1) // most
         return pair(self._gathered(rows, range(0, self.rows, every)), name=self.name)
 
@@ -137,7 +145,7 @@ class Stream:
 
     def _read(self, epoch: int) -> Iterator[Batch]:
         """Iterate over the loader's batches, seeding its random numbers by (seed, epoch)."""
-        state = torch.Generator().manual_seed(mixed(self.seed, epoch)).get_state()
+        state = torch.Generator().manual_seed(mix_seeds(self.seed, epoch)).get_state()
         loader = self._loader
         if self._cuts:
             shuffled = order(self.rows, seed=self.seed, epoch=epoch)
@@ -148,7 +156,7 @@ class Stream:
         parts.append(getattr(cutter, "sampler", None))
         for part in parts:
             if getattr(part, "generator", None) is not None:
-                part.generator.manual_seed(mixed(self.seed, epoch))
+                part.generator.manual_seed(mix_seeds(self.seed, epoch))
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         batches = None
@@ -172,19 +180,19 @@ class Stream:
         return batch
 
     def _whole(self, batch: Any) -> Batch:
-        inputs, target = split(batch, self.name)
+        inputs, target = split_batch(batch, self.name)
         if not isinstance(target, Tensor):
             raise DataError(f"{self.name}: batches of (inputs, target) are needed")
         return inputs, target
 
 
-def _only_shuffles(source: object) -> bool:
+def _is_plain_shuffle(source: object) -> bool:
     """Return whether indexing a loader's tensors in shuffled order equals reading the loader."""
     return (
         isinstance(source, DataLoader)
         and type(source.dataset) is TensorDataset
         and type(source.sampler) is RandomSampler
         and source.collate_fn is default_collate
-        and once(source)
+        and visits_rows_once(source)
         and not (source.drop_last or source.generator or source.sampler.generator)
     )

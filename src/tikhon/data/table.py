@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
-from tikhon.data import noticing
-from tikhon.data.columns import Column, infer
+from tikhon.data import quality_checks
+from tikhon.data.columns import Column, infer_column
 from tikhon.data.dataset import Dataset, Table
-from tikhon.data.encoding import encode_one, side_by_side
+from tikhon.data.encoding import concatenate_columns, encode_column
 from tikhon.data.memory import refuse_too_large
-from tikhon.data.raw import RawColumn
-from tikhon.data.reading import Format, Source, read
+from tikhon.data.raw_column import RawColumn
+from tikhon.data.reading import Format, Source, read_table
 from tikhon.data.target import read_target
-from tikhon.errors import DataError, InputError, unknown
+from tikhon.errors import DataError, InputError, unknown_name
 from tikhon.languages import Sentence, sentence
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class TableOptions:
 
     def __post_init__(self) -> None:
         if self.task not in (None, "classification", "regression"):
-            raise InputError(unknown("task", self.task, ("classification", "regression")))
+            raise InputError(unknown_name("task", self.task, ("classification", "regression")))
         if self.features is not None and self.target in self.features:
             raise InputError(f"the target {self.target!r} is also among the features; remove it")
         if self.target in self.drop:
@@ -83,7 +83,7 @@ def load_table(path: Path, options: TableOptions) -> Dataset:
     `InputError` for a missing column.
     """
     refuse_too_large(path, options.format)
-    return from_source(read(path, options.format), options)
+    return from_source(read_table(path, options.format), options)
 
 
 def from_source(source: Source, options: TableOptions) -> Dataset:
@@ -93,24 +93,26 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     target = read_target(source, options.target, options.task)
     source = target.source
     columns, values, dropped = _features(source, names, options)
-    notices = [*source.notices, *target.notices, *noticing.readings(columns)]
-    notices += noticing.not_used(dropped)
+    notices = [*source.notices, *target.notices, *quality_checks.report_formats(columns)]
+    notices += quality_checks.report_dropped(dropped)
     for column in columns:
-        notices += noticing.close(column.name, column.categories)
+        notices += quality_checks.find_similar_labels(column.name, column.categories)
     if target.task == "classification":
-        notices += noticing.text_na(source, options.target)
-    notices += noticing.imbalance(target.y, target.column, target.task)
-    leaks = noticing.leaks(values, columns, target.y, target.task)
-    notices += leaks or noticing.together(values, columns, target.y, target.task)
-    notices += noticing.identifiers(values, columns)
-    notices += noticing.alike(values, columns)
-    notices += noticing.sentinels(values, columns)
+        notices += quality_checks.find_na_labels(source, options.target)
+    notices += quality_checks.find_imbalance(target.y, target.column, target.task)
+    leaks = quality_checks.find_leaks(values, columns, target.y, target.task)
+    notices += leaks or quality_checks.find_combined_leaks(values, columns, target.y, target.task)
+    notices += quality_checks.find_identifiers(values, columns)
+    notices += quality_checks.find_duplicate_columns(values, columns)
+    notices += quality_checks.find_sentinels(values, columns)
     if target.task == "regression":
-        notices += noticing.target_sentinels(target.y, options.target)
-    notices += noticing.totals(source)
-    notices += noticing.garbled(source)
+        notices += quality_checks.target_sentinels(target.y, options.target)
+    notices += quality_checks.find_total_row(source)
+    notices += quality_checks.find_garbled_text(source)
     if options.time is None and options.group is None:
-        notices += noticing.groups(values, columns) + noticing.in_order(values, columns)
+        notices += quality_checks.find_groups(values, columns) + quality_checks.find_sorted_dates(
+            values, columns
+        )
     table = Table(columns, dropped, target.column, *_split_columns(source, options))
     return Dataset(
         name=_stem(source.name),
@@ -147,7 +149,7 @@ def _check_names(source: Source, names: list[str], options: TableOptions) -> Non
                     f"{source.name}: one column found ({names[0][:60]!r}), no {name!r}; say what "
                     "separates the fields with --sep"
                 )
-            shown = unknown("column", name, names)
+            shown = unknown_name("column", name, names)
             doubt = next((f"; {n}" for n in source.notices if n.key == "notice_headless"), "")
             raise InputError(f"{source.name}: {shown}{doubt}")
 
@@ -164,9 +166,9 @@ def _features(
         if name in not_used:
             continue
         raw = RawColumn(source, name)
-        column = infer(raw, category=name in options.categorical)
+        column = infer_column(raw, category=name in options.categorical)
         if column.kind != "dropped":
-            values = encode_one(raw, column)
+            values = encode_column(raw, column)
             if not _constant(values):
                 kept.append(column)
                 parts.append(values)
@@ -174,9 +176,9 @@ def _features(
             column = Column(name, "dropped", reason=_sameness(source, name, values[0]))
         dropped.append(column)
     if not kept:
-        why = f"; dropped: {noticing.left_out(dropped)}" if dropped else ""
+        why = f"; dropped: {quality_checks.describe_dropped(dropped)}" if dropped else ""
         raise DataError(f"{source.name}: no column is left to learn from{why}")
-    return tuple(kept), side_by_side(parts), tuple(dropped)
+    return tuple(kept), concatenate_columns(parts), tuple(dropped)
 
 
 def _constant(values: np.ndarray) -> bool:
@@ -206,12 +208,12 @@ def _split_columns(
         groups = np.unique(series.astype(str), return_inverse=True)[1]
     if options.time is not None:
         raw = RawColumn(source, options.time)
-        column = infer(raw)
+        column = infer_column(raw)
         if column.kind not in ("date", "time", "number"):
             raise DataError(
                 f"time column {options.time!r} holds neither dates nor numbers ({column.kind})"
             )
-        times = encode_one(raw, column)[:, 0]
+        times = encode_column(raw, column)[:, 0]
         if np.isnan(times).any():
             row = int(np.argmax(np.isnan(times)))
             raise DataError(f"time column {options.time!r} is empty in {source.line(row)}")

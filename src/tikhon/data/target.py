@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from tikhon.data import numerals
-from tikhon.data.cells import TRUE, Cells, level_of, truths
-from tikhon.data.columns import Column, decimal_mark, finite, misspelt, of_numbers
-from tikhon.data.noticing import close
-from tikhon.data.raw import RawColumn
-from tikhon.data.reading import Source, listed
+from tikhon.data import number_parsing
+from tikhon.data.columns import (
+    Column,
+    infer_decimal_mark,
+    number_column,
+    refuse_infinite,
+    refuse_misspelt,
+)
+from tikhon.data.quality_checks import find_similar_labels
+from tikhon.data.raw_column import RawColumn
+from tikhon.data.reading import Source, quote_names
+from tikhon.data.text_cells import TRUE, TextCells, are_truth_values, normalize_label
 from tikhon.errors import DataError
 from tikhon.languages import Sentence, sentence
 
@@ -57,14 +63,14 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
         count = int(empty.sum())
         notices = [sentence("notice_no_target", name=name, count=count)]
         if found and cells.missing:
-            words = listed(cells.missing)
+            words = quote_names(cells.missing)
             notices = [sentence("notice_no_target_read", name=name, count=count, words=words)]
-        source = _rows(source, ~empty)
+        source = _select_rows(source, ~empty)
         raw = RawColumn(source, name)
         cells = raw.cells
     if found is None:
         _refuse_mixtures(raw)
-        notices += _blanks(source, name)
+        notices += _find_padded_labels(source, name)
         return _classes(source, name, cells, task, None, notices)
     column, values = found[0], found[1][~empty]
     if column.reading:
@@ -75,7 +81,7 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
     if task == "classification" or (task is None and few):
         return _classes(source, name, cells, task, values, notices)
     _refuse_constants(source, name, levels, cells)
-    finite(source, name, values)
+    refuse_infinite(source, name, values)
     why = f"regression: {name!r} holds {levels} different numbers"
     why = why if task is None else f"{task}: as asked for"
     return TargetColumn(column, values, "regression", why, source, tuple(notices))
@@ -84,7 +90,9 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
 def _are_ranges(raw: RawColumn) -> bool:
     """Return whether the texts name a few ranges (`>50K`, `<=50K`)."""
     cells = raw.cells
-    limits = np.array([one is not None and one.bound in ("<", ">") for one in raw.numerals], bool)
+    limits = np.array(
+        [one is not None and one.bound in ("<", ">") for one in raw.parsed_numbers], bool
+    )
     return len(cells.texts) <= _FEW and cells.share(limits) > 0.5
 
 
@@ -101,20 +109,20 @@ def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
         return None
     if (plain := raw.plain_numbers(raw.source.format.decimal or "")) is not None:
         return Column(name, "number"), plain
-    found = [one for one, none in zip(raw.numerals, cells.is_missing) if not none]
+    found = [one for one, none in zip(raw.parsed_numbers, cells.is_missing) if not none]
     numbers = [one for one in found if one is not None]
     if not numbers or len(numbers) < len(found):
         return None
-    if (units := numerals.units(numbers)) is None:
+    if (units := number_parsing.common_unit(numbers)) is None:
         return None
-    decimal = decimal_mark(raw)
-    values, bounds = numerals.read(raw.numerals, decimal)
+    decimal = infer_decimal_mark(raw)
+    values, bounds = number_parsing.values_and_bounds(raw.parsed_numbers, decimal)
     if np.isnan(values).any(where=~cells.is_missing):
         return None
-    return of_numbers(name, numbers, units, decimal, bounds), cells.spread(values)
+    return number_column(name, numbers, units, decimal, bounds), cells.expand_to_rows(values)
 
 
-def _rows(source: Source, there: np.ndarray) -> Source:
+def _select_rows(source: Source, there: np.ndarray) -> Source:
     lines = [line for line, is_there in zip(source.lines, there, strict=False) if is_there]
     frame = cast("pd.DataFrame", source.frame[there]).reset_index(drop=True)
     return replace(source, frame=frame, lines=lines)
@@ -123,10 +131,10 @@ def _rows(source: Source, there: np.ndarray) -> Source:
 def _refuse_mixtures(raw: RawColumn) -> None:
     """Raise for a target of many numbers and some texts, or of many dates."""
     cells = raw.cells
-    is_number = np.array([one is not None for one in raw.numerals])
+    is_number = np.array([one is not None for one in raw.parsed_numbers])
     if is_number.sum() > _FEW and cells.share(is_number) > 0.5 and not is_number.all():
-        misspelt(raw.source, raw.name, cells, ~is_number, "numbers", target=True)
-    is_date = np.array([one is not None for one in raw.moments])
+        refuse_misspelt(raw.source, raw.name, cells, ~is_number, "numbers", target=True)
+    is_date = np.array([one is not None for one in raw.parsed_dates])
     if is_date.sum() > _FEW and cells.share(is_date) > 0.5:
         raise DataError(sentence("refused_dates", name=raw.name, count=int(is_date.sum())))
 
@@ -134,7 +142,7 @@ def _refuse_mixtures(raw: RawColumn) -> None:
 def _classes(
     source: Source,
     name: str,
-    cells: Cells,
+    cells: TextCells,
     task: str | None,
     values: np.ndarray | None,
     notices: Sequence[Sentence],
@@ -167,14 +175,14 @@ def _classes(
         else order
     )
     merged = [
-        listed([cells.texts[i] for i in spellings[key]])
+        quote_names([cells.texts[i] for i in spellings[key]])
         for key in shown
         if len(spellings[key]) > 1
     ]
     told = [sentence("notice_merged", labels=labels, name=name) for labels in merged]
     if values is None:
-        told += close(name, [label[key] for key in shown])
-        told += _combined(name, [label[key] for key in shown])
+        told += find_similar_labels(name, [label[key] for key in shown])
+        told += _find_combined_labels(name, [label[key] for key in shown])
     code = {key: i for i, key in enumerate(shown)}
     y = np.array([code[key] for key in keys], np.int64)[cells.codes]
     if task is None:
@@ -186,7 +194,7 @@ def _classes(
     return TargetColumn(column, y, "classification", why, source, (*notices, *told))
 
 
-def _values_of(cells: Cells, values: np.ndarray) -> list[float]:
+def _values_of(cells: TextCells, values: np.ndarray) -> list[float]:
     """Return the number of each distinct text."""
     found = np.zeros(len(cells.texts))
     found[cells.codes] = values
@@ -195,21 +203,23 @@ def _values_of(cells: Cells, values: np.ndarray) -> list[float]:
 
 def _label_keys(texts: Sequence[str]) -> list[str]:
     """Return the key that identifies labels: spelling, or the truth value if all are."""
-    if truths(texts):
+    if are_truth_values(texts):
         return [str(text.lower() in TRUE) for text in texts]
-    return [level_of(text) for text in texts]
+    return [normalize_label(text) for text in texts]
 
 
-def _blanks(source: Source, name: str) -> list[Sentence]:
+def _find_padded_labels(source: Source, name: str) -> list[Sentence]:
     """Report labels that differ only in outer blanks, which `texts_of` strips."""
     raw = cast("pd.Series", source.frame[name]).dropna().astype("string")
     different = raw.drop_duplicates()
     stripped = different.str.strip()
     twice = [str(text) for text in different[stripped.duplicated(keep=False).to_numpy()]]
-    return [sentence("notice_blanks", labels=listed(sorted(twice)), name=name)] if twice else []
+    return (
+        [sentence("notice_blanks", labels=quote_names(sorted(twice)), name=name)] if twice else []
+    )
 
 
-def _combined(name: str, labels: Sequence[str]) -> list[Sentence]:
+def _find_combined_labels(name: str, labels: Sequence[str]) -> list[Sentence]:
     """Report combined labels such as `action|drama`, each of which is a class."""
     for mark in "|;,":
         parts = {part.strip() for label in labels for part in label.split(mark)}
@@ -220,7 +230,7 @@ def _combined(name: str, labels: Sequence[str]) -> list[Sentence]:
     return []
 
 
-def _refuse_constants(source: Source, name: str, levels: int, cells: Cells) -> None:
+def _refuse_constants(source: Source, name: str, levels: int, cells: TextCells) -> None:
     if levels < 2:
         raise DataError(
             f"{source.name}: the target {name!r} is {cells.texts[cells.codes[0]]!r} in all "

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tikhon.budget import OutOfTimeError, out_of_time
-from tikhon.data.rows import take
+from tikhon.data.nested import take_rows
 from tikhon.diagnosis.dry_run import DryRun, run
 from tikhon.diagnosis.evidence import Evidence, lately, number
 from tikhon.diagnosis.record import Record
@@ -133,8 +133,8 @@ def _advantage(make: Callable[[], Replica], ran: Ran) -> float | None:
     source, ends = ran.source, []
     for seed in range(SHUFFLED):
         order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(seed))
-        shuffled = (source.source[0], take(source.source[1], order))
-        other = replace(source, source=shuffled, probe=take(shuffled, torch.arange(2)))
+        shuffled = (source.source[0], take_rows(source.source[1], order))
+        other = replace(source, source=shuffled, probe=take_rows(shuffled, torch.arange(2)))
         ends.append(sum(ran.again(make(), other).losses[-tail:]) / tail)
     trivial = ran.record.static.get("trivial")
     if not trivial or not ends:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tikhon import plotting
-from tikhon.data.rows import LossFunction
+from tikhon.data.forward import LossFunction
 from tikhon.diagnosis import picture
 from tikhon.diagnosis.checks import (
     data as data_checks,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.budget import out_of_time
-from tikhon.data.rows import Batch, entries, tensors
+from tikhon.data.nested import Batch, stored_values, tensors
 from tikhon.diagnosis.nonfinite import locate
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Site, SiteReading
@@ -116,7 +116,7 @@ def _look(
 
 def _numbers(inputs: object) -> list[Tensor]:
     """Return the float tensors with more than one entry."""
-    return [entries(t) for t in tensors(inputs) if t.is_floating_point() and t.numel() > 1]
+    return [stored_values(t) for t in tensors(inputs) if t.is_floating_point() and t.numel() > 1]
 
 
 def probe_steps(steps: int) -> set[int]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tikhon.budget import out_of_time, share_of_time
-from tikhon.data.rows import Batch, LossFunction, length
+from tikhon.budget import limit_to_share, out_of_time
+from tikhon.data.forward import LossFunction
+from tikhon.data.nested import Batch, batch_length
 from tikhon.diagnosis import static
 from tikhon.diagnosis.controls import Ran, controls
 from tikhon.diagnosis.dry_run import DryRun, commonest, probe, run, score
@@ -124,7 +125,7 @@ def measure(
 
 def _together(replica: Replica, source: Samples) -> Samples:
     """Use all rows as one batch if the model fails on fewer, as on the nodes of one graph."""
-    if not source.indexed or length(source.probe) == source.rows:
+    if not source.indexed or batch_length(source.probe) == source.rows:
         return source
     every = Samples(source.source, [source.source], source.rows, False, source.rows)
     for tried in (source, every):
@@ -254,7 +255,7 @@ def _trial(
             if nudge(replica, source.probe):
                 trial.probes.append(probe(replica, source.probe, step, trial))
         return trial
-    with share_of_time(0.5):
+    with limit_to_share(0.5):
         return run(replica, source, steps=steps, batch_size=size, seed=seed, valid=judge)
 
 

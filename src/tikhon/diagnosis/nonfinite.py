@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, entries, tensors
+from tikhon.data.nested import Batch, stored_values, tensors
 from tikhon.diagnosis.functions import ATTENDING, Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.record import Failure
@@ -98,7 +98,7 @@ class FirstBad(Functions):
 def infinite(tensor: Tensor) -> bool:
     """Whether a tensor has NaN or infinite entries."""
     inexact = tensor.is_floating_point() or tensor.is_complex()
-    return inexact and not bool(torch.isfinite(entries(tensor.detach())).all())
+    return inexact and not bool(torch.isfinite(stored_values(tensor.detach())).all())
 
 
 def _goes_bad(name: str, output: Tensor, inputs: list[Tensor]) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from tikhon.data.rows import tensors
+from tikhon.data.nested import tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Located, Options
 from tikhon.diagnosis.record import Site, SiteReading

@@ -12,19 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.copying import copied
-from tikhon.data.rows import (
-    Batch,
-    LossFunction,
-    call,
-    each,
-    graded,
-    length,
-    split,
-    take,
-    takes_model,
-    whole,
-)
+from tikhon.copying import copy_with_model
+from tikhon.data.forward import LossFunction, call_model, call_with_gradients, loss_takes_model
+from tikhon.data.nested import Batch, batch_length, join_batch, map_tensors, split_batch, take_rows
 from tikhon.diagnosis.replica import number_of, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.wrappers import unwrap
@@ -111,18 +101,18 @@ class _Program:
     @property
     def whole(self) -> bool:
         """Whether the loss calls the model."""
-        return takes_model(self.loss)
+        return loss_takes_model(self.loss)
 
     def run(self, model: nn.Module, batch: Batch, weights: Weights | None = None) -> Tensor:
         """Return the loss of `model` on a batch; the penalty is that of `weights(parameter)`."""
         if not self.whole:
             with torch.no_grad():
-                output = call(model, batch[0])
+                output = call_model(model, batch[0])
             return self.judge(model, output, batch[1], weights)
         if weights is None:
-            return number_of(graded(lambda: self.loss(model, whole(batch))))
+            return number_of(call_with_gradients(lambda: self.loss(model, join_batch(batch))))
         with weights_outside_forward(model, weights):
-            return number_of(graded(lambda: self.loss(model, whole(batch))))
+            return number_of(call_with_gradients(lambda: self.loss(model, join_batch(batch))))
 
     def judge(
         self, model: nn.Module, output: Any, target: Any, weights: Weights | None = None
@@ -178,9 +168,9 @@ class ReboundLoss:
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of `model`, as if the loss read its weights."""
-        inputs, target = split(batch)
-        output = call(model, inputs)
-        fixed = each(output, Tensor.detach)
+        inputs, target = split_batch(batch)
+        output = call_model(model, inputs)
+        fixed = map_tensors(output, Tensor.detach)
         weights = self.program.judge(model, fixed, target)
         return self.program.judge(model, output, target, Tensor.clone) + weights - weights.detach()
 
@@ -195,12 +185,12 @@ def separate_penalty(
     batches, also for other weights, and grow with the weights like a sum of norms; otherwise the
     loss stays whole, and reads the weights of the copy.
     """
-    program, size = _Program(loss, unwrap(model)), min(FEW, length(source.probe)) // 2
+    program, size = _Program(loss, unwrap(model)), min(FEW, batch_length(source.probe)) // 2
     if not size or not callable(penalty or loss) or _is_torchs(loss):
         return loss, penalty
-    halves = [take(source.probe, torch.arange(k * size, (k + 1) * size)) for k in range(2)]
+    halves = [take_rows(source.probe, torch.arange(k * size, (k + 1) * size)) for k in range(2)]
     with suppress(Exception):  # the user's loss may raise anything
-        twin = copied(program.user, program.user)
+        twin = copy_with_model(program.user, program.user)
         if not program.whole and not _reads_weights(program, twin, halves[0]):
             return loss, penalty
         if _adds_penalty(program, twin, halves):
@@ -239,7 +229,7 @@ def _added(
 def _reads_weights(program: _Program, model: nn.Module, batch: Batch) -> bool:
     with undisturbed(model, training=False):
         with torch.no_grad():
-            output = call(model, batch[0])
+            output = call_model(model, batch[0])
         return program.judge(model, output, batch[1]).requires_grad
 
 

@@ -12,7 +12,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import Batch, LossFunction, each, entries, tensors
+from tikhon.data.forward import LossFunction
+from tikhon.data.nested import Batch, map_tensors, stored_values, tensors
 from tikhon.diagnosis.replica import number_of
 
 Tail = Callable[[Tensor], Tensor]
@@ -389,7 +390,10 @@ def grows_in_part(output: object, target: object, loss: LossFunction) -> float:
         with torch.no_grad():
             once, twice, often = (
                 float(
-                    loss(each(output, lambda t, k=k: torch.cat([t] * k)), torch.cat([target] * k))
+                    loss(
+                        map_tensors(output, lambda t, k=k: torch.cat([t] * k)),
+                        torch.cat([target] * k),
+                    )
                 )
                 for k in (1, 2, 4)
             )
@@ -403,7 +407,7 @@ def grows_in_part(output: object, target: object, loss: LossFunction) -> float:
 
 def scale(value: object) -> dict[str, float]:
     """Return rms, mean, standard deviation and absolute maximum of float tensors."""
-    parts = [entries(t.detach()).double() for t in tensors(value) if t.is_floating_point()]
+    parts = [stored_values(t.detach()).double() for t in tensors(value) if t.is_floating_point()]
     if not parts:
         return {}
     flat = parts[0]

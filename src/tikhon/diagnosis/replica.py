@@ -15,17 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tikhon.copying import copied
-from tikhon.data.rows import (
-    Batch,
+from tikhon.copying import copy_with_model
+from tikhon.data.forward import (
     LossFunction,
-    call,
+    call_model,
+    call_with_gradients,
     forward,
-    graded,
-    takes_model,
-    tensors,
-    whole,
+    loss_takes_model,
 )
+from tikhon.data.nested import Batch, join_batch, tensors
 from tikhon.errors import InputError
 from tikhon.regularizer.optimizers import inner_optimizer, wrapped_optimizers
 from tikhon.regularizer.regularizer import regularize
@@ -56,14 +54,16 @@ class Replica:
     @property
     def whole(self) -> bool:
         """Whether the loss calls the model itself: `loss(model, batch)`, or the model's own."""
-        return takes_model(self.loss)
+        return loss_takes_model(self.loss)
 
     def value(self, batch: Batch) -> Tensor:
         """Return the data loss on a batch; raise `InputError` if it fails or is no scalar."""
         try:
             if self.whole:
-                return number_of(graded(lambda: self.loss(self.model, whole(batch))))
-            return number_of(self.loss(call(self.model, batch[0]), batch[1]))
+                return number_of(
+                    call_with_gradients(lambda: self.loss(self.model, join_batch(batch)))
+                )
+            return number_of(self.loss(call_model(self.model, batch[0]), batch[1]))
         except InputError:
             raise
         except Exception as error:  # the user's model and loss may raise anything
@@ -73,7 +73,7 @@ class Replica:
         """Return (output, loss) on a batch; output is None if the loss calls the model itself."""
         if self.whole:
             return None, self.value(batch)
-        output = call(self.model, batch[0])
+        output = call_model(self.model, batch[0])
         return output, number_of(self.loss(output, batch[1]))
 
     def extra(self) -> Tensor | float:
@@ -191,7 +191,7 @@ def replicate(
         optimizer = inner_optimizer(optimizer)
     bound = isinstance(optimizer, Optimizer)
     try:
-        twin, engine = copied(model, (model, optimizer if bound else None))
+        twin, engine = copy_with_model(model, (model, optimizer if bound else None))
         hook_alike(model, twin)
     except Exception as error:  # locks, files, tensors of a graph: anything a model may hold
         reason = str(error).partition(".")[0] or type(error).__name__

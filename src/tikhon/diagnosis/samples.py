@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.batches import count_rows, opened, order, slices
-from tikhon.data.rows import (
-    TARGETS,
+from tikhon.data.batches import count_rows, open_data, order, slices
+from tikhon.data.nested import (
+    TARGET_NAMES,
     Batch,
-    Named,
-    join,
-    length,
-    split,
-    take,
+    NamedInputs,
+    batch_length,
+    concatenate,
+    split_batch,
+    take_rows,
     tensors,
 )
 from tikhon.errors import DataError, InputError
@@ -45,11 +45,11 @@ class Samples:
         if not self.indexed:
             while True:
                 for batch in self.source:
-                    yield split(batch)
+                    yield split_batch(batch)
         for epoch in itertools.count():
             shuffled = order(self.rows, seed=seed, epoch=epoch)
             for rows in slices(shuffled, min(size, self.rows)):
-                yield take(self.source, rows)
+                yield take_rows(self.source, rows)
 
 
 def samples(data: object, *, rows: int = 256, name: str = "data") -> Samples:
@@ -58,13 +58,13 @@ def samples(data: object, *, rows: int = 256, name: str = "data") -> Samples:
     Raises:
         DataError: if there are no rows, or inputs and targets differ in number.
     """
-    source, batches = opened(data, name)
+    source, batches = open_data(data, name)
     if batches is not None:
         return _from_loader(batches, rows, name)
     assert source is not None
     count = count_rows(source, name)
     some = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:rows]
-    return Samples(take(source, some.sort().values), source, count, True)
+    return Samples(take_rows(source, some.sort().values), source, count, True)
 
 
 def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
@@ -72,8 +72,8 @@ def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
     count = 0
     reading = iter(loader)
     for batch in reading:
-        parts.append(split(batch, name))
-        count += length(parts[-1])
+        parts.append(split_batch(batch, name))
+        count += batch_length(parts[-1])
         if count >= rows:
             break
     if not parts:
@@ -82,12 +82,12 @@ def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
         parts += read_on(reading, parts)
     if reading is loader:
         # an iterator is exhausted after one pass: train on what was read
-        return Samples(join(parts), join(parts), count, True, length(parts[0]))
+        return Samples(concatenate(parts), concatenate(parts), count, True, batch_length(parts[0]))
     try:
-        joined = join(parts)
+        joined = concatenate(parts)
     except (RuntimeError, TypeError):  # batches of unequal shapes: sequences without padding
         joined = parts[0]
-    return Samples(joined, loader, count, False, length(parts[0]))
+    return Samples(joined, loader, count, False, batch_length(parts[0]))
 
 
 def read_on(reading: Iterator[object], parts: Sequence[Batch]) -> list[Batch]:
@@ -97,7 +97,7 @@ def read_on(reading: Iterator[object], parts: Sequence[Batch]) -> list[Batch]:
     """
     if not _of_one_value(parts):
         return []
-    following = map(split, itertools.islice(reading, FAR))
+    following = map(split_batch, itertools.islice(reading, FAR))
     others = itertools.dropwhile(lambda batch: _of_one_value([parts[0], batch]), following)
     return list(itertools.islice(others, len(parts)))
 
@@ -113,9 +113,9 @@ def check_target(batch: Batch) -> None:
     """Raise `DataError` if a batch has no target for `loss(output, target)`."""
     inputs, target = batch
     if target is None:
-        found = f"names {', '.join(inputs)}" if isinstance(inputs, Named) else "inputs alone"
+        found = f"names {', '.join(inputs)}" if isinstance(inputs, NamedInputs) else "inputs alone"
         raise DataError(
-            f"data: (inputs, target) is needed, or names with one of {', '.join(TARGETS)}, "
+            f"data: (inputs, target) is needed, or names with one of {', '.join(TARGET_NAMES)}, "
             f"received {found}; a loss that needs no target is given as loss(model, batch)"
         )
 

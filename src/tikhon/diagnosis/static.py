@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, LossFunction, call, take, tensors
+from tikhon.data.forward import LossFunction, call_model
+from tikhon.data.nested import Batch, take_rows, tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, user_line
 from tikhon.diagnosis.nonfinite import infinite
@@ -142,7 +143,7 @@ def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
         return {}
     before = {n: (p._version, p.shape) for n, p in model.named_parameters()}
     with torch.no_grad(), undisturbed(model, training=True), _Tape() as tape:
-        output = call(model, inputs)
+        output = call_model(model, inputs)
     after = {n: (p._version, p.shape) for n, p in model.named_parameters()}
     facts: dict[str, Any] = {"changes_in_forward": before != after}
     facts["dropout_at_end"] = [line for result, line in tape.dropped if result is output]
@@ -292,7 +293,7 @@ def own_score_zero(replica: Replica, batch: Batch) -> dict[str, float]:
     if replica.whole or not isinstance(target, Tensor) or target.is_floating_point():
         return {}
     with torch.no_grad(), undisturbed(replica.model, training=False), _Tape() as tape:
-        output = call(replica.model, batch[0])
+        output = call_model(replica.model, batch[0])
     if not isinstance(output, Tensor):
         return {}
     wanted, inside = output, False
@@ -332,4 +333,4 @@ def many(samples: Samples) -> Batch:
     few = place and inputs[:1].numel() <= FEW_COORDINATES  # nearest neighbours are tried
     count = min(samples.rows, 4000 if few else 1200)
     order = torch.randperm(samples.rows, generator=torch.Generator().manual_seed(1))[:count]
-    return take(samples.source, order)
+    return take_rows(samples.source, order)

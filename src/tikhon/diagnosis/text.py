@@ -224,4 +224,4 @@ def html_page(record: Record, findings: tuple[Finding, ...]) -> str:
     head = ("finding", "severity", "where", "why", "cure")
     rows = [(f.code, f.severity, span(f.where), f.why, "; ".join(f.advice)) for f in findings]
     layers = html.escape("\n".join(_layers(record, 1000)))
-    return notebook.card(_title(record, findings), (), head, rows, f"<pre>{layers}</pre>")
+    return notebook.html_card(_title(record, findings), (), head, rows, f"<pre>{layers}</pre>")

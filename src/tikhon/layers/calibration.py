@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.arguments import LARGEST, SMALLEST, checked, is_count
-from tikhon.errors import described
+from tikhon.arguments import MAX_FLOAT32, MIN_POSITIVE, check_number, is_count
+from tikhon.errors import describe
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
@@ -28,7 +28,9 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: i
     >>> round(expected_calibration_error(probabilities, torch.tensor([0, 1])), 3)
     0.4
     """
-    bins = checked("expected_calibration_error", "bins", bins, "at least 1", is_count, whole=True)
+    bins = check_number(
+        "expected_calibration_error", "bins", bins, "at least 1", is_count, whole=True
+    )
     scores, labels = _by_row(probabilities, labels, "probabilities")
     both = torch.cat([1 - scores, scores], dim=1) if scores.shape[1] == 1 else scores
     if not (both >= 0).all() or not (both.sum(1) - 1).abs().max() < 1e-2:
@@ -61,7 +63,7 @@ def accuracy_rejection(
     given = {"uncertainty": uncertainty, "correct": correct, "rejected": rejected}
     for name, one in given.items():
         if not isinstance(one, Tensor) or one.is_complex():
-            raise TypeError(f"{name} must be a real tensor, received {described(one)}")
+            raise TypeError(f"{name} must be a real tensor, received {describe(one)}")
     if uncertainty.shape != correct.shape or uncertainty.ndim != 1 or not len(correct):
         raise ValueError(
             f"expected uncertainty and correct of one length (N,), received "
@@ -124,8 +126,8 @@ def _by_row(scores: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
     for one in (scores, labels):
         if not isinstance(one, Tensor):
             raise TypeError(
-                f"expected {what} and labels as tensors, received {described(scores)} and "
-                f"{described(labels)}"
+                f"expected {what} and labels as tensors, received {describe(scores)} and "
+                f"{describe(labels)}"
             )
     shapes = f"received {what} {tuple(scores.shape)} and labels {tuple(labels.shape)}"
     wide = scores.unsqueeze(1) if scores.ndim == 1 and labels.ndim == 1 else scores
@@ -172,8 +174,8 @@ class TemperatureScaled(nn.Module):
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"TemperatureScaled: expected a module, received {described(model)}")
-        temperature = checked(
+            raise TypeError(f"TemperatureScaled: expected a module, received {describe(model)}")
+        temperature = check_number(
             "TemperatureScaled", "the temperature", temperature, "finite and > 0", _is_temperature
         )
         self.model = model
@@ -194,13 +196,13 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
         raise TypeError(
             f"scale_temperature: data is (inputs, labels) or a loader of such pairs of tensors, "
-            f"received a batch of {described(batch)}"
+            f"received a batch of {describe(batch)}"
         )
     return pair[0], pair[1]
 
 
 def _is_temperature(number: float) -> bool:
-    return SMALLEST <= number <= LARGEST
+    return MIN_POSITIVE <= number <= MAX_FLOAT32
 
 
 @torch.no_grad()
@@ -222,10 +224,10 @@ def scale_temperature(
     True
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"scale_temperature: expected a module, received {described(model)}")
+        raise TypeError(f"scale_temperature: expected a module, received {describe(model)}")
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise TypeError(
-            f"scale_temperature: data is (inputs, labels) or a loader, received {described(data)}"
+            f"scale_temperature: data is (inputs, labels) or a loader, received {describe(data)}"
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     whole = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)

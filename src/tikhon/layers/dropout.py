@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tikhon.arguments import checked
-from tikhon.errors import described
+from tikhon.arguments import check_number
+from tikhon.errors import describe
 from tikhon.layers import functional
 from tikhon.layers.masks import check_dims, check_rank
 from tikhon.layers.noise import NoiseLayer, TorchDropout
@@ -42,9 +42,11 @@ class Dropout(TorchDropout):
         super().__init__(rate, inplace, p=p)
         several = hasattr(tied, "__len__") and getattr(tied, "ndim", 1)
         if isinstance(tied, str | bytes) or not several:
-            raise TypeError(f"{self.label}: tied takes dimensions, received {described(tied)}")
+            raise TypeError(f"{self.label}: tied takes dimensions, received {describe(tied)}")
         self.tied = tuple(
-            checked(self.label, "an entry of tied", d, "a dimension", math.isfinite, whole=True)
+            check_number(
+                self.label, "an entry of tied", d, "a dimension", math.isfinite, whole=True
+            )
             for d in tied
         )
         self.rowwise: bool = 0 not in self.tied

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tikhon.arguments import in_words
-from tikhon.errors import described, unknown
+from tikhon.arguments import is_one_of
+from tikhon.errors import describe, unknown_name
 from tikhon.layers import attention, dropout, recurrent, structured
 from tikhon.layers.learned import VariationalDropout
 from tikhon.layers.masks import check_rate
@@ -77,8 +77,8 @@ def insert_dropout(
     (['0.noise_after'], '0.weight')
     >>> edit.undo()
     """
-    if not in_words(where, tuple(CHILD_NAMES)):
-        raise ValueError(unknown("place", where, CHILD_NAMES))
+    if not is_one_of(where, tuple(CHILD_NAMES)):
+        raise ValueError(unknown_name("place", where, CHILD_NAMES))
     places = {}
     for pattern, layer in _mapping("insert_dropout", layers).items():
         if isinstance(layer, (_WeightNoise, VariationalDropout, recurrent._RecurrentNoise)):
@@ -125,7 +125,7 @@ def replace_dropout(
         if not found:
             name = pattern if isinstance(pattern, str) else pattern.__name__
             raise ValueError(
-                unknown("fixed dropout", name, fixed) if fixed else _no_dropout_message(model)
+                unknown_name("fixed dropout", name, fixed) if fixed else _no_dropout_message(model)
             )
         for path in found:
             module, (kind, rate, options) = fixed[path]
@@ -144,7 +144,7 @@ def replace_dropout(
 def _mapping(verb: str, layers: Mapping[Pattern, T]) -> Mapping[Pattern, T]:
     if not isinstance(layers, Mapping):
         raise TypeError(
-            f"{verb}: layers map patterns to noise layers, received {described(layers)}"
+            f"{verb}: layers map patterns to noise layers, received {describe(layers)}"
         )
     return layers
 
@@ -168,7 +168,7 @@ def _places(model: nn.Module, pattern: Pattern) -> list[tuple[str, nn.Module]]:
     found = [(p, m) for p, m in modules if matches(pattern, p, m)]
     if not found:
         name = pattern if isinstance(pattern, str) else pattern.__name__
-        raise ValueError(unknown("module", name, [p for p, _ in modules]))
+        raise ValueError(unknown_name("module", name, [p for p, _ in modules]))
     places = [(p, m) for p, m in found if not isinstance(m, CONTAINERS)]
     if isinstance(pattern, str):
         paths = [p for p, _ in places]

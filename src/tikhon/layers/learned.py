@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tikhon.arguments import LARGEST, SMALLEST, checked
+from tikhon.arguments import MAX_FLOAT32, MIN_POSITIVE, check_number
 from tikhon.layers import functional
 from tikhon.layers.masks import draw_normal
 from tikhon.layers.noise import NoiseLayer
@@ -36,8 +36,12 @@ class ConcreteDropout(NoiseLayer):
 
     def __init__(self, rate: float = 0.1, *, temperature: float = 0.1) -> None:
         super().__init__(rate)
-        self.temperature: float = checked(
-            self.label, "temperature", temperature, "> 0", lambda t: SMALLEST <= t <= LARGEST
+        self.temperature: float = check_number(
+            self.label,
+            "temperature",
+            temperature,
+            "> 0",
+            lambda t: MIN_POSITIVE <= t <= MAX_FLOAT32,
         )
 
     def _hold(self, rate: float) -> None:
@@ -96,7 +100,7 @@ class VariationalDropout(NoiseLayer):
             )
         super().__init__(rate)
         self.module = module
-        self.threshold: float = checked(
+        self.threshold: float = check_number(
             self.label, "threshold", threshold, "a number", math.isfinite
         )
         self.log_variance = nn.Parameter(torch.empty_like(module.weight))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from tikhon.arguments import LARGEST, checked
+from tikhon.arguments import MAX_FLOAT32, check_number
 
 Rate = float | Tensor
 Caller = str | nn.Module  # names the caller in errors: a name, or a layer with a `label`
@@ -22,12 +22,12 @@ def check_rate(rate: object, where: str, *, upper: float = 1.0, closed: bool = T
     given = rate.detach().reshape(()) if isinstance(rate, Tensor) and rate.numel() == 1 else rate
     bracket = "]" if closed else ")"
     bound = "finite and >= 0" if upper == math.inf else f"in [0, {upper:g}{bracket}"
-    most = min(upper, LARGEST)
+    most = min(upper, MAX_FLOAT32)
 
     def fine(x: float) -> bool:
         return 0 <= x <= most and (closed or x < upper)
 
-    return float(checked(where, "the rate", given, bound, fine))
+    return float(check_number(where, "the rate", given, bound, fine))
 
 
 def error_prefix(where: Caller) -> str:

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from tikhon.arguments import checked, in_words, is_count
-from tikhon.errors import described, unknown
+from tikhon.arguments import check_number, is_count, is_one_of
+from tikhon.errors import describe, unknown_name
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.sources import noise_sources
 from tikhon.wrappers import named_modules
@@ -40,7 +40,7 @@ def montecarlo(model: nn.Module, *, also: str | Sequence[str] = ()) -> Iterator[
     for pattern in [also] if isinstance(also, str) else _as_globs(also):
         found = [m for path, m in modules if fnmatchcase(path, pattern)]
         if not found:
-            raise ValueError(unknown("module", pattern, [path for path, _ in modules]))
+            raise ValueError(unknown_name("module", pattern, [path for path, _ in modules]))
         noisy += found
     if not noisy:
         raise ValueError(
@@ -64,7 +64,7 @@ def _as_globs(also: object) -> list[str]:
     several = list(also) if isinstance(also, list | tuple | set | frozenset) else [also]
     found = [one for one in several if isinstance(one, str)]
     if len(found) < len(several):
-        raise TypeError(f"also takes globs on module paths, received {described(also)}")
+        raise TypeError(f"also takes globs on module paths, received {describe(also)}")
     return found
 
 
@@ -161,13 +161,13 @@ def predict_distribution(
     >>> spread.mean.shape, spread.mutual_information.shape
     (torch.Size([2, 3]), torch.Size([2]))
     """
-    if not in_words(output, OUTPUTS):
-        raise ValueError(unknown("output", output, OUTPUTS))
+    if not is_one_of(output, OUTPUTS):
+        raise ValueError(unknown_name("output", output, OUTPUTS))
     name, least = "predict_distribution", "at least 2"
-    samples = checked(name, "samples", samples, least, lambda n: is_count(n, 2), whole=True)
-    chunk = checked(name, "chunk", chunk, "at least 1", is_count, whole=True)
+    samples = check_number(name, "samples", samples, least, lambda n: is_count(n, 2), whole=True)
+    chunk = check_number(name, "chunk", chunk, "at least 1", is_count, whole=True)
     if axis is not None:
-        axis = checked(name, "axis", axis, "a dimension", math.isfinite, whole=True)
+        axis = check_number(name, "axis", axis, "a dimension", math.isfinite, whole=True)
     with montecarlo(model, also=also):
         rowwise = all(_is_rowwise(module) for _, module in noise_sources(model))
         sample = _as_rows if rowwise else _under_vmap
@@ -210,7 +210,7 @@ def inputs_of(x: Tensor | Iterable[object], model: nn.Module) -> Iterator[Tensor
         yield x
         return
     if isinstance(x, Tensor) or not isinstance(x, Iterable):
-        raise TypeError(f"expected inputs (N, ...) or a loader of them, received {described(x)}")
+        raise TypeError(f"expected inputs (N, ...) or a loader of them, received {describe(x)}")
     if isinstance(x, tuple):
         raise TypeError("expected a tensor or a loader, received a tuple: give the inputs alone")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tikhon.arguments import flag
+from tikhon.arguments import check_flag
 from tikhon.layers.masks import check_rate
 from tikhon.layers.paths import path_in_running_model
 
@@ -120,7 +120,7 @@ class TorchDropout(NoiseLayer):
         self, rate: float = 0.5, inplace: bool = False, *, p: float | None = None
     ) -> None:
         super().__init__(rate if p is None else p)
-        self.inplace = flag(self.label, "inplace", inplace)
+        self.inplace = check_flag(self.label, "inplace", inplace)
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tikhon.arguments import settle
-from tikhon.errors import described, unknown
+from tikhon.arguments import check_field
+from tikhon.errors import describe, unknown_name
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.paths import Pattern, matches
 from tikhon.wrappers import named_modules
@@ -28,7 +28,7 @@ def noise_layers(model: nn.Module, pattern: Pattern = "*") -> dict[str, NoiseLay
     found = {p: m for p, m in layers.items() if matches(pattern, p, m)}
     if not found:
         name = pattern if isinstance(pattern, str) else pattern.__name__
-        raise ValueError(unknown("noise layer", name, layers))
+        raise ValueError(unknown_name("noise layer", name, layers))
     return found
 
 
@@ -77,8 +77,8 @@ def set_rate_by_depth(model: nn.Module, pattern: Pattern, last: float) -> dict[s
 
 def _check(schedule: Early | Late | Curriculum, steps: str, *, least: int) -> None:
     """Raise unless the rate is one and the count of steps no smaller than `least`."""
-    settle(schedule, "rate", "finite and >= 0", lambda rate: 0 <= rate < math.inf)
-    settle(schedule, steps, f">= {least}", lambda n: least <= n < math.inf)
+    check_field(schedule, "rate", "finite and >= 0", lambda rate: 0 <= rate < math.inf)
+    check_field(schedule, steps, f">= {least}", lambda n: least <= n < math.inf)
 
 
 @dataclass(frozen=True)
@@ -171,13 +171,13 @@ class RateSchedule:
         if not isinstance(schedules, Mapping):
             raise TypeError(
                 f"RateSchedule: schedules map patterns to callables of the step, received "
-                f"{described(schedules)}"
+                f"{describe(schedules)}"
             )
         for pattern, schedule in schedules.items():
             if not callable(schedule):
                 raise TypeError(
                     f"RateSchedule: the schedule of {pattern!r} must be a callable of the step, "
-                    f"received {described(schedule)}"
+                    f"received {describe(schedule)}"
                 )
         self.model, self.schedules, self.last_step = model, dict(schedules), 0
         self._write()

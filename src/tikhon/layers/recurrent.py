@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
-from tikhon.errors import described
+from tikhon.errors import describe
 from tikhon.layers import functional
 from tikhon.layers.dropout import Dropout
 from tikhon.layers.masks import is_batched
@@ -66,7 +66,7 @@ class _RecurrentNoise(NoiseLayer):
     def __init__(self, module: nn.RNNBase, rate: float) -> None:
         kind = type(self).__name__
         if not isinstance(module, nn.RNNBase):
-            raise TypeError(f"{kind}: expected an LSTM, GRU or RNN, received {described(module)}")
+            raise TypeError(f"{kind}: expected an LSTM, GRU or RNN, received {describe(module)}")
         if is_parametrized(module):
             raise TypeError(f"{kind}: parametrized weights cannot be adopted, received {module!r}")
         super().__init__(rate)
@@ -141,7 +141,7 @@ class RecurrentDropout(_RecurrentNoise):
     def __init__(self, module: nn.LSTM | nn.GRU, rate: float = 0.5) -> None:
         if not isinstance(module, (nn.LSTM, nn.GRU)):
             raise TypeError(
-                f"RecurrentDropout: expected an LSTM or GRU, received {described(module)}"
+                f"RecurrentDropout: expected an LSTM or GRU, received {describe(module)}"
             )
         super().__init__(module, rate)
 

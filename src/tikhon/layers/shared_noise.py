@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tikhon.layers.rates import noise_layers
-from tikhon.numbers import checked_seed
+from tikhon.numbers import check_seed
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def common_noise(model: nn.Module, seed: int) -> Iterator[None]:
     for k, layer in enumerate(layers):
         device = next((b.device for b in layer.buffers()), torch.device("cpu"))
         # 2**32 separates the streams of neighbouring seeds
-        layer.generator = torch.Generator(device).manual_seed(checked_seed(seed) + k * 2**32)
+        layer.generator = torch.Generator(device).manual_seed(check_seed(seed) + k * 2**32)
     try:
         yield
     finally:

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tikhon.arguments import checked, flag, in_words, is_count
-from tikhon.errors import described
+from tikhon.arguments import check_flag, check_number, is_count, is_one_of
+from tikhon.errors import describe
 from tikhon.layers import functional
 from tikhon.layers.masks import check_dims, check_rank
 from tikhon.layers.noise import NoiseLayer, TorchDropout
@@ -101,10 +101,10 @@ class _DropBlock(NoiseLayer):
 
     def __init__(self, rate: float = 0.1, block_size: int = 7, *, shared: bool = False) -> None:
         super().__init__(rate)
-        self.block_size = checked(
+        self.block_size = check_number(
             self.label, "block_size", block_size, "odd and positive", _is_odd, whole=True
         )
-        self.shared = flag(self.label, "shared", shared)
+        self.shared = check_flag(self.label, "shared", shared)
 
     def forward(self, x: Tensor) -> Tensor:
         """The noisy `x` in training mode, `x` otherwise."""
@@ -257,11 +257,11 @@ class PatchDropout(NoiseLayer):
         self, rate: float = 0.5, *, prefix: int = 1, ordered: bool = False, remove: bool = True
     ) -> None:
         super().__init__(rate)
-        self.prefix = checked(
+        self.prefix = check_number(
             self.label, "prefix", prefix, ">= 0", lambda n: is_count(n, 0), whole=True
         )
-        self.ordered = flag(self.label, "ordered", ordered)
-        self.remove = flag(self.label, "remove", remove)
+        self.ordered = check_flag(self.label, "ordered", ordered)
+        self.remove = check_flag(self.label, "remove", remove)
 
     def _hold(self, rate: float) -> None:
         super()._hold(rate)
@@ -307,7 +307,9 @@ class LockedDropout(NoiseLayer):
 
     def __init__(self, rate: float = 0.5, *, time: int = 1) -> None:
         super().__init__(rate)
-        self.time = checked(self.label, "time", time, "a dimension", math.isfinite, whole=True)
+        self.time = check_number(
+            self.label, "time", time, "a dimension", math.isfinite, whole=True
+        )
         self.rowwise: bool = self.time == 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -364,8 +366,8 @@ class InputDropout(NoiseLayer):
 
 
 def _check_mode(mode: str, where: str) -> None:
-    if not in_words(mode, ("row", "batch")):
-        raise ValueError(f"{where}: mode must be 'row' or 'batch', received {described(mode)}")
+    if not is_one_of(mode, ("row", "batch")):
+        raise ValueError(f"{where}: mode must be 'row' or 'batch', received {describe(mode)}")
 
 
 def _is_odd(size: float) -> bool:
@@ -374,7 +376,7 @@ def _is_odd(size: float) -> bool:
 
 def _token(where: str, name: str, given: object) -> int:
     """Validate a token id."""
-    return checked(where, name, given, "the id of a token, >= 0", _is_id, whole=True)
+    return check_number(where, name, given, "the id of a token, >= 0", _is_id, whole=True)
 
 
 def _is_id(number: float) -> bool:
@@ -384,5 +386,5 @@ def _is_id(number: float) -> bool:
 def _tokens(where: str, given: Sequence[int]) -> tuple[int, ...]:
     several = hasattr(given, "__iter__") and getattr(given, "ndim", 1)
     if isinstance(given, str | bytes) or not several:
-        raise TypeError(f"{where}: protect takes ids of tokens, received {described(given)}")
+        raise TypeError(f"{where}: protect takes ids of tokens, received {describe(given)}")
     return tuple(_token(where, "an id in protect", one) for one in given)

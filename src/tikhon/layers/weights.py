@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tikhon.errors import described, unknown
+from tikhon.errors import describe, unknown_name
 from tikhon.layers import functional
 from tikhon.layers.noise import NoiseLayer
 
@@ -26,16 +26,16 @@ class _WeightNoise(NoiseLayer):
         super().__init__(rate)
         self.module = module
         if not isinstance(module, nn.Module):
-            raise TypeError(f"{self.label}: expected a module, received {described(module)}")
+            raise TypeError(f"{self.label}: expected a module, received {describe(module)}")
         names = [name for name, _ in module.named_parameters()]
         if not isinstance(weights, str):
             raise TypeError(
                 f"{self.label}: weights is a glob on names of parameters, received "
-                f"{described(weights)}"
+                f"{describe(weights)}"
             )
         self.weights = tuple(name for name in names if fnmatchcase(name, weights))
         if not self.weights:
-            raise ValueError(f"{self.label}: {unknown('weight', weights, names)}")
+            raise ValueError(f"{self.label}: {unknown_name('weight', weights, names)}")
 
     def noisy(self, name: str, weight: Tensor) -> Tensor:
         """Return the noisy value of a weight, in training mode."""

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from tikhon.live.guard import Access, Application, Guard
-from tikhon.live.watching import Watched
+from tikhon.live.watched_run import WatchedRun
 
 ASSETS = {  # address -> package, file, type
     "/page.css": ("tikhon.report", "page.css", "text/css"),
@@ -24,7 +24,7 @@ ASSETS = {  # address -> package, file, type
 }
 
 
-def application(run: Watched, access: Access, hosts: Iterable[str]) -> Application:
+def application(run: WatchedRun, access: Access, hosts: Iterable[str]) -> Application:
     """Build the application for one run.
 
     Args:
@@ -39,14 +39,14 @@ def application(run: Watched, access: Access, hosts: Iterable[str]) -> Applicati
     async def events(request: Request) -> Response:
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        return EventSourceResponse(changes(run, every=1.0))
+        return EventSourceResponse(stream_changes(run, every=1.0))
 
     routes = [Route("/", page), Route("/events", events)]
-    routes += [Route(address, asset(*place)) for address, place in ASSETS.items()]
+    routes += [Route(address, asset_endpoint(*place)) for address, place in ASSETS.items()]
     return Guard(Starlette(routes=routes), frozenset(h.lower() for h in hosts), access)
 
 
-async def changes(run: Watched, *, every: float) -> AsyncIterator[dict[str, str]]:
+async def stream_changes(run: WatchedRun, *, every: float) -> AsyncIterator[dict[str, str]]:
     """Yield an event whenever the run's files change; slow readers get several changes at once.
 
     Polls `every` seconds; the data are the seconds since the run last wrote.
@@ -60,7 +60,7 @@ async def changes(run: Watched, *, every: float) -> AsyncIterator[dict[str, str]
         await asyncio.sleep(every)
 
 
-def asset(package: str, name: str, media_type: str):
+def asset_endpoint(package: str, name: str, media_type: str):
     """Return the endpoint for a fixed file."""
     content = (files(package) / "static" / name).read_bytes()
 

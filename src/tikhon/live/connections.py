@@ -8,16 +8,16 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-ASKING = 10.0  # seconds to send a complete request
-MOST = 48  # connections; beyond them the longest idle one is closed
+REQUEST_SECONDS = 10.0  # seconds to send a complete request
+MAX_CONNECTIONS = 48  # connections; beyond them the longest idle one is closed
 
 
 class Connection(H11Protocol):
     """A connection, closed if it is slow to send a request or its place is needed.
 
-    Half-open connections cannot lock the owner out: each has `ASKING` seconds for a request, and a
-    new one replaces the oldest of them. Connections being answered, such as event streams, are
-    kept.
+    Half-open connections cannot lock the owner out: each has `REQUEST_SECONDS` for a request,
+    and a new one replaces the oldest of them. Connections being answered, such as event streams,
+    are kept.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -26,7 +26,7 @@ class Connection(H11Protocol):
         self._limit: TimerHandle | None = None
 
     @property
-    def is_asking(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
@@ -34,9 +34,9 @@ class Connection(H11Protocol):
         """Close the oldest idle connection if there are too many."""
         super().connection_made(transport)
         self._set_limit()
-        if len(self.connections) > MOST:
-            asking = [c for c in self.connections if isinstance(c, Connection) and c.is_asking]
-            min(asking, key=lambda c: c.opened).close()
+        if len(self.connections) > MAX_CONNECTIONS:
+            idle = [c for c in self.connections if isinstance(c, Connection) and c.is_idle]
+            min(idle, key=lambda c: c.opened).close()
 
     def data_received(self, data: bytes) -> None:
         """Read data; a complete request ends the time limit."""
@@ -72,10 +72,10 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def _set_limit(self) -> None:
-        if not self.is_asking:
+        if not self.is_idle:
             self._drop_limit()
         elif self._limit is None:
-            self._limit = self.loop.call_later(ASKING, self.close)
+            self._limit = self.loop.call_later(REQUEST_SECONDS, self.close)
 
     def _drop_limit(self) -> None:
         if self._limit is not None:

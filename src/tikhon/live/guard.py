@@ -46,13 +46,13 @@ class Access:
         self.name = f"tikhon_live_{secrets.token_hex(4)}"
         self._cookie = secrets.token_urlsafe(24)
 
-    def redeem(self, token: str) -> str | None:
+    def exchange_token(self, token: str) -> str | None:
         """Return the cookie for a valid token, else None."""
         if not secrets.compare_digest(token.encode(), self.token.encode()):
             return None
         return self._cookie
 
-    def opens(self, cookie: str) -> bool:
+    def is_valid_cookie(self, cookie: str) -> bool:
         """Return whether the cookie is valid."""
         return secrets.compare_digest(cookie.encode(), self._cookie.encode())
 
@@ -69,49 +69,51 @@ class Guard:
             return await self.inner(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
-        answer = self.judge(scope) or self.inner
+        answer = self.check_request(scope) or self.inner
 
-        async def sealed(message: MutableMapping[str, Any]) -> None:
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 names = {name for name, _ in HEADERS}
                 own = [h for h in message.get("headers", ()) if h[0].decode().lower() not in names]
                 message["headers"] = [*own, *((k.encode(), v.encode()) for k, v in HEADERS)]
             await send(message)
 
-        await answer(scope, receive, sealed)
+        await answer(scope, receive, send_with_headers)
 
-    def judge(self, scope: Scope) -> Response | None:
+    def check_request(self, scope: Scope) -> Response | None:
         """Return a refusal, or the redirect that sets the cookie; None if the request may pass."""
         headers = Headers(scope=scope)
         names = headers.getlist("host")
-        if len(names) != 1 or not self.known(names[0]):
+        if len(names) != 1 or not self.is_known_host(names[0]):
             return PlainTextResponse("this server answers under its own address only", 403)
         origin = headers.get("origin")
-        if origin is not None and not self.known(_host(origin)):
+        if origin is not None and not self.is_known_host(_host_of_origin(origin)):
             return PlainTextResponse("other pages may not read this one", 403)
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("read only", 405, headers={"allow": "GET, HEAD"})
-        allowed = self.access.opens(_cookie(headers.get("cookie", ""), self.access.name))
+        allowed = self.access.is_valid_cookie(
+            _read_cookie(headers.get("cookie", ""), self.access.name)
+        )
         token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if scope["path"] == "/" and token:
-            cookie = None if allowed else self.access.redeem(token)
+            cookie = None if allowed else self.access.exchange_token(token)
             if not allowed and cookie is None:
-                return _closed()
+                return _no_key_response()
             answer = RedirectResponse("/", 303)
             if cookie is not None:
                 answer.set_cookie(
                     self.access.name, cookie, httponly=True, samesite="strict", path="/"
                 )
             return answer
-        return None if allowed else _closed()
+        return None if allowed else _no_key_response()
 
-    def known(self, host: str) -> bool:
+    def is_known_host(self, host: str) -> bool:
         """Return whether a Host header names this server, ignoring the port."""
         found = HOST.fullmatch(host)
         return found is not None and found[1].lower() in self.hosts
 
 
-def _host(origin: str) -> str:
+def _host_of_origin(origin: str) -> str:
     """Return the host of an Origin header, or "" if malformed, which matches no host."""
     try:
         return urlsplit(origin).netloc
@@ -119,7 +121,7 @@ def _host(origin: str) -> str:
         return ""
 
 
-def _cookie(header: str, name: str) -> str:
+def _read_cookie(header: str, name: str) -> str:
     try:
         found = SimpleCookie(header).get(name)
     except CookieError:
@@ -127,6 +129,6 @@ def _cookie(header: str, name: str) -> str:
     return found.value if found is not None else ""
 
 
-def _closed() -> Response:
+def _no_key_response() -> Response:
     words = "Open the address that tikhon live printed; a new start gives a new one."
     return PlainTextResponse(words, 403)

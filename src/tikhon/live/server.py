@@ -14,7 +14,7 @@ from tikhon.errors import InputError, StorageError
 from tikhon.live.application import application
 from tikhon.live.connections import Connection
 from tikhon.live.guard import Access
-from tikhon.live.watching import Watched
+from tikhon.live.watched_run import WatchedRun
 
 PORT = 8420
 TRIES = 50  # ports tried after the first
@@ -41,7 +41,7 @@ def serve(
     Raises `InputError` for a folder with other files or a host that is not an address of this
     machine, `StorageError` if no port is free.
     """
-    run, access = Watched(run_dir, language), Access()
+    run, access = WatchedRun(run_dir, language), Access()
     listener, port = bind(host, port)
     names = own_names(host)
     if not ipaddress.ip_address(host).is_loopback:

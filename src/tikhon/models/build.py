@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, unknown_name
 from tikhon.models.convnet import ConvNet
 from tikhon.models.lenet import LeNet5
 from tikhon.models.mlp import MLP
@@ -74,7 +74,7 @@ def build(
                 f"are needed; write mlp-{fitting}"
             )
         return MLP(sizes, rate=rate)
-    raise InputError(unknown("model", name, NAMES))
+    raise InputError(unknown_name("model", name, NAMES))
 
 
 def restore(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tikhon.data.rows import tensors
+from tikhon.data.nested import tensors
 from tikhon.diagnosis.nonfinite import first_activation, infinite
 from tikhon.diagnosis.replica import isolated, undisturbed
 from tikhon.regularizer.targets import local

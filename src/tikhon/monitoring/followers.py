@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from tikhon.data.rows import tensors
+from tikhon.data.nested import tensors
 from tikhon.monitoring.history import Sample
 from tikhon.monitoring.hooks import Hook
 from tikhon.monitoring.laws import ENOUGH, Alarm

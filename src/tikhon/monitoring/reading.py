@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tikhon.data.rows import entries, tensors
+from tikhon.data.nested import stored_values, tensors
 from tikhon.regularizer.rounding import HALF_TYPES
 from tikhon.regularizer.targets import is_distributed, local
 
@@ -104,7 +104,7 @@ def lengths(tensors: list[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def fingerprint(arguments: object) -> Tensor:
     """Two numbers that tell one batch from another; NaN where there is nothing to tell."""
-    given = [entries(local(t)) for t in tensors(arguments) if not t.is_complex()]
+    given = [stored_values(local(t)) for t in tensors(arguments) if not t.is_complex()]
     found = [part.reshape(-1) for part in given if part.numel()]
     if not found:
         return torch.full((2,), torch.nan)

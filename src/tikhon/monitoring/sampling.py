@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from tikhon.data.rows import entries, tensors
+from tikhon.data.nested import stored_values, tensors
 from tikhon.diagnosis.observe import role_of
 from tikhon.diagnosis.thresholds import VANISHED
 from tikhon.monitoring import reading
@@ -410,7 +410,7 @@ def _whole(tensor: Tensor, rows: int) -> bool:
 
 
 def _uniform(tensor: Tensor) -> bool:
-    values = entries(local(tensor)).reshape(-1)
+    values = stored_values(local(tensor)).reshape(-1)
     return bool((values == values[:1]).all())
 
 

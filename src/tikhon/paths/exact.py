@@ -19,7 +19,7 @@ from tikhon.paths.solver import TOLERANCE, refit, solve
 from tikhon.paths.targets import Targets, fold_rows
 from tikhon.paths.universal import universal_strength
 from tikhon.penalties import Penalty
-from tikhon.runs.checkpoint import Keeper
+from tikhon.runs.checkpoint import PeriodicCheckpoint
 
 SCORED = 1e-5  # tolerance of fits that only give a held-out loss
 
@@ -141,7 +141,7 @@ def follow(
     strengths: int | Sequence[float] | str,
     smallest: float | None,
     seed: int,
-    keeper: Keeper,
+    keeper: PeriodicCheckpoint,
     on_progress: Callable[[float], None],
 ) -> PathResult:
     """Return all solutions, scored on folds or validation rows if given."""
@@ -157,7 +157,7 @@ def follow(
 
     def tell() -> None:
         on_progress(next(count) / total)
-        keeper.offer(solved.state)
+        keeper.save_if_due(solved.state)
 
     fits = solved.fits
     start = fits[-1] if fits else None

@@ -25,7 +25,7 @@ from tikhon.population.hyperparameters import Hyperparameters
 from tikhon.population.losses import RowLosses
 from tikhon.population.population import Population
 from tikhon.regularizer.targets import Target, select
-from tikhon.runs.checkpoint import Keeper
+from tikhon.runs.checkpoint import PeriodicCheckpoint
 from tikhon.training.step import Step
 
 DENSE_STEPS, SWEEP_STEPS, REFIT_STEPS = 200, 500, 40
@@ -116,7 +116,7 @@ def network_path(
     valid: tuple[Tensor, Tensor] | None,
     strengths: int | Sequence[float] | object,
     seed: int,
-    keeper: Keeper,
+    keeper: PeriodicCheckpoint,
 ) -> PathResult:
     """Return the features dropped as the strength grows, and networks without them.
 
@@ -168,7 +168,7 @@ class Sweep:
         for step in range(DENSE_STEPS):
             advance(self.stream.batch(step), step)
 
-    def run(self, keeper: Keeper) -> list[Snapshot]:
+    def run(self, keeper: PeriodicCheckpoint) -> list[Snapshot]:
         """Raise the strength at every step until no feature is left; one snapshot per support."""
         lr = 1e-2
         optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM, fused=True)
@@ -176,7 +176,7 @@ class Sweep:
         place = self._begin(keeper.found, optimizer)
         support = place.found[-1].support
         while place.step < DENSE_STEPS + 4 * SWEEP_STEPS and support.any():
-            keeper.offer(lambda: place.state(self.model, optimizer))
+            keeper.save_if_due(lambda: place.state(self.model, optimizer))
             advance(self.stream.batch(place.step))
             with torch.no_grad():
                 penalty = self.penalty.with_strength(place.strength)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
-from tikhon.data.rows import in_double
-from tikhon.errors import DataError, InputError, unknown
-from tikhon.numbers import checked_seed
+from tikhon.data.nested import keep_float64
+from tikhon.errors import DataError, InputError, unknown_name
+from tikhon.numbers import check_seed
 from tikhon.paths.exact import LinearPath, checked_grid, follow, is_linear, strength_grid
 from tikhon.paths.linear import SEPARABLE
 from tikhon.paths.networks import network_path
@@ -25,8 +25,8 @@ from tikhon.paths.penalised import followed
 from tikhon.paths.result import PathResult, Select
 from tikhon.paths.targets import row_weights
 from tikhon.penalties import Penalty
-from tikhon.runs.checkpoint import Keeper
-from tikhon.runs.interrupt import never, silent
+from tikhon.runs.checkpoint import PeriodicCheckpoint
+from tikhon.runs.interrupt import ignore_messages, never_stop
 from tikhon.runs.run_directory import CHECKPOINT
 
 CONVERGED = 1e-6  # residual above which a solution is reported as unconverged
@@ -101,13 +101,13 @@ def path(
     """
     penalty = followed(penalty)
     if select not in ("one_se", "best"):
-        raise InputError(unknown("select", select, ("one_se", "best")))
-    x, y = pair(in_double(train), name="train")
+        raise InputError(unknown_name("select", select, ("one_se", "best")))
+    x, y = pair(keep_float64(train), name="train")
     x = one_tensor(x, name="train", verb="path")
-    held_out = None if valid is None else pair(in_double(valid), name="valid")
+    held_out = None if valid is None else pair(keep_float64(valid), name="valid")
     if held_out is not None:
         held_out = one_tensor(held_out[0], name="valid", verb="path"), held_out[1]
-    on_progress = on_progress or silent
+    on_progress = on_progress or ignore_messages
     weights = row_weights(sample_weight, len(x))
     if weights is not None and not weights.all():  # drop rows with weight zero
         x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
@@ -124,10 +124,10 @@ def path(
         "debias": debias,
         "positive": positive,
         "sample_weight": None if weights is None else weights.tolist(),
-        "seed": checked_seed(seed),
+        "seed": check_seed(seed),
     }
     data = (x, y, *(held_out or ()))
-    saving = {"resume": resume, "stop": stop or never, "say": on_warning}
+    saving = {"resume": resume, "stop": stop or never_stop, "say": on_warning}
     keeper = _keeper(output, saving, penalty, build_model, data, asked)
     shared = {"valid": held_out, "strengths": strengths, "seed": seed, "keeper": keeper}
     if build_model is None or is_linear(build_model()):
@@ -168,17 +168,17 @@ def _keeper(
     build_model: Callable[[], nn.Module] | None,
     data: tuple[Tensor, ...],
     asked: dict[str, object],
-) -> Keeper:
+) -> PeriodicCheckpoint:
     if output is None:
         if saving["resume"]:
             raise InputError("resume needs output, the folder of the path to continue")
-        return Keeper(stop=saving["stop"])
+        return PeriodicCheckpoint(stop=saving["stop"])
     header = asked | {
         "penalty": _described(penalty),
         "model": _shapes(build_model),
         "data": fingerprint(*data),
     }
-    return Keeper(Path(output) / CHECKPOINT, header, **saving)
+    return PeriodicCheckpoint(Path(output) / CHECKPOINT, header, **saving)
 
 
 def _described(penalty: Penalty) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from tikhon.errors import InputError, described
+from tikhon.errors import InputError, describe
 from tikhon.penalties import (
     L1,
     ElasticNet,
@@ -28,7 +28,7 @@ _MATRIX = (TotalVariation, NuclearNorm, SpectralNorm)
 def followed(penalty: Penalty) -> Proximable:
     """Return the penalty if a path supports it, else raise `InputError`."""
     if not isinstance(penalty, Penalty):
-        raise InputError(f"penalty must be a penalty, such as L1(), received {described(penalty)}")
+        raise InputError(f"penalty must be a penalty, such as L1(), received {describe(penalty)}")
     name = type(penalty).__name__
     if penalty.constraint:
         raise InputError(

@@ -57,10 +57,10 @@ class PathResult:
                 rows.append((count, self.strengths[i], self.scores[i]))
             last = count
         series: dict[str, notebook.Line] = {"": (self.strengths, self.scores)}
-        chart = notebook.lines(series, "strength", "validation loss", log=True)
+        chart = notebook.svg_lines(series, "strength", "validation loss", log=True)
         said = [f"chosen: {', '.join(self.features()) or 'no feature'}"] if self._chooses else []
         head = ("features", "from strength", "validation loss")
-        return notebook.card(repr(self), said, head, rows, chart)
+        return notebook.html_card(repr(self), said, head, rows, chart)
 
     def plot(self, *, ax: plotting.Axes | None = None, top: int = 12) -> plotting.Display:
         """Plot coefficients (or importances) against the strength, with the scores below.

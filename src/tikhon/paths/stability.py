@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tikhon.data.batches import one_tensor, pair
-from tikhon.data.rows import in_double
+from tikhon.data.nested import keep_float64
 from tikhon.errors import InputError
 from tikhon.paths.exact import LinearPath, checked_grid, strength_grid
 from tikhon.paths.solver import solve
@@ -68,7 +68,7 @@ def stability(
     >>> stability((x, y), draws=20).selected.nonzero().squeeze().tolist()
     [4, 7]
     """
-    x, y = pair(in_double(train), name="train")
+    x, y = pair(keep_float64(train), name="train")
     x = one_tensor(x, name="train", verb="stability")
     if not 0.5 < threshold < 1:
         raise InputError(f"threshold is a frequency in (0.5, 1), received {threshold}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tikhon.errors import unknown
+from tikhon.errors import unknown_name
 from tikhon.penalties.base import Penalty, Proximable
 from tikhon.penalties.constraints import (
     Box,
@@ -92,5 +92,5 @@ def get(name: str, strength: float) -> Penalty:
     L1(strength=0.0001, weights=None)
     """
     if name not in _BY_NAME:
-        raise ValueError(unknown("penalty", name, _BY_NAME))
+        raise ValueError(unknown_name("penalty", name, _BY_NAME))
     return _BY_NAME[name](strength)

@@ -12,8 +12,15 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeGuard
 import torch
 from torch import Tensor
 
-from tikhon.arguments import HUGE, LARGEST, SMALLEST, plain, settle, settle_flag
-from tikhon.errors import described, unknown
+from tikhon.arguments import (
+    MAX_FLOAT32,
+    MAX_FLOAT64,
+    MIN_POSITIVE,
+    as_number,
+    check_field,
+    check_flag_field,
+)
+from tikhon.errors import describe, unknown_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +71,9 @@ class Penalty(ABC):
         for name, low in self.above.items():
             check_number(self, name, low)
         for name in self.shares:
-            settle(self, name, "in [0, 1]", lambda share: 0 <= share <= 1)
+            check_field(self, name, "in [0, 1]", lambda share: 0 <= share <= 1)
         for name in self.flags:
-            settle_flag(self, name)
+            check_flag_field(self, name)
 
     @abstractmethod
     def value(self, w: Tensor) -> Tensor:
@@ -121,7 +128,9 @@ class Penalty(ABC):
             held = getattr(self, field.name)
             if isinstance(held, Mapping):
                 if name not in held:
-                    raise ValueError(unknown(f"{field.name} of {type(self).__name__}", name, held))
+                    raise ValueError(
+                        unknown_name(f"{field.name} of {type(self).__name__}", name, held)
+                    )
                 held = held[name].detach()
                 bound[field.name] = held
             if isinstance(held, Tensor) and field.name != "strength" and self.elementwise:
@@ -211,22 +220,22 @@ def check_strength(strength: object, owner: str) -> Any:
                 f"{owner}: strength must be a number >= 0, received a tensor of {strength.dtype}"
             )
         return strength
-    number = plain(strength)
+    number = as_number(strength)
     if number is not None:
         if not 0 <= number < math.inf:
             raise ValueError(
-                f"{owner}: strength must be finite and >= 0, received {described(strength)}"
+                f"{owner}: strength must be finite and >= 0, received {describe(strength)}"
             )
-        if number > HUGE:
+        if number > MAX_FLOAT64:
             raise ValueError(
-                f"{owner}: strength must be at most {HUGE:g}, whose square is still a number of "
-                f"float64, received {described(strength)}"
+                f"{owner}: strength must be at most {MAX_FLOAT64:g}, whose square is still a "
+                f"number of float64, received {describe(strength)}"
             )
         return number
     if not (callable(strength) or hasattr(strength, "next")):
         raise TypeError(
             f"{owner}: strength must be a number >= 0, a 0-d tensor, a schedule or a controller, "
-            f"received {described(strength)}"
+            f"received {describe(strength)}"
         )
     return strength
 
@@ -240,10 +249,10 @@ def check_weights(weights: object, owner: str) -> None:
         if not isinstance(factors, Tensor):
             raise TypeError(
                 f"{owner}: weights must be a tensor or a mapping from parameter names "
-                f"to tensors, received {described(factors)}"
+                f"to tensors, received {describe(factors)}"
             )
         if factors.is_complex():
-            raise TypeError(f"{owner}: weights must be real, received {described(factors)}")
+            raise TypeError(f"{owner}: weights must be real, received {describe(factors)}")
         bad = ~((factors >= 0) & factors.isfinite())
         if bad.any():
             where = f" for {name!r}" if name else ""
@@ -255,12 +264,12 @@ def check_weights(weights: object, owner: str) -> None:
 
 def check_number(owner: Penalty, name: str, low: float) -> None:
     """Make the field `name` a plain number above `low` that float32 can compute with, or raise."""
-    settle(owner, name, f"> {low:g}", lambda number: low < number < math.inf)
-    settle(
+    check_field(owner, name, f"> {low:g}", lambda number: low < number < math.inf)
+    check_field(
         owner,
         name,
-        f"from {max(low, SMALLEST):g} to {LARGEST:g}, which float32 can compute with",
-        lambda number: SMALLEST <= number <= LARGEST,
+        f"from {max(low, MIN_POSITIVE):g} to {MAX_FLOAT32:g}, which float32 can compute with",
+        lambda number: MIN_POSITIVE <= number <= MAX_FLOAT32,
     )
 
 

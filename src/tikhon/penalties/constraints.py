@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tikhon.arguments import LARGEST, is_count, settle
+from tikhon.arguments import MAX_FLOAT32, check_field, is_count
 from tikhon.penalties.base import (
     Proximable,
     check_number,
@@ -237,8 +237,8 @@ class MinMaxNorm(Constraint):
         check_number(self, "max_value", 0)
         most = self.max_value
         allowed = f"between 0 and max_value ({most!r})"
-        settle(self, "min_value", allowed, lambda least: 0 <= least <= most)
-        settle(self, "rate", "above 0 and at most 1", lambda rate: 0 < rate <= 1)
+        check_field(self, "min_value", allowed, lambda least: 0 <= least <= most)
+        check_field(self, "rate", "above 0 and at most 1", lambda rate: 0 < rate <= 1)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows outside the shell moved onto its closer sphere, or `rate` of the way there."""
@@ -298,8 +298,8 @@ class Box(Constraint):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("low", "high"):
-            allowed = f"a number up to {LARGEST:g} in size, or infinite"
-            settle(self, name, allowed, lambda x: abs(x) <= LARGEST or abs(x) == math.inf)
+            allowed = f"a number up to {MAX_FLOAT32:g} in size, or infinite"
+            check_field(self, name, allowed, lambda x: abs(x) <= MAX_FLOAT32 or abs(x) == math.inf)
         if not self.low <= self.high:
             raise ValueError(f"Box: low must be <= high, received {self.low!r} and {self.high!r}")
 
@@ -432,7 +432,7 @@ class TopK(Constraint):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, "k", ">= 0", lambda k: is_count(k, 0), whole=True)
+        check_field(self, "k", ">= 0", lambda k: is_count(k, 0), whole=True)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """The entries that are largest (in the metric) are kept, the others become 0."""

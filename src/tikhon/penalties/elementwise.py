@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tikhon.errors import described
+from tikhon.errors import describe
 from tikhon.penalties.base import (
     Proximable,
     Slopes,
@@ -115,7 +115,7 @@ class L2(Proximable):
             if point is not None and not isinstance(point, Tensor):
                 raise TypeError(
                     f"L2: center{where} must be a tensor or a mapping from parameter names to "
-                    f"tensors, received {described(point)}"
+                    f"tensors, received {describe(point)}"
                 )
 
     def value(self, w: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tikhon.arguments import is_count, settle
+from tikhon.arguments import check_field, is_count
 from tikhon.penalties.base import (
     Proximable,
     as_tensor,
@@ -57,7 +57,7 @@ class Hierarchical(Proximable):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self, "M", 0)
-        settle(self, "skip", ">= 1", is_count, whole=True)
+        check_field(self, "skip", ">= 1", is_count, whole=True)
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of weighted |v_j|, infinite where the hierarchy is violated."""

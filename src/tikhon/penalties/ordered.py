@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tikhon.arguments import settle
-from tikhon.errors import described
+from tikhon.arguments import check_field
+from tikhon.errors import describe
 from tikhon.penalties.base import Proximable, as_tensor, refuse_metric, upcast
 from tikhon.penalties.group import as_rows
 
@@ -46,13 +46,13 @@ class SLOPE(Proximable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, "q", "in (0, 1), and no smaller than 1e-6", lambda q: 1e-6 <= q < 1)
+        check_field(self, "q", "in (0, 1), and no smaller than 1e-6", lambda q: 1e-6 <= q < 1)
         if self.weights is not None and (
             not isinstance(self.weights, Tensor) or self.weights.ndim != 1
         ):
             raise TypeError(
                 f"SLOPE: weights must be a tensor, one number an entry of a row, received "
-                f"{described(self.weights)}"
+                f"{describe(self.weights)}"
             )
         if self.weights is not None and (self.weights.diff() > 0).any():
             where = int((self.weights.diff() > 0).nonzero()[0])

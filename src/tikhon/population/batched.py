@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from tikhon.data.rows import call
+from tikhon.data.forward import call_model
 from tikhon.layers import Dropout
 from tikhon.layers.masks import inverse_keep
 from tikhon.layers.noise import NoiseLayer
@@ -89,7 +89,7 @@ class Plain(Forward):
 
     def __call__(self, blocks: Blocks, buffers: Blocks, x: Tensor, *, shared: bool) -> Tensor:
         """Return outputs with a member axis of size one."""
-        return call(self.model, x if shared else x[0]).unsqueeze(0)
+        return call_model(self.model, x if shared else x[0]).unsqueeze(0)
 
 
 class Vectorised(Forward):

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tikhon.options import STRENGTHS, addressed
+from tikhon.options import STRENGTHS, split_name
 
 Value = float | int | str | bool
 PENALTIES = tuple(name for name, option in STRENGTHS.items() if option.how == "objective")
@@ -47,7 +47,7 @@ class Hyperparameters:
         by_pattern: dict[str, dict[str, Tensor]] = {"lr": {}, "dropout": {}, "weight_decay": {}}
         penalties = {}
         for name in configs[0]:
-            base, pattern = addressed(name)
+            base, pattern = split_name(name)
             if name != "lr" and base in by_pattern and not (base == "weight_decay" and adaptive):
                 by_pattern[base][pattern] = cast(Tensor, column(name))
             elif base in PENALTIES or base == "max_norm":

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, call
+from tikhon.data.forward import call_model
+from tikhon.data.nested import Batch
 from tikhon.errors import InputError
 from tikhon.training.losses import loss_of
 
@@ -30,7 +31,7 @@ class RowLosses:
         if self.batch_only or len(batch[1]) < 2:
             return
         try:
-            output = call(model.eval(), batch[0])
+            output = call_model(model.eval(), batch[0])
             if not isinstance(output, Tensor):
                 self.batch_only = f"the model returns a {type(output).__name__}, not one tensor"
             elif self.loss.entries is None:
@@ -42,7 +43,7 @@ class RowLosses:
         """Run the forward pass of one model on a batch; return its mean loss."""
         if smoothing is None and self.batch_only:
             return self.loss.on(model, batch)
-        return self.mean(call(model, batch[0]), batch[1], smoothing)
+        return self.mean(call_model(model, batch[0]), batch[1], smoothing)
 
     @property
     def is_classification(self) -> bool:

@@ -15,12 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.data.rows import in_parts, take, tensors
-from tikhon.data.splits import dealt
-from tikhon.errors import InputError, unknown
+from tikhon.data.nested import iterate_slices, take_rows, tensors
+from tikhon.data.splits import assign_parts
+from tikhon.errors import InputError, unknown_name
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.paths import matches
-from tikhon.options import addressed
+from tikhon.options import split_name
 from tikhon.penalties import Penalty
 from tikhon.population.batched import Blocks, Forward, Unsupported, choose_forward
 from tikhon.population.decay import AdaptiveDecay
@@ -94,7 +94,9 @@ class Population:
         for pattern, rates in self.settings.dropout.items():
             named = [n for n, layer in layers.items() if matches(pattern, n, layer)]
             if not named:
-                raise InputError(f"the space varies dropout: {unknown('layer', pattern, layers)}")
+                raise InputError(
+                    f"the space varies dropout: {unknown_name('layer', pattern, layers)}"
+                )
             chosen |= dict.fromkeys(named, rates)
         for name, layer in layers.items():
             layer.generator = torch.Generator(device)
@@ -138,7 +140,7 @@ class Population:
         terms: dict[str, list[Penalty]] = {}
         try:
             for name, values in self.settings.penalties.items():
-                own, pattern = addressed(name)
+                own, pattern = split_name(name)
                 terms.setdefault(pattern, []).append(types[own]())
                 bound = bind(self.model, self.entries, {pattern: terms[pattern][-1]})
                 found += [(binding, values) for binding in bound]
@@ -206,7 +208,7 @@ class Population:
             kept = (weights[0] > 0).nonzero()[:, 0]
             if not len(kept):  # the batch is in the held-out fold
                 return torch.zeros_like(self.stack.flat[:1], requires_grad=True)
-            x, y, weights = take(x, kept), y[kept], None
+            x, y, weights = take_rows(x, kept), y[kept], None
         if self.settings.mixup is None and weights is None and self.members == 1:
             return self.objective.on(self.model, (x, y), smoothing).view(1)
         if self.settings.mixup is None:
@@ -373,7 +375,7 @@ class Population:
             outputs = self.outputs(x)
             return outputs, weighted_mean(self.objective.rows(outputs, y), weights)
         if weights is not None:
-            x, y = take((x, y), (weights[0] > 0).nonzero()[:, 0])
+            x, y = take_rows((x, y), (weights[0] > 0).nonzero()[:, 0])
         return None, self.objective.on(self.model, (x, y)).view(1)
 
     # ---- reading
@@ -382,15 +384,15 @@ class Population:
     def row_losses(self, x: Any, y: Tensor) -> Tensor:
         """Row losses in evaluation mode, (members, rows)."""
         self._set_mode(False)
-        rows = [self.objective.rows(self.outputs(a), b) for a, b in in_parts((x, y))]
+        rows = [self.objective.rows(self.outputs(a), b) for a, b in iterate_slices((x, y))]
         return torch.cat(rows, dim=1)
 
     @torch.no_grad()
     def block_losses(self, x: Any, y: Tensor, blocks: int) -> Tensor:
         """Losses of one member in evaluation mode, (1, blocks), on parts with similar targets."""
         self._set_mode(False)
-        part = dealt(y, blocks)
-        rows = (take((x, y), (part == k).nonzero()[:, 0]) for k in range(blocks))
+        part = assign_parts(y, blocks)
+        rows = (take_rows((x, y), (part == k).nonzero()[:, 0]) for k in range(blocks))
         with _torch_seed(0):
             return torch.stack([self.objective.on(self.model, batch) for batch in rows])[None]
 
@@ -398,7 +400,7 @@ class Population:
     def predict(self, x: Any) -> Tensor:
         """Outputs in evaluation mode, (members, rows, ...)."""
         self._set_mode(False)
-        return torch.cat([self.outputs(part) for part in in_parts(x)], dim=1)
+        return torch.cat([self.outputs(part) for part in iterate_slices(x)], dim=1)
 
     def fail(self, member: int, why: str) -> None:
         """Disable a diverged member: its weights and optimizer state become and stay zero."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn, optim
 
 from tikhon import notebook, plotting
-from tikhon.errors import unknown
+from tikhon.errors import unknown_name
 from tikhon.penalties.base import Proximable
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.metric import (
@@ -79,7 +79,7 @@ class Audit:
     def __getitem__(self, parameter: str) -> Assignment:
         by_name = {row.parameter: row for row in self.assignments}
         if parameter not in by_name:
-            raise KeyError(unknown("parameter", parameter, by_name))
+            raise KeyError(unknown_name("parameter", parameter, by_name))
         return by_name[parameter]
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class Audit:
             )
             for row in self.assignments
         ]
-        return notebook.card(repr(self), (), head, rows)
+        return notebook.html_card(repr(self), (), head, rows)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """Plot the strength of every term on every parameter, on a log scale.
@@ -175,7 +175,7 @@ class Trace:
 
     def _repr_html_(self) -> str:
         rows = [(name, "" if v is None else v) for name, v in self.to_dict().items()]
-        return notebook.card(f"Trace of {self.name}", (), ("", "value"), rows)
+        return notebook.html_card(f"Trace of {self.name}", (), ("", "value"), rows)
 
 
 def audit(model: nn.Module, terms: Terms, *, how: How = "objective") -> Audit:

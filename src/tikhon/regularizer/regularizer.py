@@ -243,7 +243,7 @@ class Regularizer:
             (t.name, t.how, t.strength, t.value, t.zeros, "" if t.share is None else t.share)
             for t in self.trace()
         ]
-        return notebook.card(repr(self), (), head, rows)
+        return notebook.html_card(repr(self), (), head, rows)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """Plot the zeros of every term's parameter, and below the term's share of the last move.

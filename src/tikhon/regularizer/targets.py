@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tikhon.arguments import in_words
-from tikhon.errors import unknown
+from tikhon.arguments import is_one_of
+from tikhon.errors import unknown_name
 from tikhon.regularizer.heads import head_rows
 from tikhon.wrappers import named_modules, unwrap
 
@@ -318,7 +318,7 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
             f"name them literally to include them"
         )
     if not chosen:
-        raise ValueError(f"no parameter matches: {unknown('pattern', label, known)}")
+        raise ValueError(f"no parameter matches: {unknown_name('pattern', label, known)}")
     return chosen
 
 
@@ -340,7 +340,7 @@ def entries_matching(candidates: Sequence[Entry], pattern: str) -> list[Entry]:
     found = [e for e in candidates if any(_glob_matches(pattern, name) for name in e.names)]
     if not found:
         known = [name for entry in candidates for name in entry.names]
-        raise ValueError(f"no parameter matches: {unknown('pattern', pattern, known)}")
+        raise ValueError(f"no parameter matches: {unknown_name('pattern', pattern, known)}")
     return found
 
 
@@ -383,8 +383,8 @@ def reason_computed(model: nn.Module, name: str) -> str:
 
 def targets_of(chosen: Sequence[Entry], model: nn.Module, rows: str) -> list[Target]:
     """Return one target for each entry, or one for all if rows are features."""
-    if not in_words(rows, ROWS):
-        raise ValueError(unknown("rows", rows, ROWS))
+    if not is_one_of(rows, ROWS):
+        raise ValueError(unknown_name("rows", rows, ROWS))
     if rows == "product":
         return [
             Product(f"{a.name}+{b.name}", (a.param, b.param), rows, (RowView(), RowView()))

@@ -10,8 +10,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from tikhon.arguments import LARGEST, in_words
-from tikhon.errors import described, unknown
+from tikhon.arguments import MAX_FLOAT32, is_one_of
+from tikhon.errors import describe, unknown_name
 from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable, check_strength
 from tikhon.penalties.elementwise import L2
@@ -62,11 +62,11 @@ class Term:
 
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Penalty):
-            raise TypeError(f"Term: penalty must be a Penalty, received {described(self.penalty)}")
+            raise TypeError(f"Term: penalty must be a Penalty, received {describe(self.penalty)}")
         if self.how is not None:
             _check_how(self.how)
-        if self.rows is not None and not in_words(self.rows, ROWS):
-            raise ValueError(unknown("rows", self.rows, ROWS))
+        if self.rows is not None and not is_one_of(self.rows, ROWS):
+            raise ValueError(unknown_name("rows", self.rows, ROWS))
         if self.strength is not None:
             owner = f"Term({type(self.penalty).__name__})"
             object.__setattr__(self, "strength", check_strength(self.strength, owner))
@@ -150,10 +150,10 @@ class LiveStrength:
 
     def _check_size(self, number: float) -> float:
         """Return the number if its square, used by adaptive steps, is finite in float32."""
-        if number > LARGEST:
+        if number > MAX_FLOAT32:
             raise ValueError(
-                f"{self._owner}: strength must be at most {LARGEST:g}, whose square is still a "
-                f"number of float32, received {number!r}"
+                f"{self._owner}: strength must be at most {MAX_FLOAT32:g}, whose square is still "
+                f"a number of float32, received {number!r}"
             )
         return number
 
@@ -279,7 +279,7 @@ def as_terms(terms: Terms) -> list[tuple[Pattern, Term]]:
             if not isinstance(item, Penalty | Term):
                 raise TypeError(
                     f"terms must be a penalty, a Term, or a dict from patterns to them; received "
-                    f"{described(item)} for {pattern!r} (a name becomes a penalty by "
+                    f"{describe(item)} for {pattern!r} (a name becomes a penalty by "
                     f"penalties.get(name, strength))"
                 )
             flat.append((pattern, item if isinstance(item, Term) else Term(item)))
@@ -398,8 +398,8 @@ def _refuse_in_factors(binding: Binding) -> None:
 
 
 def _check_how(how: str) -> None:
-    if not in_words(how, get_args(How)):
-        raise ValueError(unknown("how", how, get_args(How)))
+    if not is_one_of(how, get_args(How)):
+        raise ValueError(unknown_name("how", how, get_args(How)))
 
 
 def _pattern_text(pattern: Pattern) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, unknown_name
 from tikhon.report.html import render
 from tikhon.report.kinds import columns, compare, demo, diagnosis, fit, path, run_groups, tune
 from tikhon.report.page import Page
 from tikhon.report.saved import SavedRun, read
 from tikhon.runs.files import write_bytes
-from tikhon.runs.manifest import reseal
+from tikhon.runs.manifest import update_manifest
 
 KINDS: dict[str, Callable[[SavedRun], Page]] = {
     "fit": fit.page,
@@ -64,7 +64,7 @@ def write_page(
     target = Path(output)
     write_bytes(target, html.encode())
     if len(runs) == 1 and target.parent == runs[0].path:
-        reseal(target.parent, target.name)
+        update_manifest(target.parent, target.name)
     return target, page
 
 
@@ -74,7 +74,7 @@ def build(*runs: SavedRun) -> Page:
         raise InputError("no run directory was given; name at least one")
     for run in runs:
         if run.kind not in KINDS:
-            raise InputError(f"{run.path}: {unknown('kind of run', run.kind, KINDS)}")
+            raise InputError(f"{run.path}: {unknown_name('kind of run', run.kind, KINDS)}")
     pages = [columns.put_leak_first(KINDS[run.kind](run), run) for run in runs]
     return pages[0] if len(pages) == 1 else run_groups.page(runs, pages)
 

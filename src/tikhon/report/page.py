@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeVar, cast
 
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, unknown_name
 from tikhon.languages import fill, strings
-from tikhon.numbers import number as number
+from tikhon.numbers import format_number as format_number
 from tikhon.runs.documents import SavedSentence
 
 Part = TypeVar("Part")
@@ -21,7 +21,7 @@ def check_language(language: str) -> str:
     """Normalise to one of `LANGUAGES` ("zh-CN" counts as "zh"); raise `InputError` otherwise."""
     short = str(language).replace("_", "-").split("-")[0].lower()
     if short not in LANGUAGES:
-        raise InputError(unknown("language", language, LANGUAGES))
+        raise InputError(unknown_name("language", language, LANGUAGES))
     return short
 
 

@@ -19,11 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from tikhon.errors import DataError
-from tikhon.runs.files import SCHEMA_VERSION, explain, write_bytes, write_tensors
+from tikhon.runs.files import SCHEMA_VERSION, storage_error, write_bytes, write_tensors
 from tikhon.runs.interrupt import Stopped
 from tikhon.runs.journal import compare_headers
 
-KEPT = 2
+KEPT_GENERATIONS = 2
 
 
 def save(folder: Path, state: Mapping[str, object]) -> None:
@@ -31,7 +31,7 @@ def save(folder: Path, state: Mapping[str, object]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise explain(error, folder, 0) from error
+        raise storage_error(error, folder, 0) from error
     number = max(_generations(folder), default=0) + 1
     tensors: dict[str, Tensor] = {}
     document = flatten(state, tensors)
@@ -44,7 +44,7 @@ def save(folder: Path, state: Mapping[str, object]) -> None:
         "state": text,
     }
     write_bytes(folder / f"{number}.json", json.dumps(manifest).encode())
-    for old in sorted(_generations(folder))[:-KEPT]:
+    for old in sorted(_generations(folder))[:-KEPT_GENERATIONS]:
         for suffix in ("json", "safetensors"):  # manifest first: without it there is no generation
             with suppress(OSError):
                 (folder / f"{old}.{suffix}").unlink()
@@ -132,7 +132,7 @@ def _generations(folder: Path) -> list[int]:
     return [int(p.stem) for p in folder.glob("*.json") if p.stem.isdecimal()]
 
 
-class Keeper:
+class PeriodicCheckpoint:
     """Save a growing state periodically; `found` is what an earlier process saved.
 
     Without a folder nothing is saved. The header identifies task and data: a state saved under
@@ -160,7 +160,7 @@ class Keeper:
             compare_headers(stored.get("header", {}), self._header, folder)
             self.found = stored["state"]
 
-    def offer(self, state: Callable[[], Mapping[str, object]]) -> None:
+    def save_if_due(self, state: Callable[[], Mapping[str, object]]) -> None:
         """Save the state when due; on a stop request save it and raise `Stopped`."""
         stop = self._stop()
         if self._folder is not None and (stop or time.monotonic() - self._saved >= self._every):

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tikhon.errors import StorageError
-from tikhon.runs.temporary import beside
+from tikhon.runs.temporary import temporary_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 1
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -34,7 +34,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     if path.exists() and not path.is_file():
         raise StorageError(f"{path} is not a regular file; choose another output")
     try:
-        with beside(path) as (handle, temporary):
+        with temporary_file(path) as (handle, temporary):
             with os.fdopen(handle, "w+b") as file:
                 file.write(content)
                 file.flush()
@@ -46,7 +46,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise explain(error, path, len(content)) from error
+        raise storage_error(error, path, len(content)) from error
 
 
 def write_json(path: Path, document: Mapping[str, object]) -> None:
@@ -71,29 +71,29 @@ def json_text(document: object, *, indent: int | None = 2, ascii: bool = False) 
     >>> json_text({"a": float("nan"), "b": (1, 2)}, indent=None)
     '{"a": null, "b": [1, 2]}'
     """
-    return json.dumps(plain(document), indent=indent, allow_nan=False, ensure_ascii=ascii)
+    return json.dumps(to_plain(document), indent=indent, allow_nan=False, ensure_ascii=ascii)
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Convert to dicts, lists, text, finite numbers, booleans and None."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if hasattr(value, "tolist"):  # tensors, arrays, numpy scalars
-        return plain(value.tolist())
+        return to_plain(value.tolist())
     return str(value)
 
 
-def explain(error: OSError, path: Path, size: int) -> StorageError:
+def storage_error(error: OSError, path: Path, size: int) -> StorageError:
     """Explain the error with the path and a remedy."""
     if isinstance(error, StorageError):
         return error
-    if error.errno in FULL:
+    if error.errno in DISK_FULL_ERRORS:
         free = "unknown"
         with suppress(OSError):
             free = f"{shutil.disk_usage(path.parent).free:,} bytes"

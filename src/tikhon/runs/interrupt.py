@@ -14,12 +14,12 @@ class Stopped(Exception):
     """The work was stopped on request; progress is saved."""
 
 
-def never() -> bool:
+def never_stop() -> bool:
     """Never stop; the default of `stop`."""
     return False
 
 
-def silent(*told: object) -> None:
+def ignore_messages(*told: object) -> None:
     """Ignore all messages; the default listener."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tikhon.errors import DataError, InputError
-from tikhon.runs.files import SCHEMA_VERSION, explain, write_bytes
+from tikhon.runs.files import SCHEMA_VERSION, storage_error, write_bytes
 
 
 class Journal:
@@ -59,7 +59,7 @@ class Journal:
                     os.truncate(self.path, size)  # a partial line would spoil the next
                 raise
         except OSError as error:
-            raise explain(error, self.path, len(line)) from error
+            raise storage_error(error, self.path, len(line)) from error
 
     def malformed(self, error: Exception) -> DataError:
         """Return the error for events that no version of tikhon could have written."""
@@ -72,7 +72,7 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise explain(error, self.path.parent, 0) from error
+            raise storage_error(error, self.path.parent, 0) from error
 
     def _repaired(self) -> list[dict[str, object]]:
         data = self.path.read_bytes()

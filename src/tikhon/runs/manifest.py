@@ -18,29 +18,29 @@ from tikhon.runs.files import SCHEMA_VERSION, json_text, write_json
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
-_UNSEALED = (MANIFEST, ".lock")  # also excluded: hidden files and checkpoints
+_UNLISTED = (MANIFEST, ".lock")  # also excluded: hidden files and checkpoints
 
 
-def seal(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Write the manifest of all files in the folder."""
     files = {
         path.relative_to(folder).as_posix(): _entry(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and _is_sealed(path.relative_to(folder))
+        if path.is_file() and _is_listed(path.relative_to(folder))
     }
     write_json(folder / MANIFEST, {"files": files, "sha256": _digest(files)})
 
 
-def reseal(folder: Path, *names: str) -> None:
+def update_manifest(folder: Path, *names: str) -> None:
     """Update the manifest for rewritten files, if there is one."""
-    files = _read(folder)
+    files = _read_manifest(folder)
     if files is None:
         return
     files |= {name: _entry(folder / name) for name in names if (folder / name).is_file()}
     write_json(folder / MANIFEST, {"files": files, "sha256": _digest(files)})
 
 
-def is_sealed(folder: Path) -> bool:
+def has_manifest(folder: Path) -> bool:
     """Return whether the folder is finished."""
     return (folder / MANIFEST).is_file()
 
@@ -50,7 +50,7 @@ def verify(folder: Path, *names: str) -> None:
 
     Raises `DataError` naming the first missing or changed file, and what remains usable.
     """
-    files = _read(folder)
+    files = _read_manifest(folder)
     if files is None:
         return
     for name in names:
@@ -75,12 +75,12 @@ def _advice(name: str) -> str:
     return f"restore it from a copy, or run again with --overwrite; {others}"
 
 
-def _is_sealed(path: Path) -> bool:
+def _is_listed(path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.name not in _UNSEALED and path.parts[0] != "checkpoint"
+    return not hidden and path.name not in _UNLISTED and path.parts[0] != "checkpoint"
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     try:
         text = path.read_bytes().decode()

@@ -13,20 +13,27 @@ from typing import Any, NoReturn
 
 from tikhon.errors import DataError, InputError
 from tikhon.runs import temporary
-from tikhon.runs.files import SCHEMA_VERSION, explain, json_text, plain, write_bytes, write_json
-from tikhon.runs.manifest import MANIFEST, is_sealed, seal, verify
+from tikhon.runs.files import (
+    SCHEMA_VERSION,
+    json_text,
+    storage_error,
+    to_plain,
+    write_bytes,
+    write_json,
+)
+from tikhon.runs.manifest import MANIFEST, has_manifest, verify, write_manifest
 
 CONFIG, HISTORY, RESULT = "config.json", "history.jsonl", "result.json"
 MODEL, REPORT, CHECKPOINT, LOCK = "model.safetensors", "report.html", "checkpoint", ".lock"
 COMPACT, ONNX, AVERAGE = "compact.safetensors", "model.onnx", "average.safetensors"
 JOURNAL, TORN, STATES = "journal.jsonl", "journal.jsonl.torn", "states"
 _PROBE = ".probe"
-NEWEST = {"diagnosis": 2}  # kinds of documents with their own version
-_MADE = (
+NEWEST_VERSIONS = {"diagnosis": 2}  # kinds of documents with their own version
+_RUN_FILES = (
     *(MANIFEST, RESULT, MODEL, COMPACT, ONNX, AVERAGE, REPORT, HISTORY, CHECKPOINT),
     *(JOURNAL, TORN, STATES, CONFIG),
 )
-_OURS = (*_MADE, LOCK, _PROBE)
+_KNOWN_FILES = (*_RUN_FILES, LOCK, _PROBE)
 
 
 class RunDirectory:
@@ -50,7 +57,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise explain(error, self.path, 0) from error
+            raise storage_error(error, self.path, 0) from error
         self.lock()
         self._probe()
         if overwrite:
@@ -94,7 +101,7 @@ class RunDirectory:
             self.write(CONFIG, config)
             return
         self.check(resume=True)
-        same_configuration(self.read(CONFIG), plain(config))  # as it would be read back
+        check_same_configuration(self.read(CONFIG), to_plain(config))  # as it would be read back
         self.lock()
 
     def refuse_finished(self) -> NoReturn:
@@ -110,8 +117,8 @@ class RunDirectory:
             try:
                 handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
-                raise explain(error, name, 0) from error
-            if not _locked(handle, self.path):
+                raise storage_error(error, name, 0) from error
+            if not _try_lock(handle, self.path):
                 owner = os.read(handle, 64).decode(errors="replace").strip()
                 os.close(handle)
                 raise InputError(
@@ -128,9 +135,9 @@ class RunDirectory:
             os.write(handle, process)
         except OSError as error:
             self.unlock()
-            raise explain(error, name, len(process)) from error
+            raise storage_error(error, name, len(process)) from error
         for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
-            temporary.sweep(folder)  # left by processes killed while writing
+            temporary.remove_leftovers(folder)  # left by processes killed while writing
         (self.path / _PROBE).unlink(missing_ok=True)
 
     def unlock(self) -> None:
@@ -160,12 +167,12 @@ class RunDirectory:
         finishes it.
         """
         shutil.rmtree(self.path / CHECKPOINT, ignore_errors=True)
-        seal(self.path)
+        write_manifest(self.path)
 
     @property
     def is_finished(self) -> bool:
         """Whether the run is complete."""
-        return is_sealed(self.path)
+        return has_manifest(self.path)
 
     def append(self, row: Mapping[str, object]) -> None:
         """Append a row to the history; it is durable only from the next checkpoint."""
@@ -173,7 +180,7 @@ class RunDirectory:
             with (self.path / HISTORY).open("a", encoding="utf-8") as file:
                 file.write(json_text(row, indent=None) + "\n")
         except OSError as error:
-            raise explain(error, self.path / HISTORY, 0) from error
+            raise storage_error(error, self.path / HISTORY, 0) from error
 
     def rewrite_history(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Replace the history."""
@@ -181,7 +188,7 @@ class RunDirectory:
         write_bytes(self.path / HISTORY, text.encode())
 
     def _foreign(self) -> str:
-        names = sorted(p.name for p in self.path.iterdir() if p.name not in _OURS)
+        names = sorted(p.name for p in self.path.iterdir() if p.name not in _KNOWN_FILES)
         names = [n for n in names if not (n.startswith(".") and n.endswith(".tmp"))]
         return ", ".join(names[:3])
 
@@ -194,7 +201,7 @@ class RunDirectory:
             probe.unlink(missing_ok=True)
 
     def _clear(self) -> None:
-        for target in (self.path / name for name in _MADE):
+        for target in (self.path / name for name in _RUN_FILES):
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             else:
@@ -207,7 +214,7 @@ class RunDirectory:
         self.unlock()
 
 
-def next_free(parent: Path, stem: str) -> Path:
+def next_free_folder(parent: Path, stem: str) -> Path:
     """Return the first of parent/stem-1, parent/stem-2, ... that does not exist."""
     number = 1
     while (parent / f"{stem}-{number}").exists():
@@ -229,7 +236,7 @@ def read_document(path: Path) -> dict[str, object]:
         raise DataError(
             f"{path} holds {type(document).__name__}, a JSON object is needed; is it a run's file?"
         )
-    newest = NEWEST.get(str(document.get("kind")), SCHEMA_VERSION)
+    newest = NEWEST_VERSIONS.get(str(document.get("kind")), SCHEMA_VERSION)
     version = document.get("schema_version", SCHEMA_VERSION)
     if version not in range(1, newest + 1):
         raise DataError(
@@ -239,11 +246,11 @@ def read_document(path: Path) -> dict[str, object]:
     return document
 
 
-def same_configuration(stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+def check_same_configuration(stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:
     """Raise `InputError` with a table of differences that would change the run."""
     rows = []
     for key in ("data", "model", "optimizer", "recipe", "seed", "device"):
-        before, after = _flat(stored.get(key), key), _flat(wanted.get(key), key)
+        before, after = _flatten(stored.get(key), key), _flatten(wanted.get(key), key)
         rows += [
             (name, before.get(name, "-"), after.get(name, "-"))
             for name in sorted(before.keys() | after.keys())
@@ -259,22 +266,20 @@ def same_configuration(stored: Mapping[str, object], wanted: Mapping[str, object
         )
 
 
-def _flat(value: object, prefix: str) -> dict[str, object]:
+def _flatten(value: object, prefix: str) -> dict[str, object]:
     if isinstance(value, Mapping):
-        return {
-            k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}").items()
-        }
-    if isinstance(value, list):
-        return {
-            k: v for i, item in enumerate(value) for k, v in _flat(item, f"{prefix}[{i}]").items()
-        }
-    return {prefix: value}
+        parts = [_flatten(item, f"{prefix}.{key}") for key, item in value.items()]
+    elif isinstance(value, list):
+        parts = [_flatten(item, f"{prefix}[{i}]") for i, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    return {name: leaf for part in parts for name, leaf in part.items()}
 
 
-def _locked(handle: int, folder: Path) -> bool:
+def _try_lock(handle: int, folder: Path) -> bool:
     """Lock the file; return True, with a warning, if the file system has no locks."""
     try:
-        return temporary.lock(handle)
+        return temporary.try_lock(handle)
     except OSError as error:
         warnings.warn(
             f"the file system of {folder} has no locks ({error.strerror}): see to it that no "

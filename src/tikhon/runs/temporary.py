@@ -11,18 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _RANDOM = "?" * 8  # the random part of `mkstemp` names
-_AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | os.O_RDONLY
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | os.O_RDONLY
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[tuple[int, str]]:
+def temporary_file(path: Path) -> Iterator[tuple[int, str]]:
     """Yield an open temporary file next to `path` and its name; deleted unless renamed.
 
     Files left by killed writers of `path` are removed first. Those of live writers are locked and
     kept, as is this one within the block.
     """
-    sweep(path.parent, path.name)
-    handle, name = _locked(path)
+    remove_leftovers(path.parent, path.name)
+    handle, name = _create_locked(path)
     held = os.dup(handle) if can_lock() else None  # a lock that survives closing the file
     try:
         yield handle, name
@@ -33,16 +33,16 @@ def beside(path: Path) -> Iterator[tuple[int, str]]:
             os.close(held)
 
 
-def sweep(folder: Path, name: str | None = None) -> None:
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove temporary files left by killed writers of `name`, or of any file."""
     if not can_lock():
         return  # cannot tell dead writers from live ones
     shown = "*" if name is None else glob.escape(name)
     for leftover in folder.glob(f".{shown}.{_RANDOM}.tmp"):
         with suppress(OSError):  # not ours
-            handle = os.open(leftover, _AS_IT_IS)
+            handle = os.open(leftover, _NO_FOLLOW)
             try:
-                if lock(handle):
+                if try_lock(handle):
                     leftover.unlink()
             finally:
                 os.close(handle)
@@ -53,7 +53,7 @@ def can_lock() -> bool:
     return find_spec("fcntl") is not None
 
 
-def lock(handle: int) -> bool:
+def try_lock(handle: int) -> bool:
     """Lock an open file for this process; return False if another process holds it.
 
     Raises `OSError` if the file system has no locks.
@@ -76,12 +76,12 @@ def is_open_under(handle: int, path: str | Path) -> bool:
     return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
 
-def _locked(path: Path) -> tuple[int, str]:
+def _create_locked(path: Path) -> tuple[int, str]:
     """Create a temporary file, locked before any sweep."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
-            if not can_lock() or (lock(handle) and is_open_under(handle, name)):
+            if not can_lock() or (try_lock(handle) and is_open_under(handle, name)):
                 return handle, name
         except OSError:
             return handle, name  # without locks nothing is swept

@@ -23,7 +23,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from tikhon.errors import unknown
+from tikhon.errors import unknown_name
 from tikhon.sklearn.estimators import RegularizedClassifier, RegularizedRegressor
 from tikhon.sklearn.fitting import NetworkEstimator, RegularizedNetwork
 from tikhon.sklearn.learning import Inputs
@@ -57,7 +57,7 @@ class RegularizedNetworkCV(NetworkEstimator):
         passed to the splitter.
         """
         if self.search not in ("path", "population"):
-            raise ValueError(unknown("search", self.search, ("path", "population")))
+            raise ValueError(unknown_name("search", self.search, ("path", "population")))
         X, y = self._validated(X, y, reset=True)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         self.alphas_ = self._grid()

@@ -19,8 +19,8 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from tikhon.data.splits import draw
-from tikhon.errors import unknown
+from tikhon.data.splits import draw_rows
+from tikhon.errors import unknown_name
 from tikhon.layers import Dropout
 from tikhon.paths.linear import SEPARABLE, SEPARATED, Kind
 from tikhon.regularizer.audit import warn
@@ -326,7 +326,7 @@ class RegularizedNetwork(NetworkEstimator):
         strata = None if several else rows.y.argmax(1)
         y = torch.arange(len(rows)) if strata is None else torch.from_numpy(strata)
         count, seed = math.ceil(fraction * len(rows)), int(self._random.randint(2**31))
-        found = draw(y, count, seed, classes=strata is not None)
+        found = draw_rows(y, count, seed, classes=strata is not None)
         if found is None:
             raise ValueError(
                 f"{len(rows)} rows are too few to hold out {count} and train on every class: give "
@@ -435,9 +435,9 @@ class RegularizedNetwork(NetworkEstimator):
             if not fine:
                 raise ValueError(f"{name} must be {rule}, received {getattr(self, name)!r}")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(unknown("activation", self.activation, ACTIVATIONS))
+            raise ValueError(unknown_name("activation", self.activation, ACTIVATIONS))
         if self.penalty not in PENALTIES:
-            raise ValueError(unknown("penalty", self.penalty, PENALTIES))
+            raise ValueError(unknown_name("penalty", self.penalty, PENALTIES))
         if self.penalty == "group_lasso" and self.l1_ratio:
             warn(
                 f"l1_ratio={self.l1_ratio} is of penalty='elastic_net': penalty='group_lasso' "

@@ -13,7 +13,7 @@ import torch
 
 import tikhon
 from tikhon.errors import DataError, StorageError
-from tikhon.runs.files import SCHEMA_VERSION, plain, write_bytes
+from tikhon.runs.files import SCHEMA_VERSION, to_plain, write_bytes
 from tikhon.sklearn.network import Network
 
 _PLAIN = (
@@ -40,13 +40,13 @@ def save(estimator: Any, path: str | Path) -> None:
 
     parameters = estimator.get_params(deep=False)
     if isinstance(factors := parameters.get("class_weight"), Mapping):  # JSON keys are strings
-        parameters["class_weight"] = plain([[key, value] for key, value in factors.items()])
+        parameters["class_weight"] = to_plain([[key, value] for key, value in factors.items()])
     try:
         json.dumps(parameters)
     except TypeError as error:
         parameters = {k: v for k, v in parameters.items() if k != "random_state"}
         try:
-            parameters = json.loads(json.dumps(plain(parameters), allow_nan=False))
+            parameters = json.loads(json.dumps(to_plain(parameters), allow_nan=False))
         except (TypeError, ValueError):
             raise ValueError(f"parameters that JSON cannot hold: {error}") from error
     document = {
@@ -62,7 +62,7 @@ def save(estimator: Any, path: str | Path) -> None:
         "flat": getattr(estimator, "_flat", None),
         "multilabel": getattr(estimator, "_multilabel", None),
     }
-    text = json.dumps(plain(document), allow_nan=False)
+    text = json.dumps(to_plain(document), allow_nan=False)
     tensors = {k: v.contiguous().clone() for k, v in estimator.network_.state_dict().items()}
     header = {"estimator": text, "sha256": _digest(text, tensors)}
     write_bytes(Path(path), to_bytes(tensors, metadata=header))

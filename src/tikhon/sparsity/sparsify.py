@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.arguments import checked, is_count
+from tikhon.arguments import check_number, is_count
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.hooks import StepHooks, hook_owners
 from tikhon.regularizer.metric import group_of, rule_of
@@ -140,7 +140,7 @@ class Sparsifier:
         _check_materialized(self.model)
         self.step = 0
         allowed = "the optimizer steps of the whole run, 1 or more"
-        self.steps: int = checked("sparsify", "steps", steps, allowed, is_count, whole=True)
+        self.steps: int = check_number("sparsify", "steps", steps, allowed, is_count, whole=True)
         found, self._cost_function = find_layers(self.model, thinning, example)
         self.layers = self._trained_layers(found)
         self.end = max(1, round((1 - thinning.repair) * self.steps))

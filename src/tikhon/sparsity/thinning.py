@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tikhon.arguments import checked, in_words, is_count
-from tikhon.errors import described, unknown
+from tikhon.arguments import check_number, is_count, is_one_of
+from tikhon.errors import describe, unknown_name
 from tikhon.regularizer.targets import Pattern
 from tikhon.sparsity.allocation import Per
 
@@ -37,15 +37,15 @@ class Thinning:
     repair: float = 0.5
 
     def __post_init__(self) -> None:
-        if not in_words(self.of, get_args(Of)):
-            raise ValueError(f"sparsify: {unknown('kind of unit', self.of, get_args(Of))}")
+        if not is_one_of(self.of, get_args(Of)):
+            raise ValueError(f"sparsify: {unknown_name('kind of unit', self.of, get_args(Of))}")
         rules = {
-            "per": (in_words(self.per, (None, *get_args(Per))), "'model' or 'layer'"),
-            "cost": (in_words(self.cost, (None, *get_args(Cost))), "None or 'flops'"),
+            "per": (is_one_of(self.per, (None, *get_args(Per))), "'model' or 'layer'"),
+            "cost": (is_one_of(self.cost, (None, *get_args(Cost))), "None or 'flops'"),
         }
         for name, (fine, rule) in rules.items():
             if not fine:
-                received = described(getattr(self, name))
+                received = describe(getattr(self, name))
                 raise ValueError(f"sparsify: {name} must be {rule}, received {received}")
         self._validate_number("share", "in (0, 1): what goes", lambda share: 0 < share < 1)
         self._validate_number("multiple", "1 or more", is_count, whole=True)
@@ -62,7 +62,9 @@ class Thinning:
         self, name: str, allowed: str, fine: Callable[[Any], bool], *, whole: bool = False
     ) -> None:
         try:
-            number = checked("sparsify", name, getattr(self, name), allowed, fine, whole=whole)
+            number = check_number(
+                "sparsify", name, getattr(self, name), allowed, fine, whole=whole
+            )
         except TypeError as error:  # may be a word from the command line
             raise ValueError(str(error)) from None
         object.__setattr__(self, name, number)
@@ -93,7 +95,7 @@ class Thinning:
         known = [item.name for item in dataclasses.fields(cls)]
         for key in given:
             if key not in known:
-                raise ValueError(f"sparsify: {unknown('setting', key, known)}")
+                raise ValueError(f"sparsify: {unknown_name('setting', key, known)}")
         if "share" not in given:
             raise ValueError("sparsify: share is missing: the part that goes, in (0, 1)")
         return cls(**given)

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from tikhon.arguments import LARGEST, in_words, is_count, plain, require, settle
-from tikhon.data.rows import LossFunction
+from tikhon.arguments import MAX_FLOAT32, as_number, check_field, is_count, is_one_of, require
+from tikhon.data.forward import LossFunction
 from tikhon.data.stream import Stream
-from tikhon.errors import described
+from tikhon.errors import describe
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.regularizer.audit import warn
@@ -135,23 +135,23 @@ class Hypergradient(Controller):
             ("every", "at least 1"),
             ("batch_size", "at least 1"),
         ):
-            settle(self, name, allowed, is_count, whole=True)
+            check_field(self, name, allowed, is_count, whole=True)
         pair = isinstance(self.range, Sequence) and len(self.range) == 2
-        found = [plain(end) for end in self.range] if pair else []
+        found = [as_number(end) for end in self.range] if pair else []
         ends = [end for end in found if end is not None]
-        ordered = len(ends) == 2 and 0 < ends[0] < ends[1] <= LARGEST
+        ordered = len(ends) == 2 and 0 < ends[0] < ends[1] <= MAX_FLOAT32
         require(self, "range", self.range, ordered, "0 < smallest < largest")
         object.__setattr__(self, "range", tuple(ends))
         inside = f"0 or within range, {self.range}"
-        settle(self, "start", inside, lambda x: x == 0 or ends[0] <= x <= ends[1])
-        settle(self, "damping", ">= 0", lambda c: c >= 0)
-        settle(self, "caution", "in (0, 1]", lambda factor: 0 < factor <= 1)
-        fine = in_words(self.per, get_args(Per))
+        check_field(self, "start", inside, lambda x: x == 0 or ends[0] <= x <= ends[1])
+        check_field(self, "damping", ">= 0", lambda c: c >= 0)
+        check_field(self, "caution", "in (0, 1]", lambda factor: 0 < factor <= 1)
+        fine = is_one_of(self.per, get_args(Per))
         require(self, "per", self.per, fine, "'layer', 'group' or 'term'")
         if not callable(self.loss):
             raise TypeError(
                 f"Hypergradient: loss must be a callable of (output, target), "
-                f"received {described(self.loss)}"
+                f"received {describe(self.loss)}"
             )
         _ = self.stream  # fail here on unreadable data, not within a step
         if (moves := int(FREEZE_AT * self.steps / self.every)) < MIN_MOVES:

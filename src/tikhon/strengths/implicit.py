@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import LossFunction, loss_on, moved
+from tikhon.data.forward import LossFunction, compute_loss
+from tikhon.data.nested import to_device
 from tikhon.data.stream import Stream
-from tikhon.errors import InputError, described, unknown
+from tikhon.errors import InputError, describe, unknown_name
 from tikhon.penalties import Penalty
 from tikhon.strengths.validation import explain_loss_errors, without_noise
 
@@ -74,22 +75,22 @@ def implicit_slopes(
     if not all(isinstance(penalty, Penalty) for penalty in given):
         raise InputError(
             "implicit_slopes: penalties must be a mapping from parameters' names to penalties, "
-            f"such as {{'weight': L2(0.1)}}, received {described(penalties)}"
+            f"such as {{'weight': L2(0.1)}}, received {describe(penalties)}"
         )
     if missing := [name for name in penalties if name not in named]:
-        raise ValueError(unknown("parameter", missing[0], named))
+        raise ValueError(unknown_name("parameter", missing[0], named))
     params, held = list(named.values()), [penalties.get(name) for name in named]
     generator, device = torch.Generator().manual_seed(seed), params[0].device
     with without_noise(model):
         seen, held_out = (
-            moved(Stream(rows, size=batch_size, seed=seed).batch(0), device)
+            to_device(Stream(rows, size=batch_size, seed=seed).batch(0), device)
             for rows in (train, valid)
         )
         with explain_loss_errors("implicit_slopes", loss, "training"):
-            value = loss_on(loss, model, seen)
+            value = compute_loss(loss, model, seen)
             gradient = torch.autograd.grad(value, params, create_graph=True)
         with explain_loss_errors("implicit_slopes", loss, "validation"):
-            found = torch.autograd.grad(loss_on(loss, model, held_out), params)
+            found = torch.autograd.grad(compute_loss(loss, model, held_out), params)
         slope = [_on_support(g, penalty, w) for g, penalty, w in zip(found, held, params)]
 
         def curved(direction: list[Tensor]) -> list[Tensor]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from tikhon.arguments import LARGEST, SMALLEST, in_words, is_count, require, settle
+from tikhon.arguments import MAX_FLOAT32, MIN_POSITIVE, check_field, is_count, is_one_of, require
 from tikhon.penalties.elementwise import L2
 from tikhon.regularizer.controller import Controller, Observation, Per, summed_over_shards
 
@@ -52,13 +52,13 @@ class NormBound(Controller):
 
     def __post_init__(self) -> None:
         if self.bound is not None:
-            settle(self, "bound", "> 0 or None", _is_positive_size)
-        if not in_words(self.at, ("inflection",)):
+            check_field(self, "bound", "> 0 or None", _is_positive_size)
+        if not is_one_of(self.at, ("inflection",)):
             allowed = "a step >= 0 or 'inflection'"
-            settle(self, "at", allowed, lambda n: is_count(n, 0), whole=True)
-        settle(self, "factor", "> 0", _is_positive_size)
-        settle(self, "interval", "at least 1", is_count, whole=True)
-        fine = in_words(self.per, get_args(Per))
+            check_field(self, "at", allowed, lambda n: is_count(n, 0), whole=True)
+        check_field(self, "factor", "> 0", _is_positive_size)
+        check_field(self, "interval", "at least 1", is_count, whole=True)
+        fine = is_one_of(self.per, get_args(Per))
         require(self, "per", self.per, fine, "'term', 'layer' or 'group'")
 
     def next(self, strength: float, observation: Observation, step: int) -> float:
@@ -82,7 +82,7 @@ class NormBound(Controller):
         excess = size / memory["bound"] - 1
         memory["removed"] = min(max(memory.get("removed", 0.0) + _INTEGRAL * excess, 0.0), 0.5)
         removed = min(max(memory["removed"] + _PROPORTIONAL * excess, 0.0), 0.5)
-        return min(removed / rate, LARGEST)  # scheduled rates end near zero
+        return min(removed / rate, MAX_FLOAT32)  # scheduled rates end near zero
 
     def _is_due(self, size: float, memory: dict[str, Any], step: int) -> bool:
         if self.bound is not None or self.at != "inflection":
@@ -96,4 +96,4 @@ class NormBound(Controller):
 
 
 def _is_positive_size(number: float) -> bool:
-    return SMALLEST <= number <= LARGEST
+    return MIN_POSITIVE <= number <= MAX_FLOAT32

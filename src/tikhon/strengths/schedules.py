@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tikhon.arguments import plain, settle
-from tikhon.errors import described
+from tikhon.arguments import as_number, check_field
+from tikhon.errors import describe
 
 
 @dataclass(frozen=True)
@@ -151,11 +151,13 @@ class Recorded:
     def __post_init__(self) -> None:
         given = self.strengths
         several = hasattr(given, "__len__") and getattr(given, "ndim", 1) > 0
-        found = tuple(map(plain, given)) if several and not isinstance(given, str | bytes) else ()
+        found = (
+            tuple(map(as_number, given)) if several and not isinstance(given, str | bytes) else ()
+        )
         if not found or not all(s is not None and 0 <= s < math.inf for s in found):
             raise ValueError(
                 f"Recorded: strengths must be finite and >= 0, at least one, "
-                f"received {described(given)}"
+                f"received {describe(given)}"
             )
         object.__setattr__(self, "strengths", found)
         _check(self, levels=(), counts=("steps",))
@@ -173,6 +175,6 @@ def _interpolate(start: float, end: float, part: float) -> float:
 
 def _check(schedule: object, *, levels: tuple[str, ...], counts: tuple[str, ...]) -> None:
     for field in levels:
-        settle(schedule, field, "finite and >= 0", lambda level: 0 <= level < math.inf)
+        check_field(schedule, field, "finite and >= 0", lambda level: 0 <= level < math.inf)
     for field in counts:
-        settle(schedule, field, "at least 1", lambda count: 1 <= count < math.inf)
+        check_field(schedule, field, "at least 1", lambda count: 1 <= count < math.inf)

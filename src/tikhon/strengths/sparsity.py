@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from tikhon.arguments import in_words, is_count, require, settle
+from tikhon.arguments import check_field, is_count, is_one_of, require
 from tikhon.penalties.base import Penalty, Proximable, is_metric
 from tikhon.penalties.group import GroupLasso, GroupMCP, LInf
 from tikhon.regularizer.controller import (
@@ -57,9 +57,9 @@ class TargetSparsity(Controller):
     reads_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        settle(self, "target", "in [0, 1)", lambda share: 0 <= share < 1)
-        settle(self, "steps", "at least 1", is_count, whole=True)
-        fine = in_words(self.per, get_args(Per))
+        check_field(self, "target", "in [0, 1)", lambda share: 0 <= share < 1)
+        check_field(self, "steps", "at least 1", is_count, whole=True)
+        fine = is_one_of(self.per, get_args(Per))
         require(self, "per", self.per, fine, "'term', 'layer' or 'group'")
 
     def next(self, strength: float, observation: Observation, step: int) -> float:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import LossFunction, call, each, loss_on, takes_model
+from tikhon.data.forward import LossFunction, call_model, compute_loss, loss_takes_model
+from tikhon.data.nested import map_tensors
 from tikhon.errors import InputError
 from tikhon.regularizer.targets import is_distributed
 
@@ -47,12 +48,12 @@ def validate(
     """
     params = [p for p in model.parameters() if p.requires_grad]
     device = params[0].device
-    inputs, target = each(batch, lambda part: part.to(device, non_blocking=True))
+    inputs, target = map_tensors(batch, lambda part: part.to(device, non_blocking=True))
     devices = [device] if device.type == "cuda" else []
     with without_noise(model), torch.random.fork_rng(devices), torch.enable_grad():
-        output = None if takes_model(loss) else call(model, inputs)
+        output = None if loss_takes_model(loss) else call_model(model, inputs)
         if output is None:
-            value = loss_on(loss, model, (inputs, target))
+            value = compute_loss(loss, model, (inputs, target))
         else:
             value = loss(output, target)
         found = _gradients(value, params)
@@ -100,7 +101,7 @@ def explain_loss_errors(owner: str, loss: LossFunction, rows: str) -> Iterator[N
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{owner}: the loss fails on the first {rows} batch, as "
-            f"{'loss(model, batch)' if takes_model(loss) else 'loss(output, target)'} "
+            f"{'loss(model, batch)' if loss_takes_model(loss) else 'loss(output, target)'} "
             f"({type(error).__name__}: {error}); give validation data in the form of the "
             "training data; a loss whose first parameter is called model takes the batch whole"
         ) from error

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.dataset import fingerprint
-from tikhon.data.rows import tensors
-from tikhon.numbers import CERTAIN, certain
+from tikhon.data.nested import tensors
+from tikhon.numbers import Z_95, t_quantile
 from tikhon.training import measures
 from tikhon.training.losses import Loss
 from tikhon.training.verdict import Scores
@@ -218,7 +218,7 @@ def _mean_and_error(difference: Tensor) -> tuple[float, float]:
     mean, count = float(difference.mean()), len(difference)
     if count < 2:
         return mean, math.inf
-    return mean, float(difference.std()) / math.sqrt(count) * certain(count) / CERTAIN
+    return mean, float(difference.std()) / math.sqrt(count) * t_quantile(count) / Z_95
 
 
 def _paired_share(difference: Tensor) -> tuple[float, float]:

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import tikhon
-from tikhon.budget import seconds_of
-from tikhon.copying import copied
+from tikhon.budget import parse_seconds
+from tikhon.copying import copy_with_model
 from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
-from tikhon.data.rows import LossFunction, moved, tensors
-from tikhon.errors import DataError, InputError, StorageError, described, misplaced
+from tikhon.data.forward import LossFunction
+from tikhon.data.nested import tensors, to_device
+from tikhon.errors import DataError, InputError, StorageError, describe, describe_misplaced
 from tikhon.runs import checkpoint
-from tikhon.runs.files import plain, write_bytes, write_tensors
-from tikhon.runs.interrupt import never, silent
+from tikhon.runs.files import to_plain, write_bytes, write_tensors
+from tikhon.runs.interrupt import ignore_messages, never_stop
 from tikhon.runs.run_directory import (
     CHECKPOINT,
     HISTORY,
@@ -120,7 +121,7 @@ def fit(
     >>> run.history[-1]["train/accuracy"] > 0.9
     True
     """
-    recipe, stop = _check_arguments(model, recipe, unit), stop or never
+    recipe, stop = _check_arguments(model, recipe, unit), stop or never_stop
     if not checkpoint_every >= 0:
         raise InputError(f"checkpoint_every must be >= 0, received {checkpoint_every!r}")
     settings = Settings(
@@ -133,7 +134,7 @@ def fit(
         epochs,
         seed,
         device,
-        seconds_of(budget),
+        parse_seconds(budget),
     )
     if output is not None:  # fail before any training
         RunDirectory(output).check(resume=resume, overwrite=overwrite)
@@ -142,7 +143,7 @@ def fit(
     test_rows = None if test is None else pair(test, name="test")
     with torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(seed)
-        start = copied(model, model) if refit else None
+        start = copy_with_model(model, model) if refit else None
         found = None
         if held_out is None and not refit and has_auto_strength(recipe):
             found = tune_on_folds(model, train, recipe, settings, unit, stop)
@@ -167,7 +168,7 @@ def fit(
 
             def record_epoch(row: Epoch) -> None:
                 folder.append(row)
-                (on_epoch or silent)(row)
+                (on_epoch or ignore_messages)(row)
 
             hooks |= {"on_epoch": record_epoch, "save": saver, "save_every": checkpoint_every}
             ended = training.run(**hooks)
@@ -185,13 +186,12 @@ def _check_arguments(model: object, recipe: object, unit: object) -> Recipe:
     """Check the types of the arguments and return the recipe, an empty one for None."""
     if not isinstance(model, nn.Module):
         raise InputError(
-            "model must be a torch.nn.Module, such as nn.Linear(4, 2), received "
-            f"{described(model)}"
+            f"model must be a torch.nn.Module, such as nn.Linear(4, 2), received {describe(model)}"
         )
     if not isinstance(recipe, Recipe | None):
         raise InputError(
             "recipe must be a Recipe, such as Recipe(dropout=0.2), received "
-            f"{misplaced(recipe)}"
+            f"{describe_misplaced(recipe)}"
             + ("; Recipe(**options) makes one" if isinstance(recipe, Mapping) else "")
         )
     known = isinstance(unit, (int, float, Tensor)) and not isinstance(unit, bool)
@@ -277,7 +277,7 @@ def _config(training: Training, about: Mapping[str, object]) -> dict[str, Any]:
         "device": str(training.device),
         "versions": versions(),
     }
-    return plain(found)
+    return to_plain(found)
 
 
 def versions() -> dict[str, object]:
@@ -311,7 +311,7 @@ def _build_run(
         if valid is not None:
             parts["valid"] = valid
         if test is not None:
-            on_device = moved(test, training.device)
+            on_device = to_device(test, training.device)
             parts["test"] = on_device[0], training.loss.targets(on_device[1])
         assessment = assess(model, parts, training.loss, unit=training.unit, linear=linear)
         metrics = assessment.metrics
@@ -350,7 +350,7 @@ def _check_rows(training: Training, test: tuple[Any, Tensor] | None) -> None:
     if valid is not None:
         check_model_accepts(training.model, x, valid[0])
     if test is not None:
-        check_model_accepts(training.model, x, moved(test, training.device)[0], name="test")
+        check_model_accepts(training.model, x, to_device(test, training.device)[0], name="test")
 
 
 def _cuda_devices() -> list[int]:

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tikhon.copying import copied
+from tikhon.copying import copy_with_model
 from tikhon.data.batches import pair
-from tikhon.data.rows import take
-from tikhon.data.splits import dealt
+from tikhon.data.nested import take_rows
+from tikhon.data.splits import assign_parts
 from tikhon.errors import InputError
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.regularizer.terms import Term
@@ -79,16 +79,18 @@ def tune_on_folds(
     epochs = _epochs(len(y), settings)
     budget = None if settings.budget is None else _TIME_SHARE * settings.budget
     short = dataclasses.replace(settings, epochs=epochs, budget=budget)
-    fold_of_row = dealt(y, FOLDS, seed=settings.seed)
+    fold_of_row = assign_parts(y, FOLDS, seed=settings.seed)
     found, seconds = [], 0.0
     for fold in range(FOLDS):
         train_rows, valid_rows = (
             part.nonzero()[:, 0].to(y.device)
             for part in (fold_of_row != fold, fold_of_row == fold)
         )
-        rows, valid = take((x, y), train_rows), take((x, y), valid_rows)
+        rows, valid = take_rows((x, y), train_rows), take_rows((x, y), valid_rows)
         torch.manual_seed(settings.seed)
-        training = Training(copied(model, model), rows, recipe, short, valid=valid, unit=unit)
+        training = Training(
+            copy_with_model(model, model), rows, recipe, short, valid=valid, unit=unit
+        )
         if training.run(stop=stop) == "stopped":
             raise Stopped("before the strengths were found")
         assert training.regularizer is not None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.numbers import certain
+from tikhon.numbers import t_quantile
 from tikhon.training.losses import Loss
 from tikhon.training.measures import predict
 
@@ -74,7 +74,9 @@ def importances(
         ).double()
         row_rises = rises.mean(0)
         mean = float(row_rises.mean())
-        half_width = certain(len(row_rises)) * float(row_rises.std()) / math.sqrt(len(row_rises))
+        half_width = (
+            t_quantile(len(row_rises)) * float(row_rises.std()) / math.sqrt(len(row_rises))
+        )
         found.append([name, mean, mean - half_width, mean + half_width])
     return {"rows": len(x), "columns": sorted(found, key=lambda entry: -entry[1])}
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tikhon.copying import copied
-from tikhon.data.rows import call, cut, tensors
+from tikhon.copying import copy_with_model
+from tikhon.data.forward import call_model
+from tikhon.data.nested import slice_rows, tensors
 from tikhon.errors import DataError, InputError
 
 
@@ -23,12 +24,12 @@ def check_model_accepts(model: nn.Module, x: Any, scored: Any, *, name: str = "v
     if train_shapes == row_shapes:
         return
     try:
-        trial = copied(model, model).eval()
+        trial = copy_with_model(model, model).eval()
     except Exception:  # a model that cannot be copied is not checked
         return
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            call(trial, cut(scored, slice(2)))
+            call_model(trial, slice_rows(scored, slice(2)))
     except InputError:
         raise
     except Exception as error:

@@ -11,16 +11,17 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor, nn
 
-from tikhon.copying import copied
+from tikhon.copying import copy_with_model
 from tikhon.data.batches import pair
-from tikhon.data.rows import call, cut, moved
+from tikhon.data.forward import call_model
+from tikhon.data.nested import slice_rows, to_device
 from tikhon.data.stream import Stream
 from tikhon.errors import DataError, InputError
 from tikhon.layers import set_rate
 from tikhon.layers.noise import NoiseLayer
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.terms import Term
-from tikhon.runs.interrupt import never
+from tikhon.runs.interrupt import never_stop
 from tikhon.sparsity import Sparsifier
 from tikhon.strengths.hypergradient import Hypergradient
 from tikhon.strengths.sensitivity import steps_between_moves
@@ -97,10 +98,12 @@ class Training:
             held = pair(train, name="train")
             stream = Stream(held, size=settings.batch_size, seed=settings.seed, name="train")
         self.stream = stream.to(self.device)
-        self.x, y = moved(self.stream.held or self.stream.sample(_MAX_SCORED_ROWS), self.device)
+        self.x, y = to_device(
+            self.stream.held or self.stream.sample(_MAX_SCORED_ROWS), self.device
+        )
         self.loss = loss_of(settings.loss, y)
         self.y = self.loss.targets(y)
-        held_out = None if valid is None else moved(valid, self.device)
+        held_out = None if valid is None else to_device(valid, self.device)
         self.valid = None if held_out is None else (held_out[0], self.loss.targets(held_out[1]))
         with _as_input_errors():
             apply_dropout(model, recipe)
@@ -132,7 +135,7 @@ class Training:
     def run(
         self,
         *,
-        stop: Callable[[], bool] = never,
+        stop: Callable[[], bool] = never_stop,
         on_tick: Callable[[Progress], None] | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
         save: Callable[[], None] | None = None,
@@ -179,7 +182,7 @@ class Training:
             raise DataError(
                 f"train: the loader has a length of {self.batches} and gave {self.batch} batches"
             )
-        return batch if self.stream.held is not None else moved(batch, self.device)
+        return batch if self.stream.held is not None else to_device(batch, self.device)
 
     def _step(self, batch: tuple[Any, Tensor]) -> None:
         loss = self._take_step(batch, self.step)
@@ -221,7 +224,7 @@ class Training:
             "train/objective": objective,
         }
         stride = slice(None, None, 1 + (len(self.y) - 1) // _MAX_SCORED_ROWS)
-        parts = {"train": cut((self.x, self.y), stride)}
+        parts = {"train": slice_rows((self.x, self.y), stride)}
         if self.valid is not None:
             parts["valid"] = self.valid
         for part, (x, y) in parts.items():
@@ -294,7 +297,7 @@ class Training:
         requested = self.recipe.sparsify
         if requested is None:
             return None
-        example = cut(self.x, slice(2))
+        example = slice_rows(self.x, slice(2))
         with _as_input_errors():
             return Sparsifier(
                 self.model, self.optimizer, requested, steps=self.steps, example=example
@@ -314,7 +317,7 @@ class Training:
         ema = get_ema_multi_avg_fn(self.recipe.ema_decay)
         average = ema if self.recipe.averaging == "ema" else None
         return AveragedModel(
-            copied(self.model, self.model), multi_avg_fn=average, use_buffers=False
+            copy_with_model(self.model, self.model), multi_avg_fn=average, use_buffers=False
         )
 
     def _should_average(self) -> bool:
@@ -396,7 +399,7 @@ class _SingleInput(nn.Module):
 
     def forward(self, inputs: Any) -> Any:
         """Return the model's outputs."""
-        return call(self.model, inputs)
+        return call_model(self.model, inputs)
 
 
 class _Timer:

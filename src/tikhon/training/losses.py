@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, LossFunction, call, graded, takes_model, whole
-from tikhon.errors import InputError, misplaced, unknown
+from tikhon.data.forward import LossFunction, call_model, call_with_gradients, loss_takes_model
+from tikhon.data.nested import Batch, join_batch
+from tikhon.errors import InputError, describe_misplaced, unknown_name
 
 Kind = Literal["classes", "binary", "numbers", "custom", "whole"]
 
@@ -59,8 +60,10 @@ class Loss:
     def on(self, model: nn.Module, batch: Batch) -> Tensor:
         """Run the forward pass on a batch (inputs, target); return its mean loss, 0-d."""
         if self.kind != "whole":
-            return self(call(model, batch[0]), batch[1])
-        return self._check_scalar(graded(lambda: self.function(model, whole(batch))))
+            return self(call_model(model, batch[0]), batch[1])
+        return self._check_scalar(
+            call_with_gradients(lambda: self.function(model, join_batch(batch)))
+        )
 
     def __call__(self, output: object, target: object) -> Tensor:
         """Return the mean loss of a batch, 0-d.
@@ -229,7 +232,7 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
     if not callable(loss):
         raise InputError(
             f"loss must be a name ({', '.join(NAMES)}) or a callable of (output, target) or of "
-            f"(model, batch) that gives one number, received {misplaced(loss)}"
+            f"(model, batch) that gives one number, received {describe_misplaced(loss)}"
         )
     if isinstance(loss, type) and issubclass(loss, nn.Module):
         raise InputError(f"loss is the class {loss.__name__}, give an object: {loss.__name__}()")
@@ -240,7 +243,7 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
             return entry
     if not _takes_two_arguments(loss):
         raise InputError(f"the loss {loss_name(loss)} does not take two arguments: {SIGNATURES}")
-    if takes_model(loss):
+    if loss_takes_model(loss):
         return Loss(loss_name(loss), cast(LossFunction, loss), "whole")
     kind: Kind = "numbers" if loss in _ENTRYWISE_FUNCTIONS else "custom"
     link = LOG if loss is F.poisson_nll_loss else None
@@ -257,7 +260,7 @@ def canonical_name(name: str) -> str:
     """Return the canonical name of a loss; raise `InputError` if it is unknown."""
     name = _ALIASES.get(name, name)
     if name not in LOSSES:
-        raise InputError(unknown("loss", name, (*NAMES, "auto")))
+        raise InputError(unknown_name("loss", name, (*NAMES, "auto")))
     return name
 
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import call, in_parts
+from tikhon.data.forward import call_model
+from tikhon.data.nested import iterate_slices
 from tikhon.errors import InputError
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.runs.documents import SavedPenalty
@@ -34,8 +35,8 @@ def try_predict(model: nn.Module, x: object) -> Tensor | None:
     """Like `predict`, but return None where the outputs are not one tensor."""
     found = []
     with eval_mode(model):
-        for part in in_parts(x):
-            found.append(call(model, part))
+        for part in iterate_slices(x):
+            found.append(call_model(model, part))
             if not isinstance(found[0], Tensor):
                 return None
     return torch.cat(found)
@@ -66,7 +67,7 @@ def score(
 def mean_loss(model: nn.Module, x: object, y: Tensor, loss: Loss) -> float:
     """Mean loss in eval mode, batches weighted by their rows; restores the mode."""
     with eval_mode(model):
-        parts = in_parts((x, y))
+        parts = iterate_slices((x, y))
         return sum(float(loss.on(model, part)) * len(part[1]) for part in parts) / len(y)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tikhon.data.rows import LossFunction, call
+from tikhon.data.forward import LossFunction, call_model
 from tikhon.errors import InputError
 from tikhon.layers.functional import gaussian_noise
 from tikhon.regularizer.audit import warn
@@ -68,10 +68,10 @@ class Objective:
         elif recipe.cutmix:
             mixed = cutmix(x, y, recipe.cutmix)
         x = x if mixed is None else mixed.x
-        output = call(model, x)
+        output = call_model(model, x)
         loss = self._data_loss(output, y, mixed)
         if recipe.r_drop:
-            second_output = call(model, x)  # same rows, new dropout masks
+            second_output = call_model(model, x)  # same rows, new dropout masks
             if not self._checked_noise and torch.equal(output, second_output):
                 warn("r_drop does nothing: two passes of the model agree, it has no dropout")
             self._checked_noise = True  # check once

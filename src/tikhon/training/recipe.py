@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tikhon import notebook, penalties as penalty_types
-from tikhon.errors import InputError, unknown
+from tikhon.errors import InputError, unknown_name
 from tikhon.options import RecipeOptions
 from tikhon.penalties.base import Penalty
 from tikhon.regularizer.terms import Term, as_terms
@@ -92,7 +92,7 @@ class Recipe(RecipeOptions):
             _check_number(name, getattr(self, name), positive=True)
         object.__setattr__(self, "learning_rates", _parse_learning_rates(self.learning_rates))
         if self.averaging not in (None, "ema", "swa"):
-            raise InputError(unknown("averaging", self.averaging, ("ema", "swa")))
+            raise InputError(unknown_name("averaging", self.averaging, ("ema", "swa")))
         if self.mixup and self.cutmix:
             raise InputError("mixup and cutmix both mix the rows: choose one of them")
         _check_number("early_stopping", self.early_stopping, positive=True)
@@ -126,7 +126,7 @@ class Recipe(RecipeOptions):
         ]
         lines = [f"{name.replace('_', ' ')}: {value}" for name, value in entries.items()]
         head = ("weights", "penalty", "strength", "more")
-        return notebook.card(
+        return notebook.html_card(
             "Recipe", lines or ([] if rows else ["nothing is regularized"]), head, rows
         )
 
@@ -171,7 +171,7 @@ class Recipe(RecipeOptions):
         known = {item.name for item in dataclasses.fields(cls)}
         for key in plain:
             if key not in known:
-                raise InputError(unknown("recipe key", key, known))
+                raise InputError(unknown_name("recipe key", key, known))
         values = dict(plain)
         entries = values.pop("penalties", [])
         if not isinstance(entries, list) or not all(isinstance(e, Mapping) for e in entries):
@@ -290,7 +290,7 @@ def _term_from_dict(entry: Mapping[str, Any]) -> tuple[str, Term]:
     name = values.pop("penalty", None)
     kinds = penalty_names()
     if name not in kinds:
-        raise InputError(unknown("penalty", name, kinds))
+        raise InputError(unknown_name("penalty", name, kinds))
     pattern, rows, how = (
         values.pop("pattern", "*"),
         values.pop("rows", None),
@@ -303,7 +303,7 @@ def _term_from_dict(entry: Mapping[str, Any]) -> tuple[str, Term]:
     )
     for key in values:
         if key not in known:
-            raise InputError(unknown(f"setting of {name}", key, known))
+            raise InputError(unknown_name(f"setting of {name}", key, known))
     strength = values.pop("strength", 1.0)
     values = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in values.items()}
     if kind.constraint:
@@ -324,7 +324,7 @@ def _parse_strength(plain: object) -> Any:
     if isinstance(plain, Mapping) and plain.get("kind") in (kinds := _strength_classes()):
         return kinds[plain["kind"]](**{k: v for k, v in plain.items() if k != "kind"})
     if isinstance(plain, Mapping):
-        raise InputError(unknown("kind of strength", plain.get("kind"), _strength_classes()))
+        raise InputError(unknown_name("kind of strength", plain.get("kind"), _strength_classes()))
     raise InputError(f'strength must be a number >= 0 or "auto", received {plain!r}')
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tikhon.data.rows import join
+from tikhon.data.nested import concatenate
 from tikhon.errors import InputError
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.regularizer.terms import Term
@@ -67,7 +67,7 @@ def refit_on_all_rows(
     The rows of `training` become train + valid, as all of them have been trained on.
     """
     assert training.valid is not None and training.regularizer is not None
-    rows = join([(training.x, training.y), training.valid])
+    rows = concatenate([(training.x, training.y), training.valid])
     torch.manual_seed(training.settings.seed)
     settings = dataclasses.replace(training.settings, budget=None)
     refitted = Training(

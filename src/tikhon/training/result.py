@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tikhon import notebook, plotting
-from tikhon.options import STRENGTHS, repeated, rows_of, typed, without
+from tikhon.options import STRENGTHS, data_arguments, format_penalty, remove_options, rerun_command
 from tikhon.runs.documents import SavedPenalty
 from tikhon.sparsity import Sparsity
 from tikhon.training import measures
@@ -62,8 +62,8 @@ class Run:
         scores = {"this model": self.metrics or {}} | {_BASELINE_NAMES[k]: v for k, v in baselines}
         rows = [(name, k, v) for name, found in scores.items() for k, v in found.items()]
         rows = [row for row in rows if "/loss" not in row[1]]
-        chart = notebook.lines(curves, "epoch", key)
-        return notebook.card(repr(self), [str(self)], ("", "score", "value"), rows, chart)
+        chart = notebook.svg_lines(curves, "epoch", key)
+        return notebook.html_card(repr(self), [str(self)], ("", "score", "value"), rows, chart)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """Plot training and validation accuracy or loss by epoch, with the baselines.
@@ -160,12 +160,12 @@ def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
     """Return commands that act on the findings."""
     if run.path is None or not run.command:
         return []
-    arguments = repeated(run.command)
+    arguments = rerun_command(run.command)
     codes = {statement.code.removesuffix("_ratio") for statement in found}
     repeat = [shlex.join(_command_with_found(run, arguments))] if run.found is not None else []
     if "exploded" in codes:
         lower_lr = [] if any(a.split("=")[0] == "--lr" for a in arguments) else ["--lr", "1e-4"]
-        return [shlex.join([*without(arguments, "--lr"), *lower_lr]), *repeat]
+        return [shlex.join([*remove_options(arguments, "--lr"), *lower_lr]), *repeat]
     if codes & {"improving", "one_epoch"}:
         return [shlex.join(_longer_command(run, arguments)), *repeat]
     commands = []
@@ -174,10 +174,10 @@ def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
     if "rising" in codes and "--early-stopping" not in arguments:
         commands.append(shlex.join([*arguments, "--early-stopping", "5"]))
     if codes & {"no_better_class", "no_better_mean", "linear_better"} and not commands:
-        return [shlex.join(["tikhon", "tune", *rows_of(arguments)])]
+        return [shlex.join(["tikhon", "tune", *data_arguments(arguments)])]
     if not commands:  # compare draws its own splits
-        verb = "tune" if {"--time", "--group"} & set(rows_of(arguments)) else "compare"
-        commands = [shlex.join(["tikhon", verb, *rows_of(arguments)])]
+        verb = "tune" if {"--time", "--group"} & set(data_arguments(arguments)) else "compare"
+        commands = [shlex.join(["tikhon", verb, *data_arguments(arguments)])]
     return [*commands, *repeat]
 
 
@@ -185,9 +185,9 @@ def _command_with_found(run: Run, arguments: Sequence[str]) -> list[str]:
     """Return the command with the strengths found, in their modes, in place of "auto"."""
     assert run.found is not None
     strengths = (f"--{name.replace('_', '-')}" for name in STRENGTHS)
-    remaining = without(arguments, "--penalty", "--how", "--epochs", *strengths)
+    remaining = remove_options(arguments, "--penalty", "--how", "--epochs", *strengths)
     entries = run.found.to_dict()["penalties"]
-    penalties = [part for entry in entries for part in ("--penalty", typed(entry))]
+    penalties = [part for entry in entries for part in ("--penalty", format_penalty(entry))]
     return [*remaining, "--epochs", str(len(run.history)), *penalties]
 
 
@@ -198,9 +198,9 @@ def _longer_command(run: Run, arguments: Sequence[str]) -> list[str]:
     )
     if run.ended == "budget":
         minutes = max(2, -(-_LENGTH_FACTOR * round(run.seconds) // 60))
-        return [*without(arguments, "--budget"), "--budget", f"{minutes}m"]
+        return [*remove_options(arguments, "--budget"), "--budget", f"{minutes}m"]
     known = run.found is not None or needs_length  # these need a fixed length
     if any(a.split("=")[0] == "--epochs" for a in arguments) and not known:
-        return without(arguments, "--epochs")  # then early stopping sets the length
-    remaining = without(arguments, "--epochs")
+        return remove_options(arguments, "--epochs")  # then early stopping sets the length
+    remaining = remove_options(arguments, "--epochs")
     return [*remaining, "--epochs", str(_LENGTH_FACTOR * len(run.history))]

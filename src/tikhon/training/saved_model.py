@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from tikhon.data import load
-from tikhon.data.encoding import encode
+from tikhon.data.encoding import encode_columns
 from tikhon.data.memory import refuse_too_large
 from tikhon.data.preprocessing import Preprocessing
-from tikhon.data.reading import SUFFIXES, Format, is_table, read
-from tikhon.data.sources import located
-from tikhon.errors import DataError, InputError, unknown
+from tikhon.data.reading import SUFFIXES, Format, is_table, read_table
+from tikhon.data.sources import find_path
+from tikhon.errors import DataError, InputError, unknown_name
 from tikhon.models import Average, restore
 from tikhon.runs.manifest import verify
 from tikhon.runs.run_directory import AVERAGE, CONFIG, MODEL, RunDirectory
@@ -111,7 +111,7 @@ class SavedModel:
         Raises `InputError` for a column to keep that does not exist.
         """
         if self.preprocessing is not None:
-            path = located(os.fspath(data), options.get("data_dir"))
+            path = find_path(os.fspath(data), options.get("data_dir"))
             return self._read_table(path, self.preprocessing, options.get("encoding"), keep)
         if keep:
             raise InputError(
@@ -146,10 +146,10 @@ class SavedModel:
             )
         format = self.format(encoding)
         refuse_too_large(path, format)
-        source = read(path, format)
+        source = read_table(path, format)
         if absent := [name for name in keep if name not in source.frame]:
-            raise InputError(unknown("column to --keep", absent[0], map(str, source.frame)))
-        values = encode(source, fitted.columns)
+            raise InputError(unknown_name("column to --keep", absent[0], map(str, source.frame)))
+        values = encode_columns(source, fitted.columns)
         remarks = [*source.notices, *fitted.remarks(source, values, apart=keep)]
         kept = source.frame.filter(items=list(dict.fromkeys(keep))) if keep else None
         return NewRows(torch.from_numpy(fitted.apply(values)), tuple(map(str, remarks)), kept)

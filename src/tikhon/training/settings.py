@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tikhon.errors import InputError, unknown
-from tikhon.numbers import checked_seed
+from tikhon.errors import InputError, unknown_name
+from tikhon.numbers import check_seed
 from tikhon.options import SCHEDULES, TrainingOptions
 from tikhon.regularizer.targets import entries_matching, entries_of
 from tikhon.training.losses import canonical_name, loss_name
@@ -43,11 +43,11 @@ class Settings(TrainingOptions):
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
-            raise InputError(unknown("optimizer", self.optimizer, OPTIMIZERS))
+            raise InputError(unknown_name("optimizer", self.optimizer, OPTIMIZERS))
         if isinstance(self.loss, str) and self.loss != "auto":
             canonical_name(self.loss)
         if self.schedule not in SCHEDULES:
-            raise InputError(unknown("schedule", self.schedule, SCHEDULES))
+            raise InputError(unknown_name("schedule", self.schedule, SCHEDULES))
         if not (isinstance(self.optimizer, (str, Optimizer)) or callable(self.optimizer)):
             raise InputError(
                 "optimizer must be a name, a class of torch's, a function of the parameters or an "
@@ -68,7 +68,7 @@ class Settings(TrainingOptions):
             number = getattr(self, name)
             if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
                 raise InputError(f"{name} must be a whole number, 1 or more, received {number!r}")
-        checked_seed(self.seed)
+        check_seed(self.seed)
 
     def build_optimizer(
         self, model: nn.Module, rates: Mapping[str, float] | None = None
@@ -199,7 +199,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
     kind = name.partition(":")[0]
     if kind not in available:
-        raise InputError(unknown("device", name, (*available, "auto")))
+        raise InputError(unknown_name("device", name, (*available, "auto")))
     if not available[kind]:
         raise InputError(f"device {name!r} is not available on this machine; use cpu or auto")
     return torch.device(name)

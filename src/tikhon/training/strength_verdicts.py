@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn, optim
 
-from tikhon.data.rows import cut
+from tikhon.data.nested import slice_rows
 from tikhon.penalties import Penalty
 from tikhon.regularizer.metric import group_of, is_uniform, stationary_gain
 from tikhon.regularizer.regularizer import Regularizer
@@ -60,7 +60,7 @@ def judge_strengths(
     slopes = implicit_slopes(
         model, loss.for_strengths, train, valid, by_parameter, batch_size=_ROWS
     )
-    rows = cut(valid, slice(_ROWS))
+    rows = slice_rows(valid, slice(_ROWS))
     with torch.no_grad():
         scale = max(float(loss.on(model, rows)), 1e-12)
     return {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tikhon.languages import fill
-from tikhon.numbers import CERTAIN, number
+from tikhon.numbers import Z_95, format_number
 from tikhon.sparsity import Sparsity
 
 GAP = 0.03  # train minus validation accuracy that counts as overfitting
@@ -145,8 +145,8 @@ def _compare_with_constant(scores: Scores) -> list[Statement]:
         "answer": str(scores.most_frequent),
         "rows": f"{scores.rows[scores.part]:,}",
         "part": _PARTS[scores.part],
-        "score": number(scores.metrics[at]),
-        "baseline": number(baseline[at]),
+        "score": format_number(scores.metrics[at]),
+        "baseline": format_number(baseline[at]),
     }
     if _is_better(margins[scores.key]):
         return []
@@ -155,7 +155,10 @@ def _compare_with_constant(scores: Scores) -> list[Statement]:
     if not _is_better(margins["loss"]):
         return [Statement("no_better_class", values)]
     loss = f"{scores.part}/loss"
-    losses = {"loss": number(scores.metrics[loss]), "baseline_loss": number(baseline[loss])}
+    losses = {
+        "loss": format_number(scores.metrics[loss]),
+        "baseline_loss": format_number(baseline[loss]),
+    }
     return [Statement("only_probabilities", values | losses)]
 
 
@@ -164,7 +167,7 @@ _PARTS = {"train": "training", "valid": "validation", "test": "test"}
 
 def _is_better(margin: Sequence[float]) -> bool:
     mean, error = margin
-    return mean > CERTAIN * error
+    return mean > Z_95 * error
 
 
 def _is_equal(key: str, linear: float, margin: Sequence[float]) -> bool:
@@ -172,7 +175,7 @@ def _is_equal(key: str, linear: float, margin: Sequence[float]) -> bool:
 
     A margin of errors is in squared units, hence compared with squared errors.
     """
-    upper = margin[0] + CERTAIN * margin[1]
+    upper = margin[0] + Z_95 * margin[1]
     if key == "accuracy":
         return upper <= GAP
     return linear**2 <= RATIO**2 * (linear**2 - upper)
@@ -185,7 +188,7 @@ def _check_divergence(scores: Scores) -> list[Statement]:
     loss = scores.metrics.get(at, 0.0)
     if not 0 < _EXPLODED * baseline < loss:
         return []
-    values = {"loss": number(loss), "baseline_loss": number(baseline)}
+    values = {"loss": format_number(loss), "baseline_loss": format_number(baseline)}
     return [Statement("exploded", values | {"answer": str(scores.most_frequent or "the mean")})]
 
 
@@ -233,7 +236,7 @@ def gap_interval(scores: Scores) -> tuple[float, float, float] | None:
     if any(name not in scores.metrics or name not in scores.errors for name in names):
         return None
     train, valid = (scores.metrics[name] for name in names)
-    half = CERTAIN * math.hypot(*(scores.errors[name] for name in names))
+    half = Z_95 * math.hypot(*(scores.errors[name] for name in names))
     if key == "accuracy":
         return train - valid, train - valid - half, train - valid + half
     if not train > 0:
@@ -255,9 +258,9 @@ def _check_gap(scores: Scores) -> Statement | None:
         code = "even"
     values = {
         "rows": f"{scores.rows['valid']:,}",
-        "train": number(scores.metrics[f"train/{scores.key}"]),
-        "valid": number(scores.metrics[f"valid/{scores.key}"]),
-        **{name: number(value) for name, value in zip(("gap", "low", "high"), found)},
+        "train": format_number(scores.metrics[f"train/{scores.key}"]),
+        "valid": format_number(scores.metrics[f"valid/{scores.key}"]),
+        **{name: format_number(value) for name, value in zip(("gap", "low", "high"), found)},
     }
     return Statement(code if scores.key == "accuracy" else f"{code}_ratio", values)
 
@@ -304,9 +307,9 @@ def _check_rise(scores: Scores, history: Sequence[Mapping[str, float]]) -> list[
         Statement(
             "rising",
             {
-                "lowest": number(low["valid/loss"]),
+                "lowest": format_number(low["valid/loss"]),
                 "epoch": str(low["epoch"]),
-                "last": number(scores.metrics["valid/loss"]),
+                "last": format_number(scores.metrics["valid/loss"]),
             },
         )
     ]
@@ -321,8 +324,8 @@ def _compare_with_linear(scores: Scores) -> list[Statement]:
     values = {
         "rows": f"{scores.rows[scores.part]:,}",
         "part": _PARTS[scores.part],
-        "score": number(linear[key]),
-        "own": number(scores.metrics[key]),
+        "score": format_number(linear[key]),
+        "own": format_number(scores.metrics[key]),
     }
     mean, error = margins[scores.key]
     if _is_better((mean, error)):

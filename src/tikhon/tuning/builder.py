@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.copying import copied
-from tikhon.data.rows import call
-from tikhon.errors import InputError, unknown
+from tikhon.copying import copy_with_model
+from tikhon.data.forward import call_model
+from tikhon.errors import InputError, unknown_name
 from tikhon.layers.edit import replace_dropout
 from tikhon.layers.noise import NoiseLayer
-from tikhon.options import addressed, training_fields
+from tikhon.options import split_name, training_fields
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.targets import is_lazy
 from tikhon.tuning.space import KNOWN, Choice, Conditional, Space, known
@@ -113,10 +113,10 @@ class Builder:
             )
         if any(map(is_lazy, _tensors(model))):
             with torch.no_grad():
-                call(model.eval(), self.example)
+                call_model(model.eval(), self.example)
             model.train()
         model = self._fresh(model)
-        if any(addressed(name)[0] == "dropout" for name in config):
+        if any(split_name(name)[0] == "dropout" for name in config):
             _let_dropout_move(model)
         return model
 
@@ -140,7 +140,7 @@ class Builder:
         if not any(id(tensor) in self._values for tensor in tensors):
             self._given.update((id(tensor), tensor) for tensor in tensors)
             return model
-        twin = copied(model, model)
+        twin = copy_with_model(model, model)
         with torch.no_grad():
             for given, own in zip(tensors, _tensors(twin), strict=True):
                 if id(given) in self._values:
@@ -214,7 +214,7 @@ class Builder:
             return f"a search does not vary {name!r}: {why}"
         own = [p.name for p in _parameters(self.build_model) if p.kind in _NAMED]
         accepted = [parameter for parameter in own if parameter not in WHOLE]
-        found = unknown("space entry", name, [*KNOWN, *accepted])
+        found = unknown_name("space entry", name, [*KNOWN, *accepted])
         return (
             f"{found}. Neither the training nor build_model reads it: name a parameter of "
             f"build_model {name}, or read config[{name!r}] in it"

@@ -16,7 +16,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from tikhon.data.batches import once, pair
+from tikhon.data.batches import pair, visits_rows_once
 from tikhon.data.stream import Stream
 from tikhon.errors import DataError
 from tikhon.regularizer.audit import warn
@@ -74,7 +74,7 @@ def read(train: Any, *, name: str = "train") -> tuple[Any, Tensor, DataLoader[An
     whole = DataLoader(rows, _READ, collate_fn=train.collate_fn, num_workers=train.num_workers)
     x, y = pair(whole, name=name)
     if len(y) != len(rows):
-        if once(train):
+        if visits_rows_once(train):
             return x, y, None
         kind = type(train.sampler).__name__
         raise DataError(
@@ -98,7 +98,12 @@ def _shuffles(loader: DataLoader[object]) -> bool:
     """Return whether a loader visits every row once in unseeded random order."""
     sampler = loader.sampler
     seeded = loader.generator is not None or getattr(sampler, "generator", None) is not None
-    return once(loader) and type(sampler) is RandomSampler and not loader.drop_last and not seeded
+    return (
+        visits_rows_once(loader)
+        and type(sampler) is RandomSampler
+        and not loader.drop_last
+        and not seeded
+    )
 
 
 def _of_numbers(loader: DataLoader[object], rows: int) -> DataLoader[Any]:

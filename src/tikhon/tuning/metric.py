@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.splits import dealt
-from tikhon.errors import InputError, unknown
+from tikhon.data.splits import assign_parts
+from tikhon.errors import InputError, unknown_name
 from tikhon.training.losses import Loss, loss_name
 
 BLOCKS = 20  # blocks of validation rows, for the standard error of a metric
@@ -54,7 +54,7 @@ class Metric:
         gives its standard error.
         """
         blocks = blocks_of(y)
-        block = dealt(y, blocks).to(y.device)
+        block = assign_parts(y, blocks).to(y.device)
         whole = self.score(output, y)
         without = [self.score(output[block != k], y[block != k]) for k in range(blocks)]
         found = (1 - blocks) * torch.tensor(without, dtype=torch.float64)
@@ -75,12 +75,12 @@ def metric_of(metric: Any, direction: str | None, loss: Loss) -> Metric:
     `sklearn.metrics`, which take (y_true, y_pred) of labels or probabilities: a scorer says which.
     """
     if direction is not None and direction not in DIRECTIONS:
-        raise InputError(unknown("direction", direction, DIRECTIONS))
+        raise InputError(unknown_name("direction", direction, DIRECTIONS))
     if isinstance(metric, str):
         from sklearn.metrics import get_scorer, get_scorer_names
 
         if metric not in get_scorer_names():
-            raise InputError(unknown("metric", metric, get_scorer_names()))
+            raise InputError(unknown_name("metric", metric, get_scorer_names()))
         return _scorer(metric, get_scorer(metric), direction, loss)
     if hasattr(metric, "_score_func"):
         return _scorer(str(metric), metric, direction, loss)

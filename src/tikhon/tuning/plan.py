@@ -9,7 +9,7 @@ import torch
 
 from tikhon.budget import Budget
 from tikhon.errors import InputError
-from tikhon.options import addressed
+from tikhon.options import split_name
 from tikhon.tuning.runners import Config, SearchJob, choose_chunk, step_time
 from tikhon.tuning.searches import SpaceFilling
 from tikhon.tuning.space import KNOWN, Choice, Space
@@ -64,7 +64,7 @@ def make_plan(
 
     Raises `InputError` for a budget too small for one trial.
     """
-    given = Budget.of(budget)
+    given = Budget.parse(budget)
     seconds, runs = given.seconds, given.runs
     configs = SpaceFilling(space, count=MEMBERS).configs()
     chunk, reason = choose_chunk(job, configs)
@@ -101,7 +101,7 @@ def customary(space: Space, count: int) -> list[dict[str, Value]]:
     usual = {**default_config(space), **space.fixed}
     for name in space.varying:
         known = space.range(name)
-        own = addressed(name)[0]
+        own = split_name(name)[0]
         if not isinstance(known, Choice):
             unit = known.unit(DEFAULTS[own]) if own in DEFAULTS else 0.0 if own in KNOWN else 0.5
             usual[name] = known.at(min(max(unit, 0.0), 1.0))
@@ -120,7 +120,7 @@ def default_config(space: Space) -> Config:
     }
     for name in space.varying:
         known = space.range(name)
-        own, _ = addressed(name)
+        own, _ = split_name(name)
         if own == "lr" and name != own:
             config[name] = known.at(0.5)  # there is no default for parts of a model
         elif own in DEFAULTS:

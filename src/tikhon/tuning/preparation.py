@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
-from tikhon.data.rows import join, moved, take, tensors
-from tikhon.errors import InputError, unknown
+from tikhon.data.nested import concatenate, take_rows, tensors, to_device
+from tikhon.errors import InputError, unknown_name
 from tikhon.layers.noise import NoiseLayer
-from tikhon.numbers import checked_seed
+from tikhon.numbers import check_seed
 from tikhon.paths.targets import fold_rows
 from tikhon.population.losses import RowLosses
 from tikhon.runs.run_directory import JOURNAL
@@ -42,7 +42,7 @@ def optimizer_of(given: object) -> Callable[..., optim.Optimizer]:
     """Return the optimizer factory for a name or class; each trial builds its own."""
     if isinstance(given, str):
         if given not in OPTIMIZERS:
-            raise InputError(unknown("optimizer", given, OPTIMIZERS))
+            raise InputError(unknown_name("optimizer", given, OPTIMIZERS))
         return OPTIMIZERS[given]
     if isinstance(given, optim.Optimizer) or not callable(given):
         raise InputError(
@@ -74,16 +74,16 @@ def make_job(
     folds = 0 if valid is not None else folds
     kept = place = None
     if folds:
-        cuts = fold_rows(y, folds, checked_seed(seed))
+        cuts = fold_rows(y, folds, check_seed(seed))
         kept = torch.ones(len(cuts), len(y))
         for fold, (_, test) in enumerate(cuts):
             kept[fold, test] = 0
     elif valid is None:
-        train, test = fold_rows(y, 5, checked_seed(seed))[0]
+        train, test = fold_rows(y, 5, check_seed(seed))[0]
         if loader is not None:
             place = torch.full((len(y),), -1)
             place[train] = torch.arange(len(train))
-        (x, y), valid = take((x, y), train), take((x, y), test)
+        (x, y), valid = take_rows((x, y), train), take_rows((x, y), test)
     rows = len(y)
     if batch_size is None:
         batch_size = 32 if rows < 1_000 else 64 if rows < 10_000 else 128
@@ -96,9 +96,9 @@ def make_job(
         raise InputError(f"direction={direction!r} is of a metric: give metric= too")
     job = SearchJob(
         build=make,
-        x=moved(x, there),
+        x=to_device(x, there),
         y=y.to(there),
-        valid=None if valid is None else moved(valid, there),
+        valid=None if valid is None else to_device(valid, there),
         kept=None if kept is None else kept.to(there),
         objective=objective,
         epochs=epochs,
@@ -120,8 +120,8 @@ def make_job(
 
 def all_rows(job: SearchJob, x: Any, y: Tensor, valid: tuple[Any, Tensor] | None) -> SearchJob:
     """Return the job of the refit, on training and validation rows together."""
-    rows = (x, y) if valid is None else join([(x, y), valid])
-    x, y = moved(rows, job.y.device)
+    rows = (x, y) if valid is None else concatenate([(x, y), valid])
+    x, y = to_device(rows, job.y.device)
     return replace(job, x=x, y=y, valid=None, kept=None, place=None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tikhon.options import STRENGTHS, RecipeOptions, addressed, options_of
+from tikhon.options import STRENGTHS, RecipeOptions, options_of, split_name
 from tikhon.penalties import L2
 from tikhon.regularizer.terms import Term
 from tikhon.training.losses import LOSSES
@@ -25,7 +25,7 @@ def recipe_of(config: Config) -> Recipe:
     more: dict[str, Any] = {}
     others = options_of(RecipeOptions)
     for name, value in config.items():
-        own, pattern = addressed(name)
+        own, pattern = split_name(name)
         if own == "dropout":
             more.setdefault(own, {})[pattern] = float(value)
         elif own == "lr" and name != own:

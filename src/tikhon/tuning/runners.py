@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
-from tikhon.data.rows import cut, take
+from tikhon.data.nested import slice_rows, take_rows
 from tikhon.population.batched import Unsupported
 from tikhon.population.decay import ReplayedDecay
 from tikhon.population.hyperparameters import Hyperparameters
 from tikhon.population.losses import RowLosses, weighted_mean
 from tikhon.population.population import Population
-from tikhon.runs.interrupt import Stopped, never, silent
+from tikhon.runs.interrupt import Stopped, ignore_messages, never_stop
 from tikhon.tuning.draws import Draws
 from tikhon.tuning.metric import Metric, blocks_of
 from tikhon.tuning.space import known
@@ -113,9 +113,9 @@ class PopulationRunner:
     job: SearchJob
     chunk: int = 1
     states: MutableMapping[int, State] = field(default_factory=dict)
-    progress: Callable[[dict[str, Any]], None] = silent
-    stop: Callable[[], bool] = never
-    expired: Callable[[], bool] = never
+    progress: Callable[[dict[str, Any]], None] = ignore_messages
+    stop: Callable[[], bool] = never_stop
+    expired: Callable[[], bool] = never_stop
     _beside: dict[str, int] = field(default_factory=dict)
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
@@ -258,7 +258,7 @@ def populate(job: SearchJob, configs: Sequence[Config]) -> Population:
         [build(job, config) for config in configs],
         Hyperparameters.of(configs),
         objective=job.objective,
-        example=cut(job.x, slice(2)),
+        example=slice_rows(job.x, slice(2)),
         steps=job.epochs * job.steps_per_epoch,
         optimizer=job.optimizer,
     )
@@ -289,7 +289,7 @@ def train_epoch(job: SearchJob, population: Population, kept: Tensor | None, epo
     if isinstance(job.x, Tensor):
         xs = job.x[drawn].split(sizes)
     else:
-        xs = (take(job.x, batch) for batch in batches)
+        xs = (take_rows(job.x, batch) for batch in batches)
     total = torch.zeros(population.members, device=job.y.device)
     step = epoch * job.steps_per_epoch
     for x, y, weight in zip(xs, ys, weights):
@@ -312,7 +312,7 @@ def _validation_batch(
     size = min(VALIDATION * job.folds, len(y))  # each fold left out its share of these
     begin = (step * size) % max(len(y) - size + 1, 1)
     rows = slice(begin, begin + size)
-    part = cut((x, y), rows)
+    part = slice_rows((x, y), rows)
     return *part, None if kept is None else 1 - kept[:, rows]
 
 
@@ -325,7 +325,7 @@ def validation_rows(job: SearchJob, population: Population, kept: Tensor | None)
     if not job.objective.batch_only:
         return population.row_losses(x, y)
     if kept is not None:
-        x, y = take((x, y), (kept[0] == 0).nonzero()[:, 0])
+        x, y = take_rows((x, y), (kept[0] == 0).nonzero()[:, 0])
     return population.block_losses(x, y, blocks_of(y))
 
 
@@ -347,7 +347,7 @@ def train_on_all(
     job: SearchJob,
     configs: Sequence[Config],
     traces: Sequence[Tensor | None],
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = never_stop,
 ) -> list[dict[str, Tensor] | None]:
     """Train each configuration fully; return state dicts. `traces` replay earlier strengths.
 
@@ -431,7 +431,7 @@ def _room(job: SearchJob, model: nn.Module, size: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(cut(job.x, slice(1)))
+        model.eval()(slice_rows(job.x, slice(1)))
     return FLOPS // max(counter.get_total_flops(), 1)
 
 
@@ -464,7 +464,7 @@ def microseconds(
     job: SearchJob, population: Population, kept: Tensor | None = None, repeats: int = 8
 ) -> float:
     """Median time of a step of all members, which includes the machine's load."""
-    x, y = cut((job.x, job.y), slice(job.batch_size))
+    x, y = slice_rows((job.x, job.y), slice(job.batch_size))
     weights = None if kept is None else kept[:, : job.batch_size]
     return _typical(lambda step: population.step(x, y, weights, step, seed=step), repeats)
 

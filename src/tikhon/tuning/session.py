@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from tikhon.runs.interrupt import REQUESTED, Stopped, never
+from tikhon.runs.interrupt import REQUESTED, Stopped, never_stop
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.plan import SearchPlan, default_config
 from tikhon.tuning.runners import PopulationRunner
@@ -104,7 +104,7 @@ class Session:
         (outcome,) = self.runner.run([trial])
         best = outcome.best_epoch
         if not outcome.failed and best < trial.budget:
-            self.runner.expired = never  # at most as long as the first run
+            self.runner.expired = never_stop  # at most as long as the first run
             (outcome,) = self.runner.run([replace(outcome.trial, budget=best)])
         self._keep([outcome])
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tikhon.errors import InputError, unknown
-from tikhon.options import STRENGTHS, addressed, training_fields
+from tikhon.errors import InputError, unknown_name
+from tikhon.options import STRENGTHS, split_name, training_fields
 from tikhon.tuning.trials import Value
 
 # Hyperparameters of the runners, and whether larger values simplify the model.
@@ -27,12 +27,12 @@ _RANGE = frozenset({"kind", "when", "low", "high", "values"})  # keys of a range
 
 def known(name: str) -> bool:
     """Return whether training reads an entry; all others are for the builder."""
-    return addressed(name)[0] in KNOWN
+    return split_name(name)[0] in KNOWN
 
 
 def simplifies(name: str) -> bool:
     """Return whether larger values of an entry simplify the model."""
-    return bool(KNOWN.get(addressed(name)[0]))
+    return bool(KNOWN.get(split_name(name)[0]))
 
 
 @dataclass(frozen=True)
@@ -410,7 +410,7 @@ class Space(Mapping[str, Entry]):
 def _flattened(entries: Mapping[str, object]) -> Iterator[tuple[str, Any]]:
     """Yield one entry for each pattern of an entry."""
     for name, entry in entries.items():
-        if not isinstance(entry, Mapping) or addressed(name)[0] not in KNOWN:
+        if not isinstance(entry, Mapping) or split_name(name)[0] not in KNOWN:
             yield name, entry
             continue
         for pattern, part in entry.items():
@@ -420,7 +420,7 @@ def _flattened(entries: Mapping[str, object]) -> Iterator[tuple[str, Any]]:
 def _read(name: str, entry: Any) -> Entry:
     if not isinstance(entry, Mapping):
         return entry
-    if not _RANGE.intersection(entry) and addressed(name)[0] in PATTERNED:
+    if not _RANGE.intersection(entry) and split_name(name)[0] in PATTERNED:
         return {pattern: _read(name, part) for pattern, part in entry.items()}  # type: ignore[return-value]
     if "when" in entry:
         found = _read(name, {k: v for k, v in entry.items() if k != "when"})
@@ -439,7 +439,7 @@ def _read(name: str, entry: Any) -> Entry:
         )
     kind = fields.pop("kind")
     if not isinstance(kind, str) or kind not in kinds:
-        raise InputError(f"space entry {name!r}: {unknown('kind', kind, kinds)}")
+        raise InputError(f"space entry {name!r}: {unknown_name('kind', kind, kinds)}")
     try:
         return kinds[kind](**fields)
     except TypeError as error:
@@ -470,7 +470,7 @@ def _check_conditions(name: str, entry: Conditional, entries: Mapping[str, objec
 
 def _check_domain(name: str, entry: Range | Value) -> None:
     """Check the domain of an entry by its name: rates in [0, 1), others >= 0."""
-    own, pattern = addressed(name)
+    own, pattern = split_name(name)
     if pattern != "*" and own in KNOWN and (own not in PATTERNED or entry == "auto"):
         raise InputError(
             f"space entry {name!r}: {', '.join(sorted(PATTERNED))} may differ between parts of a "

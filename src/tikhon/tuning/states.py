@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tikhon.errors import DataError
-from tikhon.runs.files import explain, write_tensors
+from tikhon.runs.files import storage_error, write_tensors
 
 State = dict[str, Tensor]
 MEMORY = 16 * 2**20  # bytes of unwritten states (writing takes four times as much memory)
@@ -132,7 +132,7 @@ class States(MutableMapping[int, State]):
                 weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
             return self._temporary
         except OSError as error:
-            raise explain(error, self._folder or Path(tempfile.gettempdir()), 0) from error
+            raise storage_error(error, self._folder or Path(tempfile.gettempdir()), 0) from error
 
 
 def _bytes(state: State) -> int:

@@ -16,12 +16,12 @@ from torch import Tensor, nn, optim
 from tikhon import notebook, plotting
 from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
-from tikhon.data.rows import cut, tensors
+from tikhon.data.nested import slice_rows, tensors
 from tikhon.errors import InputError
 from tikhon.models import Average
 from tikhon.options import with_mode
 from tikhon.regularizer.audit import warn
-from tikhon.runs.interrupt import Stopped, never, silent
+from tikhon.runs.interrupt import Stopped, ignore_messages, never_stop
 from tikhon.runs.run_directory import STATES
 from tikhon.training.input_check import check_model_accepts
 from tikhon.training.losses import Loss, loss_name, loss_of
@@ -130,9 +130,9 @@ class TuneResult:
             for o in ranked
         ]
         label = f"validation {self.audit.metric}"
-        chart = notebook.lines(self._curves(ranked), "epoch", label)
+        chart = notebook.svg_lines(self._curves(ranked), "epoch", label)
         head = ("epochs", label, *map(with_mode, names))
-        return notebook.card(repr(self), str(self).splitlines(), head, rows, chart)
+        return notebook.html_card(repr(self), str(self).splitlines(), head, rows, chart)
 
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """Plot the curves of the five best trials, and below the best score so far.
@@ -257,7 +257,7 @@ def tune(
     >>> sorted(result.config), len(result.audit.lines()) >= 3
     (['lr'], True)
     """
-    started, stop, on_event = time.perf_counter(), stop or never, on_event or silent
+    started, stop, on_event = time.perf_counter(), stop or never_stop, on_event or ignore_messages
     x, y, loader = read(train)
     held_out = None if valid is None else pair(valid, name="valid")
     loss = loss_of(loss, y)
@@ -265,7 +265,7 @@ def tune(
     held_out = None if held_out is None else _read(*held_out, loss)
     check_classes(y, None if held_out is None else held_out[1])
     space = space if space is None or isinstance(space, Space) else Space(**space)
-    make = Builder(build_model, space or {}, cut(x, slice(2)))
+    make = Builder(build_model, space or {}, slice_rows(x, slice(2)))
     space = space or default_space(make)
     usual = default_config(space)
     make.check(space, usual)
@@ -286,8 +286,8 @@ def tune(
         loader,
     )
     if held_out is not None and loss.kind != "whole":
-        check_model_accepts(build(job, usual), job.x, cut(job.scored[0], slice(2)))
-    job.objective.probe(build(job, usual), cut((job.x, job.y), slice(_PROBED)))
+        check_model_accepts(build(job, usual), job.x, slice_rows(job.scored[0], slice(2)))
+    job.objective.probe(build(job, usual), slice_rows((job.x, job.y), slice(_PROBED)))
     journal = open_journal(output, resume, space, job, budget)
     plan = _plan(job, space, budget, journal, fixed=epochs is not None)
     job = replace(job, epochs=plan.epochs)

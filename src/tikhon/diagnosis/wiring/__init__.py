@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.budget import out_of_time
-from tikhon.data.rows import Batch, take
+from tikhon.data.nested import Batch, take_rows
 from tikhon.diagnosis.record import Site
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
@@ -124,7 +124,7 @@ def norm_facts(replica: Replica, source: Samples, batch_size: int) -> Facts:
     ]
     if not found:
         return {}
-    batch = take(source.probe, torch.arange(min(batch_size, source.rows)))
+    batch = take_rows(source.probe, torch.arange(min(batch_size, source.rows)))
     with torch.no_grad(), undisturbed(replica.model, training=False), ExitStack() as hooks:
         for name, module in found:
             hooks.enter_context(module.register_forward_pre_hook(hook(name)))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import tensors
+from tikhon.data.nested import tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.replica import undisturbed

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from tikhon.data.rows import split
+from tikhon.data.nested import split_batch
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.program import Facts
 
@@ -88,7 +88,7 @@ def _target_stays(rows: object, place: int) -> bool | None:
 
 def _read_image(rows: object, place: int) -> tuple[Tensor | None, Tensor | None]:
     """Return image and target map as (channels, height, width); None for other rows."""
-    x, y = split(rows[place])  # type: ignore[index]
+    x, y = split_batch(rows[place])  # type: ignore[index]
     if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not x.is_floating_point():
         return None, None
     flat = not 2 <= x.ndim <= 3 or not 2 <= y.ndim <= 3 or min(x.shape[-2:]) < 4

@@ -6,7 +6,7 @@ from itertools import combinations
 
 from torch import Tensor
 
-from tikhon.data.rows import each, tensors
+from tikhon.data.nested import map_tensors, tensors
 from tikhon.diagnosis.wiring.program import Facts, Program, relative_change
 from tikhon.diagnosis.wiring.torch_calls import WithoutDropout
 
@@ -62,7 +62,7 @@ def _swaps_along(program: Program, before: list[Tensor]) -> bool:
 
 
 def _outputs_with(program: Program, other: dict[int, Tensor]) -> list[Tensor]:
-    inputs = each(program.batch[0], lambda t: other.get(id(t), t))
+    inputs = map_tensors(program.batch[0], lambda t: other.get(id(t), t))
     return program.outputs((inputs, program.batch[1]))
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import each
+from tikhon.data.nested import map_tensors
 from tikhon.diagnosis.reference import MANY_CLASSES, binary
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.samples import Samples
@@ -68,7 +68,7 @@ def _column_weights(program: Program, whole: Tensor, output: Tensor, target: Ten
 
 def _gradient_at(program: Program, output: Tensor, target: Tensor, logit: float) -> Tensor | None:
     """Return the gradient of the loss at logits that are all equal; None if there is none."""
-    probe = LossProbe(program, each(output, torch.zeros_like))
+    probe = LossProbe(program, map_tensors(output, torch.zeros_like))
     with torch.no_grad():
         probe.leaves[0].fill_(logit)
     found = probe.gradient_or_none(target)

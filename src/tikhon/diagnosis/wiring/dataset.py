@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
-from tikhon.data.rows import Batch, split, take, tensors
+from tikhon.data.nested import Batch, split_batch, take_rows, tensors
 from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, middle_half, ridge, within
 from tikhon.diagnosis.samples import Samples, read_on
 from tikhon.diagnosis.wiring.program import Facts
@@ -67,7 +67,7 @@ def sample(source: Samples) -> Batch:
         return source.probe
     count = min(source.rows, MAX_ROWS)
     order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(1))[:count]
-    return take(source.source, order)
+    return take_rows(source.source, order)
 
 
 def _constant_columns(inputs: Any) -> Facts:
@@ -457,7 +457,7 @@ def loader_facts(source: Samples) -> Facts:
     if source.indexed:
         return {}
     drawn, reading = _sampler_facts(source.source), iter(source.source)
-    read = [split(batch) for batch in itertools.islice(reading, MAX_BATCHES)]
+    read = [split_batch(batch) for batch in itertools.islice(reading, MAX_BATCHES)]
     seen: list[Tensor] = []
     for _, target in [*read, *(read_on(reading, read) if read else [])]:
         if not isinstance(target, Tensor) or target.reshape(len(target), -1).shape[1] != 1:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.copying import leaves
-from tikhon.data.rows import tensors
+from tikhon.copying import gradient_leaves
+from tikhon.data.nested import tensors
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.wiring.program import Facts, Program, restored
@@ -96,11 +96,13 @@ def _foreign_tensors(
     named = list(_unregistered_tensors(program.model))
     given = {t.data_ptr() for t in tensors(program.batch) if t.layout == torch.strided}
     foreign = [
-        t for t in leaves(first) if id(t) not in own | optimizer_ids and t.data_ptr() not in given
+        t
+        for t in gradient_leaves(first)
+        if id(t) not in own | optimizer_ids and t.data_ptr() not in given
     ]
     if slopes:
         foreign = [t for t in foreign if isinstance(t, nn.Parameter)]
-    second_ids = {id(t) for t in leaves(second)}
+    second_ids = {id(t) for t in gradient_leaves(second)}
     known = [(t, next((n for n, other in named if other is t), "")) for t in foreign]
     small = [t for t, n in known if not n and isinstance(t, nn.Parameter) and id(t) in second_ids]
     own_weights = (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, length, tensors, whole
+from tikhon.data.nested import Batch, batch_length, join_batch, tensors
 from tikhon.diagnosis.functions import JUDGES, Function
 from tikhon.diagnosis.modes import LOSS, Args, Located, Options, function_name
 from tikhon.diagnosis.penalty import DataLoss
@@ -129,7 +129,7 @@ def extract_loss(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
         found = replace(replica, loss=loss)
         with undisturbed(model, training=False), torch.no_grad():
             if torch.allclose(found.value(batch), value, rtol=1e-4):
-                return found, Samples(batch, batch, length(batch), True, source.batch)
+                return found, Samples(batch, batch, batch_length(batch), True, source.batch)
     except Exception:  # the user's loss may raise anything
         pass
     while len(model._forward_hooks) > hooks:
@@ -140,7 +140,7 @@ def extract_loss(replica: Replica, source: Samples) -> tuple[Replica, Samples]:
 def _extract(
     model: nn.Module, recorder: _Recorder, batch: Batch, value: Tensor, *, separated: bool
 ) -> tuple[Batch, ExtractedLoss]:
-    rows, parts = length(batch), tensors(whole(batch))
+    rows, parts = batch_length(batch), tensors(join_batch(batch))
     if len(recorder.model_inputs) != 1 or len(recorder.loss_calls) != 1:
         raise LookupError
     model_inputs, loss_call = recorder.model_inputs[0], recorder.loss_calls[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import Batch
+from tikhon.data.nested import Batch
 from tikhon.diagnosis.functions import JUDGES, Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.penalty import ReboundLoss

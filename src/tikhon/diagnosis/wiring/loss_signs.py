@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import each
+from tikhon.data.nested import map_tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.replica import number_of, undisturbed
@@ -51,7 +51,7 @@ def replace_outputs(
             seen.append(change(t))
             return seen[-1]
 
-        return each(output, one)
+        return map_tensors(output, one)
 
     with model.register_forward_hook(leave):
         yield seen

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import tensors
+from tikhon.data.nested import tensors
 from tikhon.diagnosis.functions import (
     ADDING,
     COMPARED as REGRESSIONS,

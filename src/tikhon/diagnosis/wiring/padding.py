@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import each, tensors
+from tikhon.data.nested import map_tensors, tensors
 from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.program import (
@@ -103,7 +103,10 @@ def _change_without_padding(program: Program, ends: Tensor, size: int) -> float 
     def shorter_half(t: Tensor) -> Tensor:
         return t[rows.to(t.device)] if t.ndim and len(t) == program.rows else t
 
-    batch = (each(program.batch[0], shorter_half), each(program.batch[1], shorter_half))
+    batch = (
+        map_tensors(program.batch[0], shorter_half),
+        map_tensors(program.batch[1], shorter_half),
+    )
     try:
         before = program.outputs(batch)
         after = program.outputs(truncated(batch, size, cut))
@@ -125,7 +128,7 @@ def _padding_share_in_loss(program: Program, ends: Tensor, size: int) -> Facts:
     if program.replica.whole:
         return _padding_share_in_closure(program, ends, size)
     with torch.no_grad():
-        output = each(program.forward(program.batch), lambda t: t.detach().clone())
+        output = map_tensors(program.forward(program.batch), lambda t: t.detach().clone())
     probe = LossProbe(program, output)
     found = probe.gradient(target)
     if found is None or len(found) != 1 or found[0].ndim < 2:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, call, each, length, take, tensors
+from tikhon.data.forward import call_model
+from tikhon.data.nested import Batch, batch_length, map_tensors, take_rows, tensors
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.torch_calls import CallTrace, WithoutDropout
@@ -45,7 +46,7 @@ class Program:
     def forward(self, batch: Batch) -> Any:
         """Return the output of the model on a batch, in the current modes."""
         if not self.replica.whole:
-            return call(self.model, batch[0])
+            return call_model(self.model, batch[0])
         found, _ = self.outputs_and_loss(batch)
         return found[-1] if found else None
 
@@ -69,11 +70,11 @@ class Program:
 
 def make_program(replica: Replica, source: Samples) -> Program:
     """Return a program with a prime number of rows if the data has twice as many."""
-    total = length(source.probe)
+    total = batch_length(source.probe)
     sizes = {s for t in tensors(source.probe) for s in t.shape[1:]}
     rows = next((n for n in ROWS if 2 * n <= total and n not in sizes), max(1, total // 2))
     first, second = torch.arange(rows), torch.arange(rows, 2 * rows) % total
-    return Program(replica, take(source.probe, first), take(source.probe, second), rows)
+    return Program(replica, take_rows(source.probe, first), take_rows(source.probe, second), rows)
 
 
 # of a network of fixed sequence length
@@ -86,7 +87,7 @@ def truncated(batch: Batch, size: int, to: int) -> Batch:
     def cut(t: Tensor) -> Tensor:
         return t[:, :to] if t.ndim >= 2 and t.shape[1] == size else t
 
-    return each(batch[0], cut), each(batch[1], cut)
+    return map_tensors(batch[0], cut), map_tensors(batch[1], cut)
 
 
 def float_tensors(value: object) -> list[Tensor]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.rows import Batch, call, each, tensors
+from tikhon.data.forward import call_model
+from tikhon.data.nested import Batch, map_tensors, tensors
 from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.wiring.program import (
@@ -89,7 +90,7 @@ def _change_when_rolled(program: Program, before: list[Tensor]) -> float:
         return t.roll(1, 0) if t.ndim and len(t) == program.rows else t
 
     inputs, target = program.batch
-    after = program.outputs((each(inputs, roll), each(target, roll)))
+    after = program.outputs((map_tensors(inputs, roll), map_tensors(target, roll)))
     back = [roll(a) for a in before]
     return relative_change(back, after)
 
@@ -126,7 +127,7 @@ def reconstruction_facts(program: Program) -> dict[str, Any]:
     passes = []
     for seed in range(PASSES):
         with torch.no_grad(), undisturbed(program.model, training=False, seed=seed):
-            answers = float_tensors(call(program.model, inputs))
+            answers = float_tensors(call_model(program.model, inputs))
         same = [t for t in answers if len(t) == len(inputs) and t.numel() == inputs.numel()]
         passes += [(t - t.mean(0)).double() for t in same[:1]]
     sizes = [
@@ -190,7 +191,7 @@ def _replace_rows(program: Program, odd: Tensor) -> Batch:
         return torch.where(mask, other, t)
 
     inputs, target = program.batch
-    return each(inputs, change), target
+    return map_tensors(inputs, change), target
 
 
 def _mixing_place(program: Program, swapped: Batch, even: Tensor) -> dict[str, str]:
@@ -385,7 +386,7 @@ def _with_others(program: Program, part: Tensor, positions: slice) -> object:
     """Return the inputs with some positions of one part taken from the previous row."""
     changed = part.clone()
     changed[:, positions] = part.roll(1, 0)[:, positions]
-    return each(program.batch[0], lambda t: changed if t is part else t)
+    return map_tensors(program.batch[0], lambda t: changed if t is part else t)
 
 
 def _change_when_shuffled(program: Program, size: int) -> float:
@@ -395,7 +396,7 @@ def _change_when_shuffled(program: Program, size: int) -> float:
     def change(t: Tensor) -> Tensor:
         return t[:, order.to(t.device)] if t.ndim >= 2 and t.shape[1] == size else t
 
-    return _change_at(program, each(program.batch[0], change), size, slice(None), order)
+    return _change_at(program, map_tensors(program.batch[0], change), size, slice(None), order)
 
 
 def _change_at(

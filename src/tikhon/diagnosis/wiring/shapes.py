@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from tikhon.data.rows import tensors
+from tikhon.data.nested import tensors
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.program import FIXED_LENGTH_ERRORS, Facts, Program, truncated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import Batch
+from tikhon.data.nested import Batch
 from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, ridge
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.wiring.program import Facts

@@ -8,7 +8,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import LossFunction, each
+from tikhon.data.forward import LossFunction
+from tikhon.data.nested import map_tensors
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.reference import IGNORED, binary
 from tikhon.diagnosis.replica import number_of, undisturbed
@@ -31,7 +32,7 @@ def target_facts(program: Program) -> Facts:
     if program.replica.whole or not isinstance(target, Tensor) or not target.ndim:
         return {}
     with undisturbed(program.model, training=False), torch.no_grad():
-        output = each(program.forward(program.batch), lambda t: t.detach().clone())
+        output = map_tensors(program.forward(program.batch), lambda t: t.detach().clone())
     probe = LossProbe(program, output)
     base = probe.gradient(target)
     facts = _effects(program, probe, base, target)
@@ -62,7 +63,7 @@ class LossProbe:
             self.leaves.append((t / large * (0.95 + 0.05 * noise)).requires_grad_())
             return self.leaves[-1]
 
-        self.output = each(output, leaf)
+        self.output = map_tensors(output, leaf)
 
     def gradient(self, target: Tensor) -> Gradient:
         """Return the gradients of the loss at the float outputs; None if there are none."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import Batch, each, tensors
+from tikhon.data.nested import Batch, map_tensors, tensors
 from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.dataset import relation, sample
@@ -67,7 +67,7 @@ def _unused_part(program: Program, parts: list[Tensor]) -> Facts:
             continue
         if _is_mask_or_length(part, longest) or not bool((part != part[:1]).any()):
             continue
-        others = each(program.batch[0], lambda t, p=part, o=other: o if t is p else t)
+        others = map_tensors(program.batch[0], lambda t, p=part, o=other: o if t is p else t)
         if _change_between(program, (others, program.batch[1])) <= SAME:
             return {"unread": {"place": place + 1, "inputs": len(parts)}}
     return {}
@@ -93,7 +93,7 @@ def _unused_mask(program: Program) -> Facts:
             continue
         if not bool(((part == 0) | (part == 1)).all()) or torch.equal(part, other):
             continue
-        batch = each(program.batch, lambda t, p=part, o=other: o if t is p else t)
+        batch = map_tensors(program.batch, lambda t, p=part, o=other: o if t is p else t)
         if _change_between(program, batch) <= SAME:
             return {"idle_mark": place + 1}
     return {}

@@ -15,9 +15,9 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
+    format_number,
     joined,
     label,
-    number,
     saved_text,
 )
 from tikhon.report.saved import SavedRun
@@ -74,7 +74,7 @@ def _content(column: Mapping[str, Any]) -> Name | Label:
         levels = (str(level) for level in column["levels"])
         held = ", ".join(f"'{s}'" if "," in s else s for s in levels) + more
     elif "mean" in column:
-        held = f"{number(column['mean'])} ± {number(column['deviation'])}"
+        held = f"{format_number(column['mean'])} ± {format_number(column['deviation'])}"
     elif "first" in column:
         held = f"{column['first']} – {column['last']}"
     how = joined([saved_text(part) for part in column.get("readings") or ()])
@@ -109,7 +109,7 @@ def number_table(target: Mapping[str, object]) -> PageTable | None:
     found = as_mapping(target.get("numbers"))
     keys = ("mean", "deviation", "least", "largest")
     rows = tuple(
-        (label(f"part_{part}"), *(number(as_mapping(found[part]).get(key)) for key in keys))
+        (label(f"part_{part}"), *(format_number(as_mapping(found[part]).get(key)) for key in keys))
         for part in PARTS
         if part in found
     )
@@ -172,7 +172,7 @@ def important_columns(run: SavedRun) -> Label | None:
     certain = [(name, mean) for name, mean, low, _ in columns if low > 0][:_NAMED]
     if not certain:
         return label("relies_on_none", rows=f"{found['rows']:,}")
-    shown = ", ".join(f"{name} (+{number(mean)})" for name, mean in certain)
+    shown = ", ".join(f"{name} (+{format_number(mean)})" for name, mean in certain)
     return label("relies_on", columns=shown)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tikhon.numbers import alike
+from tikhon.numbers import format_interval
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import columns, elements
 from tikhon.report.page import (
@@ -20,8 +20,8 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
+    format_number,
     label,
-    number,
     percent,
     saved_text,
     seconds,
@@ -93,7 +93,7 @@ def constant_values(run: SavedRun, metric: elements.ScoreKind) -> dict[str, obje
     if not found:
         return {}
     answer = found.get("answer") or label("the_mean")
-    return {"answer": answer, "constant": number(displayed_score(found["test"], metric))}
+    return {"answer": answer, "constant": format_number(displayed_score(found["test"], metric))}
 
 
 def remarks(
@@ -114,12 +114,12 @@ def facts(run: SavedRun, rows: list[Row], metric: elements.ScoreKind) -> tuple[F
     if not rows:
         return ()
     low, high = score_interval(rows[0], metric)
-    left, right = alike(low, high)
+    left, right = format_interval(low, high)
     note = None if low is None else label("interval_95", low=left, high=right)
     return (
         Fact(
             elements.part_score(metric, "test"),
-            number(displayed_score(rows[0]["test"], metric)),
+            format_number(displayed_score(rows[0]["test"], metric)),
             note,
         ),
         Fact(label("methods"), str(len(rows))),
@@ -142,12 +142,12 @@ def table(rows: list[Row], metric: elements.ScoreKind) -> PageTable:
             (
                 Name(row["method"]),
                 mark,
-                number(displayed_score(row["test"], metric)),
-                "–" if low is None else "–".join(alike(low, high)),
-                number(row.get("gap")),
+                format_number(displayed_score(row["test"], metric)),
+                "–" if low is None else "–".join(format_interval(low, high)),
+                format_number(row.get("gap")),
                 percent(row.get("zeros")),
                 percent(row.get("size")),
-                number(row.get("seed_std")),
+                format_number(row.get("seed_std")),
                 seconds(row.get("seconds")),
             )
         )
@@ -259,8 +259,8 @@ def score_grid(networks: list[Row], kind: str) -> PageTable | None:
     cells = tuple(
         (
             Name(name),
-            *((number(ratios.get(name)),) if ratios else ()),
-            *(number(scores.get(s)) for s in strengths),
+            *((format_number(ratios.get(name)),) if ratios else ()),
+            *(format_number(scores.get(s)) for s in strengths),
         )
         for name, scores in lines.items()
     )

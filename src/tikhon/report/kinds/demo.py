@@ -16,8 +16,8 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
+    format_number,
     label,
-    number,
     percent,
     strength,
 )
@@ -113,8 +113,8 @@ def verdict(methods: list[Method]) -> Label:
         return label("unfinished", epochs=0)
     values = {
         "train": percent(bare.get("train_accuracy")),
-        "before": number(test_accuracy(bare)),
-        "after": number(test_accuracy(best)),
+        "before": format_number(test_accuracy(bare)),
+        "after": format_number(test_accuracy(best)),
         "method": method_text(method_label(best)),
     }
     return label("demo_unchanged" if best is bare else "demo_cured", **values)
@@ -127,10 +127,10 @@ def facts(methods: list[Method], best: Method | None) -> tuple[Fact, ...]:
         return ()
     sparsest = max(methods, key=lambda method: method.get("zeros") or 0.0)
     found = [
-        Fact(label("test_without"), number(test_accuracy(bare)), interval(bare), "bad"),
+        Fact(label("test_without"), format_number(test_accuracy(bare)), interval(bare), "bad"),
         Fact(
             label("test_with", method=method_text(method_label(best))),
-            number(test_accuracy(best)),
+            format_number(test_accuracy(best)),
             interval(best),
             "good",
         ),
@@ -147,7 +147,7 @@ def interval(method: Method) -> Label | None:
     seeds = len((method.get("test_accuracy") or {}).get("seeds") or [])
     if low is None or high is None:
         return None
-    return label("interval_over", low=number(low), high=number(high), seeds=seeds)
+    return label("interval_over", low=format_number(low), high=format_number(high), seeds=seeds)
 
 
 def table(methods: list[Method], best: Method | None) -> PageTable:
@@ -156,12 +156,12 @@ def table(methods: list[Method], best: Method | None) -> PageTable:
         (
             method_label(method),
             strength(method.get("chosen_strength")),
-            number(method.get("train_accuracy")),
-            number(method.get("valid_accuracy")),
-            number(method.get("gap")),
+            format_number(method.get("train_accuracy")),
+            format_number(method.get("valid_accuracy")),
+            format_number(method.get("gap")),
             percent(method.get("zeros")),
-            number(test_accuracy(method)),
-            f"{number(test_accuracy(method, 'low'))} – {number(test_accuracy(method, 'high'))}",
+            format_number(test_accuracy(method)),
+            " – ".join(format_number(test_accuracy(method, end)) for end in ("low", "high")),
         )
         for method in methods
     ]
@@ -214,8 +214,8 @@ def curves(methods: list[Method]) -> Section | None:
         alt = label(
             "alt_curves",
             metric=label("metric_accuracy"),
-            train=number(train[-1]),
-            valid=number(valid[-1]),
+            train=format_number(train[-1]),
+            valid=format_number(valid[-1]),
         )
         blocks.append(Chart(method_label(method), figure, alt))
     if not blocks:

@@ -10,7 +10,8 @@ from functools import cache
 from typing import Literal
 
 from tikhon.languages import strings
-from tikhon.options import without
+from tikhon.numbers import format_number
+from tikhon.options import remove_options
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import elements
 from tikhon.report.page import (
@@ -28,7 +29,6 @@ from tikhon.report.page import (
     Text,
     joined,
     label,
-    number,
     percent,
     saved_label,
     seconds,
@@ -111,7 +111,7 @@ def next_command(run: SavedRun, verb: str) -> tuple[str, ...]:
     command = [str(part) for part in run.config.get("command") or ()]
     if command[:1] != ["tikhon"] or "--optimizer" not in " ".join(command):
         return ()
-    return (shlex.join(["tikhon", verb, *without(command[2:], *_OF_ONE_RUN)]),)
+    return (shlex.join(["tikhon", verb, *remove_options(command[2:], *_OF_ONE_RUN)]),)
 
 
 def place_label(where: list[str]) -> Label | str:
@@ -130,13 +130,17 @@ def facts(record: SavedRecord) -> tuple[Fact, ...]:
         shown.append(Fact(label("dry_run"), str(steps), label("steps")))
     points = record.get("points") or []
     if points:
-        note = label("loss_before", loss=number(points[0].get("loss")))
-        shown.append(Fact(label("loss_after"), number(points[-1].get("loss")), note))
+        note = label("loss_before", loss=format_number(points[0].get("loss")))
+        shown.append(Fact(label("loss_after"), format_number(points[-1].get("loss")), note))
         known = record.get("reference") or {}
         reached, constant, shallow = points[-1].get("metric"), *map(known.get, BASELINES)
         if not any(value is None for value in (reached, constant, shallow)):
-            note = label("score_of_shallow", constant=number(constant), shallow=number(shallow))
-            shown.append(Fact(label("score_of_dry_run"), number(reached), note))
+            note = label(
+                "score_of_shallow",
+                constant=format_number(constant),
+                shallow=format_number(shallow),
+            )
+            shown.append(Fact(label("score_of_dry_run"), format_number(reached), note))
     return tuple(shown)
 
 
@@ -211,7 +215,7 @@ def _count_or_number(value: object) -> str:
     ('6', '0.637')
     """
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-    return f"{value:,.0f}" if whole else number(value)
+    return f"{value:,.0f}" if whole else format_number(value)
 
 
 def evidence_cell(evidence: Mapping[str, object]) -> Cell:
@@ -258,7 +262,7 @@ def layers(sites: list[SavedSite], probes: list[SavedProbe]) -> Section | None:
     blocks = []
     if signal:
         figure = layer_charts.lines_over_layers(names, signal, label("signal"), band=band)
-        reached = number(signal[0][1][0])
+        reached = format_number(signal[0][1][0])
         blocks.append(
             Chart(
                 label("signal"), figure, label("alt_signal", reached=reached), label("signal_note")
@@ -303,8 +307,8 @@ def dry_run(
         alt = label(
             "alt_curves",
             metric=label("metric_loss"),
-            train=number(train[-1]),
-            valid=number(valid[-1]),
+            train=format_number(train[-1]),
+            valid=format_number(valid[-1]),
         )
         blocks.append(Chart(label("metric_loss"), figure, alt))
     chain, names = sites_with_role(sites, "weight", "recurrent")
@@ -332,7 +336,7 @@ def cure_page(run: SavedRun) -> Page:
     found: list[SavedFinding] = list(inner.get("findings") or [])
     words = label("no_cure")
     if confirmed and best:
-        losses = [number(mean(a["scores"])) for a in (results[0], best)]
+        losses = [format_number(mean(a["scores"])) for a in (results[0], best)]
         words = label(
             "cured", treatment=treatment_label(best["name"]), before=losses[0], after=losses[1]
         )
@@ -340,7 +344,7 @@ def cure_page(run: SavedRun) -> Page:
     shown = [Fact(label("tried"), str(len(tried)))]
     if best:
         pairs = (("loss_untreated", results[0]), ("loss_treated", best))
-        shown = [*(Fact(label(key), number(mean(a["scores"]))) for key, a in pairs), *shown]
+        shown = [*(Fact(label(key), format_number(mean(a["scores"]))) for key, a in pairs), *shown]
     if result.get("seconds") is not None:
         shown.append(Fact(label("time"), seconds(result["seconds"])))
     patch = (Section(label("patch"), (CodeBlock(tuple(result["patch"].splitlines())),)),)
@@ -426,8 +430,8 @@ def _treatment(a: SavedTreatment, lasted: bool) -> tuple[Cell, ...]:
     return (
         treatment_label(a["name"]),
         str(a["steps"]),
-        number(mean(a["scores"])),
-        number(a.get("effect")),
-        f"{number(low)} … {number(high)}" if len(a["effects"]) > 1 else "–",
+        format_number(mean(a["scores"])),
+        format_number(a.get("effect")),
+        f"{format_number(low)} … {format_number(high)}" if len(a["effects"]) > 1 else "–",
         Mark(level, label(word if lasted else "stopped_early")),
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tikhon.languages import strings
-from tikhon.options import typed
+from tikhon.options import format_penalty
 from tikhon.report import charts
 from tikhon.report.page import (
     Block,
@@ -25,9 +25,9 @@ from tikhon.report.page import (
     PageTable,
     Section,
     Text,
+    format_number,
     joined,
     label,
-    number,
     percent,
     strength,
 )
@@ -163,13 +163,13 @@ def format_nested(value: object) -> str:
     """Format a nested value, long lists by their length."""
     if isinstance(value, Mapping):
         if "penalty" in value:
-            return typed(value)
+            return format_penalty(value)
         return "{" + ", ".join(f"{k}: {format_nested(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return (
             f"[{len(value)}]" if len(value) > 12 else f"[{', '.join(map(format_nested, value))}]"
         )
-    return number(value) if isinstance(value, float) else str(value)
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
 def learning_curves(run: SavedRun, metric: ScoreKind, best: int | None) -> Section:
@@ -184,8 +184,8 @@ def learning_curves(run: SavedRun, metric: ScoreKind, best: int | None) -> Secti
         alt = label(
             "alt_curves",
             metric=title,
-            train=number(last.get(f"train/{key}")),
-            valid=number(last.get(f"valid/{key}")),
+            train=format_number(last.get(f"train/{key}")),
+            valid=format_number(last.get(f"valid/{key}")),
         )
         higher = metric.higher and key == metric.key
         figure = charts.learning_curves(epochs, train, valid, title, higher=higher, best=best)
@@ -212,7 +212,7 @@ def penalties_over_time(run: SavedRun) -> Section | None:
             series = {n: v for n, v in series.items() if len(set(charts.finite(v))) > 1}
         if not series:
             continue
-        last = ", ".join(f"{name} {number(values[-1])}" for name, values in series.items())
+        last = ", ".join(f"{name} {format_number(values[-1])}" for name, values in series.items())
         figure = charts.lines_over_epochs(
             epochs, series, label(key), log=key == "strength", **more
         )
@@ -239,7 +239,7 @@ def penalty_table(penalties: Mapping[str, SavedPenalty]) -> PageTable | None:
             Name(name),
             strength(p.get("strength")),
             mode_cell(p.get("how")),
-            number(p.get("value")),
+            format_number(p.get("value")),
             percent(p.get("zeros")),
             *((_audit_mark(p),) if audited else ()),
         )
@@ -289,7 +289,14 @@ def weight_section(parameters: Mapping[str, SavedWeights]) -> Section | None:
     rows = []
     for name, facts in parameters.items():
         zeros = facts.get("zeros")
-        rows.append((Name(name), percent(zeros), number(facts.get("l1")), number(facts.get("l2"))))
+        rows.append(
+            (
+                Name(name),
+                percent(zeros),
+                format_number(facts.get("l1")),
+                format_number(facts.get("l2")),
+            )
+        )
         histogram = facts.get("histogram")
         if histogram and histogram["counts"]:
             figure = charts.histogram(histogram["edges"], histogram["counts"], zeros)
@@ -320,7 +327,7 @@ def score_fact(metric: ScoreKind, record: Mapping[str, object], part: str) -> Fa
     value = record.get(f"{part}/{metric.key}")
     if value is None:
         return None
-    return Fact(part_score(metric, part), number(value))
+    return Fact(part_score(metric, part), format_number(value))
 
 
 def part_score(metric: ScoreKind, part: str) -> Label:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tikhon.numbers import duration
+from tikhon.numbers import format_duration
 from tikhon.report.charts import finite
 from tikhon.report.kinds import columns, elements, predictions, scores
 from tikhon.report.kinds.elements import ScoreKind
@@ -15,8 +15,8 @@ from tikhon.report.page import (
     Name,
     Page,
     Section,
+    format_number,
     label,
-    number,
     percent,
     seconds,
 )
@@ -93,7 +93,9 @@ def verdict(
     if found:
         last = columns.important_columns(run)
         return tuple(found) if last is None else (*found, last)
-    values = {part: number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid")}
+    values = {
+        part: format_number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid")
+    }
     key = "fit_plain" if values["valid"] != "–" else "fit_no_valid"
     return (label(key, metric=metric.label, **values),)  # from a version that stored no sentences
 
@@ -111,7 +113,7 @@ def unfinished(run: SavedRun, most: int | None) -> Label:
     if isinstance(budget, int | float) and budget - passed < left:
         left, early = max(budget - passed, 0.0), True  # fewer epochs than planned
     key = "unfinished_at_most" if early else "unfinished_left"
-    return label(key, epochs=f"{done:,}", all=f"{most:,}", left=duration(left))
+    return label(key, epochs=f"{done:,}", all=f"{most:,}", left=format_duration(left))
 
 
 def sentence(entry: Mapping[str, object]) -> Label:

@@ -15,8 +15,8 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
+    format_number,
     label,
-    number,
     seconds,
     strength,
 )
@@ -71,14 +71,14 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
     values = {
         "kept": result["counts"][chosen],
         "all": total(run),
-        "score": number(result["scores"][chosen]),
+        "score": format_number(result["scores"][chosen]),
         "strength": strength(result["strengths"][chosen]),
     }
     if not values["kept"] and best is not None and any(result["counts"]):
         return label("path_none", **values)
     if best is None or best == chosen:
         return label("path_lowest", **values)
-    lowest, most = number(result["scores"][best]), result["counts"][best]
+    lowest, most = format_number(result["scores"][best]), result["counts"][best]
     return label("path_chosen", best=lowest, most=most, **values)
 
 
@@ -93,10 +93,10 @@ def remarks(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
             label(
                 "path_cost",
                 metric=label(f"metric_{key}"),
-                score=number(metrics[at]),
+                score=format_number(metrics[at]),
                 rows=f"{(run.result.get('rows') or {}).get('test', 0):,}",
                 all=total(run),
-                linear=number(held["linear"][at]),
+                linear=format_number(held["linear"][at]),
             )
         )
     strengths = run.result.get("strengths") or []
@@ -111,13 +111,13 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
     result, shown = run.result, []
     if chosen is not None:
         error = result["errors"][chosen]
-        note = label("plus_minus", error=number(error)) if error is not None else None
+        note = label("plus_minus", error=format_number(error)) if error is not None else None
         metrics = result.get("metrics") or {}
         tested = elements.score_fact(elements.metric_of([metrics]), metrics, "test")
         shown = [
             *((tested,) if tested else ()),
             Fact(label("kept"), str(result["counts"][chosen]), label("of_all", all=total(run))),
-            Fact(label("valid_loss"), number(result["scores"][chosen]), note),
+            Fact(label("valid_loss"), format_number(result["scores"][chosen]), note),
             Fact(
                 label("chosen_strength"),
                 strength(result["strengths"][chosen]),
@@ -159,8 +159,8 @@ def steps(run: SavedRun, chosen: int | None) -> PageTable | None:
         (
             str(counts[i]),
             strength(result["strengths"][i]),
-            number(result["scores"][i]),
-            number(tests[i]),
+            format_number(result["scores"][i]),
+            format_number(tests[i]),
         )
         for i in kept
     )
@@ -181,7 +181,7 @@ def features(run: SavedRun, chosen: int | None) -> PageTable | None:
     if chosen is None or not result.get("selected"):
         return None
     lines = tuple(
-        (Name(name), number(weight), strength(entered))
+        (Name(name), format_number(weight), strength(entered))
         for name, (weight, entered) in selected(result).items()
     )
     head = (label("feature"), label("importance"), label("entered_at"))

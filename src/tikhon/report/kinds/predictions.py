@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tikhon.report.charts import Figure, axis, escape_name
-from tikhon.report.page import Block, Chart, Label, Section, label, number
+from tikhon.report.page import Block, Chart, Label, Section, format_number, label
 
 _DIAGONAL = {"mode": "lines", "line": {"color": "muted", "width": 1, "dash": "dot"}}
 
@@ -62,7 +62,7 @@ def calibration(bins: Sequence[Mapping[str, float]]) -> Chart:
         [(0.0, 0.0), (1.0, 1.0)], points, label("confidence"), label("metric_accuracy")
     )
     figure["data"][1] |= {"mode": "lines+markers", "line": {"color": "series-1", "width": 2}}
-    note = label("calibration_note", error=number(error))
+    note = label("calibration_note", error=format_number(error))
     return Chart(label("calibration"), figure, note, note)
 
 
@@ -74,7 +74,7 @@ def residuals(found: Mapping[str, Any]) -> Chart:
         [(end, end) for end in ends], points, label("true_value"), label("predicted_value")
     )
     figure["data"][1] |= {"mode": "markers", "marker": {"size": 6, "color": "series-1"}}
-    half, largest = number(found["median_error"]), number(found["largest_error"])
+    half, largest = format_number(found["median_error"]), format_number(found["largest_error"])
     note = label("residuals_note", half=half, largest=largest)
     return Chart(label("residuals"), figure, note, note)
 

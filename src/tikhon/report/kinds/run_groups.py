@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
-from tikhon.numbers import CERTAIN, certain
+from tikhon.numbers import Z_95, t_quantile
 from tikhon.report import charts
 from tikhon.report.kinds import elements
 from tikhon.report.page import (
@@ -20,8 +20,8 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
+    format_number,
     label,
-    number,
     percent,
     seconds,
 )
@@ -77,7 +77,7 @@ class RunGroup:
             return False
         if not self.metric.higher:  # their standard errors are on a log scale
             scores = [math.log(max(score, 1e-300)) for score in scores]
-        return abs(scores[0] - scores[1]) > CERTAIN * math.hypot(*known)
+        return abs(scores[0] - scores[1]) > Z_95 * math.hypot(*known)
 
 
 def differ_by_row(first: str | Sequence[float], second: str | Sequence[float]) -> bool:
@@ -93,8 +93,8 @@ def differ_by_row(first: str | Sequence[float], second: str | Sequence[float]) -
     if isinstance(first, str):
         count += 2
         spread = sum(map(abs, differences)) + 1 - total**2 / count
-        return abs(total) > CERTAIN * math.sqrt(spread)
-    return abs(total) / count > certain(count) * stdev(differences) / math.sqrt(count)
+        return abs(total) > Z_95 * math.sqrt(spread)
+    return abs(total) / count > t_quantile(count) * stdev(differences) / math.sqrt(count)
 
 
 def page(runs: Sequence[SavedRun], pages: Sequence[Page]) -> Page:
@@ -147,7 +147,7 @@ def verdict(runs: Sequence[SavedRun], groups: Sequence[RunGroup]) -> Label:
     values = {
         "metric": elements.metric_word(group.metric),
         "run": group.runs[best].name,
-        "score": number(group.scores[best]),
+        "score": format_number(group.scores[best]),
         "runs": len(runs),
     }
     if equal := group.tied():
@@ -185,7 +185,10 @@ def table(group: RunGroup) -> PageTable:
         cells: tuple[Cell, ...] = (
             Name(run.name),
             Name(group.data),
-            *(number(record.get(f"{part}/{metric.key}")) for part in ("train", "valid", "test")),
+            *(
+                format_number(record.get(f"{part}/{metric.key}"))
+                for part in ("train", "valid", "test")
+            ),
             percent(max(zeros, default=None)),
             seconds(run.result.get("seconds")),
             Mark(own.level, label(f"level_{own.level}")),
@@ -240,7 +243,7 @@ def curves(group: RunGroup) -> Section | None:
     longest = max(drawn, key=lambda run: len(run.history))
     series = {run.name: run.series(f"valid/{metric.key}") for run in drawn}
     figure = charts.lines_over_epochs(longest.series("epoch"), series, metric.label)
-    last = ", ".join(f"{name} {number(values[-1])}" for name, values in series.items())
+    last = ", ".join(f"{name} {format_number(values[-1])}" for name, values in series.items())
     alt = label("alt_over_time", what=metric.label, last=last)
     chart = Chart(elements.part_score(metric, "valid"), figure, alt, wide=True)
     return Section(label("learning_curves"), (chart,))

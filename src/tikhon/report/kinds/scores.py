@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tikhon.numbers import CERTAIN, share
-from tikhon.report.page import Label, Name, PageTable, label, number
+from tikhon.numbers import Z_95, format_share
+from tikhon.report.page import Label, Name, PageTable, format_number, label
 from tikhon.report.saved import SavedRun
 
 PARTS = {"train": "training", "valid": "validation", "test": "test"}  # key -> name of the rows
@@ -29,7 +29,10 @@ def table(run: SavedRun, held: Sequence[ScoredRows], *, without: str = "") -> Pa
     rows = tuple(
         (
             name,
-            *((share if key in SHARES else number)(record.get(f"{part}/{key}")) for key in keys),
+            *(
+                (format_share if key in SHARES else format_number)(record.get(f"{part}/{key}"))
+                for key in keys
+            ),
         )
         for name, record, part in held
         if any(f"{part}/{key}" in record for key in keys)
@@ -68,7 +71,7 @@ def recall_table(run: SavedRun) -> PageTable | None:
         return None
     counts = [sum(row) for row in found["confusion"]]
     rows = tuple(
-        (Name(name), f"{count:,}", number(recall if count else None))
+        (Name(name), f"{count:,}", format_number(recall if count else None))
         for name, count, recall in zip(found["classes"], counts, found["recall"])
     )
     head = (label("true_class"), label("test_rows"), label("recall"))
@@ -81,7 +84,7 @@ def learned_nothing(result: Mapping[str, Any]) -> bool:
     Better is what their noise does not explain; older runs kept no margins.
     """
     if margins := (result.get("margins") or {}).get("constant"):
-        return not any(mean > CERTAIN * error for mean, error in margins.values())
+        return not any(mean > Z_95 * error for mean, error in margins.values())
     metrics = result.get("metrics") or {}
     constant = (result.get("yardsticks") or {}).get("constant") or {}
     found = [
@@ -101,11 +104,11 @@ def compare_to_baselines(run: SavedRun) -> Label | None:
     at = f"test/{key}"
     values: dict[str, object] = {
         "metric": label(f"metric_{key}"),
-        "score": number(metrics[at]),
+        "score": format_number(metrics[at]),
         "rows": f"{(run.result.get('rows') or {}).get('test', 0):,}",
-        "constant": number(held["constant"].get(at)),
+        "constant": format_number(held["constant"].get(at)),
         "answer": run.result.get("answer") or label("the_mean"),
     }
     if at not in held.get("linear", {}):
         return label("score_beside_constant", **values)
-    return label("score_beside", linear=number(held["linear"][at]), **values)
+    return label("score_beside", linear=format_number(held["linear"][at]), **values)

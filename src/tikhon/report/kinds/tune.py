@@ -21,8 +21,8 @@ from tikhon.report.page import (
     Page,
     PageTable,
     Section,
+    format_number,
     label,
-    number,
     percent,
     seconds,
     strength,
@@ -143,7 +143,7 @@ def remarks(run: SavedRun, audit: SavedAudit) -> tuple[Label, ...]:
     """Return what the test rows show, then doubts about the choice."""
     found = [scores.compare_to_baselines(run)]
     if audit.get("best_score") != audit.get("chosen_score"):
-        found.append(label("tune_near_best", best=number(audit.get("best_score"))))
+        found.append(label("tune_near_best", best=format_number(audit.get("best_score"))))
     if edges := audit.get("edges"):
         found.append(label("tune_edge", names=", ".join(edges)))
     if run.result.get("stopped"):
@@ -190,17 +190,17 @@ def verdict(run: SavedRun, audit: Mapping[str, object]) -> Label:
     config = run.result.get("config")
     if not config:
         losses = [trial["score"] for trial in run.result.get("trials") or []]
-        best = number(best_score(run, charts.finite(losses)))
+        best = format_number(best_score(run, charts.finite(losses)))
         measured = measure_word(run)
         return label("unfinished_search", trials=len(losses), measure=measured, score=best)
     values = {
         "measure": measure_word(run),
         "config": ", ".join(f"{with_mode(k)} {short(v)}" for k, v in config.items()),
-        "score": number(run.result.get("score")),
-        "default": number(audit.get("default_score")),
+        "score": format_number(run.result.get("score")),
+        "default": format_number(audit.get("default_score")),
         "epoch": audit.get("default_epoch") or "–",
-        "gain": number(audit.get("gain")),
-        "error": number(audit.get("gain_error")),
+        "gain": format_number(audit.get("gain")),
+        "error": format_number(audit.get("gain_error")),
     }
     if audit.get("gain") is None:
         return label("tune_alone", **values)
@@ -226,12 +226,12 @@ def facts(run: SavedRun, found: list[Member], audit: Mapping[str, object]) -> tu
         if (fact := elements.score_fact(metric, metrics, "test"))
     ]
     if run.result.get("score") is not None:
-        shown.append(Fact(measure(run), number(run.result["score"])))
+        shown.append(Fact(measure(run), format_number(run.result["score"])))
     if audit.get("gain") is not None:
         better = audit.get("worth_it")
-        note = label("plus_minus", error=number(audit.get("gain_error")))
+        note = label("plus_minus", error=format_number(audit.get("gain_error")))
         shown.append(
-            Fact(label("gain"), number(audit["gain"]), note, "good" if better else "watch")
+            Fact(label("gain"), format_number(audit["gain"]), note, "good" if better else "watch")
         )
     shown.append(Fact(label("tried"), str(len(found))))
     if run.result.get("seconds") is not None:
@@ -284,8 +284,8 @@ def audit_table(audit: SavedAudit) -> PageTable | None:
     lost = Mark("plain", label("left_out")) if failed else Mark("good", label("none_failed"))
     head = (label("check"), label("value"), label("verdict"))
     rows = (
-        (label("audit_gain"), f"{number(gain)} ± {number(error)}", better),
-        (label("audit_noise"), f"{number(audit.get('noise'))} ({percent(share)})", noisy),
+        (label("audit_gain"), f"{format_number(gain)} ± {format_number(error)}", better),
+        (label("audit_noise"), f"{format_number(audit.get('noise'))} ({percent(share)})", noisy),
         (label("audit_edges"), str(len(edges)), at_edge),
         (label("audit_failed"), str(failed), lost),
     )
@@ -326,8 +326,8 @@ def rung_table(run: SavedRun) -> PageTable:
                 str(budget),
                 str(len(losses)),
                 str(len(losses) - len(known)),
-                number(best_score(run, known)),
-                number(median(known) if known else None),
+                format_number(best_score(run, known)),
+                format_number(median(known) if known else None),
             )
         )
     keys = ("epochs", "tried", "diverged_trials", "best_score", "median_score")
@@ -409,8 +409,8 @@ def table(run: SavedRun, found: list[Member], chosen: int | None) -> Section | N
             str(position + 1),
             *(short(found[i].config.get(n, "–")) for n in names),
             str(found[i].budget),
-            number(losses[i]),  # the final evaluation for the chosen one
-            number(found[i].error or None),
+            format_number(losses[i]),  # the final evaluation for the chosen one
+            format_number(found[i].error or None),
         )
         for position, i in enumerate(order)
     )

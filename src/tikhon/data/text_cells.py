@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from tikhon.data import numerals
+from tikhon.data import number_parsing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ _WRAPPED = re.compile(r"^(?:=\"(.*)\"|'([-+]?[\d.,]*\d)'?|\"([-+]?[\d.,]*\d)\")$
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class TextCells:
     """The distinct texts of a column and their positions; code -1 is an empty cell."""
 
     codes: np.ndarray  # (rows,)
@@ -32,14 +32,14 @@ class Cells:
     is_missing: np.ndarray  # (texts,) True for those meaning "no value" in a numeric column
 
     @classmethod
-    def of(cls, texts: pd.Series) -> Cells:
-        """Build from the texts of a column, as `texts_of` returns them."""
+    def of(cls, texts: pd.Series) -> TextCells:
+        """Build from the texts of a column, as `stripped_texts` returns them."""
         import pandas as pd
 
         codes, levels = pd.factorize(texts.to_numpy(object))
         found = [str(level) for level in levels]
         counts = np.bincount(codes[codes >= 0], minlength=len(found))
-        none = [text.lower() in numerals.MISSING or _no_date(text) for text in found]
+        none = [text.lower() in number_parsing.MISSING or _is_zero_date(text) for text in found]
         return cls(codes, found, counts, np.array(none, bool))
 
     @property
@@ -52,7 +52,7 @@ class Cells:
         total = self.counts[~self.is_missing].sum()
         return float(self.counts[which & ~self.is_missing].sum() / total) if total else 0.0
 
-    def spread(self, values: np.ndarray) -> np.ndarray:
+    def expand_to_rows(self, values: np.ndarray) -> np.ndarray:
         """Expand one number for each text to one for each row, NaN for empty cells."""
         return np.append(np.asarray(values, float), np.nan)[self.codes]
 
@@ -61,30 +61,30 @@ class Cells:
         return int(np.argmax(np.append(np.asarray(which, bool), False)[self.codes]))
 
 
-def level_of(text: str) -> str:
+def normalize_label(text: str) -> str:
     """Return the key under which spellings are one level: case (beyond one letter) and inner
     blanks are ignored.
 
-    >>> [level_of(text) for text in ("Basic", "BASIC", "a", "A")]
+    >>> [normalize_label(text) for text in ("Basic", "BASIC", "a", "A")]
     ['basic', 'basic', 'a', 'A']
     """
-    spaced = " ".join(numerals.tidy(text).split())
+    spaced = " ".join(number_parsing.normalize_text(text).split())
     return spaced.lower() if len(spaced) > 1 else spaced
 
 
-def truths(texts: Sequence[str]) -> bool:
+def are_truth_values(texts: Sequence[str]) -> bool:
     """Return whether the texts are truth values, with both true and false present."""
     lower = {text.lower() for text in texts}
     both = bool(lower & TRUE) and bool(lower & FALSE)
     return both and lower <= TRUE | FALSE and lower != {"0", "1"}
 
 
-def _no_date(text: str) -> bool:
+def _is_zero_date(text: str) -> bool:
     """Return whether a text is a zero date, such as 0000-00-00."""
     return len(text) >= 8 and not text.strip("0-/.: ")
 
 
-def texts_of(series: pd.Series) -> pd.Series:
+def stripped_texts(series: pd.Series) -> pd.Series:
     """Return the cells as stripped texts, without quotes added by a spreadsheet.
 
     Blank cells become missing; whole floats lose ".0".
@@ -104,7 +104,7 @@ def texts_of(series: pd.Series) -> pd.Series:
     return cast("pd.Series", texts.mask(blank) if blank.any() else texts)
 
 
-def parsed(texts: pd.Series) -> np.ndarray | None:
+def parse_plain_numbers(texts: pd.Series) -> np.ndarray | None:
     """Parse the column with "." as decimal mark; None if any text is not a plain number."""
     import pandas as pd
 
@@ -116,14 +116,14 @@ def parsed(texts: pd.Series) -> np.ndarray | None:
     return None if np.isnan(values).any(where=texts.notna().to_numpy()) else values
 
 
-def is_plain(texts: pd.Series, decimal: str) -> bool:
+def is_point_decimal(texts: pd.Series, decimal: str) -> bool:
     """Return whether "." is the decimal mark: given, proved by one number, or irrelevant."""
-    if decimal == "." or _proves_the_point(texts.head(_SAMPLE)) or _proves_the_point(texts):
+    if decimal == "." or _proves_point(texts.head(_SAMPLE)) or _proves_point(texts):
         return True
     return not bool(texts.str.contains(".", regex=False).any())
 
 
-def _proves_the_point(texts: pd.Series) -> bool:
+def _proves_point(texts: pd.Series) -> bool:
     """Return whether any number admits only "." as decimal mark: `0.5`, not `1.036`."""
     pointed = cast(
         "pd.Series", texts[texts.str.contains(".", regex=False).fillna(False).to_numpy(bool)]
@@ -131,7 +131,7 @@ def _proves_the_point(texts: pd.Series) -> bool:
     return not bool(pointed.str.fullmatch(_AMBIGUOUS).all())
 
 
-def iso_days(texts: pd.Series) -> np.ndarray | None:
+def parse_iso_days(texts: pd.Series) -> np.ndarray | None:
     """Return days since 1970 if all texts are ISO 8601 dates, else None."""
     import pandas as pd
 
@@ -139,24 +139,28 @@ def iso_days(texts: pd.Series) -> np.ndarray | None:
     if not bool(texts.head(_SAMPLE).dropna().str.match(r"\d{4}-\d\d").all()):
         return None
     parsed = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
-    days = days_of(cast("pd.Series", parsed))
+    days = days_since_1970(cast("pd.Series", parsed))
     return None if np.isnan(days[present]).any() else days
 
 
-def days_of(series: pd.Series) -> np.ndarray:
+def days_since_1970(series: pd.Series) -> np.ndarray:
     """Convert datetimes of any unit to days since 1970, NaN for missing."""
     if getattr(series.dtype, "tz", None) is not None:
         series = series.dt.tz_convert("UTC").dt.tz_localize(None)
-    moments = series.to_numpy("datetime64[us]")
-    return np.where(np.isnat(moments), np.nan, moments.astype(np.int64) / 86_400e6)
+    parsed_dates = series.to_numpy("datetime64[us]")
+    return np.where(np.isnat(parsed_dates), np.nan, parsed_dates.astype(np.int64) / 86_400e6)
 
 
-def decimal_of(columns: Sequence[pd.Series]) -> str:
+def detect_decimal_mark(columns: Sequence[pd.Series]) -> str:
     """Return the decimal mark proved by a file's numbers, "." or ","; "" for none or both."""
     found: set[str] = set()
     for texts in columns:
         different = texts.dropna().unique()[:_SAMPLE]
-        numbers = [one for text in different if (one := numerals.numeral(str(text))) is not None]
+        numbers = [
+            one
+            for text in different
+            if (one := number_parsing.parse_number(str(text))) is not None
+        ]
         if len(numbers) > len(different) / 2:
-            found |= numerals.votes(numbers) - {"?"}
+            found |= number_parsing.proved_marks(numbers) - {"?"}
     return next(iter(found)) if len(found) == 1 else ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tikhon.data import heads, pace
-from tikhon.data.pace import reading_time
+from tikhon.data import file_heads, reading_time
+from tikhon.data.reading_time import estimate_reading_time
 
 ROWS = 40_000
 
@@ -22,8 +22,8 @@ def large(tmp_path, monkeypatch):
     table = pa.table({**columns, "y": np.where(columns["x0"] > 0, "a", "b")})
     csv.write_csv(table, tmp_path / "d.csv")
     parquet.write_table(table, tmp_path / "d.parquet")
-    monkeypatch.setattr(pace, "LARGE", 10_000)
-    monkeypatch.setattr(heads, "_LENGTHS", (40_000, 160_000))
+    monkeypatch.setattr(reading_time, "LARGE", 10_000)
+    monkeypatch.setattr(file_heads, "_LENGTHS", (40_000, 160_000))
     return tmp_path
 
 
@@ -35,21 +35,21 @@ def test_what_grows_with_the_rows_is_counted_and_what_does_not_is_not(large, mon
         nonlocal clock
         clock += 3 + 0.01 * len(source.frame)
 
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock)
-    assert reading_time(large / name, use) == pytest.approx(3 + 0.01 * ROWS, rel=0.05)
+    monkeypatch.setattr(reading_time.time, "perf_counter", lambda: clock)
+    assert estimate_reading_time(large / name, use) == pytest.approx(3 + 0.01 * ROWS, rel=0.05)
 
 
 def test_what_is_small_or_does_not_tell_has_no_time(large, monkeypatch):
     def refuses(source):
         raise ValueError
 
-    assert reading_time(large / "d.csv", refuses) is None
+    assert estimate_reading_time(large / "d.csv", refuses) is None
     (large / "quoted.csv").write_text('a,b\n"' + "x\n" * 300_000 + '",2\n')
-    assert reading_time(large / "quoted.csv", len) is None
+    assert estimate_reading_time(large / "quoted.csv", len) is None
     (large / "long.csv").write_text("a" * 300_000)
-    assert reading_time(large / "long.csv", len) is None
+    assert estimate_reading_time(large / "long.csv", len) is None
     (large / "d.parquet").write_bytes(b"PAR1" + bytes(200_000))
-    assert reading_time(large / "d.parquet", len) is None
-    assert reading_time(large / "none.csv", len) is None
+    assert estimate_reading_time(large / "d.parquet", len) is None
+    assert estimate_reading_time(large / "none.csv", len) is None
     monkeypatch.undo()
-    assert reading_time(large / "d.csv", len) is None
+    assert estimate_reading_time(large / "d.csv", len) is None

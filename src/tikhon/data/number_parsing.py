@@ -41,7 +41,7 @@ _MULTIPLE_WORDS = {
 _MULTIPLE = "|".join(sorted({*_MULTIPLES, *_MULTIPLE_WORDS}, key=len, reverse=True))
 _BY_CASE = "mMpPyYzZ"  # first letters of units that differ by case: mW is not MW
 # soft hyphen, zero-width space, marks of direction, word joiner, byte order mark
-_UNSEEN = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
+_INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
 _QUOTES = {0x2032: "'", 0x2019: "'", 0x2033: '"', 0x201D: '"'}  # feet and inches, minutes
 FLAGS = ("<", ">", "~", "*")  # limits, an estimate, a footnote mark
 _BOUNDS = {"≤": "<", "≥": ">", "<=": "<", ">=": ">", "≈": "~"}
@@ -69,7 +69,7 @@ _GROUPED = {
     ".": re.compile(r"[1-9]\d{0,2}(?:([, '’_])\d{3})(?:\1\d{3})*|[1-9]\d?(?:,\d\d)+,\d{3}"),
     ",": re.compile(r"[1-9]\d{0,2}(?:([. '’_])\d{3})(?:\1\d{3})*"),
 }
-_NTH = ("st", "nd", "rd", "th")
+_ORDINALS = ("st", "nd", "rd", "th")
 _ANGLE = re.compile(
     r"""(?P<before>[NSEWnsew])?\s*(?P<sign>[-+])?(?P<d>\d{1,3}(?:[.,]\d+)?)\s*°\s*
     (?:(?P<m>[0-5]?\d(?:[.,]\d+)?)\s*'\s*(?:(?P<s>[0-5]?\d(?:[.,]\d+)?)\s*(?:"|'')\s*)?)?
@@ -92,7 +92,7 @@ _PLAIN = re.compile(r"[-+]?\d+")
 
 
 @dataclass(frozen=True)
-class Numeral:
+class ParsedNumber:
     """A parsed number: its value with "." as decimal mark and with ","; None where invalid.
 
     `bound` is "<" or ">" for a limit (`<0.5`, `65+`), "~" for an estimate (`~3`, `3±0.5`), "*" for
@@ -106,7 +106,7 @@ class Numeral:
     multiple: str = ""  # thousands, millions, ..., already applied to the value
 
     @property
-    def vote(self) -> str:
+    def decimal_mark(self) -> str:
         """Decimal mark proved by the text, "." or ","; "?" if the two give different numbers."""
         if self.dot is None:
             return ","
@@ -120,22 +120,22 @@ class Numeral:
         """Return the number for a decimal mark; for "" only if the marks agree."""
         if decimal:
             return self.dot if decimal == "." else self.comma
-        if self.vote == "?":
+        if self.decimal_mark == "?":
             return None
         return self.comma if self.dot is None else self.dot
 
 
-def tidy(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Normalise spaces, minus signs and digits, and remove invisible characters.
 
-    >>> tidy("1\\u202f036"), tidy("\\u22125"), tidy("\\u200e7")
+    >>> normalize_text("1\\u202f036"), normalize_text("\\u22125"), normalize_text("\\u200e7")
     ('1 036', '-5', '7')
     """
     if text.isascii():
         return text.strip()
-    text = _RAISED.sub(_power, text.translate({**_UNSEEN, **_QUOTES}))
+    text = _RAISED.sub(_expand_superscript, text.translate({**_INVISIBLE, **_QUOTES}))
     text = _AFTER_DIGITS.sub(" ", text)
-    text = "".join(map(_plain_digit, unicodedata.normalize("NFKC", text).strip()))
+    text = "".join(map(_to_ascii, unicodedata.normalize("NFKC", text).strip()))
     return re.sub(r"^[\u2010-\u2013](?=[\d.,])", "-", text)
 
 
@@ -143,7 +143,7 @@ _AFTER_DIGITS = re.compile("(?<=\\d)(?=[¼-¾⅐-⅞])")  # 9½ is not 91/2
 _RAISED = re.compile(r"(?<![^\W\d_])\u207b?[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+")  # not of m²
 
 
-def _power(found: re.Match[str]) -> str:
+def _expand_superscript(found: re.Match[str]) -> str:
     """Turn a superscript into "^" and digits."""
     return "^" + unicodedata.normalize("NFKC", found[0])
 
@@ -151,29 +151,31 @@ def _power(found: re.Match[str]) -> str:
 _SIGNS = {"\u2212": "-", "\ufe63": "-", "\u066b": ".", "\u066c": ","}  # minus; marks of Arabic
 
 
-def _plain_digit(character: str) -> str:
+def _to_ascii(character: str) -> str:
     """Convert a digit or sign of any script to ASCII."""
     digit = None if character.isascii() else unicodedata.decimal(character, None)
     return _SIGNS.get(character, character) if digit is None else str(digit)
 
 
-def numeral(text: str) -> Numeral | None:
+def parse_number(text: str) -> ParsedNumber | None:
     """Parse a number; None for other text.
 
-    >>> numeral("1.234,50").value(","), numeral("($1,036)").value("."), numeral("1.036").vote
-    (1234.5, -1036.0, '?')
+    >>> parse_number("1.234,50").value(","), parse_number("($1,036)").value(".")
+    (1234.5, -1036.0)
+    >>> parse_number("1.036").decimal_mark
+    '?'
     """
-    text = tidy(text)
+    text = normalize_text(text)
     if _PLAIN.fullmatch(text):
         value = float(text)
-        return Numeral(value, value)
+        return ParsedNumber(value, value)
     found = _NUMBER.fullmatch(text)
     if not found:
         if infinite := _INFINITE.fullmatch(text):
             value = math.copysign(math.inf, -1 if infinite[1] == "-" else 1)
-            return Numeral(value, value)
-        return _angle(text) or _in_parts(text)
-    if _contradicts(found):
+            return ParsedNumber(value, value)
+        return _parse_angle(text) or _parse_fraction(text)
+    if _has_conflicting_signs(found):
         return None
     unit, factor = _unit(found["before"], found["multiple"], found["after"])
     if unit is None:
@@ -184,12 +186,12 @@ def numeral(text: str) -> Numeral | None:
         for value in (_value(found["digits"], found["exponent"], mark) for mark in ".,")
     ]
     if readings == [None, None]:
-        return _in_parts(text)
+        return _parse_fraction(text)
     multiple = found["multiple"] or found["after"] if factor != 1 else ""
-    return Numeral(readings[0], readings[1], _bound(found), unit, multiple)
+    return ParsedNumber(readings[0], readings[1], _bound(found), unit, multiple)
 
 
-def _angle(text: str) -> Numeral | None:
+def _parse_angle(text: str) -> ParsedNumber | None:
     """Parse degrees, minutes and seconds; south and west are negative."""
     found = _ANGLE.fullmatch(text)
     if found is None or (found["before"] and found["after"]):
@@ -204,20 +206,20 @@ def _angle(text: str) -> Numeral | None:
         told = not any(other in part for part in parts)
         numbers = [float(part.replace(mark, ".")) for part in parts] if told else []
         values.append(factor * sum(n / 60**k for k, n in enumerate(numbers)) if told else None)
-    return None if values == [None, None] else Numeral(values[0], values[1], unit="°")
+    return None if values == [None, None] else ParsedNumber(values[0], values[1], unit="°")
 
 
-def _in_parts(text: str) -> Numeral | None:
+def _parse_fraction(text: str) -> ParsedNumber | None:
     """Parse feet and inches, and mixed fractions: 5'11", 5 ft 11 in, 9 1/2."""
     if found := _FEET.fullmatch(text):
         value = int(found["feet"]) + float(found["inches"]) / 12
-        return Numeral(value, value, unit="ft")
+        return ParsedNumber(value, value, unit="ft")
     found = _FRACTION.fullmatch(text)
     if found is None or int(found["over"]) >= int(found["under"]):
         return None
     value = int(found["whole"] or 0) + int(found["over"]) / int(found["under"])
     value = -value if found["sign"] == "-" else value
-    return Numeral(value, value, unit='"' if found["inch"] else "")
+    return ParsedNumber(value, value, unit='"' if found["inch"] else "")
 
 
 def _bound(found: re.Match[str]) -> str:
@@ -229,7 +231,7 @@ def _bound(found: re.Match[str]) -> str:
     return ">" if found["trail"] == "+" else "*" if found["note"] else ""
 
 
-def _contradicts(found: re.Match[str]) -> bool:
+def _has_conflicting_signs(found: re.Match[str]) -> bool:
     """Return whether there are two signs or an unbalanced parenthesis."""
     signs = [s for s in (found["sign"], found["second"], found["trail"]) if s]
     closed = bool(found["open"]) == bool(found["close"])
@@ -241,7 +243,7 @@ def _unit(before: str | None, multiple: str | None, after: str | None) -> tuple[
     before = (before or "").removesuffix(".")
     if before and before[-1] not in _SYMBOLS and before not in _CURRENCIES | _WORDS:
         return None, 1.0
-    after = "" if (after or "").lower() in _NTH else after or ""  # the 37th
+    after = "" if (after or "").lower() in _ORDINALS else after or ""  # the 37th
     if multiple:  # 3 Mio. €
         factor = _factor(multiple)
         told = factor is not None and not before and is_currency(after)
@@ -276,11 +278,11 @@ def is_currency(unit: str) -> bool:
     return unit in _CURRENCIES | _WORDS or (unit != "" and unit[-1] in _SYMBOLS)
 
 
-def same_unit(unit: str) -> str:
+def normalize_unit(unit: str) -> str:
     """Normalise a unit: `days` and `day`, `KG` and `kg` are one; so are all multiples.
 
-    >>> same_unit("Years") == same_unit("year"), same_unit("mW") == same_unit("MW")
-    (True, False)
+    >>> [normalize_unit(unit) for unit in ("Years", "year", "mW", "MW")]
+    ['year', 'year', 'mW', 'MW']
     """
     if unit.startswith("*"):
         return "*"
@@ -290,7 +292,7 @@ def same_unit(unit: str) -> str:
     return unit[:-1] if len(unit) > 2 and unit.endswith("s") and "/" not in unit else unit
 
 
-def units(found: Iterable[Numeral]) -> tuple[str, ...] | None:
+def common_unit(found: Iterable[ParsedNumber]) -> tuple[str, ...] | None:
     """Return the unit of a column, () for none; None for incompatible units.
 
     Compatible are one unit in all cells but zeros, one currency in some, and multiples (`1.2k`).
@@ -299,7 +301,7 @@ def units(found: Iterable[Numeral]) -> tuple[str, ...] | None:
     seen: dict[str, str] = {}
     for one in found:
         if one.unit:
-            seen.setdefault(same_unit(one.unit), one.unit)
+            seen.setdefault(normalize_unit(one.unit), one.unit)
         elif one.dot != 0 or one.comma != 0:
             plain = True
     multiples = seen.pop("*", None)
@@ -311,17 +313,19 @@ def units(found: Iterable[Numeral]) -> tuple[str, ...] | None:
     return shown
 
 
-def multiples(found: Iterable[Numeral]) -> tuple[str, ...]:
+def multiple_suffixes(found: Iterable[ParsedNumber]) -> tuple[str, ...]:
     """Return the suffixes for thousands, millions, ... of the numbers."""
     return tuple(sorted({one.multiple for one in found if one.multiple}))
 
 
-def votes(found: Iterable[Numeral]) -> frozenset[str]:
+def proved_marks(found: Iterable[ParsedNumber]) -> frozenset[str]:
     """Return the decimal marks the texts prove: a set of ".", "," and "?"."""
-    return frozenset(one.vote for one in found if one.vote)
+    return frozenset(one.decimal_mark for one in found if one.decimal_mark)
 
 
-def read(found: Sequence[Numeral | None], decimal: str) -> tuple[np.ndarray, list[str]]:
+def values_and_bounds(
+    found: Sequence[ParsedNumber | None], decimal: str
+) -> tuple[np.ndarray, list[str]]:
     """Return values (NaN where invalid under the mark) and bounds of parsed texts."""
     values = np.full(len(found), np.nan)
     bounds = [""] * len(found)

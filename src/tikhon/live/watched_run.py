@@ -20,7 +20,7 @@ SERVED = ("/page.css", "/plotly.js", "/page.js", "/live.js")
 Version = tuple[tuple[int, int], ...]
 
 
-class Watched:
+class WatchedRun:
     """A run folder that may change at any time."""
 
     def __init__(self, path: str | Path, language: str | None = None) -> None:
@@ -69,31 +69,33 @@ class Watched:
     def _render(self) -> str:
         version = self.version()
         if self.waits:
-            built = waiting(self.path)
+            built = waiting_page(self.path)
         else:
             running = not (self.path / "result.json").exists()
-            built = replace(build(thinned(read(self.path))), running=running)
+            built = replace(build(thin_history(read(self.path))), running=running)
         page = render(built, self.language, served=SERVED)
         self._version = version
         return page
 
 
-def waiting(path: Path) -> Page:
+def waiting_page(path: Path) -> Page:
     """Return the page of a run that has not begun."""
     return Page(
         Name(path.name), "plain", label("waiting"), (label("waiting_for", path=str(path)),)
     )
 
 
-def thinned(run: SavedRun, points: int = POINTS) -> SavedRun:
+def thin_history(run: SavedRun, points: int = POINTS) -> SavedRun:
     """Keep at most about `points` epochs, including the last one and any divergence."""
     every = -(-len(run.history) // points)
     if every <= 1:
         return run
     last = len(run.history) - 1
-    kept = [r for i, r in enumerate(run.history) if i % every == 0 or i == last or _broken(r)]
+    kept = [
+        r for i, r in enumerate(run.history) if i % every == 0 or i == last or _has_diverged(r)
+    ]
     return replace(run, history=tuple(kept[: 2 * points]))
 
 
-def _broken(record: dict) -> bool:
+def _has_diverged(record: dict) -> bool:
     return "train/loss" in record and record["train/loss"] is None

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tikhon.data.fields import titles
+from tikhon.data.fields import count_titles
 from tikhon.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 Frame = tuple["pd.DataFrame", dict[str, str]]  # with the columns of non-scalar cells: name -> type
 
 
-def arrow(path: Path, content: bytes, kind: str) -> Frame:
+def read_arrow(path: Path, content: bytes, kind: str) -> Frame:
     """Read a Parquet or Feather file. Raises `DataError` for a damaged one."""
     try:
         import pyarrow
@@ -52,7 +52,7 @@ def _from_arrow(path: Path, table: pa.Table) -> Frame:
     foreign: dict[str, str] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         try:
-            plain, what = _plain(column)
+            plain, what = _to_scalars(column)
             columns[name] = plain.to_pandas(date_as_object=False, timestamp_as_object=False)
         except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
             raise DataError(f"{path}: column {name!r} cannot be read: {error}") from error
@@ -61,7 +61,7 @@ def _from_arrow(path: Path, table: pa.Table) -> Frame:
     return pd.DataFrame(columns), foreign
 
 
-def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
+def _to_scalars(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
     """Return the column as numbers, texts, booleans or timestamps, or the name of another type."""
     import pyarrow as pa
     from pyarrow import compute as pc, types
@@ -71,7 +71,7 @@ def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
         kind = column.type
     if types.is_dictionary(kind):
-        return _plain(column.cast(kind.value_type))
+        return _to_scalars(column.cast(kind.value_type))
     if types.is_decimal(kind) or types.is_float16(kind):
         return column.cast(pa.float64()), ""
     if types.is_date(kind):
@@ -92,19 +92,21 @@ def _plain(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
     return column, ""
 
 
-def json_rows(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list[int]]:
+def read_json(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list[int]]:
     """Read one JSON object per line, or a list of objects, with their line numbers."""
-    rows, inside = _listed(text, wrapped=path.name.lower().removesuffix(".gz").endswith(".json"))
+    rows, inside = _json_objects(
+        text, wrapped=path.name.lower().removesuffix(".gz").endswith(".json")
+    )
     lines: list[int] = []
     if not rows:
-        rows, lines = _one_a_line(path, text)
+        rows, lines = _json_lines(path, text)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    frame, foreign = frame_of({name: [row.get(name) for row in rows] for name in names})
+    frame, foreign = build_frame({name: [row.get(name) for row in rows] for name in names})
     frame.attrs["inside"] = inside
     return frame, foreign, lines
 
 
-def _listed(text: str, *, wrapped: bool) -> tuple[list[dict[str, Any]], str | None]:
+def _json_objects(text: str, *, wrapped: bool) -> tuple[list[dict[str, Any]], str | None]:
     """Return the objects of a JSON document that is a list, or an object with a single list; else
     none.
     """
@@ -113,7 +115,7 @@ def _listed(text: str, *, wrapped: bool) -> tuple[list[dict[str, Any]], str | No
     found: Any
     name: str | None = None
     try:
-        found = json.loads(text, object_pairs_hook=_once)
+        found = json.loads(text, object_pairs_hook=_unique_keys)
         json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return [], None  # the error is reported by line
@@ -126,14 +128,14 @@ def _listed(text: str, *, wrapped: bool) -> tuple[list[dict[str, Any]], str | No
     return (found, name) if all(isinstance(row, dict) for row in found) else ([], None)
 
 
-def _one_a_line(path: Path, text: str) -> tuple[list[dict[str, object]], list[int]]:
+def _json_lines(path: Path, text: str) -> tuple[list[dict[str, object]], list[int]]:
     rows: list[dict[str, object]] = []
     lines: list[int] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_once)
+            row = json.loads(line, object_pairs_hook=_unique_keys)
             json.dumps(row, ensure_ascii=False).encode()  # rejects lone surrogates
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -148,7 +150,7 @@ def _one_a_line(path: Path, text: str) -> tuple[list[dict[str, object]], list[in
     return rows, lines
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, object]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -156,7 +158,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, object]:
     return found
 
 
-def workbook(path: Path, content: bytes) -> Frame:
+def read_workbook(path: Path, content: bytes) -> Frame:
     """Read the first sheet of an .xlsx file; formulas as their saved values."""
     try:
         import openpyxl
@@ -174,7 +176,9 @@ def workbook(path: Path, content: bytes) -> Frame:
     rows = [row for row in rows if any(cell is not None for cell in row)]
     if not rows:
         raise DataError(f"{path} is empty: a header and rows are needed")
-    above = titles([["" if c is None else str(c).strip() for c in row] for row in rows[:100]])
+    above = count_titles(
+        [["" if c is None else str(c).strip() for c in row] for row in rows[:100]]
+    )
     rows = rows[above or 0 :]
     header = ["" if cell is None else str(cell).strip() for cell in rows[0]]
     while (
@@ -191,12 +195,12 @@ def workbook(path: Path, content: bytes) -> Frame:
         name: [row[i] if i < len(row) else None for row in rows[1:]]
         for i, name in enumerate(header)
     }
-    frame, foreign = frame_of(cells)
+    frame, foreign = build_frame(cells)
     frame.attrs |= {"others": others, "titles": above}
     return frame, foreign
 
 
-def frame_of(columns: Mapping[str, list[Any]]) -> Frame:
+def build_frame(columns: Mapping[str, list[Any]]) -> Frame:
     """Build a frame of Python values: numbers, booleans, timestamps or texts in each column."""
     import numpy as np
     import pandas as pd

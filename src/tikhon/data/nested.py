@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from numbers import Number
@@ -10,36 +9,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from tikhon.errors import DataError, InputError
+from tikhon.errors import DataError
 
 Batch = tuple[Any, Any]  # (inputs, target)
-# Of (output, target), or of (model, batch) by the name of its first parameter.
-LossFunction = Callable[[Any, Any], Tensor]
-MODEL_WORDS = ("model", "net", "network", "module")
 
 
-class Named(dict[str, Any]):
+class NamedInputs(dict[str, Any]):
     """Named inputs, remembering the name of their target."""
 
     target = "labels"
 
 
-class Beside(tuple[Any, ...]):
+class FlatInputs(tuple[Any, ...]):
     """Several inputs from a flat tuple (a, b, y), as opposed to ((a, b), y)."""
 
 
-TARGETS = ("labels", "label", "target", "targets", "y")
+TARGET_NAMES = ("labels", "label", "target", "targets", "y")
 
 
-def split(batch: object, name: str = "data") -> Batch:
+def split_batch(batch: object, name: str = "data") -> Batch:
     """Split a batch into inputs and target (None if missing), converting arrays to tensors."""
     try:
         if isinstance(batch, Mapping):
-            values = Named(batch)
-            values.target = next((k for k in TARGETS if k in values), "")
+            values = NamedInputs(batch)
+            values.target = next((k for k in TARGET_NAMES if k in values), "")
             target = values.pop(values.target, None)
             return as_tensors(values, f"{name} x"), as_tensors(target, f"{name} y")
         if not isinstance(batch, tuple | list) or isinstance(batch, PackedSequence):
@@ -47,7 +43,7 @@ def split(batch: object, name: str = "data") -> Batch:
         if len(batch) < 2:  # of `TensorDataset(x)`: kept a tuple so that `batch[0]` still works
             return as_tensors(tuple(batch)) if batch else None, None
         *inputs, target = batch
-        x = inputs[0] if len(inputs) == 1 else Beside(inputs)
+        x = inputs[0] if len(inputs) == 1 else FlatInputs(inputs)
         return as_tensors(x, f"{name} x"), as_tensors(target, f"{name} y")
     except DataError:
         raise
@@ -58,14 +54,14 @@ def split(batch: object, name: str = "data") -> Batch:
         ) from error
 
 
-def whole(batch: Batch) -> Any:
-    """Join inputs and target to the original batch; the inverse of `split`."""
+def join_batch(batch: Batch) -> Any:
+    """Join inputs and target to the original batch; the inverse of `split_batch`."""
     inputs, target = batch
-    if isinstance(inputs, Named):
+    if isinstance(inputs, NamedInputs):
         return {**inputs, inputs.target: target} if inputs.target else dict(inputs)
     if target is None:
         return inputs
-    return (*inputs, target) if isinstance(inputs, Beside) else (inputs, target)
+    return (*inputs, target) if isinstance(inputs, FlatInputs) else (inputs, target)
 
 
 def as_tensors(value: object, name: str = "data") -> object:
@@ -73,30 +69,31 @@ def as_tensors(value: object, name: str = "data") -> object:
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, Mapping):
-        return _named(value, {k: as_tensors(v, f"{name} {k}") for k, v in value.items()})
+        return _named_like(value, {k: as_tensors(v, f"{name} {k}") for k, v in value.items()})
     if isinstance(value, PackedSequence):
         return value
     if isinstance(value, tuple) or (
         isinstance(value, list) and any(isinstance(v, Tensor | tuple | Mapping) for v in value)
     ):
-        return _several(value, (as_tensors(v, name) for v in value))
+        return _tuple_like(value, (as_tensors(v, name) for v in value))
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
         raise DataError(f"{name} is a sparse matrix of scipy, and rows are dense: give .toarray()")
     if isinstance(value, list | int | float) or hasattr(value, "__array__"):
-        array = np.require(_plain(value), requirements=["C", "W"])
+        array = np.require(_as_array(value), requirements=["C", "W"])
         if array.dtype.kind not in "biuf":
             ask = "; number the classes: numpy.unique(y, return_inverse=True)[1]"
             raise DataError(
-                f"{name} must be numeric, received an array of {array.dtype}{_texts(value)}"
+                f"{name} must be numeric, received an array of {array.dtype}"
+                + _describe_text_columns(value)
                 + (ask if name.endswith(" y") else "")
             )
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         tensor = torch.as_tensor(array)
-        return _in_default_type(tensor, name) if tensor.is_floating_point() else tensor
+        return _to_default_dtype(tensor, name) if tensor.is_floating_point() else tensor
     return value
 
 
-def _plain(value: Any) -> np.ndarray:
+def _as_array(value: Any) -> np.ndarray:
     """Return the value as an array; frames of numbers and booleans become floats.
 
     pandas returns objects for its nullable dtypes, and for numbers beside booleans.
@@ -105,20 +102,20 @@ def _plain(value: Any) -> np.ndarray:
     if array.dtype != object:
         return array
     if not hasattr(value, "to_numpy"):
-        return _of_objects(array)
+        return _numbers_of_objects(array)
     kinds = value.dtypes if hasattr(value, "columns") else [value.dtype]
     if not all(getattr(kind, "kind", "O") in "biuf" for kind in kinds):
-        return _of_objects(array)
+        return _numbers_of_objects(array)
     return value.to_numpy(np.float64, na_value=np.nan)
 
 
-def _of_objects(array: np.ndarray) -> np.ndarray:
+def _numbers_of_objects(array: np.ndarray) -> np.ndarray:
     """Convert an object array to numbers if all its elements are numbers."""
     numbers = all(isinstance(v, Number) and not isinstance(v, complex) for v in array.flat)
     return np.array(array.tolist()) if array.size and numbers else array
 
 
-def _texts(value: Any) -> str:
+def _describe_text_columns(value: Any) -> str:
     """Name the non-numeric columns of a frame, for a message."""
     if not hasattr(value, "columns"):
         return ""
@@ -127,7 +124,7 @@ def _texts(value: Any) -> str:
     return f"; columns that are no numbers: {', '.join(found[:8])}" if found else ""
 
 
-def _in_default_type(tensor: Tensor, name: str) -> Tensor:
+def _to_default_dtype(tensor: Tensor, name: str) -> Tensor:
     """Convert to torch's default dtype; raise `DataError` where that overflows."""
     found = tensor.to(torch.get_default_dtype())
     if found.element_size() < tensor.element_size():
@@ -141,33 +138,33 @@ def _in_default_type(tensor: Tensor, name: str) -> Tensor:
     return found
 
 
-def in_double(data: object) -> object:
+def keep_float64(data: object) -> object:
     """Return a pair with float64 arrays as tensors, so that `pair` keeps their dtype.
 
     In float32, y = 1e9 + noise would be constant.
     """
-    return tuple(map(_in_double, data)) if isinstance(data, tuple) else data
+    return tuple(map(_keep_float64, data)) if isinstance(data, tuple) else data
 
 
-def _in_double(part: object) -> object:
+def _keep_float64(part: object) -> object:
     if isinstance(part, Tensor) or not hasattr(part, "__array__"):
         return part
     array = np.require(np.asarray(part), requirements=["C", "W"])
     return torch.as_tensor(array) if array.dtype == np.float64 else part
 
 
-def _named(like: Mapping[object, object], values: dict[Any, Any]) -> dict[Any, Any]:
+def _named_like(like: Mapping[object, object], values: dict[Any, Any]) -> dict[Any, Any]:
     """Copy the target name of `like` to the values."""
-    if not isinstance(like, Named):
+    if not isinstance(like, NamedInputs):
         return values
-    named = Named(values)
+    named = NamedInputs(values)
     named.target = like.target
     return named
 
 
-def _several(like: object, values: Iterable[Any]) -> tuple[Any, ...]:
+def _tuple_like(like: object, values: Iterable[Any]) -> tuple[Any, ...]:
     """Return the values as a tuple of the same type as `like`."""
-    return Beside(values) if isinstance(like, Beside) else tuple(values)
+    return FlatInputs(values) if isinstance(like, FlatInputs) else tuple(values)
 
 
 def tensors(value: object) -> list[Tensor]:
@@ -183,16 +180,16 @@ def tensors(value: object) -> list[Tensor]:
     return []
 
 
-def entries(tensor: Tensor) -> Tensor:
+def stored_values(tensor: Tensor) -> Tensor:
     """Return the stored values of a tensor, for a sparse one the non-zeros."""
     if tensor.layout == torch.strided:
         return tensor
     return tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
 
 
-def length(batch: Batch) -> int:
+def batch_length(batch: Batch) -> int:
     """Count the rows of a batch; raise `DataError` if the counts differ or are zero."""
-    counts = [len(t) if t.ndim else 0 for part in batch for t in _columns(part)]
+    counts = [len(t) if t.ndim else 0 for part in batch for t in _row_tensors(part)]
     if not counts or min(counts) == 0:
         raise DataError("data has no rows")
     if len(set(counts)) > 1:
@@ -200,161 +197,76 @@ def length(batch: Batch) -> int:
     return counts[0]
 
 
-def _columns(value: object) -> list[Tensor]:
+def _row_tensors(value: object) -> list[Tensor]:
     """Return the tensors with one row for each sample; a stand-in for packed sequences."""
     if isinstance(value, PackedSequence):
         return [torch.empty(int(value.batch_sizes[0]))]
     if isinstance(value, tuple):
-        return [t for part in value for t in _columns(part)]
+        return [t for part in value for t in _row_tensors(part)]
     return tensors(value)
 
 
-def take(batch: object, index: Tensor) -> Any:
+def take_rows(batch: object, index: Tensor) -> Any:
     """Select rows of a nested batch."""
     if isinstance(batch, Tensor):
         plain = batch.layout in (torch.strided, torch.sparse_coo)
         return (batch if plain else batch.to_sparse()).index_select(0, index.to(batch.device))
     if isinstance(batch, Mapping):
-        return _named(batch, {k: take(v, index) for k, v in batch.items()})
+        return _named_like(batch, {k: take_rows(v, index) for k, v in batch.items()})
     if isinstance(batch, PackedSequence):
         rows, lengths = pad_packed_sequence(batch, batch_first=True)
         return pack_padded_sequence(
             rows[index], lengths[index], batch_first=True, enforce_sorted=False
         )
     if isinstance(batch, tuple | list):
-        return _several(batch, (take(v, index) for v in batch))
+        return _tuple_like(batch, (take_rows(v, index) for v in batch))
     return batch
 
 
-def join(parts: list[Any]) -> Any:
+def concatenate(parts: list[Any]) -> Any:
     """Concatenate nested batches."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(parts)
     if isinstance(first, Mapping):
-        return _named(first, {k: join([p[k] for p in parts]) for k in first})
+        return _named_like(first, {k: concatenate([p[k] for p in parts]) for k in first})
     if isinstance(first, PackedSequence):
         raise TypeError("packed sequences are not joined")
     if isinstance(first, tuple | list):
-        return _several(first, (join(list(column)) for column in zip(*parts)))
+        return _tuple_like(first, (concatenate(list(column)) for column in zip(*parts)))
     return first
 
 
-def cut(value: object, rows: slice) -> Any:
+def slice_rows(value: object, rows: slice) -> Any:
     """Slice the rows of a nested value, as views."""
-    return each(value, lambda part: part[rows])
+    return map_tensors(value, lambda part: part[rows])
 
 
-def in_parts(value: object, rows: int = 4096) -> Iterator[Any]:
+def iterate_slices(value: object, rows: int = 4096) -> Iterator[Any]:
     """Yield slices of at most `rows` rows of a nested value, as views."""
     for at in range(0, len(tensors(value)[0]), rows):
-        yield cut(value, slice(at, at + rows))
+        yield slice_rows(value, slice(at, at + rows))
 
 
-def moved(value: object, device: torch.device) -> Any:
+def to_device(value: object, device: torch.device) -> Any:
     """Move a nested value to a device."""
-    return each(value, lambda part: part.to(device))
+    return map_tensors(value, lambda part: part.to(device))
 
 
-def call(model: nn.Module, inputs: object) -> Any:
-    """Call the model: a tuple gives positional arguments, a dictionary keyword arguments.
-
-    Raises `InputError` where it fails because inputs and weights differ in dtype.
-    """
-    try:
-        return graded(lambda: forward(model, inputs))
-    except TypeError as error:
-        _check_arguments(model, inputs, error)
-        raise
-    except RuntimeError as error:
-        given = {t.dtype for t in tensors(inputs)}
-        own = {p.dtype for p in model.parameters()}
-        if "type" not in str(error) or len(own) != 1 or not given or given & own:
-            raise
-        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in given))
-        wanted = str(own.pop()).removeprefix("torch.")
-        raise InputError(
-            f"the inputs are {names} and the model's weights {wanted}, and it fails on them "
-            f"({str(error).splitlines()[0].rstrip('.')}); give them the dtype of the weights: "
-            f"x.to(torch.{wanted})"
-        ) from error
-
-
-def takes_model(loss: Any) -> bool:
-    """Return whether a loss has the form `loss(model, batch)`, by its parameter names."""
-    if isinstance(loss, nn.Module):
-        return False
-    try:
-        words = list(inspect.signature(loss).parameters)
-    except (TypeError, ValueError):
-        return False
-    return bool(words) and (words[0] in MODEL_WORDS or words[1:2] == ["batch"])
-
-
-def loss_on(loss: LossFunction, model: nn.Module, batch: Batch) -> Tensor:
-    """Return the loss of a model on a batch (inputs, target), running the forward pass."""
-    if takes_model(loss):
-        return graded(lambda: loss(model, whole(batch)))
-    return loss(call(model, batch[0]), batch[1])
-
-
-def forward(model: nn.Module, inputs: object) -> Any:
-    """Call the model on its inputs without translating errors."""
-    if isinstance(inputs, Mapping):
-        if len(inputs) == 1 and isinstance(model, nn.Sequential):  # takes no keyword arguments
-            return model(*inputs.values())
-        return model(**inputs)
-    if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
-        return model(*inputs)
-    return model(inputs)
-
-
-def _check_arguments(model: nn.Module, inputs: object, error: TypeError) -> None:
-    """Raise `InputError` where the inputs do not match the signature of `forward`."""
-    named = isinstance(inputs, Mapping)
-    given = tuple(inputs) if isinstance(inputs, tuple | list) and not named else (inputs,)
-    try:
-        inspect.signature(model.forward).bind(
-            *(() if named else given), **(inputs if named else {})
-        )
-    except TypeError:
-        shown = f"named {', '.join(map(str, inputs))}" if named else f"{len(given)}"
-        raise InputError(
-            f"the inputs are no arguments of {type(model).__name__}.forward ({error}): received "
-            f"{shown}; of (a, b, y) all but the last are inputs, and of a dictionary all but "
-            f"the target ({', '.join(TARGETS)})"
-        ) from error
-
-
-def graded(run: Callable[[], Any]) -> Any:
-    """Call `run`; retry with gradients enabled if it needs them, and detach the result.
-
-    Forces (slopes of an energy), differential equations and gradient penalties differentiate by
-    the inputs, which fails under `torch.no_grad()`.
-    """
-    try:
-        return run()
-    except RuntimeError as error:
-        if torch.is_grad_enabled() or "does not require grad" not in str(error):
-            raise
-    with torch.enable_grad():
-        return each(run(), Tensor.detach)
-
-
-def each(value: object, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: object, change: Callable[[Tensor], Tensor]) -> Any:
     """Apply a function to every tensor of a nested value."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return _named(value, {k: each(v, change) for k, v in value.items()})
+        return _named_like(value, {k: map_tensors(v, change) for k, v in value.items()})
     if isinstance(value, PackedSequence):
         moved: Any = value
         return moved.to(change(torch.empty(0)).device)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(each(v, change) for v in value))
+        return type(value)(*(map_tensors(v, change) for v in value))
     if isinstance(value, tuple | list):
-        return _several(value, (each(v, change) for v in value))
+        return _tuple_like(value, (map_tensors(v, change) for v in value))
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: each(getattr(value, f.name), change) for f in fields(value)}
+        changed = {f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)}
         return type(value)(**changed)
     return value

@@ -10,27 +10,27 @@ from collections.abc import Iterator, Sequence, Set
 import numpy as np
 
 from tikhon.data.columns import Column
-from tikhon.data.encoding import blocks
-from tikhon.data.reading import Source, listed
+from tikhon.data.encoding import column_slices
+from tikhon.data.reading import Source, quote_names
 from tikhon.languages import Sentence, sentence
 
-_RARE_CLASS = 0.1
+_RARE_SHARE = 0.1
 _LARGE_CLASS = 0.3  # share of the largest class below which constant predictions score low
-_UNTOLD = 0.02  # share of a constant prediction's errors that a leak may leave
+_LEAK_ERRORS = 0.02  # share of a constant prediction's errors that a leak may leave
 _SAMPLE = 5_000
 _DAYS = 8  # fewest distinct dates whose order is not by chance
-_TOGETHER = 1e-8  # residual share of the target's variance for an exact combination of columns
-_PARTS = 6  # most columns in such a sum or product
-_WIDE = 50  # most numeric columns searched for it
-_CHANCE = 1e-3  # probability that columns are equal by accident
-_OF_GROUPS = 10  # fewest distinct values of a column of groups
+_EXACT = 1e-8  # residual share of the target's variance for an exact combination of columns
+_MAX_TERMS = 6  # most columns in such a sum or product
+_MAX_COLUMNS = 50  # most numeric columns searched for it
+_CHANCE_LEVEL = 1e-3  # probability that columns are equal by accident
+_MIN_GROUPS = 10  # fewest distinct values of a column of groups
 _BLOCK = 10_000  # rows hashed at a time
 _TOTAL = re.compile(
     r"\s*(?:(?:grand|sub)[- ]?)?(?:totals?|sum|overall|all|summe|gesamt|insgesamt|total général|"
     r"totale|suma|итого|всего|合计|总计|合計|総計)\s*:?\s*",
     re.IGNORECASE,
 )
-_WHOSE = re.compile(
+_GROUP_NAME = re.compile(
     r"(?i:(?:^|[_\s.-])(?:id|uuid|guid)$|^(?:patient|subject|participant|person|user|customer|client|"
     r"member|household|session|speaker|animal|device|machine)s?(?:[_\s.-]?(?:no|nr|number|#))?$)"
     r"|(?<=[a-z])I[dD]$"
@@ -41,25 +41,25 @@ _SENTINELS = frozenset(
 )
 
 
-def readings(columns: Sequence[Column]) -> list[Sentence]:
+def report_formats(columns: Sequence[Column]) -> list[Sentence]:
     """Report columns that were parsed in an unusual format."""
-    told = [f"{listed([c.name])}: {c.reading}" for c in columns if c.reading]
+    told = [f"{quote_names([c.name])}: {c.reading}" for c in columns if c.reading]
     more = f"; and {len(told) - 12} more" if len(told) > 12 else ""
     return [sentence("notice_read", columns="; ".join(told[:12]) + more)] if told else []
 
 
-def not_used(columns: Sequence[Column]) -> list[Sentence]:
+def report_dropped(columns: Sequence[Column]) -> list[Sentence]:
     """Report the unused columns and the reasons."""
-    return [sentence("notice_left_out", columns=left_out(columns))] if columns else []
+    return [sentence("notice_left_out", columns=describe_dropped(columns))] if columns else []
 
 
-def left_out(columns: Sequence[Column]) -> str:
+def describe_dropped(columns: Sequence[Column]) -> str:
     """List the unused columns and the reasons."""
-    shown = "; ".join(f"{listed([c.name])} ({c.reason})" for c in columns[:8])
+    shown = "; ".join(f"{quote_names([c.name])} ({c.reason})" for c in columns[:8])
     return shown + (f" and {len(columns) - 8} more" if len(columns) > 8 else "")
 
 
-def text_na(source: Source, target: str) -> list[Sentence]:
+def find_na_labels(source: Source, target: str) -> list[Sentence]:
     """Report labels that look like "no value"."""
     text = source.frame[target].astype("string").str.strip()
     found = text[text.str.lower().isin(["na", "n/a", "nan", "null", "none"])]
@@ -69,7 +69,7 @@ def text_na(source: Source, target: str) -> list[Sentence]:
     ]
 
 
-def close(name: str, labels: Sequence[str]) -> list[Sentence]:
+def find_similar_labels(name: str, labels: Sequence[str]) -> list[Sentence]:
     """Report labels that are kept apart although they differ only in case (single letters) or in
     trailing punctuation (`>50K.`).
     """
@@ -77,35 +77,35 @@ def close(name: str, labels: Sequence[str]) -> list[Sentence]:
     found = [label for label in letters if label.swapcase() in set(labels) - {label}]
     bare = [re.sub(r"[\s.,;:!]+$", "", label).lower() for label in labels]
     found += [label for label, b in zip(labels, bare) if len(label) > 1 and bare.count(b) > 1]
-    return [sentence("notice_kept_apart", labels=listed(found), name=name)] if found else []
+    return [sentence("notice_kept_apart", labels=quote_names(found), name=name)] if found else []
 
 
-def imbalance(y: np.ndarray, target: Column, task: str) -> list[Sentence]:
+def find_imbalance(y: np.ndarray, target: Column, task: str) -> list[Sentence]:
     """Report a rare class."""
     if task != "classification":
         return []
     shares = np.bincount(y) / len(y)
     least = int(shares.argmin())
     name, share, most = target.categories[least], float(shares[least]), float(shares.max())
-    if share >= _RARE_CLASS / (len(shares) / 2) or most < _LARGE_CLASS:
+    if share >= _RARE_SHARE / (len(shares) / 2) or most < _LARGE_CLASS:
         return []
     return [sentence("notice_imbalance", name=name, share=share, most=most)]
 
 
-def leaks(
+def find_leaks(
     values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str
 ) -> list[Sentence]:
     """Report columns that alone determine the target, often recorded after it."""
     some = np.random.default_rng(0).permutation(len(y))[:_SAMPLE]  # a leak shows in a sample
     certain, nearly = [], []
-    for column, place in zip(columns, blocks(columns), strict=True):
+    for column, place in zip(columns, column_slices(columns), strict=True):
         unordered = column.kind == "category"
         cells = [] if column.kind == "text" else values[:, place].T
         share = 0.0
         for part in cells:
-            told = _told(part[some], y[some], task, unordered)
+            told = _leak_share(part[some], y[some], task, unordered)
             if told and len(y) > _SAMPLE:
-                told = _told(part, y, task, unordered)
+                told = _leak_share(part, y, task, unordered)
             share = max(share, told)
             if share == 1:
                 break
@@ -117,7 +117,7 @@ def leaks(
     return [
         sentence(
             "notice_leak" if share == 1 else "notice_leak_nearly",
-            columns=listed(names),
+            columns=quote_names(names),
             share=share,
             options=shlex.join(f"--drop={name}" for name in names),
         )
@@ -125,30 +125,30 @@ def leaks(
     ]
 
 
-def _told(cells: np.ndarray, y: np.ndarray, task: str, unordered: bool) -> float:
+def _leak_share(cells: np.ndarray, y: np.ndarray, task: str, unordered: bool) -> float:
     """Return the share of rows whose target follows from these cells by order, by level, or by
     being empty; 0 if it is not a leak.
     """
     there = ~np.isnan(cells)
     if task == "classification" and 10 <= there.sum() < len(cells) - 10:
-        if share := _by_level(there, y):
+        if share := _purity_by_level(there, y):
             return share
     if there.sum() < 10 or len(np.unique(cells[there])) < 2:
         return 0.0
     cells, y = cells[there], y[there]
     if task == "regression":
-        return float(_ranks_agree(cells, y))
+        return float(_is_monotone(cells, y))
     levels, classes = len(np.unique(cells)), len(np.unique(y))
     if (unordered and len(cells) >= 4 * levels) or (
         levels <= 2 * classes and len(cells) >= 2 * levels
     ):
-        return _by_level(cells, y)  # enough rows for each level to be mixed by chance
+        return _purity_by_level(cells, y)  # enough rows for each level to be mixed by chance
     pairs = np.unique(np.stack([cells, y]), axis=1)  # sorted by the cell
     pure = classes > 1 and pairs.shape[1] == levels
     return float(pure and 1 + int((np.diff(pairs[1]) != 0).sum()) == classes)
 
 
-def _by_level(cells: np.ndarray, y: np.ndarray) -> float:
+def _purity_by_level(cells: np.ndarray, y: np.ndarray) -> float:
     """Return the share of rows in the majority class of their level; 0 if more than 2 % of the
     errors of always predicting the majority class remain.
     """
@@ -157,10 +157,10 @@ def _by_level(cells: np.ndarray, y: np.ndarray) -> float:
     counts = np.bincount(codes * len(classes) + y, minlength=len(levels) * len(classes))
     wrong = len(y) - int(counts.reshape(len(levels), -1).max(axis=1).sum())
     blind = len(y) - int(np.bincount(y).max())
-    return 1 - wrong / len(y) if blind and wrong <= _UNTOLD * blind else 0.0
+    return 1 - wrong / len(y) if blind and wrong <= _LEAK_ERRORS * blind else 0.0
 
 
-def _ranks_agree(cells: np.ndarray, y: np.ndarray) -> bool:
+def _is_monotone(cells: np.ndarray, y: np.ndarray) -> bool:
     """Return whether the target is monotone in the cells, up to rounding."""
     if len(np.unique(y)) < 2:
         return False
@@ -171,29 +171,29 @@ def _ranks_agree(cells: np.ndarray, y: np.ndarray) -> bool:
     return many and abs(np.corrcoef(ranks[0], ranks[1])[0, 1]) > 0.9999
 
 
-def together(
+def find_combined_leaks(
     values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str
 ) -> list[Sentence]:
     """Report numeric columns whose weighted sum or product of powers equals the target."""
     found = [
         (column.name, values[:, place][:_SAMPLE, 0])
-        for column, place in zip(columns, blocks(columns), strict=True)
+        for column, place in zip(columns, column_slices(columns), strict=True)
         if column.kind == "number"
     ]
-    if task != "regression" or not 2 <= len(found) <= _WIDE:
+    if task != "regression" or not 2 <= len(found) <= _MAX_COLUMNS:
         return []
     cells, y = np.stack([part for _, part in found], axis=1), y[:_SAMPLE].astype(float)
     for key, of in (("notice_leak_sum", lambda v: v), ("notice_leak_product", np.log)):
         with np.errstate(divide="ignore", invalid="ignore"):
-            parts = _parts(of(cells), of(y))
+            parts = _exact_combination(of(cells), of(y))
         if parts:
-            names = listed([found[i][0] for i in parts])
+            names = quote_names([found[i][0] for i in parts])
             options = shlex.join(f"--drop={found[i][0]}" for i in parts)
             return [sentence(key, columns=names, options=options)]
     return []
 
 
-def _parts(cells: np.ndarray, y: np.ndarray) -> list[int]:
+def _exact_combination(cells: np.ndarray, y: np.ndarray) -> list[int]:
     """Return the few columns whose weighted sum is y; empty if there are none."""
     usable = np.flatnonzero(np.isfinite(cells).mean(axis=0) > 0.5)
     rows = np.isfinite(cells[:, usable]).all(axis=1) & np.isfinite(y)
@@ -203,51 +203,51 @@ def _parts(cells: np.ndarray, y: np.ndarray) -> list[int]:
     x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
     weights = np.linalg.lstsq(x, y, rcond=None)[0]
     told = np.abs(weights) > 1e-3 * y.std()
-    if not 2 <= told.sum() <= _PARTS or y.std() == 0:
+    if not 2 <= told.sum() <= _MAX_TERMS or y.std() == 0:
         return []
     left = y - x[:, told] @ np.linalg.lstsq(x[:, told], y, rcond=None)[0]
-    return usable[told].tolist() if left.var() <= _TOGETHER * y.var() else []
+    return usable[told].tolist() if left.var() <= _EXACT * y.var() else []
 
 
-def alike(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
+def find_duplicate_columns(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report columns that are equal in every row, unless that may be chance."""
     found: dict[bytes, list[str]] = {}
-    for column, place in zip(columns, blocks(columns), strict=True):
+    for column, place in zip(columns, column_slices(columns), strict=True):
         cells = np.ascontiguousarray(values[:, place])
         counts = np.unique(cells[:, 0], return_counts=True)[1]
         chance = float(np.square(counts / len(cells)).sum()) ** len(cells) * len(columns) ** 2
-        if chance < _CHANCE:
+        if chance < _CHANCE_LEVEL:
             key = hashlib.sha256(cells.tobytes()).digest()
             found.setdefault(key, []).append(column.name)
     return [
-        sentence("notice_alike", columns=listed(names))
+        sentence("notice_alike", columns=quote_names(names))
         for names in found.values()
         if len(names) > 1
     ][:8]
 
 
-def groups(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
+def find_groups(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report a column that names groups of rows, judged by its name and values."""
-    for column, place in zip(columns, blocks(columns), strict=True):
+    for column, place in zip(columns, column_slices(columns), strict=True):
         cells = values[:, place][:, 0]
         many = len(np.unique(cells[~np.isnan(cells)]))
-        named = column.kind in ("number", "category") and _WHOSE.search(column.name)
-        if named and _OF_GROUPS <= many <= len(cells) / 2:
-            name = listed([column.name])
+        named = column.kind in ("number", "category") and _GROUP_NAME.search(column.name)
+        if named and _MIN_GROUPS <= many <= len(cells) / 2:
+            name = quote_names([column.name])
             return [sentence("notice_groups", column=name, count=many, rows=len(cells))]
     return []
 
 
-def identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
+def find_identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report numbers that look like identifiers but are kept."""
     found = [
         column.name
-        for column, place in zip(columns, blocks(columns), strict=True)
+        for column, place in zip(columns, column_slices(columns), strict=True)
         if column.kind == "number"
         and not (column.words or column.unit)
         and _all_different(values[:, place][:, 0])
     ]
-    return [sentence("notice_identifier", columns=listed(found))] if found else []
+    return [sentence("notice_identifier", columns=quote_names(found))] if found else []
 
 
 def _all_different(cells: np.ndarray) -> bool:
@@ -258,10 +258,10 @@ def _all_different(cells: np.ndarray) -> bool:
     return len(lengths) == 1 or bool(np.ptp(cells) < 2 * len(cells))
 
 
-def sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
+def find_sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report repeated outliers such as -999."""
     found = []
-    for column, place in zip(columns, blocks(columns), strict=True):
+    for column, place in zip(columns, column_slices(columns), strict=True):
         if column.kind == "number":
             found += _sentinels(values[:, place][:, 0], column.name)
     return found[:8]
@@ -284,25 +284,25 @@ def _sentinels(cells: np.ndarray, name: str) -> list[Sentence]:
             continue
         width = max(float(np.ptp(rest)), 1e-12)
         if min(abs(mark - rest.min()), abs(mark - rest.max())) > width:
-            column = listed([name])
+            column = quote_names([name])
             found.append(sentence("notice_sentinel", column=column, mark=float(mark), rows=count))
     return found
 
 
-def garbled(source: Source) -> list[Sentence]:
+def find_garbled_text(source: Source) -> list[Sentence]:
     """Report text decoded with the wrong encoding, with the first such cell."""
     for name in source.frame.columns:
         cells = source.frame[name].head(_SAMPLE)
         for cell in cells.unique() if cells.dtype == object or cells.dtype == "string" else ():
-            if isinstance(cell, str) and (meant := _meant(cell)):
-                column = listed([str(name)])
+            if isinstance(cell, str) and (meant := _redecode(cell)):
+                column = quote_names([str(name)])
                 return [
                     sentence("notice_garbled", column=column, cell=cell[:40], meant=meant[:40])
                 ]
     return []
 
 
-def _meant(text: str) -> str | None:
+def _redecode(text: str) -> str | None:
     """Undo UTF-8 decoded as Western European; None if it was not."""
     if text.isascii():
         return None
@@ -312,30 +312,30 @@ def _meant(text: str) -> str | None:
         return None
 
 
-def totals(source: Source) -> list[Sentence]:
+def find_total_row(source: Source) -> list[Sentence]:
     """Report a last row that is a total by its label."""
     for name in source.frame.columns:
         cells = source.frame[name].to_numpy(object)
         cell = cells[-1]
         if isinstance(cell, str) and _TOTAL.fullmatch(cell) and cell not in cells[:-1]:
-            line, column = source.line(len(source.frame) - 1), listed([str(name)])
+            line, column = source.line(len(source.frame) - 1), quote_names([str(name)])
             return [sentence("notice_total", line=line, word=cell.strip(), column=column)]
     return []
 
 
-def in_order(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
+def find_sorted_dates(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report dates that are monotone over the rows, where rows are split at random."""
-    for column, place in zip(columns, blocks(columns), strict=True):
+    for column, place in zip(columns, column_slices(columns), strict=True):
         days = values[:, place][:, 0]
         if column.kind != "date" or np.isnan(days).any() or len(np.unique(days)) < _DAYS:
             continue
         steps = np.diff(days)
         if (steps >= 0).all() or (steps <= 0).all():
-            return [sentence("notice_in_order", column=listed([column.name]))]
+            return [sentence("notice_in_order", column=quote_names([column.name]))]
     return []
 
 
-def by_chance(values: np.ndarray, rows: np.ndarray) -> float:
+def expected_duplicates(values: np.ndarray, rows: np.ndarray) -> float:
     """Expected number of repeated rows if columns were independent: pairs of rows times the
     probability that a pair is equal.
     """
@@ -346,25 +346,25 @@ def by_chance(values: np.ndarray, rows: np.ndarray) -> float:
     return pairs
 
 
-def repeated(train: Set[int], other: Sequence[int], part: str) -> list[Sentence]:
+def find_repeated_rows(train: Set[int], other: Sequence[int], part: str) -> list[Sentence]:
     """Report rows (inputs and target) of another part that also occur in training.
 
-    `train` and `other` hold their `digests`.
+    `train` and `other` hold their `hash_rows`.
     """
     count = sum(digest in train for digest in other)
     return [sentence(f"notice_repeated_{part}", count=count, rows=len(other))] if count else []
 
 
-def digests(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> Iterator[int]:
+def hash_rows(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> Iterator[int]:
     """Yield a 64-bit hash of each row with its target."""
     for block in np.split(rows, range(_BLOCK, len(rows), _BLOCK)):
         for row, target in zip(np.ascontiguousarray(x[block]), y[block].tolist(), strict=True):
             yield hash((row.tobytes(), target))
 
 
-def untested(
+def find_untested_classes(
     classes: Sequence[str], train: np.ndarray, others: Sequence[np.ndarray]
 ) -> list[Sentence]:
     """Report classes with too few rows for every part; counts of rows by class."""
     few = [name for i, name in enumerate(classes) if train[i] and min(o[i] for o in others) == 0]
-    return [sentence("notice_untested", names=listed(few))] if few else []
+    return [sentence("notice_untested", names=quote_names(few))] if few else []

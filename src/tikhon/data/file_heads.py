@@ -12,7 +12,7 @@ _LENGTHS = (1 << 20, 4 << 20)  # bytes
 Head = tuple[bytes, float]  # file content of the first rows, and their share of the whole
 
 
-def heads(path: Path) -> list[Head]:
+def read_heads(path: Path) -> list[Head]:
     """Return a short and a longer head of a CSV, JSON lines or Parquet file, gzipped or not.
 
     Raises `ValueError` for a file that cannot be cut by rows.
@@ -21,9 +21,9 @@ def heads(path: Path) -> list[Head]:
     with path.open("rb") as file:
         start = file.read(_LENGTHS[1])
     if start.startswith(b"PAR1"):
-        return _of_parquet(path, size)
+        return _read_parquet_heads(path, size)
     if start.startswith(b"\x1f\x8b"):
-        start, size = _unzipped(path, size)
+        start, size = _read_unzipped_head(path, size)
     if b"\0" in start or b"\n" not in start[: _LENGTHS[0]]:
         raise ValueError(f"{path} has no lines")
     texts = [start[:length] for length in _LENGTHS]
@@ -31,7 +31,7 @@ def heads(path: Path) -> list[Head]:
     return [(text, len(text) / size) for text in texts]
 
 
-def _unzipped(path: Path, size: int) -> tuple[bytes, float]:
+def _read_unzipped_head(path: Path, size: int) -> tuple[bytes, float]:
     """Return the first bytes unpacked from a gzip file, and the estimated unpacked size."""
     with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as file:
         try:
@@ -41,7 +41,7 @@ def _unzipped(path: Path, size: int) -> tuple[bytes, float]:
         return start, len(start) * size / packed.tell()
 
 
-def _of_parquet(path: Path, size: int) -> list[Head]:
+def _read_parquet_heads(path: Path, size: int) -> list[Head]:
     import pyarrow as pa
     from pyarrow import parquet
 

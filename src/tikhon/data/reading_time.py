@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tikhon.data.heads import Head, heads
-from tikhon.data.reading import Format, Source, is_table, read
+from tikhon.data.file_heads import Head, read_heads
+from tikhon.data.reading import Format, Source, is_table, read_table
 from tikhon.errors import InputError
 
 LARGE = 64 << 20  # bytes below which no estimate is needed
 
 
-def reading_time(
+def estimate_reading_time(
     path: Path, use: Callable[[Source], object], format: Format | None = None
 ) -> float | None:
     """Estimate the seconds to read a table and `use` its rows.
@@ -24,17 +24,20 @@ def reading_time(
     try:
         if not is_table(path) or path.stat().st_size < LARGE:
             return None
-        short, long = heads(path)
-        _timed(path, short, use, format)  # exclude import time
-        less, more = _timed(path, short, use, format), _timed(path, long, use, format)
+        short, long = read_heads(path)
+        _time_reading(path, short, use, format)  # exclude import time
+        less, more = (
+            _time_reading(path, short, use, format),
+            _time_reading(path, long, use, format),
+        )
     except (OSError, ValueError, ImportError, InputError):  # reading will report it
         return None
     return less + max(more - less, 0.0) / (long[1] - short[1]) * (1 - short[1])
 
 
-def _timed(
+def _time_reading(
     path: Path, head: Head, use: Callable[[Source], object], format: Format | None
 ) -> float:
     began = time.perf_counter()
-    use(read(path, format, content=head[0]))
+    use(read_table(path, format, content=head[0]))
     return time.perf_counter() - began

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tikhon.data.batches import pair
-from tikhon.data.rows import as_tensors, call
+from tikhon.data.forward import call_model
+from tikhon.data.nested import as_tensors
 from tikhon.errors import DataError, InputError
 
 FAILING = {
@@ -26,14 +27,14 @@ def test_inputs_of_another_type_are_named_with_what_to_do(name):
     model, x = FAILING[name]
     wanted = next(model.parameters()).dtype
     with pytest.raises(InputError, match=rf"the inputs are .*x.to\({wanted}\)"):
-        call(model, x)
-    call(model, x.to(wanted))
+        call_model(model, x)
+    call_model(model, x.to(wanted))
 
 
 def test_other_failures_are_the_models_own():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        call(nn.Linear(4, 2), torch.zeros(3, 5))
-    assert call(nn.Embedding(4, 2), torch.tensor([1, 2])).shape == (2, 2)
+        call_model(nn.Linear(4, 2), torch.zeros(3, 5))
+    assert call_model(nn.Embedding(4, 2), torch.tensor([1, 2])).shape == (2, 2)
 
 
 class Force(nn.Module):
@@ -49,11 +50,11 @@ class Force(nn.Module):
 
 def test_a_model_that_takes_slopes_itself_answers_without_gradients_too():
     model, at = Force(), torch.tensor([[1.0], [2.0]])
-    assert call(model, at).requires_grad
+    assert call_model(model, at).requires_grad
     with torch.no_grad():
-        found = call(model, at)
+        found = call_model(model, at)
         with pytest.raises(RuntimeError, match="batch dimensions do not match"):
-            call(nn.Bilinear(2, 2, 1), (torch.zeros(2, 2), torch.zeros(3, 2)))
+            call_model(nn.Bilinear(2, 2, 1), (torch.zeros(2, 2), torch.zeros(3, 2)))
     assert not found.requires_grad and found.tolist() == [[-3.0], [-6.0]]
 
 

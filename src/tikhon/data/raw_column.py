@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from tikhon.data import dates, numerals
-from tikhon.data.cells import Cells, is_plain, iso_days, parsed, texts_of
+from tikhon.data import dates, number_parsing
 from tikhon.data.reading import Source
+from tikhon.data.text_cells import (
+    TextCells,
+    is_point_decimal,
+    parse_iso_days,
+    parse_plain_numbers,
+    stripped_texts,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,17 +47,17 @@ class RawColumn:
 
     @cached_property
     def texts(self) -> pd.Series:
-        """The cells as returned by `texts_of`."""
-        return texts_of(self.series)
+        """The cells as returned by `stripped_texts`."""
+        return stripped_texts(self.series)
 
     @cached_property
-    def cells(self) -> Cells:
+    def cells(self) -> TextCells:
         """The distinct texts."""
-        return Cells.of(self.texts)
+        return TextCells.of(self.texts)
 
     @cached_property
     def _parsed(self) -> np.ndarray | None:
-        return parsed(self.texts)
+        return parse_plain_numbers(self.texts)
 
     @cached_property
     def _short(self) -> np.ndarray | None:
@@ -85,36 +91,39 @@ class RawColumn:
             return self._short
         if decimal == "," or self._parsed is None:
             return None
-        return self._parsed if is_plain(self.texts, decimal) else None
+        return self._parsed if is_point_decimal(self.texts, decimal) else None
 
     @cached_property
     def iso_days(self) -> np.ndarray | None:
         """Days since 1970 if all texts are ISO 8601 dates."""
-        return iso_days(self.texts)
+        return parse_iso_days(self.texts)
 
     @cached_property
-    def numerals(self) -> list[numerals.Numeral | None]:
+    def parsed_numbers(self) -> list[number_parsing.ParsedNumber | None]:
         """The number parsed from each distinct text."""
-        return [numerals.numeral(text) for text in self.cells.texts]
+        return [number_parsing.parse_number(text) for text in self.cells.texts]
 
     @cached_property
-    def moments(self) -> list[dates.Moment | None]:
+    def parsed_dates(self) -> list[dates.ParsedDate | None]:
         """The date parsed from each distinct text."""
-        return [dates.moment(text) for text in self.cells.texts]
+        return [dates.parse_date(text) for text in self.cells.texts]
 
     @cached_property
-    def with_serials(self) -> list[dates.Moment | None]:
-        """`moments`, with spreadsheet day numbers parsed as dates."""
-        return [one or dates.serial(text) for one, text in zip(self.moments, self.cells.texts)]
+    def dates_with_serials(self) -> list[dates.ParsedDate | None]:
+        """`parsed_dates`, with spreadsheet day numbers parsed as dates."""
+        return [
+            one or dates.parse_serial_date(text)
+            for one, text in zip(self.parsed_dates, self.cells.texts)
+        ]
 
     @cached_property
-    def has_serials(self) -> bool:
+    def has_serial_dates(self) -> bool:
         """Whether all cells are dates, some of them spreadsheet day numbers of similar range."""
-        told = zip(self.moments, self.with_serials, self.cells.is_missing)
+        told = zip(self.parsed_dates, self.dates_with_serials, self.cells.is_missing)
         if any(one is None and not none for _, one, none in told):
             return False
-        days = [day for one in self.moments if one is not None for day in one.days.values()]
-        told = zip(self.moments, self.with_serials)
+        days = [day for one in self.parsed_dates if one is not None for day in one.days.values()]
+        told = zip(self.parsed_dates, self.dates_with_serials)
         found = [one.days["ymd"] for known, one in told if known is None and one is not None]
         if not days or not found:
             return False
@@ -124,5 +133,5 @@ class RawColumn:
     @cached_property
     def times(self) -> np.ndarray:
         """The time of day parsed from each distinct text, NaN for none."""
-        found = (dates.clock_time(text) for text in self.cells.texts)
+        found = (dates.parse_time(text) for text in self.cells.texts)
         return np.array([np.nan if value is None else value for value in found], float)
