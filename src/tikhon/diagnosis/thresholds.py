@@ -83,6 +83,9 @@ PULL = 0.5
 # spread of a sampling network's reconstructions / of its inputs [ratio]: collapsed codes leave
 # 0.08 and less, trained ones 0.65 and more (twins)
 GIVEN_BACK = 0.2
+# spread of embeddings after / before training [ratio]: collapsed ones leave 0.13 and less, trained
+# ones 0.25 and more (twins)
+COLLAPSED = 0.15
 LONG = 100  # steps after which a latent code should carry information (convention)
 # change of an output when padding is cut off / size of the outputs [ratio]: 1e-6 with a mask, 0.1
 # and more for a mean over padding (twins)
@@ -221,6 +224,7 @@ MEASURES: dict[str, Measure] = {
     "rows_apart": Measure("change of outputs / outputs", None, APART),
     "future_apart": Measure("change of outputs / outputs", None, APART),
     "given_back": Measure("spread of outputs / spread of inputs", GIVEN_BACK, None),
+    "embeddings_left": Measure("spread of embeddings, late / first", COLLAPSED, None),
     "only_step": Measure("step of the inputs"),
     "input_length": Measure("steps of the inputs"),
     "unread": Measure("share of the entries of a row", None, 0),

@@ -222,6 +222,14 @@ def _changed_in_place(ev: Evidence) -> Iterable[Finding]:
         severity = "critical" if ev.harmed else "warning"
         numbers = {"targets_moved": moved}
         yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
+    changed = ev.wiring.get("batch_changed")
+    if changed:
+        place = changed["place"] or "the loss"
+        why = sentence("why_batch_changed", part=changed["part"] + 1, times=changed["times"])
+        fix = "x = x / 255: a new tensor, not x /= 255 of what is kept"
+        severity = "info" if ev.wiring.get("batch_collated") else "warning"
+        code = "data_changed_in_place"
+        yield Finding(code, severity, (place,), {"drift": changed["times"]}, why, fix=fix)
     drift = ev.fact("drift")
     if drift is None or 1 / e.STRETCH <= drift <= e.STRETCH:
         return

@@ -403,6 +403,19 @@ def _posterior_collapse(ev: Evidence) -> Iterable[Finding]:
     yield Finding("posterior_collapse", "critical", (), {"given_back": left}, why, fix=fix)
 
 
+def _embedding_collapse(ev: Evidence) -> Iterable[Finding]:
+    left, losses = ev.fact("embeddings_left"), ev.wiring.get("embedding_losses")
+    if left is None or left >= e.COLLAPSED or not losses:
+        return
+    loss, constant = losses
+    if constant - loss > e.LITTLE * abs(constant):
+        return  # they are close together, yet better than one embedding for all
+    why = sentence("why_embedding_collapse", left=left, loss=loss, constant=constant)
+    fix = "z = F.normalize(model(x), dim=1), and means over all triplets instead of the hardest"
+    where, numbers = (ev.wiring["embeds"],), {"embeddings_left": left, "loss": loss}
+    yield Finding("embedding_collapse", "critical", where, numbers, why, fix=fix)
+
+
 def _fails_at_once(ev: Evidence) -> bool:
     """Whether outputs of the first pass are not finite, which makes other tests meaningless."""
     return ev.record.failure is not None and ev.record.failure.step == 0
@@ -537,6 +550,7 @@ CHECKS = (
     _no_positions,
     _unscaled_attention,
     _posterior_collapse,
+    _embedding_collapse,
     _random_in_eval,
     _few_rows_per_norm,
     _updates_lost,

@@ -73,6 +73,10 @@ DECISIONS = {"multinomial", "bernoulli", "poisson", "binomial"}  # samplers with
 SQUASHING = {"sigmoid": "binary_cross_entropy_with_logits", "softmax": "cross_entropy"}
 LAYERS = {*PRODUCTS, "linear", "addmm", "conv1d", "conv2d", "conv3d"}
 MIN_Z = 5.0  # z-score of negatives being nearer than positives
+EMBEDDED = set(
+    "cosine_similarity pairwise_distance cdist triplet_margin_loss cosine_embedding_loss "
+    "triplet_margin_with_distance_loss".split()
+)
 COMPARED = {*REGRESSIONS, *("poisson_nll_loss", "gaussian_nll_loss", "kl_div", "soft_margin_loss")}
 
 
@@ -172,6 +176,7 @@ class LossTracer(Located):
         self._check_denoising(step)
         self._check_self_contrast(step)
         self._check_triplets(step)
+        self._check_embeddings(step)
         self._check_double_squash(step)
         self._check_bootstrap_gradient(step)
         self._check_discriminator(step)
@@ -335,6 +340,16 @@ class LossTracer(Located):
             if SQUASHING[name] == step.name and step.inputs and seen() is step.inputs[0]:
                 found = {"by": name, "loss": step.name, "place": step.place}
                 step.facts.setdefault("squashed_twice", found)
+
+    def _check_embeddings(self, step: TracedCall) -> None:
+        """Detect outputs that are compared with each other: by distance, cosine or product."""
+        rows = [
+            t for t, n in zip(step.inputs, step.origins) if n.roots & self._arguments_of.keys()
+        ]
+        compared = len(rows) > 1 and all(t.ndim > 1 for t in rows)
+        pairs = any(row_pairs(tuple(t.shape), self.rows) for t in step.results)
+        if compared and (step.name in EMBEDDED or (pairs and step.name in PRODUCTS | ADDING)):
+            step.facts.setdefault("embeds", step.place)
 
     def _check_triplets(self, step: TracedCall) -> None:
         """Detect triplets whose input negatives are nearer to the anchor than the positives."""
