@@ -190,7 +190,32 @@ def views_that_are_pulled_together_alone(wrong: bool) -> Parts:
         return pushed - pulled - F.cosine_similarity(q, z if wrong else z.detach()).mean()
 
     x = torch.randn(96, 8)
-    return Parts(TwoViews(), (x, x + 0.2 * torch.randn(96, 8)), loss, steps=60)
+    return Parts(TwoViews(), (x, x + 0.2 * torch.randn(96, 8)), loss, rate=2e-2, steps=60)
+
+
+class Pooled(nn.Module):
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis, self.body = axis, mlp(6, 16, 16)
+        self.head = nn.Linear(16 if axis == 1 else 10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu().mean(self.axis))
+
+
+@pair("positions_mixed")
+def a_mean_over_the_features_of_each_step(wrong: bool) -> Parts:
+    y = torch.randint(4, (300,))
+    x = 0.6 * torch.randn(4, 6)[y][:, None] + torch.randn(300, 10, 6)
+    return Parts(Pooled(2 if wrong else 1), (x, y), CE, steps=40)
+
+
+@pair("class_imbalance")
+def a_class_of_which_few_rows_are_known(wrong: bool) -> Parts:
+    y = (torch.rand(400) < (0.03 if wrong else 0.4)).long()
+    x = torch.randn(400, 10)
+    x[:, 0] += 0.8 * y
+    return Parts(mlp(10, 32, 2), (x, y), CE, rate=1e-3, steps=40)
 
 
 @pair("oscillating_loss")

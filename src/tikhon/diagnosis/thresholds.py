@@ -106,6 +106,7 @@ BENT = 1e-3
 RELATED = 3.0
 RELATED_ROWS = 200  # [rows] below which only unusually strong relations are significant
 ADVANTAGE = 0.05  # final loss on shuffled minus true targets / trivial loss (convention)
+RARE_ROWS = 50  # of other classes than the commonest, below which a relation may stay unseen
 MAJORITY = 0.75  # share of the majority class that can explain an accuracy [share] (convention)
 RARER = 2.0  # commonest / rarest class share [ratio] (convention)
 COUNTED_LESS = 1.5  # class weight of the commonest / of the rarest [ratio] (convention)

@@ -115,6 +115,9 @@ def _unrelated_labels(ev: Evidence) -> Iterable[Finding]:
         numbers["advantage"] = advantage
         why = sentence("why_control", why=why)
     severity = "critical" if advantage is not None else "warning"
+    rare = rows * (1 - (ev.fact("majority") or 0.0))
+    if rare < e.RARE_ROWS and any(True for _ in _class_imbalance(ev)):
+        severity, why = "info", sentence("why_few_rare", why=why, count=rare)
     fix = sentence("fix_same_order")
     yield Finding("unrelated_labels", severity, ("target",), numbers, why, fix=fix)
 

@@ -295,6 +295,16 @@ def _positions_mixed(ev: Evidence) -> Iterable[Finding]:
     yield Finding("positions_mixed", "critical", where, {}, why, fix=fix)
 
 
+def _pooled_features(ev: Evidence) -> Iterable[Finding]:
+    found = ev.wiring.get("pooled_features")
+    if not found:
+        return
+    why = sentence("why_pooled_features", **{k: found[k] for k in ("name", "size", "positions")})
+    fix = "h.mean(1) of (n, positions, features), h.mean(2) of (n, features, positions)"
+    severity = "critical" if ev.harmed else "info"
+    yield Finding("positions_mixed", severity, (found["place"],), {}, why, fix=fix)
+
+
 def _interleaved(ev: Evidence) -> Iterable[Finding]:
     given, read = ev.wiring.get("lines") or (0.0, 0.0)
     if read < e.SMOOTHER * given:
@@ -496,7 +506,11 @@ def _shared_layers(ev: Evidence) -> Iterable[Finding]:
 def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
     """Find parts of the inputs that no output depends on, though the targets do."""
     found = ev.wiring.get("unread")
-    if not found or any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows")):
+    if (
+        not found
+        or "only_step" in ev.wiring
+        or any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows"))
+    ):
         return
     every, read = (ev.fact(f"explained_{k}") for k in ("all", "read"))
     gain = every - max(read, 0.0) if every is not None and read is not None else 0.0
@@ -545,6 +559,7 @@ CHECKS = (
     _target_given,
     _shifted_twice,
     _positions_mixed,
+    _pooled_features,
     _interleaved,
     _no_nonlinearity,
     _no_positions,
