@@ -74,6 +74,9 @@ _HOPELESS = (
 )
 _CAUSES = {
     "no_nonlinearity": "head_mismatch",
+    "embedding_collapse": (
+        "constant_targets constant_inputs inputs_ignored loss_upside_down target_among_inputs"
+    ),
     "inputs_ignored": "unscaled_inputs",  # saturated gates give the same output for all rows
     "unused_parameters": _DISCONNECTED,
     "nothing_to_train": _DISCONNECTED,

@@ -45,9 +45,8 @@ def _constant_inputs(ev: Evidence) -> Iterable[Finding]:
         yield Finding("constant_inputs", "critical", ("inputs",), numbers, why, fix=fix)
     else:
         why = sentence("why_some_constant", share=share, count=count)
-        yield Finding(
-            "constant_inputs", "info", ("inputs",), numbers, why, fix="x = x[:, x.std(0) > 0]"
-        )
+        fix = "x = x[:, x.std(0) > 0]"
+        yield Finding("constant_inputs", "info", ("inputs",), numbers, why, fix=fix)
 
 
 def _is_mostly_constant(ev: Evidence) -> bool:
@@ -94,12 +93,8 @@ def _unrelated_labels(ev: Evidence) -> Iterable[Finding]:
         yield Finding("unrelated_labels", "warning", where, numbers, why, fix=fix)
     if z is None or rows is None or rows < e.RELATED_ROWS or z >= e.RELATED:
         return
-    if (
-        w.get("constant_columns") == 1
-        or _is_mostly_constant(ev)
-        or w.get("constant_target")
-        or w.get("indifferent")
-    ):
+    constant = w.get("constant_columns") == 1 or w.get("constant_target")
+    if constant or _is_mostly_constant(ev) or w.get("indifferent"):
         return
     if _few_classes(ev):
         return  # the classes of sorted rows are missing

@@ -99,9 +99,8 @@ def registration_line(name: str) -> str:
     if not bracket:
         return f"self.{attribute} = nn.Parameter(self.{attribute})"
     kind = "Module" if "." in rest else "Parameter"
-    return (
-        f"self.{attribute} = nn.{kind}{'Dict' if rest[:1] in QUOTES else 'List'}(self.{attribute})"
-    )
+    kind += "Dict" if rest[:1] in QUOTES else "List"
+    return f"self.{attribute} = nn.{kind}(self.{attribute})"
 
 
 QUOTES = ("'", '"')
@@ -163,9 +162,8 @@ def _one_step_used(ev: Evidence) -> Iterable[Finding]:
     why = sentence("why_only_step", length=length, step=step)
     fix = sentence("fix_last_step")
     numbers = {"only_step": float(step), "input_length": float(length)}
-    yield Finding(
-        "inputs_ignored", "critical" if ev.harmed else "info", ("inputs",), numbers, why, fix=fix
-    )
+    severity = "critical" if ev.harmed else "info"
+    yield Finding("inputs_ignored", severity, ("inputs",), numbers, why, fix=fix)
 
 
 def _explained_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
@@ -180,11 +178,8 @@ def _explained_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
             return True
     for i, site in enumerate(ev.record.sites):
         follower = ev.activation_after(i) if site.name in near and i in ev.chain else None
-        here = [
-            first.readings[k]
-            for k in (i if site.name in near else None, follower)
-            if k is not None
-        ]
+        near_site = i if site.name in near else None
+        here = [first.readings[k] for k in (near_site, follower) if k is not None]
         if any((r.dead or 0) > 0.95 or (r.saturated or 0) > 0.95 or r.constant for r in here):
             return True
     return False
@@ -376,7 +371,8 @@ def _one_sign(ev: Evidence) -> bool:
 
 def _no_positions(ev: Evidence) -> Iterable[Finding]:
     apart = ev.fact("order_apart")
-    if apart is None or apart >= e.APART or _fails_at_once(ev):
+    failure = ev.record.failure  # other tests of outputs that are not finite mean nothing
+    if apart is None or apart >= e.APART or (failure is not None and failure.step == 0):
         return
     nexts = (ev.fact("target_is_next") or 0.0) >= 0.95
     gain = ev.fact("order_gain") or 0.0
@@ -424,11 +420,6 @@ def _embedding_collapse(ev: Evidence) -> Iterable[Finding]:
     fix = "z = F.normalize(model(x), dim=1), and means over all triplets instead of the hardest"
     where, numbers = (ev.wiring["embeds"],), {"embeddings_left": left, "loss": loss}
     yield Finding("embedding_collapse", "critical", where, numbers, why, fix=fix)
-
-
-def _fails_at_once(ev: Evidence) -> bool:
-    """Whether outputs of the first pass are not finite, which makes other tests meaningless."""
-    return ev.record.failure is not None and ev.record.failure.step == 0
 
 
 def _random_in_eval(ev: Evidence) -> Iterable[Finding]:
@@ -506,11 +497,8 @@ def _shared_layers(ev: Evidence) -> Iterable[Finding]:
 def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
     """Find parts of the inputs that no output depends on, though the targets do."""
     found = ev.wiring.get("unread")
-    if (
-        not found
-        or "only_step" in ev.wiring
-        or any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows"))
-    ):
+    mixed = any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows"))
+    if not found or mixed or "only_step" in ev.wiring:
         return
     every, read = (ev.fact(f"explained_{k}") for k in ("all", "read"))
     gain = every - max(read, 0.0) if every is not None and read is not None else 0.0
@@ -528,14 +516,8 @@ def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
             why = sentence("why_unread_worth", why=why, gain=gain)
         where, numbers = ("inputs",), {"unread": share, "columns": float(entries)}
         fix = sentence("fix_whole_input")
-    yield Finding(
-        "inputs_ignored",
-        "critical" if ev.harmed and related else "info",
-        where,
-        numbers,
-        why,
-        fix=fix,
-    )
+    severity = "critical" if ev.harmed and related else "info"
+    yield Finding("inputs_ignored", severity, where, numbers, why, fix=fix)
 
 
 def _eps_rounds_to_zero(ev: Evidence) -> Iterable[Finding]:

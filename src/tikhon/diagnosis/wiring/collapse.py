@@ -16,11 +16,8 @@ def spread_facts(program: Program) -> Facts:
     outputs = [t.double() for t in program.by_row(program.outputs(program.batch)) if t.ndim == 2]
     if not outputs or program.rows < 3:
         return {}
-    forms = (
-        outputs,
-        [t / t.square().mean().sqrt().clamp_min(1e-30) for t in outputs],
-        [functional.normalize(t, dim=1) for t in outputs],
-    )
+    relative = [t / t.square().mean().sqrt().clamp_min(1e-30) for t in outputs]
+    forms = outputs, relative, [functional.normalize(t, dim=1) for t in outputs]
     return {"embedding_spread": [max(float((t - t.mean(0)).norm()) for t in f) for f in forms]}
 
 

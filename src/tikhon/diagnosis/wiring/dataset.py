@@ -114,9 +114,7 @@ def _adjacent_lines(inputs: Tensor) -> Facts:
         return {}
     read = inputs.reshape(rows, height, width, channels).permute(0, 3, 1, 2)
     spread = float(inputs.double().std())
-    lines = [
-        float(x.double().diff(dim=2).abs().mean()) / max(spread, 1e-30) for x in (inputs, read)
-    ]
+    lines = [float(x.double().diff(dim=2).abs().mean() / spread) for x in (inputs, read)]
     return {"lines": lines}
 
 
@@ -472,11 +470,8 @@ def loader_facts(source: Samples) -> Facts:
     # expected number of classes in a shuffled batch
     expected = sum(float((1 - (1 - shares) ** len(t)).sum()) for t in seen) / len(seen)
     within = sum(len(t.unique()) for t in seen) / len(seen)
-    return drawn | {
-        "classes_in_batch": within,
-        "classes_in_all": len(values),
-        "classes_expected": expected,
-    }
+    found = {"classes_in_batch": within, "classes_in_all": len(values)}
+    return drawn | found | {"classes_expected": expected}
 
 
 def _batch_mean_variance(seen: list[Tensor]) -> Facts:

@@ -26,17 +26,11 @@ def shape_facts(program: Program) -> Facts:
     facts: Facts = {}
     if calls:
         call = calls[0]
-        facts["reshape"] = {
-            "from": list(call.shapes[0]),
-            "to": list(call.output or ()),
-            "place": call.place,
-        }
+        before, after = list(call.shapes[0]), list(call.output or ())
+        facts["reshape"] = {"from": before, "to": after, "place": call.place}
     facts |= _unit_scores(program, trace) | _pooled_features(program, trace)
-    over_rows = [
-        c
-        for c in trace.calls
-        if c.dim == 0 and len(c.shapes[0]) > 1 and c.shapes[0][0] == program.rows
-    ]
+    wide = [c for c in trace.calls if c.dim == 0 and len(c.shapes[0]) > 1]
+    over_rows = [c for c in wide if c.shapes[0][0] == program.rows]
     if over_rows:
         facts["softmax_over_rows"] = over_rows[0].place
     singles = [
@@ -44,11 +38,7 @@ def shape_facts(program: Program) -> Facts:
         for c in trace.named("softmax", "log_softmax")
         if c.module == LOSS and c.dim is not None and c.shapes[0] and c.shapes[0][c.dim] == 1
     ]
-    entropies = [
-        c
-        for c in trace.named("cross_entropy")
-        if c.shapes and len(c.shapes[0]) > 1 and c.shapes[0][1] == 1
-    ]
+    entropies = [c for c in trace.named("cross_entropy") if c.shapes and c.shapes[0][1:2] == (1,)]
     if singles or entropies:
         facts["softmax_over_one"] = (singles or entropies)[0].place
     return facts

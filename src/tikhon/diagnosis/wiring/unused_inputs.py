@@ -112,9 +112,8 @@ def _change_between(program: Program, batch: Batch) -> float:
     found = []
     for one in (program.batch, batch):
         seen = program.outputs(one)
-        found.append(
-            [*seen, *(_loss_and_gradients(program, one) if program.replica.whole else [])]
-        )
+        whole = program.replica.whole
+        found.append([*seen, *(_loss_and_gradients(program, one) if whole else [])])
     if not found[0] or not any(bool((t != t.flatten()[0]).any()) for t in found[0]):
         return 1.0  # constant outputs are reported otherwise
     return relative_change(found[0], found[1])
