@@ -194,7 +194,9 @@ FREED = {
 def _parameters(ev: Evidence) -> Iterable[Finding]:
     static = ev.static
     if ev.record.trainable == 0:
-        why = sentence("why_untrainable" if ev.record.parameters else "why_no_parameters")
+        why = sentence("why_untrainable")
+        if not ev.record.parameters:
+            why = sentence("why_no_parameters")
         yield Finding("nothing_to_train", "critical", (), {}, why)
         return
     if static.get("foreign_optimizer"):

@@ -361,11 +361,9 @@ def _one_sign(ev: Evidence) -> bool:
     first = ev.first
     if first is None:
         return False
-    seen = [
-        (r.dead, r.slope)
-        for s, r in zip(ev.record.sites, first.readings)
-        if s.role == "activation" and r.dead is not None and r.slope is not None
-    ]
+    pairs = zip(ev.record.sites, first.readings)
+    read = [(r.dead, r.slope) for s, r in pairs if s.role == "activation"]
+    seen = [(dead, slope) for dead, slope in read if dead is not None and slope is not None]
     return bool(seen) and all(abs(dead + slope**2 - 1) < e.ONE_SIGN for dead, slope in seen)
 
 
@@ -463,11 +461,9 @@ def _few_rows_per_norm(ev: Evidence) -> Iterable[Finding]:
 
 
 def _updates_lost(ev: Evidence) -> Iterable[Finding]:
-    stuck = {
-        i: share
-        for i in ev.chain
-        if (share := middle(p.readings[i].stuck for p in ev.record.probes[-6:])) is not None
-    }
+    lately = ev.record.probes[-6:]
+    known = {i: middle(p.readings[i].stuck for p in lately) for i in ev.chain}
+    stuck = {i: share for i, share in known.items() if share is not None}
     sick = [i for i, share in stuck.items() if share >= e.STUCK]
     if not sick or ev.learned >= e.LEARNED:
         return

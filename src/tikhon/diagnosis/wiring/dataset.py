@@ -203,13 +203,9 @@ def _linear_in_target(x: Tensor, goal: Tensor) -> Tensor:
     """Return a mask of columns that are linear functions of the target up to rounding."""
     a, b = x - x.mean(0), goal - goal.mean(0)
     size = (a.square().sum(0) * b.square().sum(0)).sqrt()
-    # with few columns a linear relation is the task, not a leak
-    few = x.shape[1] < 3
-    return (
-        torch.zeros_like(size, dtype=torch.bool)
-        if few
-        else ((a * b).sum(0).abs() > (1 - 1e-9) * size) & (size > 0)
-    )
+    if x.shape[1] < 3:  # with few columns a linear relation is the task, not a leak
+        return torch.zeros_like(size, dtype=torch.bool)
+    return ((a * b).sum(0).abs() > (1 - 1e-9) * size) & (size > 0)
 
 
 def relation(inputs: Tensor, target: Tensor) -> Facts:
@@ -269,12 +265,8 @@ def _neighbouring_rows(data: Batch, known: Facts) -> Facts:
     if not own or max(own) > UNEXPLAINED or len(inputs) < RELATED_ROWS or inputs.ndim != 2:
         return {}
     y = _columns(target)
-    if (
-        y is None
-        or not inputs.is_floating_point()
-        or _is_autocorrelated(inputs.double().cpu())
-        or _is_autocorrelated(y)
-    ):
+    table = inputs.is_floating_point() and not _is_autocorrelated(inputs.double().cpu())
+    if y is None or not table or _is_autocorrelated(y):
         return {}
     best: tuple[float, int] = (0.0, 0)
     for shift in (-1, 1):

@@ -189,10 +189,5 @@ def _find_cuts(program: Program, without: list[str], trace: CallTrace) -> Facts:
     elif detached:
         cuts = [c for c in cuts if c.silent or c.name in ("detach", "data")] or cuts
     distinct = {(c.name, c.place): c for c in cuts}.values()
-    return {
-        "without_gradient": without,
-        "detached": detached,
-        "cuts": [{"name": "no_grad" if c.silent else c.name, "place": c.place} for c in distinct][
-            :3
-        ],
-    }
+    cuts = [{"name": "no_grad" if c.silent else c.name, "place": c.place} for c in distinct]
+    return {"without_gradient": without, "detached": detached, "cuts": cuts[:3]}

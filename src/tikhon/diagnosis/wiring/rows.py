@@ -53,11 +53,8 @@ def random_facts(program: Program) -> Facts:
     active = [n for n, m in program.model.named_modules() if "Dropout" in type(m).__name__]
     calls = [call for call in drawn if call.module not in active or call.line]
     left = relative_change(*(program.outputs(program.batch, seed=k) for k in (1, 2)))
-    return {
-        "eval_spread": apart,
-        "eval_dropout": left < apart / 100,
-        "eval_places": list(dict.fromkeys(call.place for call in calls))[:3],
-    }
+    places = list(dict.fromkeys(call.place for call in calls))[:3]
+    return {"eval_spread": apart, "eval_dropout": left < apart / 100, "eval_places": places}
 
 
 def row_facts(program: Program) -> Facts:
@@ -353,10 +350,8 @@ def _target_given(program: Program, part: Tensor) -> dict[str, Any]:
     size = part.shape[1]
     place = size // 2
     inputs = _with_others(program, part, slice(place, place + 1))
-    here, before, behind = (
-        _change_at(program, inputs, size, where)
-        for where in (slice(place, place + 1), slice(0, place), slice(place + 1, None))
-    )
+    parts = slice(place, place + 1), slice(0, place), slice(place + 1, None)
+    here, before, behind = (_change_at(program, inputs, size, where) for where in parts)
     alone = len(tensors(program.batch[0])) == 1
     elsewhere = alone and (before > EQUAL or behind < DISTINCT)
     given = here >= 1e-3 and here >= MIN_LOCALITY * before and not elsewhere

@@ -33,11 +33,9 @@ def shape_facts(program: Program) -> Facts:
     over_rows = [c for c in wide if c.shapes[0][0] == program.rows]
     if over_rows:
         facts["softmax_over_rows"] = over_rows[0].place
-    singles = [
-        c
-        for c in trace.named("softmax", "log_softmax")
-        if c.module == LOSS and c.dim is not None and c.shapes[0] and c.shapes[0][c.dim] == 1
-    ]
+    softmaxes = trace.named("softmax", "log_softmax")
+    own = [c for c in softmaxes if c.module == LOSS and c.dim is not None and c.shapes[0]]
+    singles = [c for c in own if c.shapes[0][c.dim or 0] == 1]
     entropies = [c for c in trace.named("cross_entropy") if c.shapes and c.shapes[0][1:2] == (1,)]
     if singles or entropies:
         facts["softmax_over_one"] = (singles or entropies)[0].place

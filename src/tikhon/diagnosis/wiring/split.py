@@ -170,8 +170,6 @@ def renumbering_facts(replica: Replica, valid: Batch) -> Facts:
     if len(given.unique()) < len(given):
         return {}
     names = [[int(g), int(c)] for c, g in zip(there.tolist(), given.tolist()) if c != g]
-    return {
-        "valid_right": float(table.diagonal().sum()) / len(goal),
-        "valid_mapped": float(table[there].max(1).values.sum()) / len(goal),
-        "valid_names": names,
-    }
+    right, mapped = float(table.diagonal().sum()), float(table[there].max(1).values.sum())
+    found: Facts = {"valid_right": right / len(goal), "valid_mapped": mapped / len(goal)}
+    return found | {"valid_names": names}

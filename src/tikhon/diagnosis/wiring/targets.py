@@ -334,10 +334,9 @@ def _below_zero(cost: Cost, output: Tensor, target: Tensor) -> Facts:
     def value(z: Tensor, goal: Tensor) -> float:
         return cost(z, goal.reshape(target.shape).to(target.dtype))
 
-    same = any(
-        abs(value(a, y) - value(b, 1 - y)) <= 1e-4 * (1 + abs(value(a, y)))
-        for a, b in ((p, 1 - p), (4 * p - 2, 2 - 4 * p))
-    )
+    mirrored = (p, 1 - p), (4 * p - 2, 2 - 4 * p)
+    costs = [(value(a, y), value(b, 1 - y)) for a, b in mirrored]
+    same = any(abs(one - other) <= 1e-4 * (1 + abs(one)) for one, other in costs)
     sure = torch.where(y > 0.5, 0.99, 0.01).to(p)
     lowest = min(value(sure, y), value(20 * sure - 10, y))
     inside = y.clamp(0, 1)  # a binary loss is >= 0 here
@@ -510,11 +509,8 @@ def _target_kinds(output: object, target: Tensor) -> Facts:
     facts: Facts = {"target_shape": list(target.shape[1:])}
     if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
         # distances, which should be small for similar pairs (label 1)
-        facts["distances"] = (
-            output.numel() == target.numel()
-            and len(target.unique()) <= 2
-            and bool((output >= 0).all())
-        )
+        two = output.numel() == target.numel() and len(target.unique()) <= 2
+        facts["distances"] = two and bool((output >= 0).all())
     if isinstance(output, Tensor):
         facts["output_shape"] = list(output.shape[1:])
     if target.ndim == 2 and target.shape[1] > 1 and target.is_floating_point():
