@@ -224,7 +224,7 @@ def _changed_in_place(ev: Evidence) -> Iterable[Finding]:
     if changed:
         place = changed["place"] or "the loss"
         why = sentence("why_batch_changed", part=changed["part"] + 1, times=changed["times"])
-        fix = "x = x / 255: a new tensor, not x /= 255 of what is kept"
+        fix = sentence("fix_new_tensor")
         severity = "info" if ev.wiring.get("batch_collated") else "warning"
         code = "data_changed_in_place"
         yield Finding(code, severity, (place,), {"drift": changed["times"]}, why, fix=fix)

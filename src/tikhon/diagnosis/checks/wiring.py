@@ -295,7 +295,7 @@ def _pooled_features(ev: Evidence) -> Iterable[Finding]:
     if not found:
         return
     why = sentence("why_pooled_features", **{k: found[k] for k in ("name", "size", "positions")})
-    fix = "h.mean(1) of (n, positions, features), h.mean(2) of (n, features, positions)"
+    fix = sentence("fix_pool_positions")
     severity = "critical" if ev.harmed else "info"
     yield Finding("positions_mixed", severity, (found["place"],), {}, why, fix=fix)
 
@@ -415,7 +415,7 @@ def _embedding_collapse(ev: Evidence) -> Iterable[Finding]:
     if constant - loss > e.LITTLE * abs(constant):
         return  # they are close together, yet better than one embedding for all
     why = sentence("why_embedding_collapse", left=left, loss=loss, constant=constant)
-    fix = "z = F.normalize(model(x), dim=1), and means over all triplets instead of the hardest"
+    fix = sentence("fix_all_triplets")
     where, numbers = (ev.wiring["embeds"],), {"embeddings_left": left, "loss": loss}
     yield Finding("embedding_collapse", "critical", where, numbers, why, fix=fix)
 
