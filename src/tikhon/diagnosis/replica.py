@@ -23,7 +23,7 @@ from tikhon.data.forward import (
     forward,
     loss_takes_model,
 )
-from tikhon.data.nested import Batch, join_batch, tensors
+from tikhon.data.nested import Batch, join_batch, map_tensors, tensors
 from tikhon.errors import InputError
 from tikhon.regularizer.optimizers import inner_optimizer, wrapped_optimizers
 from tikhon.regularizer.regularizer import regularize
@@ -59,7 +59,7 @@ class Replica:
 
     def given(self, batch: Batch) -> Batch:
         """Return what model and loss are given: a copy of the batch where they change it."""
-        return each(batch, torch.clone) if self.copies else batch
+        return map_tensors(batch, torch.clone) if self.copies else batch
 
     def value(self, batch: Batch) -> Tensor:
         """Return the data loss on a batch; raise `InputError` if it fails or is no scalar."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tikhon.data.rows import Batch, each, tensors
+from tikhon.data.nested import Batch, map_tensors, tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, user_line
 from tikhon.diagnosis.replica import Replica, undisturbed
@@ -40,7 +40,7 @@ def batch_changes(replica: Replica, batch: Batch) -> Facts:
     `part` is the position of the changed tensor, `times` the size of its entries after two passes
     / before, `place` the line. A change that a second pass repeats, as by `clamp_`, is harmless.
     """
-    copy = each(batch, torch.clone)
+    copy = map_tensors(batch, torch.clone)
     parts = tensors(copy)
     states = [[t.clone() for t in parts]]
     trace = _WriteTrace(parts)
