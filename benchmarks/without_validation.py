@@ -48,7 +48,7 @@ from tikhon.strengths.sensitivity import (
     propagate_decay,
 )
 from tikhon.training.recipe import Auto
-from tikhon.tuning.runners import PopulationRunner, SearchJob, train_on_all
+from tikhon.tuning.runners import PopulationRunner, SearchJob, train_fully
 from tikhon.tuning.trials import Trial
 
 COUNT, LOW, HIGH = 32, 1e-4, 30.0
@@ -86,12 +86,12 @@ class Setting:
             loss = float(self.loss(net(rows[0]), rows[1]))
         return math.sqrt(loss) if self.regression else loss
 
-    def job(self, rows, *, valid=None, kept=None) -> SearchJob:
+    def job(self, rows, *, valid=None, fold_mask=None) -> SearchJob:
         """The same training as a population's."""
         objective = RowLosses("mse" if self.regression else "cross_entropy", rows[1])
         return SearchJob(
             lambda config: self.net(), *rows, objective, self.epochs, grid.BATCH,
-            valid=valid, kept=kept, seed=self.seed,
+            valid=valid, fold_mask=fold_mask, seed=self.seed,
         )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def peer(setting: Setting) -> float:
 
 def again(setting: Setting, config, trace: Tensor | None) -> float:
     """A training on all rows, and its test loss."""
-    (state,) = train_on_all(setting.job(setting.all), [config], [trace])
+    (state,) = train_fully(setting.job(setting.all), [config], [trace])
     net = setting.net()
     net.load_state_dict(state)
     return setting.score(net, setting.test)
@@ -118,8 +118,8 @@ def again(setting: Setting, config, trace: Tensor | None) -> float:
 def folds(setting: Setting, *, count: int = 3, share: int = 1) -> float:
     """Strengths found by folds that train at once, replayed on all rows."""
     place = torch.randperm(len(setting.all[0]), generator=torch.Generator().manual_seed(7))
-    kept = torch.stack([(place % count != fold).float() for fold in range(count)])
-    job = setting.job(setting.all, kept=kept)
+    fold_mask = torch.stack([(place % count != fold).float() for fold in range(count)])
+    job = setting.job(setting.all, fold_mask=fold_mask)
     job = replace(job, epochs=setting.epochs // share)
     runner = PopulationRunner(job, count)
     config = {"lr": grid.LR, "weight_decay": "auto"}

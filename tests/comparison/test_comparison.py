@@ -11,7 +11,13 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from tikhon.comparison import NAMES, Method, Records, balance, compare
 from tikhon.comparison.architecture import DeepMLP, backprop_ratio
-from tikhon.comparison.compare import _affordable, _beaten, _drawn, _has_time, _plan
+from tikhon.comparison.compare import (
+    _affordable_seeds,
+    _beats_constant,
+    _draw_split,
+    _has_time_left,
+    _plan_trials,
+)
 from tikhon.comparison.methods import design
 from tikhon.comparison.statistics import interval, p_value, tied
 from tikhon.data import load, split
@@ -118,13 +124,13 @@ def test_compare_is_fair_and_complete():
     [(None, 6), (1000, 8), (100, 4), (64, 3), (40, 2), (3, 1)],
 )
 def test_a_short_budget_takes_splits_before_it_takes_the_tuning(budget, plan):
-    assert _plan(budget, 1.0, 4, 5, 8) == plan
+    assert _plan_trials(budget, 1.0, 4, 5, 8) == plan
 
 
 @pytest.mark.parametrize(("budget", "seeds"), [(60, 3), (20, 3), (19, 1), (3, 1)])
 def test_a_short_budget_goes_into_splits_before_it_goes_into_seeds(budget, seeds):
     """Three splits of four methods are 12 trainings, two more seeds another 8."""
-    assert _affordable(budget, 1.0, 4, 3) == seeds
+    assert _affordable_seeds(budget, 1.0, 4, 3) == seeds
 
 
 @pytest.mark.parametrize(
@@ -133,7 +139,7 @@ def test_a_short_budget_goes_into_splits_before_it_goes_into_seeds(budget, seeds
 )
 def test_a_split_is_begun_while_time_is_left_for_it(seconds, done, goes_on):
     """Of 100 seconds; the third may take a quarter more, which an interval is worth."""
-    assert _has_time(seconds, done, 100.0) == goes_on
+    assert _has_time_left(seconds, done, 100.0) == goes_on
 
 
 def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
@@ -271,7 +277,7 @@ def test_a_comparison_of_methods_that_learn_nothing_says_so(kind, signal, splits
     ],
 )  # fmt: skip
 def test_one_answer_is_beaten_by_more_than_chance(best, constants, rows, beaten):
-    assert _beaten(best, constants, 1 / 3, 1 / rows, rows) == beaten
+    assert _beats_constant(best, constants, 1 / 3, 1 / rows, rows) == beaten
 
 
 def test_splits_of_a_time_column_end_at_other_times_and_test_the_latest_rows(tmp_path):
@@ -281,7 +287,7 @@ def test_splits_of_a_time_column_end_at_other_times_and_test_the_latest_rows(tmp
     data = load(str(tmp_path / "t.csv"), table=TableOptions("y", time="day"))
     ends = []
     for place in range(4):
-        parts = _drawn(data, place, 4, 0)
+        parts = _draw_split(data, place, 4, 0)
         assert parts.test.table is None and len(parts.test.x) == round(0.2 * (100 - 12.5 * place))
         ends.append(len(parts.train.x) + len(parts.valid.x) + len(parts.test.x))
     assert ends == [100, 88, 75, 62]

@@ -320,7 +320,7 @@ def test_separable_classes_without_a_penalty_are_told():
 
 def test_a_solution_that_is_none_is_told(monkeypatch):
     short = functools.partial(solve, max_steps=0)
-    monkeypatch.setattr("tikhon.paths.exact.solve", short)
+    monkeypatch.setattr("tikhon.paths.linear_path.solve", short)
     with pytest.warns(UserWarning, match="1 of 2 solutions of SLOPE did not converge") as caught:
         path(None, data(), penalties.SLOPE(), strengths=[1000.0, 0.01])
     assert caught[0].filename == __file__

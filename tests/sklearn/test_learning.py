@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 
 import tikhon as tk
 from tikhon.sklearn import RegularizedClassifier, RegularizedRegressor
-from tikhon.sklearn.learning import Learner, Rows, answers, outputs, summed
+from tikhon.sklearn.learning import Learner, Rows, outputs, predictions, summed_losses
 from tikhon.sklearn.network import Network
 from tikhon.training.losses import LOSSES
 
@@ -67,13 +67,13 @@ def test_a_learner_scores_and_steps_alike_on_dense_and_sparse_rows(form):
     assert learner.epoch(0) == pytest.approx(wanted, rel=1e-12)  # the objective before the step
     assert learner.score(rows) < wanted
     network.unit.fill_(3.0), network.offset.fill_(1.0)
-    np.testing.assert_allclose(answers(network, form(x)), outputs(network, x).numpy() * 3 + 1)
+    np.testing.assert_allclose(predictions(network, form(x)), outputs(network, x).numpy() * 3 + 1)
 
 
 @pytest.mark.parametrize("name", ["half_mse", "bce", "cross_entropy"])
 def test_losses_are_summed_over_outputs_but_not_over_classes(name):
     output, target = torch.randn(6, 3), torch.eye(3)[torch.arange(6) % 3]
-    found = summed(LOSSES[name], output, target)
+    found = summed_losses(LOSSES[name], output, target)
     share = 1 if name == "cross_entropy" else 3
     rows = [share * LOSSES[name](output[i : i + 1], target[i : i + 1]) for i in range(6)]
     torch.testing.assert_close(found, torch.stack(rows))

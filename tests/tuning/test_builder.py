@@ -188,12 +188,12 @@ def test_every_trial_begins_with_the_weights_that_a_shared_model_had(form):
     shared = net(8)
     before = copy.deepcopy(shared.state_dict())
 
-    def searched(build):
+    def without_default(build):
         space = Space(lr=Choice([0.01, 0.1]))
         found = tune(build, (x, y), space=space, budget="4runs", epochs=3, seed=0)
         return [round(outcome.score, 6) for outcome in found.history]
 
-    assert searched(REUSED[form](shared)) == searched(
+    assert without_default(REUSED[form](shared)) == without_default(
         lambda: REUSED[form](copy.deepcopy(shared))()
     )
     assert all(torch.equal(before[name], value) for name, value in shared.state_dict().items())

@@ -13,10 +13,10 @@ from tikhon.models.mlp import MLP
 from tikhon.tuning import plan
 from tikhon.tuning.choice import blend
 from tikhon.tuning.preparation import make_job
-from tikhon.tuning.session import TOP, Session, searched
+from tikhon.tuning.session import TOP, Session, without_default
 from tikhon.tuning.space import Choice, Int, Log, Space, Uniform
 from tikhon.tuning.trials import History, Outcome, Trial
-from tikhon.tuning.tune import _alike, _trace, tune
+from tikhon.tuning.tune import _group_by_population, _mean_trace, tune
 
 Y = numpy.random.default_rng(0).normal(size=60)
 
@@ -71,7 +71,7 @@ def test_of_logits_the_probabilities_are_averaged():
     ],
 )
 def test_what_is_customary_is_tried_first_as_near_as_the_space_comes(space, expected):
-    found = plan.customary(space, 4)
+    found = plan.configs_near_defaults(space, 4)
     assert len(found) == len(expected)
     for config, values in zip(found, expected):
         for name, value in zip(space, values):
@@ -80,7 +80,7 @@ def test_what_is_customary_is_tried_first_as_near_as_the_space_comes(space, expe
 
 def test_what_is_customary_has_the_entries_whose_conditions_hold_alone():
     space = Space(depth=Choice([1, 2]), width=Choice([8, 16]).when(depth=2), rate=0.5)
-    assert plan.customary(space, 4) == [
+    assert plan.configs_near_defaults(space, 4) == [
         {"depth": 1, "rate": 0.5},
         {"depth": 2, "width": 8, "rate": 0.5},
     ]
@@ -139,10 +139,10 @@ def test_the_members_of_an_average_of_numbers_differ():
 def test_what_time_cuts_short_is_compared_and_trained_again(monkeypatch, asked):
     count = itertools.count()
 
-    def past(session, share):
+    def past(session, share, ahead=0.0):
         return share < 0.85 and next(count) > asked
 
-    monkeypatch.setattr(Session, "past", past)
+    monkeypatch.setattr(Session, "is_spent", past)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 4, generator=generator)
     space = Space(lr=Log(1e-3, 1e-1), weight_decay="auto", width=[8, 12, 16])
@@ -150,19 +150,19 @@ def test_what_time_cuts_short_is_compared_and_trained_again(monkeypatch, asked):
     monkeypatch.setattr(plan, "step_time", lambda job, configs, chunk: 20_000.0)
     found = tune(lambda width: MLP([4, width, 2]), (x, (x[:, 0] > 0).long()), **how)
     assert found.stopped == "the time budget was used up"
-    assert len({o.trial.budget for o in searched(found.history).ends()}) > 1
+    assert len({o.trial.budget for o in without_default(found.history).ends()}) > 1
     assert found.average(x).isfinite().all()
-    best = min(o.score for o in searched(found.history).ends())
+    best = min(o.score for o in without_default(found.history).ends())
     assert found.audit.best_score <= best + 0.05
 
 
 def test_strengths_that_time_cut_short_go_on_with_the_last():
     found = torch.arange(40.0).view(1, 20, 2)
     session = SimpleNamespace(states={0: {"decay.trace": found}, 1: {}})
-    whole = _trace(session, Trial(0, {}, 30), 60)
+    whole = _mean_trace(session, Trial(0, {}, 30), 60)
     assert len(whole) == 40
     assert torch.equal(whole[:20], found[0])
     assert torch.equal(whole[20:], found[0, -1:].expand(20, 2))
-    assert torch.equal(_trace(session, Trial(0, {}, 60), 60), found[0])
-    assert _trace(session, Trial(1, {}, 60), 60) is None
-    assert len(_alike([{"lr": 0.1}] * 3, [(60, 40), (60, 39), (60, 40)])) == 2
+    assert torch.equal(_mean_trace(session, Trial(0, {}, 60), 60), found[0])
+    assert _mean_trace(session, Trial(1, {}, 60), 60) is None
+    assert len(_group_by_population([{"lr": 0.1}] * 3, [(60, 40), (60, 39), (60, 40)])) == 2

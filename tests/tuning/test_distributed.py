@@ -60,7 +60,7 @@ def test_two_searches_on_one_storage_share_the_trials(tmp_path):
     first, second = History(pretend(mine)), History(pretend(theirs))
     first = first.extended(pretend(a.next(first)))
     second = second.extended(pretend(b.next(second)))
-    a._tell(a._study(), first)  # next would wait for the other's last trials
+    a._report_outcomes(a._study(), first)  # next would wait for the other's last trials
     assert b.next(second) == [] == a.next(first)
     assert len(a.collect(first)) == len(b.collect(second)) == 10
 

@@ -83,9 +83,9 @@ def of(kind):
 def test_a_scorer_gives_what_scikit_learn_gives(metric, kind, output, y, expected):
     found = metric_of(metric, None, of(kind))
     assert found.maximised
-    assert found.own(found.score(output, y)) == pytest.approx(expected, abs=1e-6)
+    assert found.signed(found.score(output, y)) == pytest.approx(expected, abs=1e-6)
     pseudo = found.pseudo_values(output, y)
-    assert found.own(float(pseudo.mean())) == pytest.approx(expected, abs=1e-6)
+    assert found.signed(float(pseudo.mean())) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_scorer_of_counts_gets_rates_and_not_their_logarithms():
@@ -96,7 +96,7 @@ def test_a_scorer_of_counts_gets_rates_and_not_their_logarithms():
 
 def test_a_metric_of_nothing_is_zero_and_not_minus_zero():
     found = metric_of(lambda output, y: 0.0, "maximize", loss_of("mse"))
-    assert str(found.own(found.score(NUMBERS, NUMBERS))) == "0.0"
+    assert str(found.signed(found.score(NUMBERS, NUMBERS))) == "0.0"
 
 
 def test_pseudo_values_have_the_error_of_a_mean():

@@ -30,7 +30,7 @@ def test_what_does_not_fit_in_memory_comes_back_from_disk(tmp_path):
         for n in range(10):
             states[n] = state(n)
         assert set(states) == set(range(10)) and len(states) == 10 and 3 in states
-        assert len(states._held) <= 3
+        assert len(states._in_memory) <= 3
         assert all(same(states[n], state(n)) for n in range(10))
         with pytest.raises(KeyError):
             states[11]
@@ -58,7 +58,7 @@ def test_files_of_an_earlier_process_are_believed_by_their_seal_alone(tmp_path):
     path.write_bytes(content)
     (tmp_path / "s/9.safetensors").write_bytes(b"of a crash")
     again = States(tmp_path / "s")
-    assert again.adopt(seals) == [path]
+    assert again.load_sealed(seals) == [path]
     assert set(again) == {0, 2} and same(again[2], state(2))
     assert not (tmp_path / "s/9.safetensors").exists()
     again[7] = state(7)

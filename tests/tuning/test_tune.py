@@ -385,7 +385,7 @@ def test_without_a_refit_every_fold_is_in_the_average():
 
 
 def test_the_pace_of_a_plan_is_that_of_the_costliest_model(monkeypatch):
-    def sized(job, population, kept=None, repeats=8):
+    def sized(job, population, fold_mask=None, repeats=8):
         return float(sum(p.numel() for p in population.model.parameters()))
 
     monkeypatch.setattr("tikhon.tuning.runners.microseconds", sized)
@@ -396,6 +396,36 @@ def test_the_pace_of_a_plan_is_that_of_the_costliest_model(monkeypatch):
         assert step_time(job, configs, 1) == 16 * 7 + 2 * 17
 
 
+def test_a_kind_of_model_is_tried_in_a_population_once_per_search():
+    built = []
+
+    def build(config):
+        built.append(config["width"])
+        return MLP([6, config["width"], 2])
+
+    job = make_job(build, *data(), None, "cross_entropy", 0, 8, 32, torch.optim.AdamW, "cpu", 0)
+    configs = [{"lr": lr, "width": width} for width in (4, 8) for lr in (0.01, 0.02, 0.05, 0.1)]
+    chunk, _ = choose_chunk(job, configs)
+    assert chunk > 1 and set(built) == {4, 8}
+    built.clear()
+    runner = PopulationRunner(replace(job, epochs=2), chunk)
+    assert [runner.group_size(config) for config in configs] == [chunk] * 8 and built == []
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4])
+@pytest.mark.parametrize("folds", [0, 3])
+def test_a_trial_has_folds_of_one_length_when_the_time_is_up(folds, chunk):
+    job = make_job(
+        lambda c: MLP([6, 8, 2]), *data(), None, "auto", folds, 8, 32, torch.optim.AdamW, "cpu", 0
+    )
+    trials = [Trial(0, {"lr": 0.01}, 8), Trial(1, {"lr": 0.02}, 8)]
+    outcomes = PopulationRunner(job, chunk, expired=lambda ahead: True).run(trials)
+    assert outcomes and {outcome.trial.budget for outcome in outcomes} == {1}
+    short = replace(trials[0], budget=1)
+    (whole,) = PopulationRunner(job, chunk).run([short])
+    assert outcomes[0].score == pytest.approx(whole.score)
+
+
 def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():
     def build():
         return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
@@ -403,7 +433,7 @@ def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():
     job = make_job(lambda c: build(), *data(), None, "auto", 3, 8, 32, torch.optim.AdamW, "cpu", 0)
     chunk, reason = choose_chunk(job, [{"lr": 0.01}] * 4)
     assert chunk == 1 and "held-out fold" in reason
-    apart = replace(job, kept=None, valid=data(30))
+    apart = replace(job, fold_mask=None, valid=data(30))
     assert choose_chunk(apart, [{"lr": 0.01}] * 4)[1] != reason
 
 
@@ -568,8 +598,8 @@ def test_the_same_seed_gives_the_same_trials_whatever_the_clock_says(monkeypatch
             lambda paces=paces, slow=slow: next(paces) ** 2 * 1000 % (977 * slow),
         )
         result = tune(lambda: network(), data(), space=SPACE, epochs=8, budget="6runs", seed=0)
-        kept = ("id", "config", "budget", "score", "curve", "strengths")
-        found.append([{name: row[name] for name in kept} for row in result.trials])
+        fold_mask = ("id", "config", "budget", "score", "curve", "strengths")
+        found.append([{name: row[name] for name in fold_mask} for row in result.trials])
     assert found[0] == found[1]
     assert result.plan.chunk > 1
 
@@ -582,8 +612,8 @@ def test_a_chunk_is_part_of_the_plan_and_repeats_every_bit(chunk, tmp_path, monk
         monkeypatch.setattr("tikhon.tuning.plan.choose_chunk", lambda job, configs: (size, ""))
 
     def bits(result):
-        kept = ("id", "config", "budget", "score", "curve", "strengths")
-        trials = [{name: row[name] for name in kept} for row in result.trials]
+        fold_mask = ("id", "config", "budget", "score", "curve", "strengths")
+        trials = [{name: row[name] for name in fold_mask} for row in result.trials]
         return trials, [v.tolist() for v in result.model.state_dict().values()]
 
     given = {"epochs": 8, "budget": "5runs", "folds": 2}

@@ -66,7 +66,7 @@ def demo(
                 progress(text, next(done), total)
 
             try:
-                result = demonstration.run(
+                result = demonstration.run_demonstration(
                     setting, methods, on_run=on_run, stop=interrupt.__bool__
                 )
             except (Stopped, KeyboardInterrupt):

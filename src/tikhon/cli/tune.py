@@ -331,7 +331,7 @@ class SearchTable:
 
     def _shown(self, outcome: Any) -> str:
         """Format a score with the metric's own sign."""
-        score = outcome.score if self._metric is None else self._metric.own(outcome.score)
+        score = outcome.score if self._metric is None else self._metric.signed(outcome.score)
         return f"{score:.4f}"
 
     def _table(self) -> Any:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tikhon.comparison.trainings import Records, trained
+from tikhon.comparison.trainings import Records, train_seeded
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
 from tikhon.models import MLP
@@ -96,37 +96,37 @@ def balance(
             make = partial(DeepMLP, features, 64, depth, outputs, remedy)
             plans.append(({"depth": depth, "remedy": remedy}, make))
     rows, total = [], len(plans) * len(strengths)
-    for about, make in plans:
+    for shape, make in plans:
         for strength in strengths:
-            on_event(str(about), len(rows), total)
-            asked = about | {"strength": strength}
-            find = partial(_trained, make, parts, asked, epochs, lr, seed, records.stop)
-            rows.append(records.once(str(asked), find))
+            on_event(str(shape), len(rows), total)
+            settings = shape | {"strength": strength}
+            find = partial(_train_shape, make, parts, settings, epochs, lr, seed, records.stop)
+            rows.append(records.once(str(settings), find))
     return Shapes(tuple(rows))
 
 
-def _trained(
+def _train_shape(
     make: Callable[[], nn.Module],
     parts: Split,
-    asked: dict[str, object],
+    settings: dict[str, object],
     epochs: int,
     lr: float,
     seed: int,
     stop: Callable[[], bool],
 ) -> dict[str, object]:
     """Train one network; return its settings and scores."""
-    row, train = dict(asked), parts.train
+    row, train = dict(settings), parts.train
 
-    def begun() -> nn.Module:
+    def build_model() -> nn.Module:
         model = make()
         if isinstance(model, DeepMLP):
             row["backprop_ratio"] = backprop_ratio(model, train.x[:256], train.y[:256])
         return model
 
-    run = trained(
-        begun,
+    run = train_seeded(
+        build_model,
         [(part.x, part.y) for part in (train, parts.valid, parts.test)],
-        Recipe({"*": L2(asked["strength"])}) if asked["strength"] else Recipe(),
+        Recipe({"*": L2(settings["strength"])}) if settings["strength"] else Recipe(),
         seed=seed,
         stop=stop,
         lr=lr,

@@ -23,11 +23,11 @@ from tikhon.languages import Sentence, Value, sentence
 from tikhon.numbers import Z_95, format_number
 from tikhon.runs.interrupt import ignore_messages
 
-_TUNED = 3  # fewest trainings for a choice
-_SPLITS = 3  # fewest splits for a meaningful interval
-_LATE = 1.25  # allowed excess over the budget up to that many splits
-_MOST = 8  # most trainings for each split; further budget goes to more splits
-_DEARER = 1.3  # mean cost of a method relative to training without one
+_MIN_TRIALS = 3  # fewest trainings for a choice
+_MIN_SPLITS = 3  # fewest splits for a meaningful interval
+_OVERRUN = 1.25  # allowed excess over the budget up to that many splits
+_MAX_TRIALS = 8  # most trainings for each split; further budget goes to more splits
+_COST_MARGIN = 1.3  # mean cost of a method relative to training without one
 
 Event = Callable[[str, int, int], None]  # current task, trainings done, trainings in total
 
@@ -45,11 +45,11 @@ class Contender:
     ) -> None:
         """Tune on one split: train every point, choose by validation loss."""
         found = []
-        for place, point in enumerate(design(self.method.dimensions, trials)):
+        for index, point in enumerate(design(self.method.dimensions, trials)):
             recipe, lr = self.method.recipe(point)
             found.append(
                 records.fitted(
-                    f"split {number + 1}, {self.method.name}, point {place + 1}",
+                    f"split {number + 1}, {self.method.name}, point {index + 1}",
                     partial(trainer.fit, parts, recipe, lr, seed=seed),
                 )
             )
@@ -59,12 +59,12 @@ class Contender:
         """Repeat the first split's choice with other seeds."""
         chosen = self.chosen[0]
         self.reseeded = [chosen.score("test")]
-        for place in range(1, seeds):
-            again = records.fitted(
-                f"split 1, {self.method.name}, seed {place + 1}",
-                partial(trainer.fit, parts, chosen.recipe, chosen.lr, seed=1000 + place),
+        for index in range(1, seeds):
+            refitted = records.fitted(
+                f"split 1, {self.method.name}, seed {index + 1}",
+                partial(trainer.fit, parts, chosen.recipe, chosen.lr, seed=1000 + index),
             )
-            self.reseeded.append(again.score("test"))
+            self.reseeded.append(refitted.score("test"))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for `result.json`; `sentences` are keys and values of its texts."""
-        told = {"verdict": self.verdict(), "notice": self.notice}
+        sentences = {"verdict": self.verdict(), "notice": self.notice}
         return {
             "kind": "compare",
             "data": self.data,
@@ -105,9 +105,9 @@ class Comparison:
             "splits": self.splits,
             "epochs": self.epochs,
             "seconds": self.seconds,
-            "verdict": told["verdict"],
+            "verdict": sentences["verdict"],
             "notice": self.notice or "",
-            "sentences": {name: text.to_dict() for name, text in told.items() if text},
+            "sentences": {name: text.to_dict() for name, text in sentences.items() if text},
             "methods": list(self.rows),
             "constant": None if self.constant is None else self.constant.to_dict(),
         }
@@ -125,8 +125,8 @@ class Comparison:
     def _repr_html_(self) -> str:
         rows = []
         for row in self.rows:
-            told = "tied with the first" if row["tied"] else "worse"
-            rows.append((row["method"], *self._shown(row), told))
+            verdict = "tied with the first" if row["tied"] else "worse"
+            rows.append((row["method"], *self._shown_interval(row), verdict))
         head = ("method", f"test {self.metric}", "low", "high", "")
         return notebook.html_card(repr(self), [self.verdict()], head, rows)
 
@@ -140,7 +140,7 @@ class Comparison:
             InputError: if matplotlib is not installed.
         """
         display = plotting.canvas(ax)
-        tests, lows, highs = zip(*map(self._shown, self.rows))
+        tests, lows, highs = zip(*map(self._shown_interval, self.rows))
         plotting.intervals(
             display.ax_,
             [row["method"] for row in self.rows],
@@ -152,11 +152,11 @@ class Comparison:
         display.ax_.set_title(f"{self.data}, {self.splits} splits")
         return display
 
-    def _shown(self, row: Mapping[str, Any]) -> tuple[float, float, float]:
+    def _shown_interval(self, row: Mapping[str, Any]) -> tuple[float, float, float]:
         """Return a row's test score and interval, in the metric's own sign and range."""
-        sign, most = (1, 1.0) if self.metric == "accuracy" else (-1, math.inf)
+        sign, upper = (1, 1.0) if self.metric == "accuracy" else (-1, math.inf)
         low, high = sorted((sign * row["low"], sign * row["high"]))
-        return sign * row["test"], max(low, 0.0), min(high, most)
+        return sign * row["test"], max(low, 0.0), min(high, upper)
 
     def verdict(self) -> Sentence:
         """Return in one sentence whether regularization helps here, and the best method.
@@ -165,7 +165,7 @@ class Comparison:
         """
         best, *others = self.rows
         equal = [row["method"] for row in others if row["tied"]]
-        bare = next((row for row in self.rows if row["method"] == "none"), None)
+        unregularized = next((row for row in self.rows if row["method"] == "none"), None)
         values: dict[str, Value] = {
             "method": best["method"],
             "metric": sentence(f"metric_{self.metric}_word"),
@@ -177,11 +177,13 @@ class Comparison:
             constant = format_number(abs(self.constant.test))
             return sentence("compare_nothing", answer=answer, constant=constant, **values)
         values |= {"equal": ", ".join(equal)}
-        if bare is None:
+        if unregularized is None:
             return sentence("compare_tied" if equal else "compare_best", **values)
-        values |= {"bare": format_number(abs(bare["test"]))}
-        if best is bare or bare["tied"]:
-            return sentence("compare_none_best" if best is bare else "compare_none_tied", **values)
+        values |= {"bare": format_number(abs(unregularized["test"]))}
+        if best is unregularized or unregularized["tied"]:
+            return sentence(
+                "compare_none_best" if best is unregularized else "compare_none_tied", **values
+            )
         return sentence("compare_helps_tied" if equal else "compare_helps", **values)
 
 
@@ -243,33 +245,33 @@ def compare(
             )
     records, on_event = Records() if records is None else records, on_event or ignore_messages
     trainer = Trainer(model, epochs, batch_size, records.stop)
-    asked = splits
-    parts = _drawn(data, 0, splits, seed)
+    requested_splits = splits
+    parts = _draw_split(data, 0, splits, seed)
     if trials is None:
         cost = 0.0
         if limit is not None:
-            cost = _DEARER * float(records.once("seconds", lambda: trainer.cost(parts)))
-            seeds = _affordable(limit, cost, len(contenders), seeds)
-        trials = _plan(limit, cost, len(contenders), splits, len(contenders) * (seeds - 1))
+            cost = _COST_MARGIN * float(records.once("seconds", lambda: trainer.cost(parts)))
+            seeds = _affordable_seeds(limit, cost, len(contenders), seeds)
+        trials = _plan_trials(limit, cost, len(contenders), splits, len(contenders) * (seeds - 1))
     fixed = len(contenders) * (seeds - 1)
     total, done = len(contenders) * splits * trials + fixed, 0
     constants: list[float] = []
-    for place in range(splits):
-        if place:
-            parts = _drawn(data, place, splits, seed)
-        constants.append(_constant(parts)[1])
+    for index in range(splits):
+        if index:
+            parts = _draw_split(data, index, splits, seed)
+        constants.append(_constant_score(parts)[1])
         for contender in contenders:
-            on_event(f"split {place + 1}/{splits}: {contender.method.name}", done, total)
+            on_event(f"split {index + 1}/{splits}: {contender.method.name}", done, total)
             contender.tune(
-                trainer, records, parts, trials, number=place, seed=(seed + place) % (1 << 32)
+                trainer, records, parts, trials, number=index, seed=(seed + index) % (1 << 32)
             )
             done += trials
-            if place == 0:
+            if index == 0:
                 contender.repeat(trainer, records, parts, seeds)
                 done += seeds - 1
-        if place + 1 < splits and not records.once(
-            f"time is left after split {place + 1}",
-            lambda n=place + 1: not limit or _has_time(records.seconds, n, limit),
+        if index + 1 < splits and not records.once(
+            f"time is left after split {index + 1}",
+            lambda n=index + 1: not limit or _has_time_left(records.seconds, n, limit),
         ):
             break
     splits = len(contenders[0].chosen)
@@ -278,32 +280,34 @@ def compare(
     rows = _rows(contenders, share, step)
     metric = "accuracy" if data.task == "classification" else "rmse"
     seconds = records.seconds
-    notice = None if limit is None else _notice(trials, splits, asked, seconds)
-    beaten = _beaten(rows[0]["scores"], constants, share, step, len(parts.test.x))
-    constant = Constant(_constant(parts)[0], fmean(constants), beaten)
+    notice = None if limit is None else _budget_notice(trials, splits, requested_splits, seconds)
+    beaten = _beats_constant(rows[0]["scores"], constants, share, step, len(parts.test.x))
+    constant = Constant(_constant_score(parts)[0], fmean(constants), beaten)
     return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice, constant)
 
 
-def _drawn(data: Dataset, place: int, splits: int, seed: int) -> Split:
+def _draw_split(data: Dataset, index: int, splits: int, seed: int) -> Split:
     """Draw a split; with a time column, later splits drop up to half of the latest rows."""
     times = None if data.table is None else data.table.times
     if times is None:
-        return split(data, seed=(seed + place) % (1 << 32))
-    count = round(len(times) * (1 - 0.5 * place / splits))
+        return split(data, seed=(seed + index) % (1 << 32))
+    count = round(len(times) * (1 - 0.5 * index / splits))
     first = np.sort(np.argsort(times, kind="stable")[:count])
     return split(data.take(torch.from_numpy(first)), seed=seed)
 
 
-def _constant(parts: Split) -> tuple[str | None, float]:
+def _constant_score(parts: Split) -> tuple[str | None, float]:
     """Return the constant prediction and its score on the test rows."""
     train, test = parts.train.y, parts.test.y
     if parts.train.classes:
-        most = int(train.bincount().argmax())
-        return repr(parts.train.classes[most]), float((test == most).double().mean())
+        most_frequent = int(train.bincount().argmax())
+        return repr(parts.train.classes[most_frequent]), float(
+            (test == most_frequent).double().mean()
+        )
     return None, -float((test - train.mean(0)).square().mean().sqrt()) * parts.train.unit
 
 
-def _beaten(
+def _beats_constant(
     best: Sequence[float], constants: Sequence[float], share: float, step: float, rows: int
 ) -> bool:
     """Return whether the best method is significantly better than a constant prediction.
@@ -311,45 +315,59 @@ def _beaten(
     Either by the spread over splits, or by the number of test rows in one of them.
     """
     gains = [a - b for a, b in zip(best, constants, strict=True)]
-    gain, own, other = fmean(gains), fmean(best), fmean(constants)
+    gain, best_score, other = fmean(gains), fmean(best), fmean(constants)
     if step:  # shares of rows
-        error = math.sqrt((own * (1 - own) + other * (1 - other)) / rows + step**2 / 4)
+        error = math.sqrt(
+            (best_score * (1 - best_score) + other * (1 - other)) / rows + step**2 / 4
+        )
     else:
-        error = math.sqrt((own**2 + other**2) / (2 * rows))
-    told = gain > Z_95 * error
-    return told or (gain > 0 and p_value(gains, share=share, step=step) <= 1 - LEVEL)
+        error = math.sqrt((best_score**2 + other**2) / (2 * rows))
+    is_clear = gain > Z_95 * error
+    return is_clear or (gain > 0 and p_value(gains, share=share, step=step) <= 1 - LEVEL)
 
 
-def _has_time(seconds: float, done: int, limit: float) -> bool:
+def _has_time_left(seconds: float, done: int, limit: float) -> bool:
     """Return whether one more split fits; up to the third may exceed the limit a little."""
-    return seconds * (done + 1) / done <= limit * (_LATE if done + 1 <= _SPLITS else 1)
+    return seconds * (done + 1) / done <= limit * (_OVERRUN if done + 1 <= _MIN_SPLITS else 1)
 
 
-def _notice(trials: int, splits: int, asked: int, seconds: float) -> Sentence | None:
+def _budget_notice(
+    trials: int, splits: int, requested_splits: int, seconds: float
+) -> Sentence | None:
     """Report what exceeded the budget; None if nothing did."""
-    if trials >= _TUNED and splits >= asked:
+    if trials >= _MIN_TRIALS and splits >= requested_splits:
         return None
-    more = max(trials, _TUNED)
-    enough = round(1.2 * seconds * asked * more / (splits * trials))
+    trials_needed = max(trials, _MIN_TRIALS)
+    seconds_needed = round(1.2 * seconds * requested_splits * trials_needed / (splits * trials))
     return sentence(
-        "compare_short", splits=splits, asked=asked, trials=trials, more=more, seconds=enough
+        "compare_short",
+        splits=splits,
+        asked=requested_splits,
+        trials=trials,
+        more=trials_needed,
+        seconds=seconds_needed,
     )
 
 
-def _affordable(budget: float, cost: float, contenders: int, seeds: int) -> int:
+def _affordable_seeds(budget: float, cost: float, contenders: int, seeds: int) -> int:
     """Return the seeds for the first split: one if more would prevent the minimal splits."""
-    enough = budget / cost >= contenders * (_SPLITS + seeds - 1)
-    return seeds if enough else 1
+    fits_budget = budget / cost >= contenders * (_MIN_SPLITS + seeds - 1)
+    return seeds if fits_budget else 1
 
 
-def _plan(budget: float | None, cost: float, contenders: int, splits: int, fixed: int) -> int:
+def _plan_trials(
+    budget: float | None, cost: float, contenders: int, splits: int, fixed: int
+) -> int:
     """Return trainings for each method and split; budget and cost in seconds."""
     if budget is None:
         return 6
-    each = (budget / cost - fixed) / contenders
-    fewest = min(splits, _SPLITS)
-    count = next((n for n in range(splits, fewest, -1) if each / n >= _TUNED), fewest)
-    return max(1, min(_MOST, int(each / count)))
+    trainings_per_method = (budget / cost - fixed) / contenders
+    min_splits = min(splits, _MIN_SPLITS)
+    count = next(
+        (n for n in range(splits, min_splits, -1) if trainings_per_method / n >= _MIN_TRIALS),
+        min_splits,
+    )
+    return max(1, min(_MAX_TRIALS, int(trainings_per_method / count)))
 
 
 def _rows(contenders: list[Contender], share: float, step: float) -> tuple[dict[str, Any], ...]:

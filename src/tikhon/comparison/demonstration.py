@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tikhon.comparison.statistics import interval
-from tikhon.comparison.trainings import trained
+from tikhon.comparison.trainings import train_seeded
 from tikhon.data import Dataset, load
 from tikhon.data.batches import order
 from tikhon.models import build
@@ -55,23 +55,23 @@ METHODS = (
 )
 
 
-def draw(data: Dataset, setting: Setting, seed: int) -> list[tuple[Tensor, Tensor]]:
+def draw_rows(data: Dataset, setting: Setting, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Training, validation and test rows of a seed, drawn at random.
 
     A share of the training labels is replaced by others.
     """
-    rows, few = order(len(data.x), seed=seed, epoch=0), setting.train_rows
-    cuts = [few, setting.valid_rows, len(rows) - few - setting.valid_rows]
-    train, *held = [(data.x[part], data.y[part]) for part in rows.split(cuts)]
+    rows, count = order(len(data.x), seed=seed, epoch=0), setting.train_rows
+    sizes = [count, setting.valid_rows, len(rows) - count - setting.valid_rows]
+    train, *held_out = [(data.x[part], data.y[part]) for part in rows.split(sizes)]
     generator = torch.Generator().manual_seed(seed)
-    wrong = order(few, seed=seed, epoch=1)[: round(setting.wrong_labels * few)]
-    shift = torch.randint(1, len(data.classes), (len(wrong),), generator=generator)
+    replaced = order(count, seed=seed, epoch=1)[: round(setting.wrong_labels * count)]
+    shift = torch.randint(1, len(data.classes), (len(replaced),), generator=generator)
     labels = train[1].clone()
-    labels[wrong] = (labels[wrong] + shift) % len(data.classes)
-    return [(train[0], labels), *held]
+    labels[replaced] = (labels[replaced] + shift) % len(data.classes)
+    return [(train[0], labels), *held_out]
 
 
-def run(
+def run_demonstration(
     setting: Setting,
     methods: Sequence[Variant] = METHODS,
     *,
@@ -83,14 +83,14 @@ def run(
     Returns the `result.json` of a demo. Raises `Stopped`.
     """
     data = load(setting.data)
-    parts = {seed: draw(data, setting, seed) for seed in setting.seeds}
+    parts = {seed: draw_rows(data, setting, seed) for seed in setting.seeds}
     results = []
     for method in methods:
         grid: list[tuple[float, list[Run]]] = []
         for strength in method.strengths:
             runs = []
             for seed in setting.seeds:
-                found = trained(
+                found = train_seeded(
                     lambda: build(setting.model, data.shape, data.outputs),
                     parts[seed],
                     method.recipe(strength),
@@ -127,7 +127,7 @@ def _method_result(method: Variant, grid: list[tuple[float, list[Run]]]) -> dict
         }
         for strength, runs in grid
     ]
-    chosen = max(points, key=_standing)
+    chosen = max(points, key=_validation_rank)
     runs = grid[points.index(chosen)][1]
     tests = [(r.metrics or {})["test/accuracy"] for r in runs]
     mean, low, high = interval(tests, share=0.0)  # each seed draws its own rows
@@ -149,7 +149,7 @@ def _mean(runs: Sequence[Run], key: str) -> float:
     return fmean((run.metrics or {})[key] for run in runs)
 
 
-def _standing(point: dict[str, Any]) -> tuple[float, float]:
+def _validation_rank(point: dict[str, Any]) -> tuple[float, float]:
     """Return the validation scores of a strength; test rows are never used to choose."""
     return point["valid_accuracy"], -point["valid_loss"]
 
@@ -162,7 +162,7 @@ def _describe(setting: Setting, data: Dataset) -> dict[str, object]:
 
 def quick(setting: Setting) -> tuple[Setting, tuple[Variant, ...]]:
     """Return a smaller version: two strengths for each method, a third of the epochs."""
-    fewer = tuple(
+    variants = tuple(
         replace(method, strengths=method.strengths[1:3] or method.strengths) for method in METHODS
     )
-    return replace(setting, epochs=setting.epochs // 3), fewer
+    return replace(setting, epochs=setting.epochs // 3), variants

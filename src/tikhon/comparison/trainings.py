@@ -46,14 +46,14 @@ class Fitted:
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Fitted:
         """Invert `to_dict`."""
-        before, after = row["parameters"]
+        previous_seconds, after = row["parameters"]
         return cls(
             Recipe.from_dict(row["recipe"]),
             float(row["lr"]),
             {k: math.nan if v is None else float(v) for k, v in row["metrics"].items()},
             float(row["seconds"]),
             float(row["zeros"]),
-            (int(before), int(after)),
+            (int(previous_seconds), int(after)),
         )
 
 
@@ -69,14 +69,14 @@ class Records:
     ) -> None:
         self._journal, self.stop = journal, stop
         self._known: dict[str, Any] = {}
-        before = 0.0
+        previous_seconds = 0.0
         for event in journal.events if journal is not None else ():
             try:
                 self._known[event["name"]] = event["found"]
-                before = float(event["seconds"])
+                previous_seconds = float(event["seconds"])
             except (KeyError, TypeError, ValueError) as error:
                 raise cast(Journal, journal).malformed(error) from error
-        self._started = time.perf_counter() - before
+        self._started = time.perf_counter() - previous_seconds
 
     def __len__(self) -> int:
         return len(self._known)
@@ -127,7 +127,7 @@ class Trainer:
         """Train once. Raises `Stopped`."""
         rate = recipe.dropout if isinstance(recipe.dropout, float) else 0.0
         train = parts.train
-        run = trained(
+        run = train_seeded(
             lambda: build(self.model, train.shape, train.outputs, rate=rate, rows=train.x),
             [(part.x, part.y) for part in (train, parts.valid, parts.test)],
             recipe,
@@ -144,7 +144,7 @@ class Trainer:
         return Fitted(recipe, lr, dict(run.metrics or {}), run.seconds, share, small.parameters)
 
 
-def trained(
+def train_seeded(
     make: Callable[[], nn.Module],
     parts: Sequence[tuple[Tensor, Tensor]],
     recipe: Recipe,
@@ -158,8 +158,8 @@ def trained(
         torch.manual_seed(seed)
         model = make()
     train, valid, test = parts
-    more = {"seed": seed, "device": "cpu", "linear": False, "stop": stop}
-    run = fit(model, train, recipe, valid=valid, test=test, **more, **settings)
+    options = {"seed": seed, "device": "cpu", "linear": False, "stop": stop}
+    run = fit(model, train, recipe, valid=valid, test=test, **options, **settings)
     if run.ended == "stopped":
         raise Stopped
     return run

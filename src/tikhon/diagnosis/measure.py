@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from tikhon.budget import limit_to_share, out_of_time
 from tikhon.data.forward import LossFunction
@@ -31,8 +30,6 @@ from tikhon.diagnosis.replica import (
 )
 from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
 from tikhon.diagnosis.wiring import OriginalProgram, wiring_facts
-from tikhon.diagnosis.wiring.batch_changes import batch_changes
-from tikhon.diagnosis.wiring.collapse import collapse_facts
 from tikhon.diagnosis.wiring.loss_extraction import extract_loss
 from tikhon.diagnosis.wiring.loss_parts import loss_part_facts
 from tikhon.diagnosis.wiring.program import make_program
@@ -76,8 +73,6 @@ def measure(
         loss = own_loss if loss is None else loss
         loss, penalty = separate_penalty(unwrap(model), loss, penalty, source)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
-        changes = _batch_changes(replica, source)
-        replica.copies = bool(changes)
         if not replica.whole:
             _check_rows(unwrap(model), source, judge)
             source = _together(replica, source)
@@ -90,15 +85,14 @@ def measure(
         if holes and not data_facts["left_out"]:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
         else:
-            untrained = replace(replicate(model, loss), copies=replica.copies)
-            wired, seen = extract_loss(untrained, source)
+            wired, seen = extract_loss(replicate(model, loss), source)  # an untrained copy
             trial = _trial(replica, source, facts, steps, size, seed, judge)
             facts |= static.forward_facts(wired, seen)
             if not holes:  # the wiring tests need finite numbers
                 given = OriginalProgram(source, judge, replica.whole, _held(optimizer))
                 wiring = wiring_facts(wired, seen, given, sites=trial.sites, batch_size=size)
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
-        wiring |= changes | _drift(trial.spreads) | _targets_moved(trial.levels, source)
+        wiring |= _drift(trial.spreads) | _targets_moved(trial.levels, source)
         if trial.steps and trial.failure is None and not holes and not out_of_time():
             wiring |= _afterwards(replica, source, wiring, judge)
         record = Record(
@@ -123,21 +117,10 @@ def measure(
         )
 
         def again() -> Replica:
-            fresh = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
-            return replace(fresh, copies=replica.copies)
+            return replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
 
         found = controls(again, Ran(source, trial, record))
         return replace(record, reference={**record.reference, **found})
-
-
-def _batch_changes(replica: Replica, source: Samples) -> dict[str, Any]:
-    """Return what model or loss change in a batch, and whether its rows are stored as given."""
-    try:
-        found = batch_changes(replica, source.probe)
-    except Exception:  # reported where the model is first measured
-        return {}
-    fresh = isinstance(source.source, DataLoader)
-    return found | {"batch_collated": fresh} if found else {}
 
 
 def _together(replica: Replica, source: Samples) -> Samples:
@@ -197,8 +180,6 @@ def _afterwards(
         facts |= loss_part_facts(replica, source.probe)
     except Exception as error:  # a loss of the batch as a whole
         facts["parts"] = type(error).__name__
-    if wiring.get("embeds") and wiring.get("embedding_spread"):
-        facts |= collapse_facts(make_program(replica, source), wiring["embedding_spread"])
     if judge is not None and not replica.whole:
         facts |= renumbering_facts(replica, judge)
     if ROUNDING < wiring.get("rows_apart", 0.0) < DISTINCT:  # may be small before training

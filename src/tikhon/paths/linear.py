@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tikhon.paths.active import Gram
+from tikhon.paths.active_set import Gram
 
 Kind = Literal["squared", "logistic", "multinomial"]
 _CURVATURE = {"squared": 1.0, "logistic": 0.25, "multinomial": 0.5}

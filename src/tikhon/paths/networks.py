@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tikhon.data.stream import Stream
 from tikhon.errors import InputError
 from tikhon.models.skip import SkipNetwork
-from tikhon.paths.result import PathResult, means_of
+from tikhon.paths.result import PathResult, mean_and_error
 from tikhon.penalties import GroupLasso, Hierarchical, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.population.hyperparameters import Hyperparameters
@@ -64,7 +64,7 @@ class TargetScale:
         mean = y.double().mean(0)
         return cls(mean, float((y.double() - mean).square().mean().sqrt()) or 1.0)
 
-    def seen(self, y: Tensor) -> Tensor:
+    def scaled(self, y: Tensor) -> Tensor:
         """Return targets standardised for the sweep."""
         return ((y.double() - self.mean) / self.size).float()
 
@@ -132,16 +132,16 @@ def network_path(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unit = TargetScale.of(data[1])
-        x, y = data[0].float(), data[1] if unit is None else unit.seen(data[1])
+        x, y = data[0].float(), data[1] if unit is None else unit.scaled(data[1])
         build, penalty = _with_skip(build_model, penalty, x)
         penalty = _with_factors(penalty, build(), x[0].numel())
         sweep = Sweep(build(), (x, y), penalty, seed)
-        snapshots = _thinned(sweep.run(keeper), strengths)
+        snapshots = _select_snapshots(sweep.run(keeper), strengths)
     if valid is not None:
-        valid = valid[0].float(), valid[1] if unit is None else unit.seen(valid[1])
-    population = _refitted(build, sweep, snapshots, (x, y), valid, seed)
-    result = _result(build, sweep, snapshots, population, valid, penalty)
-    return result if unit is None else _in_unit(result, unit)
+        valid = valid[0].float(), valid[1] if unit is None else unit.scaled(valid[1])
+    population = _refit_supports(build, sweep, snapshots, (x, y), valid, seed)
+    result = _build_result(build, sweep, snapshots, population, valid, penalty)
+    return result if unit is None else _in_target_units(result, unit)
 
 
 class Sweep:
@@ -162,22 +162,22 @@ class Sweep:
         optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-2, weight_decay=DECAY, fused=True
         )
-        advance = Step(
+        step_once = Step(
             self.model, optimizer, self._loss, rate=lambda number: 1 - number / DENSE_STEPS
         )
         for step in range(DENSE_STEPS):
-            advance(self.stream.batch(step), step)
+            step_once(self.stream.batch(step), step)
 
     def run(self, keeper: PeriodicCheckpoint) -> list[Snapshot]:
         """Raise the strength at every step until no feature is left; one snapshot per support."""
         lr = 1e-2
         optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=MOMENTUM, fused=True)
-        advance, gain = Step(self.model, optimizer, self._loss), lr / (1 - MOMENTUM)
+        step_once, gain = Step(self.model, optimizer, self._loss), lr / (1 - MOMENTUM)
         place = self._begin(keeper.found, optimizer)
         support = place.found[-1].support
         while place.step < DENSE_STEPS + 4 * SWEEP_STEPS and support.any():
             keeper.save_if_due(lambda: place.state(self.model, optimizer))
-            advance(self.stream.batch(place.step))
+            step_once(self.stream.batch(place.step))
             with torch.no_grad():
                 penalty = self.penalty.with_strength(place.strength)
                 rows = penalty.prox(self.target.read(), gain)
@@ -199,11 +199,11 @@ class Sweep:
             found = [Snapshot(*row) for row in state["found"]]
             return SweepProgress(state["step"], state["strength"], state["growth"], found)
         self.densify()
-        strength, growth = self._bracket()
+        strength, growth = self._strength_range()
         dense = self._snapshot(0.0, self._support(self.target.read()))
         return SweepProgress(DENSE_STEPS, strength, growth, [dense])
 
-    def _bracket(self) -> tuple[float, float]:
+    def _strength_range(self) -> tuple[float, float]:
         """Return initial strength and growth per step, up to where a zero first layer stays zero.
 
         The upper end follows from the gradient at zero features, with other layers unchanged; the
@@ -288,7 +288,7 @@ def _features(model: nn.Module, penalty: Proximable) -> Target:
     return select(model, names, rows="feature")[0]
 
 
-def _thinned(snapshots: list[Snapshot], limit: int) -> list[Snapshot]:
+def _select_snapshots(snapshots: list[Snapshot], limit: int) -> list[Snapshot]:
     """Return the last snapshot for each feature count, at most `limit`, dense first."""
     by_count = {int(s.support.sum()): s for s in snapshots}
     counts = sorted(by_count, reverse=True)
@@ -298,7 +298,7 @@ def _thinned(snapshots: list[Snapshot], limit: int) -> list[Snapshot]:
     return [by_count[count] for count in counts]
 
 
-def _refitted(
+def _refit_supports(
     build: Callable[[], nn.Module],
     sweep: Sweep,
     snapshots: list[Snapshot],
@@ -331,23 +331,23 @@ def _refitted(
     )
     stacked = [torch.stack([m[name] for m in masks]).flatten() for name in population.stack.names]
     population.mask = torch.cat(stacked)
-    everything = {**population.stack.blocks, **population.stack.buffers}
-    kept = {name: value.detach().clone() for name, value in everything.items()}
+    tensors = {**population.stack.blocks, **population.stack.buffers}
+    best_state = {name: value.detach().clone() for name, value in tensors.items()}
     best = torch.full((len(models),), math.inf)
     for step in range(REFIT_STEPS):
         population.step(*sweep.stream.batch(step), None, step, seed=step)
         if valid is not None and (step + 1) % CHECK == 0:
             losses = population.row_losses(*valid).mean(1)
             lower, best = losses < best, torch.minimum(losses, best)
-            for name, value in everything.items():
-                kept[name][lower] = value.detach()[lower]
+            for name, value in tensors.items():
+                best_state[name][lower] = value.detach()[lower]
     if valid is not None:
-        for name, value in everything.items():
-            value.detach().copy_(kept[name])
+        for name, value in tensors.items():
+            value.detach().copy_(best_state[name])
     return population
 
 
-def _result(
+def _build_result(
     build: Callable[[], nn.Module],
     sweep: Sweep,
     snapshots: list[Snapshot],
@@ -357,7 +357,7 @@ def _result(
 ) -> PathResult:
     scores = errors = [math.nan] * len(snapshots)
     if valid is not None:
-        scores, errors = means_of(population.row_losses(*valid))
+        scores, errors = mean_and_error(population.row_losses(*valid))
     states = tuple(population.state_dict_of(k) for k in range(len(snapshots)))
     importances = []
     for state in states:
@@ -375,7 +375,7 @@ def _result(
     )
 
 
-def _in_unit(result: PathResult, unit: TargetScale) -> PathResult:
+def _in_target_units(result: PathResult, unit: TargetScale) -> PathResult:
     """Convert losses, strengths and predictions to the unit of the targets."""
     build, square = result.build, unit.size**2
     own = Rescaled(nn.Identity(), unit).state_dict()

@@ -18,10 +18,16 @@ from tikhon.data.dataset import fingerprint
 from tikhon.data.nested import keep_float64
 from tikhon.errors import DataError, InputError, unknown_name
 from tikhon.numbers import check_seed
-from tikhon.paths.exact import LinearPath, checked_grid, follow, is_linear, strength_grid
 from tikhon.paths.linear import SEPARABLE
+from tikhon.paths.linear_path import (
+    LinearPath,
+    check_strengths,
+    is_linear,
+    solve_path,
+    strength_grid,
+)
 from tikhon.paths.networks import network_path
-from tikhon.paths.penalised import followed
+from tikhon.paths.penalised import check_path_penalty
 from tikhon.paths.result import PathResult, Select
 from tikhon.paths.targets import row_weights
 from tikhon.penalties import Penalty
@@ -99,7 +105,7 @@ def path(
     >>> result.counts[0], max(result.residuals) < 1e-8
     (0, True)
     """
-    penalty = followed(penalty)
+    penalty = check_path_penalty(penalty)
     if select not in ("one_se", "best"):
         raise InputError(unknown_name("select", select, ("one_se", "best")))
     x, y = pair(keep_float64(train), name="train")
@@ -112,12 +118,12 @@ def path(
     if weights is not None and not weights.all():  # drop rows with weight zero
         x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
     _check_held_out(x, y, held_out)
-    strengths = checked_grid(strengths, smallest)
+    strengths = check_strengths(strengths, smallest)
     names, features = tuple(feature_names), x[0].numel()
     if names and len(names) != features:
         raise InputError(f"feature_names has {len(names)} names for {features} features")
     started = time.perf_counter()
-    asked: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "strengths": strengths,
         "smallest": smallest,
         "folds": folds,
@@ -127,23 +133,23 @@ def path(
         "seed": check_seed(seed),
     }
     data = (x, y, *(held_out or ()))
-    saving = {"resume": resume, "stop": stop or never_stop, "say": on_warning}
-    keeper = _keeper(output, saving, penalty, build_model, data, asked)
+    options = {"resume": resume, "stop": stop or never_stop, "say": on_warning}
+    keeper = _make_keeper(output, options, penalty, build_model, data, settings)
     shared = {"valid": held_out, "strengths": strengths, "seed": seed, "keeper": keeper}
     if build_model is None or is_linear(build_model()):
-        given = LinearPath.of(
+        linear = LinearPath.of(
             build_model, x, y, penalty, weights=weights, positive=positive, debias=debias
         )
-        result = follow(
-            given,
+        result = solve_path(
+            linear,
             build_model,
             folds=folds,
             smallest=smallest,
             on_progress=on_progress,
             **shared,
         )
-        _tell_unfinished(result)
-        if result.strengths[-1] == 0 and given.separated(result.coefficients, result.intercepts):
+        _warn_unconverged(result)
+        if linear.is_separated(result):
             warnings.warn(SEPARABLE, stacklevel=2)
     else:
         if folds or strengths == "universal" or positive or debias or sample_weight is not None:
@@ -152,7 +158,7 @@ def path(
                 "network is scored on valid"
             )
         result = network_path(build_model, (x, y), penalty, **shared)
-        _tell_unswept(result)
+        _warn_features_left(result)
     return replace(
         result,
         select=select,
@@ -161,27 +167,27 @@ def path(
     )
 
 
-def _keeper(
+def _make_keeper(
     output: str | Path | None,
-    saving: dict[str, Any],
+    options: dict[str, Any],
     penalty: Penalty,
     build_model: Callable[[], nn.Module] | None,
     data: tuple[Tensor, ...],
-    asked: dict[str, object],
+    settings: dict[str, object],
 ) -> PeriodicCheckpoint:
     if output is None:
-        if saving["resume"]:
+        if options["resume"]:
             raise InputError("resume needs output, the folder of the path to continue")
-        return PeriodicCheckpoint(stop=saving["stop"])
-    header = asked | {
-        "penalty": _described(penalty),
-        "model": _shapes(build_model),
+        return PeriodicCheckpoint(stop=options["stop"])
+    header = settings | {
+        "penalty": _describe_penalty(penalty),
+        "model": _parameter_shapes(build_model),
         "data": fingerprint(*data),
     }
-    return PeriodicCheckpoint(Path(output) / CHECKPOINT, header, **saving)
+    return PeriodicCheckpoint(Path(output) / CHECKPOINT, header, **options)
 
 
-def _described(penalty: Penalty) -> dict[str, object]:
+def _describe_penalty(penalty: Penalty) -> dict[str, object]:
     """Describe a penalty for a checkpoint: without strength, tensors by digest."""
     found: dict[str, object] = {"name": type(penalty).__name__}
     for entry in fields(penalty):
@@ -191,7 +197,7 @@ def _described(penalty: Penalty) -> dict[str, object]:
     return found
 
 
-def _shapes(build_model: Callable[[], nn.Module] | None) -> list[object]:
+def _parameter_shapes(build_model: Callable[[], nn.Module] | None) -> list[object]:
     """Return the parameters of a model by name and shape."""
     if build_model is None:
         return []
@@ -203,9 +209,9 @@ def check_linear(
     train: tuple[Tensor, Tensor], penalty: Penalty, *, strengths: object, debias: bool
 ) -> None:
     """Raise the errors of `path` for a linear model without solving it."""
-    given = LinearPath.of(None, *train, penalty, weights=None, positive=False, debias=debias)
+    linear = LinearPath.of(None, *train, penalty, weights=None, positive=False, debias=debias)
     if strengths != "universal":
-        strength_grid(given.problem(), given.penalty, strengths, None)
+        strength_grid(linear.problem(), linear.penalty, strengths, None)
 
 
 def _check_held_out(x: Tensor, y: Tensor, held_out: tuple[Tensor, Tensor] | None) -> None:
@@ -221,24 +227,24 @@ def _check_held_out(x: Tensor, y: Tensor, held_out: tuple[Tensor, Tensor] | None
         raise DataError("valid: its targets are floats, those of train are classes")
 
 
-def _tell_unfinished(result: PathResult) -> None:
+def _warn_unconverged(result: PathResult) -> None:
     """Warn at the caller's line of solutions that did not converge."""
-    left = [(r, s) for r, s in zip(result.residuals, result.strengths) if r > CONVERGED]
-    if left:
-        worst, strength = max(left)
+    unconverged = [(r, s) for r, s in zip(result.residuals, result.strengths) if r > CONVERGED]
+    if unconverged:
+        worst, strength = max(unconverged)
         warnings.warn(
-            f"{len(left)} of {len(result.strengths)} solutions of {result.penalty} did not "
+            f"{len(unconverged)} of {len(result.strengths)} solutions of {result.penalty} did not "
             f"converge (residual {worst:.1e} at strength {strength:.4g}): standardise the "
             "columns, or take larger strengths",
             stacklevel=3,
         )
 
 
-def _tell_unswept(result: PathResult) -> None:
+def _warn_features_left(result: PathResult) -> None:
     """Warn at the caller's line of a network that kept features at the largest strength."""
-    if left := result.counts[-1]:
+    if remaining := result.counts[-1]:
         warnings.warn(
-            f"the sweep of {result.penalty} ended with {left} of {result.supports.shape[1]} "
+            f"the sweep of {result.penalty} ended with {remaining} of {result.supports.shape[1]} "
             "features on, so this is not the whole path: standardise the columns",
             stacklevel=3,
         )

@@ -25,7 +25,7 @@ Layout = Literal["entries", "features", "matrix", "whole"]
 _MATRIX = (TotalVariation, NuclearNorm, SpectralNorm)
 
 
-def followed(penalty: Penalty) -> Proximable:
+def check_path_penalty(penalty: Penalty) -> Proximable:
     """Return the penalty if a path supports it, else raise `InputError`."""
     if not isinstance(penalty, Penalty):
         raise InputError(f"penalty must be a penalty, such as L1(), received {describe(penalty)}")
@@ -71,7 +71,7 @@ class FeaturePenalty:
 
         Raises `InputError` for a penalty that a linear path does not support.
         """
-        penalty = followed(penalty)
+        penalty = check_path_penalty(penalty)
         kind = type(penalty).__name__
         if isinstance(penalty, Hierarchical):
             raise InputError(
@@ -120,7 +120,7 @@ class FeaturePenalty:
         """Return the penalty at another strength."""
         return replace(self, penalty=self.penalty.with_strength(strength))
 
-    def kinks(self, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
+    def thresholds_and_ridges(self, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
         """Return thresholds and ridges of L1 and ElasticNet in W's shape, None for others."""
         penalty = self.penalty
         if not isinstance(penalty, L1 | ElasticNet):
@@ -128,8 +128,8 @@ class FeaturePenalty:
         share = penalty.l1_ratio if isinstance(penalty, ElasticNet) else 1.0
         factors = getattr(penalty, "weights", None)
         factors = torch.ones(shape, dtype=torch.float64) if factors is None else factors
-        whole = float(penalty.strength) * factors.expand(shape)
-        return share * whole, (1 - share) * whole
+        scale = float(penalty.strength) * factors.expand(shape)
+        return share * scale, (1 - share) * scale
 
     def only(self, columns: Tensor) -> Self:
         """Return a separable penalty restricted to some features (indices)."""
@@ -147,11 +147,11 @@ class FeaturePenalty:
 
     def value(self, weight: Tensor) -> Tensor:
         """Return the value, 0-d."""
-        return self.penalty.value(self._view(weight))
+        return self.penalty.value(self._to_layout(weight))
 
     def grad(self, weight: Tensor) -> Tensor:
         """Return the gradient in W's shape."""
-        return self._unview(self.penalty.grad(self._view(weight)), weight)
+        return self._from_layout(self.penalty.grad(self._to_layout(weight)), weight)
 
     def prox(self, weight: Tensor, step: float | Tensor) -> Tensor:
         """Return the prox in W's shape; `step` is a number or, if `diagonal`, (features,).
@@ -161,23 +161,23 @@ class FeaturePenalty:
         """
         weight = weight.clamp_min(0) if self.positive else weight
         if isinstance(step, Tensor):
-            step = self._view(step.expand(weight.shape))
-        return self._unview(self.penalty.prox(self._view(weight), step), weight)
+            step = self._to_layout(step.expand(weight.shape))
+        return self._from_layout(self.penalty.prox(self._to_layout(weight), step), weight)
 
     def max_strength(self, gradient: Tensor, step: float) -> float:
         """Smallest strength at which a step from the empty model stays there."""
-        pull = gradient.clamp_max(0) if self.positive else gradient
+        descent = gradient.clamp_max(0) if self.positive else gradient
         try:
-            return float(max_strength(self.penalty, self._view(pull), step=step))
+            return float(max_strength(self.penalty, self._to_layout(descent), step=step))
         except ValueError as error:
             raise InputError(f"{error}: strengths=[0.1, 0.01]") from error
 
-    def _view(self, weight: Tensor) -> Tensor:
+    def _to_layout(self, weight: Tensor) -> Tensor:
         if self.layout == "features":
             return weight.T
         return weight.reshape(1, -1) if self.layout == "whole" else weight
 
-    def _unview(self, rows: Tensor, weight: Tensor) -> Tensor:
+    def _from_layout(self, rows: Tensor, weight: Tensor) -> Tensor:
         return rows.T if self.layout == "features" else rows.reshape(weight.shape)
 
 

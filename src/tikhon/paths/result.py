@@ -188,7 +188,7 @@ class PathResult:
         }
 
 
-def means_of(rows: Tensor) -> tuple[list[float], list[float]]:
+def mean_and_error(rows: Tensor) -> tuple[list[float], list[float]]:
     """Mean loss over rows of (strengths, rows) and its standard error, NaN for one row."""
     count = rows.shape[1]
     spread = rows.std(1) if count > 1 else torch.full((len(rows),), math.nan)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tikhon.paths.active import minimised
+from tikhon.paths.active_set import minimize_on_active_set
 from tikhon.paths.linear import SEPARATED, Fit, LinearProblem
 from tikhon.paths.penalised import FeaturePenalty
 from tikhon.penalties import L2
@@ -31,49 +31,57 @@ def solve(
     Blocks of accelerated proximal steps with restarts (Beck and Teboulle 2009; O'Donoghue and
     Candes 2015) find the support, then Newton steps on it, accepted only if they lower the
     objective, make the solution exact. Penalties that are not sums over features use proximal
-    steps only. For least squares, the lasso and the elastic net are first solved by `minimised`.
+    steps only. The lasso and the elastic net of least squares are first solved by an active set.
     """
     start = start or problem.empty()
     weight, bias = start.weight, start.bias
-    if (found := _on_supports(problem, penalty, weight, tolerance)) is not None:
+    if (found := _solve_active_set(problem, penalty, weight, tolerance)) is not None:
         residual = _residual(problem, penalty, found, problem.start_bias)
         if residual < tolerance:
             return Fit(found, problem.start_bias, residual, 0)
     if penalty.positive:
         weight = weight.clamp_min(0)
     max_steps = max_steps if penalty.penalty.convex else max_steps // 10
-    taken, block = 0, 5
+    steps_taken, block = 0, 5
     while True:
         residual = _residual(problem, penalty, weight, bias)
-        if residual < tolerance or taken >= max_steps or _endless(problem, penalty, weight, bias):
-            return Fit(weight, problem.centred(bias), residual, taken)
+        if (
+            residual < tolerance
+            or steps_taken >= max_steps
+            or _diverges(problem, penalty, weight, bias)
+        ):
+            return Fit(weight, problem.centred(bias), residual, steps_taken)
         weight, bias = _accelerated(problem, penalty, weight, bias, block)
         for _ in range(4 if penalty.separable else 0):
             before = weight
             weight, bias = _newton(problem, penalty, weight, bias)
             if problem.move(weight - before) < tolerance:
                 break
-        taken += block
+        steps_taken += block
         block = min(3 * block // 2, 640)
 
 
-def _on_supports(
+def _solve_active_set(
     problem: LinearProblem, penalty: FeaturePenalty, weight: Tensor, tolerance: float
 ) -> Tensor | None:
-    """Return the weights found by `minimised`, solved in standardised units."""
-    kinks = penalty.kinks(weight.shape) if problem.kind == "squared" else None
-    if kinks is None:
+    """Return the weights found by `minimize_on_active_set`, solved in standardised units."""
+    thresholds_and_ridges = (
+        penalty.thresholds_and_ridges(weight.shape) if problem.kind == "squared" else None
+    )
+    if thresholds_and_ridges is None:
         return None
     scale = problem.unit / (problem.spread or 1.0)
-    thresholds = kinks[0] / (problem.unit * (problem.spread or 1.0))
-    ridges = kinks[1] / problem.unit.square()
+    thresholds = thresholds_and_ridges[0] / (problem.unit * (problem.spread or 1.0))
+    ridges = thresholds_and_ridges[1] / problem.unit.square()
     start = weight.clamp_min(0) if penalty.positive else weight
     found = []
-    for output, (own, threshold, ridge) in enumerate(zip(start * scale, thresholds, ridges)):
-        solved = minimised(
+    for output, (first_weight, threshold, ridge) in enumerate(
+        zip(start * scale, thresholds, ridges)
+    ):
+        solved = minimize_on_active_set(
             problem.gram,
             output,
-            own.numpy(),
+            first_weight.numpy(),
             threshold.numpy(),
             ridge.numpy(),
             tolerance=tolerance / 10,
@@ -85,7 +93,7 @@ def _on_supports(
     return torch.stack(found) / scale
 
 
-def _endless(
+def _diverges(
     problem: LinearProblem, penalty: FeaturePenalty, weight: Tensor, bias: Tensor
 ) -> bool:
     """Return whether weights diverge: separated classes and no penalty."""
@@ -104,15 +112,15 @@ def refit(problem: LinearProblem, support: Tensor) -> Fit:
     weight, bias = torch.zeros_like(support, dtype=torch.float64), problem.start_bias.clone()
     strengths = RIDGE * problem.unit.square()
     penalty = FeaturePenalty(L2(1.0, weights=strengths.expand(support.shape)), "entries")
-    moved, steps = 0.0, 0
+    candidate, steps = 0.0, 0
     while support.any() and steps < 50:
         updated = _newton(problem, penalty, weight, bias, mask=support, limit=None)
-        moved = problem.move(updated[0] - weight)
+        candidate = problem.move(updated[0] - weight)
         weight, bias = updated
         steps += 1
-        if moved < TOLERANCE:
+        if candidate < TOLERANCE:
             break
-    return Fit(weight, problem.centred(bias), moved, steps)
+    return Fit(weight, problem.centred(bias), candidate, steps)
 
 
 def _steps(problem: LinearProblem, penalty: FeaturePenalty) -> float | Tensor:
@@ -140,22 +148,22 @@ def _accelerated(
     problem: LinearProblem, penalty: FeaturePenalty, weight: Tensor, bias: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
     step = _steps(problem, penalty)
-    ahead = (weight, bias)
+    extrapolated = (weight, bias)
     momentum = 1.0
     for _ in range(steps):
-        new = _prox_step(problem, penalty, *ahead)
+        new = _prox_step(problem, penalty, *extrapolated)
         move = (new[0] - weight, new[1] - bias)
-        uphill = ((ahead[0] - new[0]) * move[0] / step).sum()
-        uphill = uphill + ((ahead[1] - new[1]) * move[1]).sum() / problem.bias_step
-        if uphill > 0:  # momentum points uphill: restart
-            momentum, ahead = 1.0, (weight, bias)
-            new = _prox_step(problem, penalty, *ahead)
+        ascent = ((extrapolated[0] - new[0]) * move[0] / step).sum()
+        ascent = ascent + ((extrapolated[1] - new[1]) * move[1]).sum() / problem.bias_step
+        if ascent > 0:  # momentum points uphill: restart
+            momentum, extrapolated = 1.0, (weight, bias)
+            new = _prox_step(problem, penalty, *extrapolated)
             move = (new[0] - weight, new[1] - bias)
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         gain = (momentum - 1) / following
         momentum = following
         weight, bias = new
-        ahead = (weight + gain * move[0], bias + gain * move[1])
+        extrapolated = (weight + gain * move[0], bias + gain * move[1])
     return weight, bias
 
 
@@ -170,25 +178,25 @@ def _newton(
 ) -> tuple[Tensor, Tensor]:
     """Take one damped Newton step over non-zero weights and intercepts."""
     projected = mask is None
-    chosen = weight != 0 if mask is None else mask
-    columns = chosen.any(0).nonzero().squeeze(1)
-    free = chosen[:, columns]
+    selected = weight != 0 if mask is None else mask
+    columns = selected.any(0).nonzero().squeeze(1)
+    free = selected[:, columns]
     count = int(free.sum())
     if count == 0 or (limit is not None and count + len(bias) > limit):
         return weight, bias
     places = free.flatten().nonzero().squeeze(1)
     penalty = penalty.only(columns)
 
-    def spread(theta: Tensor) -> Tensor:
+    def scatter(theta: Tensor) -> Tensor:
         flat = theta.new_zeros(free.numel()).index_copy(0, places, theta[:count])
         return flat.view(free.shape)
 
     def objective(theta: Tensor) -> Tensor:
-        part = spread(theta)
+        part = scatter(theta)
         return problem.loss(part, theta[count:], columns) + penalty.value(part)
 
-    def slope(theta: Tensor) -> Tensor:
-        return penalty.grad(spread(theta)).flatten()[places]
+    def penalty_gradient(theta: Tensor) -> Tensor:
+        return penalty.grad(scatter(theta)).flatten()[places]
 
     theta = torch.cat([weight[:, columns][free], bias])
     smooth = problem.hessian(weight[:, columns], bias, columns, free)
@@ -196,11 +204,11 @@ def _newton(
     smooth.diagonal().mul_(1 + DAMPING)
     hessian = smooth.clone()
     if penalty.layout == "entries":
-        hessian.diagonal()[:count] += _diagonal(slope, theta)[:count]
+        hessian.diagonal()[:count] += _diagonal(penalty_gradient, theta)[:count]
     else:
-        hessian[:count, :count] += torch.func.jacrev(slope)(theta)[:, :count]
+        hessian[:count, :count] += torch.func.jacrev(penalty_gradient)(theta)[:, :count]
     g_weight, g_bias = problem.gradient(weight[:, columns], bias, columns)
-    gradient = torch.cat([g_weight[free] + slope(theta), g_bias])
+    gradient = torch.cat([g_weight[free] + penalty_gradient(theta), g_bias])
     factor, info = torch.linalg.cholesky_ex(hessian)
     if int(info):  # a concave penalty dominates: drop its curvature
         factor, info = torch.linalg.cholesky_ex(smooth)
@@ -210,25 +218,25 @@ def _newton(
     before = objective(theta)
     size = 1.0
     while size > 1e-3:
-        moved = theta + size * direction
+        candidate = theta + size * direction
         if projected:  # weights changing sign stop at zero
-            crossed = moved[:count] * theta[:count] < 0
-            moved[:count] = torch.where(crossed, 0.0, moved[:count])
-        if objective(moved) <= before:
+            crossed = candidate[:count] * theta[:count] < 0
+            candidate[:count] = torch.where(crossed, 0.0, candidate[:count])
+        if objective(candidate) <= before:
             weight = weight.clone()
             part = weight[:, columns]
-            part[free] = moved[:count]
+            part[free] = candidate[:count]
             weight[:, columns] = part
-            return weight, moved[count:]
+            return weight, candidate[count:]
         size /= 2
     return weight, bias
 
 
-def _diagonal(slope: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+def _diagonal(penalty_gradient: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     """Return the derivative of an elementwise slope, as the gradient of its sum."""
     with torch.enable_grad():
         theta = theta.detach().requires_grad_()
-        total = slope(theta).sum()
+        total = penalty_gradient(theta).sum()
     if not total.requires_grad:
         return torch.zeros_like(theta)
     return torch.autograd.grad(total, theta)[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from tikhon.data.batches import one_tensor, pair
 from tikhon.data.nested import keep_float64
 from tikhon.errors import InputError
-from tikhon.paths.exact import LinearPath, checked_grid, strength_grid
+from tikhon.paths.linear_path import LinearPath, check_strengths, strength_grid
 from tikhon.paths.solver import solve
 from tikhon.penalties import L1, Penalty
 
@@ -77,7 +77,7 @@ def stability(
     if len(x) < 4:
         raise InputError(f"stability needs at least 4 rows to halve, received {len(x)}")
     path = LinearPath.of(None, x, y, penalty or L1(), weights=None, positive=False, debias=False)
-    count = checked_grid(strengths, smallest)
+    count = check_strengths(strengths, smallest)
     grid = strength_grid(path.problem(), path.penalty, count, smallest)
     generator = torch.Generator().manual_seed(seed)
     counts = torch.zeros(len(grid), x[0].numel(), dtype=torch.float64)

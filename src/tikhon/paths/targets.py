@@ -39,12 +39,14 @@ class Targets:
             if int(classes[0]) < 0 or int(classes[-1]) >= outputs:
                 raise InputError(
                     f"the model has {outputs} outputs, so the targets must be 0 to {outputs - 1}; "
-                    f"received classes {_some(classes)}"
+                    f"received classes {_format_classes(classes)}"
                 )
             return cls("multinomial", outputs, y.long(), tuple(range(outputs)))
         kind: Kind = "logistic" if len(classes) == 2 else "multinomial"
         if kind == "multinomial" and outputs == 1:
-            raise InputError(f"one output tells two classes apart, received {_some(classes)}")
+            raise InputError(
+                f"one output tells two classes apart, received {_format_classes(classes)}"
+            )
         found = 1 if kind == "logistic" else len(classes)
         return cls(kind, found, torch.searchsorted(classes, y), tuple(classes.tolist()))
 
@@ -73,7 +75,7 @@ def _check_classes(classes: Tensor, rows: int) -> None:
         )
 
 
-def _some(classes: Tensor) -> str:
+def _format_classes(classes: Tensor) -> str:
     found = classes.tolist()
     return f"{found[:8]}{' and more' if len(found) > 8 else ''}"
 

@@ -31,9 +31,11 @@ def universal_strength(
     Reference: Giacobino, Sardy, Diaz-Rodriguez and Hengartner (2017), Quantile universal
     threshold; Sun and Zhang (2012), Scaled sparse linear regression.
     """
-    alike = penalty.layout == "entries" or isinstance(penalty.penalty, GroupLasso | GroupMCP)
+    is_supported = penalty.layout == "entries" or isinstance(
+        penalty.penalty, GroupLasso | GroupMCP
+    )
     weighted = getattr(penalty.penalty, "weights", None) is not None
-    if not alike or weighted or penalty.positive or problem.weights is not None:
+    if not is_supported or weighted or penalty.positive or problem.weights is not None:
         raise InputError(
             f"strengths='universal' is for L1, ElasticNet, MCP, SCAD, LogSum, GroupLasso and "
             f"GroupMCP without weights or signs, not for this {penalty.name}: use folds"
@@ -46,7 +48,7 @@ def universal_strength(
     unit[0, 0] = 1.0
     factor = penalty.max_strength(unit, problem.largest_step)
 
-    def highest(residuals: Tensor) -> Tensor:
+    def largest_threshold(residuals: Tensor) -> Tensor:
         """Map residuals (draws, rows, outputs) to thresholds (draws,)."""
         gradients = torch.einsum("dno,np->dop", residuals, problem.x) / rows
         sizes = gradients.abs() if penalty.layout == "entries" else gradients.norm(dim=1)
@@ -63,7 +65,7 @@ def universal_strength(
         else:
             noise = target[torch.randint(rows, (100, rows), generator=generator)]
             noise = noise - noise.mean(1, keepdim=True)
-        found.append(highest(noise))
+        found.append(largest_threshold(noise))
     threshold = float(torch.cat(found).quantile(1 - _LEVEL))
     return threshold if target is not None else _noise_fixed_point(problem, penalty, threshold)
 
@@ -80,8 +82,8 @@ def _noise_fixed_point(problem: LinearProblem, penalty: FeaturePenalty, pivot: f
     spread = float(problem.y.square().mean().sqrt())
     for _ in range(50):
         fit = solve(problem, penalty.at(pivot * spread), start=fit, tolerance=1e-6)
-        left = problem.y - problem.x @ fit.weight.T - fit.bias
-        updated = float(left.square().mean().sqrt())
+        residuals = problem.y - problem.x @ fit.weight.T - fit.bias
+        updated = float(residuals.square().mean().sqrt())
         if abs(updated - spread) <= 1e-4 * spread:
             break
         spread = updated

@@ -60,16 +60,16 @@ class RegularizedNetworkCV(NetworkEstimator):
             raise ValueError(unknown_name("search", self.search, ("path", "population")))
         X, y = self._validated(X, y, reset=True)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
-        self.alphas_ = self._grid()
+        self.alphas_ = self._strength_grid()
         cv = cast("Any", self.cv)
-        cutter = cast("Any", check_cv(cv, y, classifier=is_classifier(self)))
-        folds = list(cutter.split(X, y, groups))
-        scorer = self._scorer(self._estimator())
+        splitter = cast("Any", check_cv(cv, y, classifier=is_classifier(self)))
+        folds = list(splitter.split(X, y, groups))
+        scorer = self._scorer(self._make_estimator())
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
-            model = self._searched(X, y, weights, folds, scorer)
+            model = self._search_path(X, y, weights, folds, scorer)
         self.best_estimator_ = model
-        self._tell_warnings(caught)
+        self._warn_unconverged(caught)
         for name in (
             "n_iter_",
             "loss_curve_",
@@ -90,34 +90,34 @@ class RegularizedNetworkCV(NetworkEstimator):
             raise ValueError(f"scoring must be one measure, received {self.scoring!r}")
         return check_scoring(model, scoring=self.scoring)
 
-    def _searched(self, X, y, weights, folds, scorer) -> RegularizedNetwork:
+    def _search_path(self, X, y, weights, folds, scorer) -> RegularizedNetwork:
         """Fit on all rows, following the strengths that scored best."""
-        model = self._estimator()
+        model = self._make_estimator()
         if self.search == "population":
-            return self._populate(model, (X, y, weights), folds, scorer)
-        scores = [self._fold(X, y, weights, rows, scorer) for rows in folds]
-        self._tell(np.array(scores).T)
+            return self._search_population(model, (X, y, weights), folds, scorer)
+        scores = [self._score_path_on_fold(X, y, weights, rows, scorer) for rows in folds]
+        self._set_results(np.array(scores).T)
         for alpha in self.alphas_[: self.best_index_ + 1]:
-            model = self._follow(model, alpha).fit(X, y, sample_weight=weights)
+            model = self._with_strength(model, alpha).fit(X, y, sample_weight=weights)
         return model
 
-    def _tell_warnings(self, caught: list[warnings.WarningMessage]) -> None:
+    def _warn_unconverged(self, caught: list[warnings.WarningMessage]) -> None:
         """Warn once for all fits that did not converge, except in a population's short rounds."""
-        unfinished = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
+        unconverged = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
         for warning in caught:
-            if warning not in unfinished:
+            if warning not in unconverged:
                 warnings.warn_explicit(
                     warning.message, warning.category, warning.filename, warning.lineno
                 )
-        if unfinished and self.search == "path":
+        if unconverged and self.search == "path":
             warnings.warn(
-                f"{len(unfinished)} fits of the path did not converge: raise max_iter (now "
+                f"{len(unconverged)} fits of the path did not converge: raise max_iter (now "
                 f"{self.max_iter}) or the smallest of alphas",
                 ConvergenceWarning,
                 stacklevel=3,
             )
 
-    def _grid(self) -> np.ndarray:
+    def _strength_grid(self) -> np.ndarray:
         if isinstance(self.alphas, int | np.integer) and not isinstance(self.alphas, bool):
             if self.alphas < 1:
                 raise ValueError(f"alphas must be 1 or more strengths, received {self.alphas!r}")
@@ -134,30 +134,33 @@ class RegularizedNetworkCV(NetworkEstimator):
             )
         return grid
 
-    def _estimator(self) -> RegularizedNetwork:
-        kind, own = self._kind(), self.get_params(deep=False)
-        shared = own.keys() & kind().get_params(deep=False).keys()
-        return kind(**{name: own[name] for name in shared}, warm_start=True)
+    def _make_estimator(self) -> RegularizedNetwork:
+        kind, params = self._estimator_class(), self.get_params(deep=False)
+        shared = params.keys() & kind().get_params(deep=False).keys()
+        return kind(**{name: params[name] for name in shared}, warm_start=True)
 
-    def _follow(self, model: RegularizedNetwork, alpha: float) -> RegularizedNetwork:
+    def _with_strength(self, model: RegularizedNetwork, alpha: float) -> RegularizedNetwork:
         """Prepare the model for the next strength: same weights, new optimizer."""
         model.set_params(alpha=float(alpha))
         if hasattr(model, "network_"):
             model._optimizer_state = None
         return model
 
-    def _populate(self, model, data, folds, scorer) -> RegularizedNetwork:
+    def _search_population(self, model, data, folds, scorer) -> RegularizedNetwork:
         """Fit the network on all rows, following the best member's strengths."""
         X, y, weights = data
 
-        def go_on(model, rows, alpha, epochs):
+        def continue_fit(model, rows, alpha, epochs):
             model.set_params(alpha=float(alpha), max_iter=int(epochs))
             part = None if weights is None else weights[rows]
             return model.fit(X[rows], y[rows], sample_weight=part)
 
         def train(start, alpha, epochs):
-            start = start or [cast("Any", clone(self._estimator())) for _ in folds]
-            return [go_on(m, rows[0], alpha, epochs) for m, rows in zip(start, folds, strict=True)]
+            start = start or [cast("Any", clone(self._make_estimator())) for _ in folds]
+            return [
+                continue_fit(m, rows[0], alpha, epochs)
+                for m, rows in zip(start, folds, strict=True)
+            ]
 
         def score(models):
             pairs = zip(models, folds, strict=True)
@@ -166,27 +169,27 @@ class RegularizedNetworkCV(NetworkEstimator):
         seed = check_random_state(self.random_state).randint(2**31)
         found = evolve(list(self.alphas_), self.max_iter, int(seed), train, score)
         self.alphas_, self.schedule_ = found.alphas, found.schedule
-        self._tell(found.scores)
+        self._set_results(found.scores)
         for alpha, epochs in self.schedule_:
-            model = go_on(model, slice(None), alpha, epochs)
+            model = continue_fit(model, slice(None), alpha, epochs)
         return model.set_params(max_iter=self.max_iter)
 
     def _score(self, model, X, y, weights, test, scorer) -> float:
-        held = None if weights is None else weights[test]
-        if held is None or not held.any():
+        test_weights = None if weights is None else weights[test]
+        if test_weights is None or not test_weights.any():
             return scorer(model, X[test], y[test])
-        return scorer(model, X[test], y[test], sample_weight=held)
+        return scorer(model, X[test], y[test], sample_weight=test_weights)
 
-    def _fold(self, X, y, weights, rows, scorer) -> list[float]:
+    def _score_path_on_fold(self, X, y, weights, rows, scorer) -> list[float]:
         train, test = rows
-        model, scores = cast("RegularizedNetwork", clone(self._estimator())), []
+        model, scores = cast("RegularizedNetwork", clone(self._make_estimator())), []
         for alpha in self.alphas_:
             part = None if weights is None else weights[train]
-            model = self._follow(model, alpha).fit(X[train], y[train], sample_weight=part)
+            model = self._with_strength(model, alpha).fit(X[train], y[train], sample_weight=part)
             scores.append(self._score(model, X, y, weights, test, scorer))
         return scores
 
-    def _tell(self, scores: np.ndarray) -> None:
+    def _set_results(self, scores: np.ndarray) -> None:
         mean = scores.mean(1)
         self.best_index_ = int(np.argmax(mean))  # first on ties: the strongest penalty
         self.best_score_, self.alpha_ = (
@@ -204,19 +207,19 @@ class RegularizedNetworkCV(NetworkEstimator):
 
     def predict(self, X: Inputs) -> np.ndarray:
         """Predict with the best strength."""
-        return self._best().predict(self._rows(X))
+        return self._fitted_best().predict(self._rows(X))
 
-    def _best(self) -> Any:
+    def _fitted_best(self) -> Any:
         check_is_fitted(self, "best_estimator_")
         return self.best_estimator_
 
-    def _scored(self, X, y, sample_weight) -> float:
-        model = self._best()
+    def _score_best(self, X, y, sample_weight) -> float:
+        model = self._fitted_best()
         weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
         return float(self._scorer(model)(model, self._rows(X), y, **weighted))
 
     @abstractmethod
-    def _kind(self) -> type[RegularizedNetwork]:
+    def _estimator_class(self) -> type[RegularizedNetwork]:
         """Class of the underlying estimator."""
 
 
@@ -253,22 +256,22 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
 
     def score(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the `scoring` value on these rows; higher is better."""
-        return self._scored(X, y, sample_weight)
+        return self._score_best(X, y, sample_weight)
 
-    def _kind(self):
+    def _estimator_class(self):
         return RegularizedClassifier
 
     def predict_proba(self, X: Inputs) -> np.ndarray:
         """Return probabilities (rows, classes)."""
-        return self._best().predict_proba(self._rows(X))
+        return self._fitted_best().predict_proba(self._rows(X))
 
     def predict_log_proba(self, X: Inputs) -> np.ndarray:
         """Return log probabilities."""
-        return self._best().predict_log_proba(self._rows(X))
+        return self._fitted_best().predict_log_proba(self._rows(X))
 
     def decision_function(self, X: Inputs) -> np.ndarray:
         """Return logits: (rows,) for two classes, (rows, classes) otherwise."""
-        return self._best().decision_function(self._rows(X))
+        return self._fitted_best().decision_function(self._rows(X))
 
 
 class RegularizedRegressorCV(MultiOutputMixin, RegressorMixin, RegularizedNetworkCV):
@@ -293,7 +296,7 @@ class RegularizedRegressorCV(MultiOutputMixin, RegressorMixin, RegularizedNetwor
 
     def score(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the `scoring` value on these rows; higher is better."""
-        return self._scored(X, y, sample_weight)
+        return self._score_best(X, y, sample_weight)
 
-    def _kind(self):
+    def _estimator_class(self):
         return RegularizedRegressor

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from tikhon import plotting
-from tikhon.sklearn.learning import Inputs, Rows, summed
+from tikhon.sklearn.learning import Inputs, Rows, summed_losses
 
 
 @dataclass(eq=False)
@@ -124,9 +124,9 @@ class GradientFlowDisplay:
         """Plot the gradients of a fitted estimator on rows X and targets y."""
         x, targets, weights = estimator._check(X, y, None, reset=False)
         network = estimator.network_
-        rows = Rows.of(x, estimator._scaled(targets), weights)
+        rows = Rows.of(x, estimator._scale_targets(targets), weights)
         x, target, weight = rows.batch(slice(None))
-        losses = summed(estimator._loss, network(x), target)
+        losses = summed_losses(estimator._loss, network(x), target)
         loss = (weight * losses).sum() / weight.sum()
         layers = list(network.linear)
         gradients = torch.autograd.grad(loss, [layer.weight for layer in layers])

@@ -104,24 +104,24 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
 
     def predict(self, X: Inputs) -> np.ndarray:
         """Return the class of each row, or label indicators (rows, labels)."""
-        found = self._answers(X)
+        found = self._predict_outputs(X)
         if self._multilabel:
             return (found > 0).astype(int)
         return self.classes_[found.argmax(1)]
 
     def predict_proba(self, X: Inputs) -> np.ndarray:
         """Return probabilities (rows, classes)."""
-        found = torch.from_numpy(self._answers(X))
+        found = torch.from_numpy(self._predict_outputs(X))
         return (found.sigmoid() if self._multilabel else found.softmax(1)).numpy()
 
     def predict_log_proba(self, X: Inputs) -> np.ndarray:
         """Return log probabilities, finite even where a probability rounds to 0."""
-        found = torch.from_numpy(self._answers(X))
+        found = torch.from_numpy(self._predict_outputs(X))
         return (F.logsigmoid(found) if self._multilabel else found.log_softmax(1)).numpy()
 
     def decision_function(self, X: Inputs) -> np.ndarray:
         """Return logits: (rows,) for two classes, (rows, classes) otherwise."""
-        found = self._answers(X)
+        found = self._predict_outputs(X)
         if len(self.classes_) == 2 and not self._multilabel:
             return found[:, 1] - found[:, 0]
         return found
@@ -149,8 +149,10 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         self._awaiting = False
         codes = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
         if not (self.classes_[codes] == y).all():
-            strange = np.setdiff1d(y, self.classes_)
-            raise ValueError(f"y holds classes that were not there at first: {strange[:8]!r}")
+            unknown_labels = np.setdiff1d(y, self.classes_)
+            raise ValueError(
+                f"y holds classes that were not there at first: {unknown_labels[:8]!r}"
+            )
         if self.class_weight is not None:
             weights = weights * self._class_factors(y, codes, weights)
         return np.eye(len(self.classes_))[codes], weights
@@ -178,7 +180,7 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
             return float(accuracy_score(rows.y > 0, found > 0, sample_weight=rows.weights))
         return float(accuracy_score(rows.y.argmax(1), found.argmax(1), sample_weight=rows.weights))
 
-    def _shorten(self):
+    def _squeeze_coefficients(self):
         if len(self.classes_) == 2 and not self._multilabel:
             intercept = np.asarray(self.intercept_)
             self.coef_: np.ndarray = self.coef_[1:] - self.coef_[:1]
@@ -219,7 +221,7 @@ class RegularizedRegressor(MultiOutputMixin, RegressorMixin, RegularizedNetwork)
 
     def predict(self, X: Inputs) -> np.ndarray:
         """Return predictions (rows,) or (rows, outputs)."""
-        found = self._answers(X)
+        found = self._predict_outputs(X)
         return found[:, 0] if self._flat else found
 
     def _encode(self, y, weights, *, reset):
@@ -242,7 +244,7 @@ class RegularizedRegressor(MultiOutputMixin, RegressorMixin, RegularizedNetwork)
         found = outputs(network, rows.x).numpy()
         return float(r2_score(rows.y, found, sample_weight=rows.weights))
 
-    def _shorten(self):
+    def _squeeze_coefficients(self):
         if self._flat:
             self.coef_: np.ndarray = self.coef_[0]
             self.intercept_: np.ndarray | float = float(np.ravel(self.intercept_)[0])

@@ -25,7 +25,7 @@ from tikhon.layers import Dropout
 from tikhon.paths.linear import SEPARABLE, SEPARATED, Kind
 from tikhon.regularizer.audit import warn
 from tikhon.sklearn.exact import solvable, solve_exactly
-from tikhon.sklearn.learning import Inputs, Learner, Rows, answers, summed
+from tikhon.sklearn.learning import Inputs, Learner, Rows, predictions, summed_losses
 from tikhon.sklearn.network import (
     ACTIVATIONS,
     PENALTIES,
@@ -118,15 +118,15 @@ class RegularizedNetwork(NetworkEstimator):
 
         Raises ValueError for parameters out of range and for unusable data.
         """
-        again = self.warm_start and hasattr(self, "network_")
-        x, targets, weights = self._check(X, y, sample_weight, reset=not again)
-        if again:
-            x = self._go_on(x)
+        continues = self.warm_start and hasattr(self, "network_")
+        x, targets, weights = self._check(X, y, sample_weight, reset=not continues)
+        if continues:
+            x = self._prepare_continuation(x)
         else:
-            self._begin(x, targets, weights)
+            self._start_network(x, targets, weights)
         exact = not self.hidden_layers and not self.early_stopping and self.alpha != "auto"
         if exact and solvable(x.shape):
-            self._solve(x, targets, weights, again=again)
+            self._solve_exactly(x, targets, weights, continues=continues)
         else:
             self._train(x, targets, weights, self.max_iter)
         return self
@@ -136,29 +136,31 @@ class RegularizedNetwork(NetworkEstimator):
         """Number of hidden layers; 0 for a linear model."""
         return int(np.atleast_1d(self.hidden_layer_sizes).size)
 
-    def _solve(self, X: object, targets: np.ndarray, weights: np.ndarray, *, again: bool) -> None:
+    def _solve_exactly(
+        self, X: object, targets: np.ndarray, weights: np.ndarray, *, continues: bool
+    ) -> None:
         """Solve a linear model exactly; the loss curve has one entry."""
         network = self.network_
-        rows = Rows.of(X, self._scaled(targets), weights)
+        rows = Rows.of(X, self._scale_targets(targets), weights)
         unit = self._penalty_unit()
         penalty = penalty_of(
             self.penalty, float(self.alpha), float(self.l1_ratio), linear=1 / unit
         )
         kind = _SOLVERS[self._loss.name]
-        objective, converged = solve_exactly(network, rows, kind, penalty, again=again)
+        objective, converged = solve_exactly(network, rows, kind, penalty, again=continues)
         if (
             kind != "squared" and not self.alpha and objective < SEPARATED
         ):  # more iterations would not help
             warnings.warn(SEPARABLE, ConvergenceWarning, stacklevel=3)
         elif not converged:
-            self._tell_unfinished("the solver of the linear model", depth=4)
+            self._warn_unconverged("the solver of the linear model", depth=4)
         self.loss_curve_.append(objective * unit**2)
         self.n_iter_ += 1
         self.best_loss_, self.alpha_ = objective * unit**2, float(self.alpha)
         self._optimizer_state = None
-        self._publish()
+        self._set_fitted_attributes()
 
-    def _scaled(self, targets: np.ndarray) -> np.ndarray:
+    def _scale_targets(self, targets: np.ndarray) -> np.ndarray:
         """Return the targets as the network sees them."""
         if not self._numeric:
             return targets
@@ -169,7 +171,7 @@ class RegularizedNetwork(NetworkEstimator):
         """Return the internal scale of the targets, which must not affect the objective."""
         return 1.0 if self.standardize else float(self.network_.unit[0])
 
-    def _tell_unfinished(self, what: str, *, depth: int) -> None:
+    def _warn_unconverged(self, what: str, *, depth: int) -> None:
         """Warn at the line that called `fit`, `depth` calls above."""
         scaled = "" if self.standardize else ", or let standardize=True scale the inputs"
         warnings.warn(
@@ -179,18 +181,18 @@ class RegularizedNetwork(NetworkEstimator):
         )
 
     def _partial(self, X, y, sample_weight) -> Self:
-        for name, on in (
+        for name, is_on in (
             ("early_stopping=True", self.early_stopping),
             ('alpha="auto"', self.alpha == "auto"),
         ):
-            if on:
+            if is_on:
                 raise ValueError(f"partial_fit does not support {name}: it needs whole runs")
         first = not hasattr(self, "network_")
         X, targets, weights = self._check(X, y, sample_weight, reset=first)
         if first:
-            self._begin(X, targets, weights)
+            self._start_network(X, targets, weights)
         else:
-            X = self._go_on(X)
+            X = self._prepare_continuation(X)
         self._train(X, targets, weights, 1, stops=False)
         return self
 
@@ -205,14 +207,14 @@ class RegularizedNetwork(NetworkEstimator):
         targets, weights = self._encode(y, weights, reset=reset)
         return X, targets, weights
 
-    def _go_on(self, X):
+    def _prepare_continuation(self, X):
         """Convert rows to the network's dtype, and apply the current parameters to the network.
 
         Raises ValueError for parameters that cannot be changed any more.
         """
         network = self.network_
-        own, now = network.sizes[1:-1], np.atleast_1d(self.hidden_layer_sizes).astype(int)
-        if own != tuple(now.tolist()):
+        own, current = network.sizes[1:-1], np.atleast_1d(self.hidden_layer_sizes).astype(int)
+        if own != tuple(current.tolist()):
             raise ValueError(
                 f"the network to continue has hidden_layer_sizes={own}, now "
                 f"{self.hidden_layer_sizes!r} are asked for: fit a clone, or with warm_start=False"
@@ -230,7 +232,7 @@ class RegularizedNetwork(NetworkEstimator):
             self.validation_scores_ = []
         return X.astype(network.shift.numpy().dtype, copy=False)
 
-    def _begin(self, X, targets: np.ndarray, weights: np.ndarray) -> None:
+    def _start_network(self, X, targets: np.ndarray, weights: np.ndarray) -> None:
         """Create a new network with its scaling, and an empty history."""
         self._random = check_random_state(self.random_state)
         sizes = (X.shape[1], *np.atleast_1d(self.hidden_layer_sizes).astype(int).tolist())
@@ -253,31 +255,31 @@ class RegularizedNetwork(NetworkEstimator):
         self.n_iter_ = 0
 
     def _standardize(self, rows: Rows) -> None:
-        figures = {}
+        statistics = {}
         if self.standardize:
             with np.errstate(over="ignore"):
-                figures["shift"], figures["scale"] = moments(rows.x, rows.weights)
-            if not np.isfinite(figures["scale"]).all():
-                column = int(np.flatnonzero(~np.isfinite(figures["scale"]))[0])
+                statistics["shift"], statistics["scale"] = moments(rows.x, rows.weights)
+            if not np.isfinite(statistics["scale"]).all():
+                column = int(np.flatnonzero(~np.isfinite(statistics["scale"]))[0])
                 raise ValueError(f"column {column} of X is too large to be squared: scale it")
         if self._numeric:
             with np.errstate(over="ignore"):
-                figures["offset"], unit = moments(rows.y, rows.weights)
+                statistics["offset"], unit = moments(rows.y, rows.weights)
             if not np.isfinite(unit).all():
                 raise ValueError(
                     f"y is too large to be squared, up to {np.abs(rows.y).max():.3g}: scale it"
                 )
             # else one scale for all outputs, keeping their shares of the loss
-            figures["unit"] = unit if self.standardize else np.full_like(unit, unit.max())
-        for name, value in figures.items():
+            statistics["unit"] = unit if self.standardize else np.full_like(unit, unit.max())
+        for name, value in statistics.items():
             buffer = getattr(self.network_, name)
             buffer.copy_(torch.from_numpy(value))
-            held = buffer.numpy()
-            if not np.isfinite(held).all() or ((held == 0) & (value != 0)).any():
+            stored = buffer.numpy()
+            if not np.isfinite(stored).all() or ((stored == 0) & (value != 0)).any():
                 raise ValueError(
                     f"{'y' if name in ('offset', 'unit') else 'X'} has a mean or deviation of "
-                    f"{np.abs(value).max():.3g}, beyond the float type of X ({held.dtype}): scale "
-                    "it, or give X as float64"
+                    f"{np.abs(value).max():.3g}, beyond the float type of X ({stored.dtype}): "
+                    "scale it, or give X as float64"
                 )
 
     def _train(
@@ -290,7 +292,7 @@ class RegularizedNetwork(NetworkEstimator):
         stops: bool = True,
     ) -> None:
         network = self.network_
-        rows, held = self._hold_out(Rows.of(X, self._scaled(targets), weights))
+        rows, held_out = self._hold_out(Rows.of(X, self._scale_targets(targets), weights))
         size = min(_AUTO_BATCH, len(rows)) if self.batch_size == "auto" else int(self.batch_size)
         steps = epochs * -(-len(rows) // size)
         seed = int(self._random.randint(2**31))
@@ -302,7 +304,7 @@ class RegularizedNetwork(NetworkEstimator):
                 rows,
                 terms(
                     self.penalty,
-                    self._strength(held, steps),
+                    self._strength_source(held_out, steps),
                     float(self.l1_ratio),
                     layers=len(network.linear),
                     unit=self._penalty_unit(),
@@ -312,18 +314,20 @@ class RegularizedNetwork(NetworkEstimator):
                 seed=seed,
                 optimizer_state=self._optimizer_state,
             )
-            self._epochs(learner, held, epochs, stops)
-            self.alpha_ = self._strength_found(learner)
+            self._run_epochs(learner, held_out, epochs, stops)
+            self.alpha_ = self._current_strength(learner)
             self._optimizer_state = learner.close()
-        self._publish()
+        self._set_fitted_attributes()
 
     def _hold_out(self, rows: Rows) -> tuple[Rows, Rows | None]:
         """Split off rows for early stopping or for tuning the strength."""
         if not (self.early_stopping or self.alpha == "auto"):
             return rows, None
         fraction = self.validation_fraction if self.early_stopping else _AUTO_FRACTION
-        several = self._numeric or self._loss.kind == "binary"  # labels do not exclude each other
-        strata = None if several else rows.y.argmax(1)
+        multilabel = (
+            self._numeric or self._loss.kind == "binary"
+        )  # labels do not exclude each other
+        strata = None if multilabel else rows.y.argmax(1)
         y = torch.arange(len(rows)) if strata is None else torch.from_numpy(strata)
         count, seed = math.ceil(fraction * len(rows)), int(self._random.randint(2**31))
         found = draw_rows(y, count, seed, classes=strata is not None)
@@ -332,24 +336,27 @@ class RegularizedNetwork(NetworkEstimator):
                 f"{len(rows)} rows are too few to hold out {count} and train on every class: give "
                 "more, a smaller validation_fraction, or a number for alpha"
             )
-        kept, held = (part.numpy() for part in found)
-        parts = (rows.take(np.sort(i)) for i in (kept, held))
+        train_part, held_out = (part.numpy() for part in found)
+        parts = (rows.take(np.sort(i)) for i in (train_part, held_out))
         return next(parts), next(parts)
 
-    def _strength(self, held: Rows | None, steps: int) -> float | Hypergradient:
+    def _strength_source(self, held_out: Rows | None, steps: int) -> float | Hypergradient:
         if self.alpha != "auto":
             return float(self.alpha)
-        assert held is not None
-        x, y, weights = held.batch(slice(None))
-        packed = torch.cat([y, (weights / weights.mean())[:, None]], dim=1)
+        assert held_out is not None
+        x, y, weights = held_out.batch(slice(None))
+        weighted_targets = torch.cat([y, (weights / weights.mean())[:, None]], dim=1)
 
         def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            return (target[:, -1] * summed(self._loss, output, target[:, :-1])).mean()
+            return (target[:, -1] * summed_losses(self._loss, output, target[:, :-1])).mean()
 
-        return Hypergradient((x, packed), loss, steps=steps, every=steps_between_moves(steps))
+        data = (x, weighted_targets)
+        return Hypergradient(data, loss, steps=steps, every=steps_between_moves(steps))
 
-    def _epochs(self, learner: Learner, held: Rows | None, epochs: int, stops: bool) -> None:
-        best, idle, kept = np.inf, 0, None
+    def _run_epochs(
+        self, learner: Learner, held_out: Rows | None, epochs: int, stops: bool
+    ) -> None:
+        best, epochs_without_gain, best_state = np.inf, 0, None
         unit, ended = self._penalty_unit() ** 2, not stops or self.alpha == "auto"
         for number in range(epochs):
             loss = learner.epoch(number)
@@ -361,38 +368,38 @@ class RegularizedNetwork(NetworkEstimator):
             self.loss_curve_.append(loss * unit)
             self.n_iter_ += 1
             if self.alpha == "auto":
-                self.alpha_curve_.append(self._strength_found(learner))
+                self.alpha_curve_.append(self._current_strength(learner))
             score = loss
-            if self.early_stopping and held is not None:
+            if self.early_stopping and held_out is not None:
                 assert self.validation_scores_ is not None
-                self.validation_scores_.append(self._score_of(learner.network, held))
-                score = learner.score(held)
+                self.validation_scores_.append(self._score_of(learner.network, held_out))
+                score = learner.score(held_out)
             if score < best - (0 if self.early_stopping else self.tol):
-                idle = 0
+                epochs_without_gain = 0
             else:
-                idle += 1
+                epochs_without_gain += 1
             if score < best:
                 best = score
                 if self.early_stopping:
                     state = learner.network.state_dict()
-                    kept = {name: value.clone() for name, value in state.items()}
-            if stops and idle >= self.n_iter_no_change and self.alpha != "auto":
+                    best_state = {name: value.clone() for name, value in state.items()}
+            if stops and epochs_without_gain >= self.n_iter_no_change and self.alpha != "auto":
                 ended = True
                 break
         if not ended and np.isfinite(self.n_iter_no_change):
-            self._tell_unfinished(f"{epochs} epochs of training", depth=5)
-        if kept is not None:
-            learner.network.load_state_dict(kept)
+            self._warn_unconverged(f"{epochs} epochs of training", depth=5)
+        if best_state is not None:
+            learner.network.load_state_dict(best_state)
         self.best_loss_ = float(best) * unit
 
-    def _strength_found(self, learner: Learner) -> float:
+    def _current_strength(self, learner: Learner) -> float:
         if self.alpha != "auto":
             return float(self.alpha)
         assert learner.regularizer is not None
         strengths = [reading.strength for reading in learner.regularizer.trace()]
         return float(np.mean(strengths))
 
-    def _publish(self) -> None:
+    def _set_fitted_attributes(self) -> None:
         """Set the fitted attributes of scikit-learn; `coef_` only for linear models."""
         linear = [m.weight.detach().numpy().T.copy() for m in self.network_.linear]  # type: ignore
         biases = [m.bias.detach().numpy().copy() for m in self.network_.linear]  # type: ignore
@@ -409,30 +416,36 @@ class RegularizedNetwork(NetworkEstimator):
             coef = linear[0].T / network.scale.numpy() * network.unit.numpy()[:, None]
             intercept = biases[0] * network.unit.numpy() + network.offset.numpy()
             self.coef_, self.intercept_ = coef, intercept - coef @ network.shift.numpy()
-            self._shorten()
+            self._squeeze_coefficients()
 
     def _check_parameters(self) -> None:
         sizes = np.atleast_1d(self.hidden_layer_sizes)
-        whole = sizes.ndim == 1 and (sizes.dtype.kind in "iu" or not sizes.size)
+        are_integers = sizes.ndim == 1 and (sizes.dtype.kind in "iu" or not sizes.size)
         auto = isinstance(self.alpha, str) and self.alpha == "auto"
         size = self.batch_size
         checks = {
-            "hidden_layer_sizes": (whole and not (sizes <= 0).any(), "positive integers"),
-            "alpha": (auto or _within(self.alpha, 0, np.inf), 'finite and >= 0, or "auto"'),
-            "l1_ratio": (_within(self.l1_ratio, 0, 1, closed=True), "in [0, 1]"),
-            "dropout": (_within(self.dropout, 0, 1), "in [0, 1)"),
-            "batch_size": (size == "auto" or _whole(size), '"auto" or a positive integer'),
-            "learning_rate_init": (_within(self.learning_rate_init, 1e-300, np.inf), "> 0"),
-            "max_iter": (_whole(self.max_iter), "a positive integer"),
-            "tol": (_within(self.tol, 0, np.inf), ">= 0"),
+            "hidden_layer_sizes": (are_integers and not (sizes <= 0).any(), "positive integers"),
+            "alpha": (auto or _is_in_range(self.alpha, 0, np.inf), 'finite and >= 0, or "auto"'),
+            "l1_ratio": (_is_in_range(self.l1_ratio, 0, 1, closed=True), "in [0, 1]"),
+            "dropout": (_is_in_range(self.dropout, 0, 1), "in [0, 1)"),
+            "batch_size": (
+                size == "auto" or _is_positive_integer(size),
+                '"auto" or a positive integer',
+            ),
+            "learning_rate_init": (_is_in_range(self.learning_rate_init, 1e-300, np.inf), "> 0"),
+            "max_iter": (_is_positive_integer(self.max_iter), "a positive integer"),
+            "tol": (_is_in_range(self.tol, 0, np.inf), ">= 0"),
             "n_iter_no_change": (
-                _whole(self.n_iter_no_change) or self.n_iter_no_change == np.inf,
+                _is_positive_integer(self.n_iter_no_change) or self.n_iter_no_change == np.inf,
                 "a positive integer or np.inf",
             ),
-            "validation_fraction": (_within(self.validation_fraction, 1e-300, 1), "in (0, 1)"),
+            "validation_fraction": (
+                _is_in_range(self.validation_fraction, 1e-300, 1),
+                "in (0, 1)",
+            ),
         }
-        for name, (fine, rule) in checks.items():
-            if not fine:
+        for name, (is_valid, rule) in checks.items():
+            if not is_valid:
                 raise ValueError(f"{name} must be {rule}, received {getattr(self, name)!r}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(unknown_name("activation", self.activation, ACTIVATIONS))
@@ -446,9 +459,9 @@ class RegularizedNetwork(NetworkEstimator):
 
     # -- predicting ---------------------------------------------------------------------------
 
-    def _answers(self, X) -> np.ndarray:
+    def _predict_outputs(self, X) -> np.ndarray:
         rows = self._rows(X)
-        return answers(self.network_, rows)
+        return predictions(self.network_, rows)
 
     def save(self, path: str | Path) -> None:
         """Write the fitted estimator as one safetensors file: arrays and JSON, without pickle.
@@ -478,16 +491,16 @@ class RegularizedNetwork(NetworkEstimator):
         """Return accuracy or R2."""
 
     @abstractmethod
-    def _shorten(self) -> None:
+    def _squeeze_coefficients(self) -> None:
         """Reshape `coef_` and `intercept_` as in scikit-learn's linear models."""
 
 
-def _within(value: object, low: float, high: float, *, closed: bool = False) -> bool:
+def _is_in_range(value: object, low: float, high: float, *, closed: bool = False) -> bool:
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     number = float(value)
     return low <= number <= high if closed else low <= number < high
 
 
-def _whole(value: object) -> bool:
+def _is_positive_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1

@@ -67,7 +67,7 @@ class Rows:
         return x, y, weights
 
     @cached_property
-    def alike(self) -> bool:
+    def equal_weights(self) -> bool:
         """Whether all weights are equal."""
         return bool((self.weights == self.weights[0]).all())
 
@@ -82,12 +82,12 @@ class Rows:
         return x, y, weights
 
 
-def summed(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+def summed_losses(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
     """Return losses (rows,) summed over outputs, as in scikit-learn; over classes there is one."""
-    return loss.rows(output, target) * _parts(loss, target)
+    return loss.rows(output, target) * _losses_per_row(loss, target)
 
 
-def _parts(loss: Loss, target: Tensor) -> int:
+def _losses_per_row(loss: Loss, target: Tensor) -> int:
     """Return the number of losses summed for each row."""
     return 1 if loss.kind == "classes" else target.shape[1]
 
@@ -114,17 +114,17 @@ class Learner:
         self.regularizer: Regularizer | None = None
         if terms:
             self.regularizer = regularize(network, self.optimizer, terms)
-        numbers = torch.arange(len(rows))
-        self._stream = Stream((numbers, numbers), size=size, seed=seed)
+        indices = torch.arange(len(rows))
+        self._stream = Stream((indices, indices), size=size, seed=seed)
         self._weight = rows.weights.sum() / len(rows)
         self._step = Step(network, self.optimizer, self._objective)
 
     def _objective(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y, weights = self.rows.batch(batch[0])
-        if self.rows.alike:  # one fused call: small batches are dominated by overhead
-            value, parts = self.loss(self.network(x), y), _parts(self.loss, y)
+        if self.rows.equal_weights:  # one fused call: small batches are dominated by overhead
+            value, parts = self.loss(self.network(x), y), _losses_per_row(self.loss, y)
             return value if parts == 1 else value * parts
-        losses = summed(self.loss, self.network(x), y)
+        losses = summed_losses(self.loss, self.network(x), y)
         return (weights * losses).sum() / (self._weight * len(x))
 
     def epoch(self, number: int) -> float:
@@ -143,7 +143,7 @@ class Learner:
         """Weighted mean loss in evaluation mode; lower is better."""
         found = outputs(self.network, rows.x)
         y, weights = (torch.from_numpy(part).to(found) for part in (rows.y, rows.weights))
-        return float((weights * summed(self.loss, found, y)).sum() / weights.sum())
+        return float((weights * summed_losses(self.loss, found, y)).sum() / weights.sum())
 
     def close(self) -> dict[str, object]:
         """Remove the hooks; return the optimizer's state, for resuming."""
@@ -156,10 +156,10 @@ def outputs(network: Network, x: Any) -> Tensor:
     """Return the network's outputs for dense or CSR rows, in standardised units."""
     if not hasattr(x, "toarray"):
         return predict(network, torch.from_numpy(np.array(x)).to(network.shift.dtype))
-    chunks = (x[at : at + _CHUNK].toarray() for at in range(0, x.shape[0], _CHUNK))
+    chunks = (x[start : start + _CHUNK].toarray() for start in range(0, x.shape[0], _CHUNK))
     return torch.cat([outputs(network, chunk) for chunk in chunks])
 
 
-def answers(network: Network, x: object) -> np.ndarray:
+def predictions(network: Network, x: object) -> np.ndarray:
     """Return the network's predictions for dense or CSR rows, in the target's own units."""
     return (outputs(network, x) * network.unit + network.offset).numpy()

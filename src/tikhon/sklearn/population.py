@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 _ROUNDS = 8  # exchanges between members
 
 Models: TypeAlias = "list[RegularizedNetwork]"  # one for each fold
-Continue: TypeAlias = (
+TrainFunction: TypeAlias = (
     "Callable[[Models | None, float, int], Models]"  # (parent's models, alpha, epochs)
 )
 
 
 @dataclass(frozen=True)
-class Given(Design):
+class FixedDesign(Design):
     """Start a population from given strengths."""
 
     alphas: tuple[float, ...] = ()
@@ -36,7 +36,7 @@ class Given(Design):
 
 
 @dataclass(frozen=True)
-class Members:
+class Generation:
     """The last generation, strongest penalty first, and the history of its best member."""
 
     alphas: np.ndarray
@@ -48,9 +48,9 @@ def evolve(
     alphas: Sequence[float],
     epochs: int,
     seed: int,
-    train: Continue,
+    train: TrainFunction,
     score: Callable[[Models], list[float]],
-) -> Members:
+) -> Generation:
     """Train one member for each strength on all folds; the worst quarter copies the best.
 
     A member is one model for each fold; its score is the mean over folds. Raises ValueError for
@@ -64,18 +64,18 @@ def evolve(
             f"alphas={[float(alpha) for alpha in alphas]}"
         )
     space = Space(alpha=Log(float(min(alphas)), float(max(alphas))))
-    design = Given(space, alphas=tuple(map(float, alphas)))
+    design = FixedDesign(space, alphas=tuple(map(float, alphas)))
     interval = max(1, -(-epochs // _ROUNDS))
     search = PopulationBased(space, design, full=epochs, interval=interval, seed=seed)
     history, models, scores = History(), {}, {}
     while trials := search.next(history):
-        old = models
+        previous = models
         models = {}
         for trial in trials:
-            spent = 0 if trial.parent is None else history.of(trial.parent).trial.budget
-            start = None if trial.parent is None else copy.deepcopy(old[trial.parent])
+            epochs_done = 0 if trial.parent is None else history.of(trial.parent).trial.budget
+            start = None if trial.parent is None else copy.deepcopy(previous[trial.parent])
             alpha = float(trial.config["alpha"])
-            models[trial.id] = train(start, alpha, trial.budget - spent)
+            models[trial.id] = train(start, alpha, trial.budget - epochs_done)
             scores[trial.id] = score(models[trial.id])
         history = history.extended(
             Outcome(trial, -float(np.mean(scores[trial.id]))) for trial in trials
@@ -83,9 +83,12 @@ def evolve(
     last = sorted(models, key=lambda i: -float(history.of(i).trial.config["alpha"]))
     best = max(last, key=lambda i: np.mean(scores[i]))  # strongest penalty on ties
     rounds = [outcome.trial for outcome in history.lineage(best)][::-1]
-    ends = [0, *(trial.budget for trial in rounds)]
-    return Members(
+    boundaries = [0, *(trial.budget for trial in rounds)]
+    return Generation(
         np.array([float(history.of(i).trial.config["alpha"]) for i in last]),
         np.array([scores[i] for i in last]),
-        [(float(t.config["alpha"]), t.budget - spent) for spent, t in zip(ends, rounds)],
+        [
+            (float(t.config["alpha"]), t.budget - epochs_done)
+            for epochs_done, t in zip(boundaries, rounds)
+        ],
     )

@@ -24,13 +24,20 @@ from tikhon.tuning.space import KNOWN, Choice, Conditional, Space, known
 from tikhon.tuning.trials import Value
 
 Config = Mapping[str, Value]
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_GIVEN = (inspect.Parameter.POSITIONAL_ONLY, *_NAMED)
+_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_VALUE = (inspect.Parameter.POSITIONAL_ONLY, *_KEYWORD)
 # methods by which Keras Tuner builders draw values; Optuna's begin with suggest_
-_DRAWING = frozenset({"Int", "Float", "Choice", "Boolean", "Fixed", "conditional_scope"})
-_TRIED = 4  # values of a choice compared
-WHOLE = ("config", "params", "trial", "hp")  # parameters that receive the whole configuration
+_SUGGESTING_METHODS = frozenset(
+    {"Int", "Float", "Choice", "Boolean", "Fixed", "conditional_scope"}
+)
+_COMPARED_VALUES = 4  # values of a choice compared
+CONFIG_NAMES = (
+    "config",
+    "params",
+    "trial",
+    "hp",
+)  # parameters that receive the whole configuration
 
 
 class Builder:
@@ -63,107 +70,111 @@ class Builder:
                 f"build_model must be a function or a class, received {build_model!r}"
             )
         self.build_model, self.example = build_model, example
-        self.read: set[str] = set()
-        self._forget()
+        self.entries_read: set[str] = set()
+        self._reset_seen_tensors()
         parameters = _parameters(build_model)
-        named = [p for p in parameters if p.kind in _GIVEN and p.name not in WHOLE]
+        named = [p for p in parameters if p.kind in _BY_VALUE and p.name not in CONFIG_NAMES]
         self.names = {p.name for p in named} & set(space)
-        self.placed = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
-        self.rest = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self.whole = self._whole(parameters)
-        placed = {self.whole.name} if self.whole is not None else set()
-        self.needed = [
+        self.positional = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
+        self.takes_kwargs = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.config_parameter = self._find_config_parameter(parameters)
+        positional = {self.config_parameter.name} if self.config_parameter is not None else set()
+        self.required = [
             p.name
             for p in parameters
-            if p.default is p.empty and p.kind in _GIVEN and p.name not in self.names | placed
+            if p.default is p.empty
+            and p.kind in _BY_VALUE
+            and p.name not in self.names | positional
         ]
 
-    def _whole(self, parameters: list[inspect.Parameter]) -> inspect.Parameter | None:
+    def _find_config_parameter(
+        self, parameters: list[inspect.Parameter]
+    ) -> inspect.Parameter | None:
         """Return the parameter that takes the whole configuration."""
-        placed = [p for p in parameters if p.kind in (*_PLACED, p.KEYWORD_ONLY)]
-        for p in placed:
-            if p.name in WHOLE and p.name not in self.names:
+        positional = [p for p in parameters if p.kind in (*_POSITIONAL, p.KEYWORD_ONLY)]
+        for p in positional:
+            if p.name in CONFIG_NAMES and p.name not in self.names:
                 return p
-        free = [p for p in placed if p.default is p.empty and p.name not in self.names]
-        return free[0] if len(free) == 1 and free[0].kind in _PLACED else None
+        free = [p for p in positional if p.default is p.empty and p.name not in self.names]
+        return free[0] if len(free) == 1 and free[0].kind in _POSITIONAL else None
 
     def __call__(self, config: Config) -> nn.Module:
         """Build the model of a configuration."""
-        missing = [name for name in self.needed if name not in config]
+        missing = [name for name in self.required if name not in config]
         if missing:
             raise InputError(
                 f"build_model needs {', '.join(missing)}, which the space does not hold: add "
                 "Choice, Int, Log or Uniform entries of these names, or give them defaults"
             )
         named: dict[str, object] = {n: config[n] for n in self.names if n in config}
-        if self.rest:
+        if self.takes_kwargs:
             others = {n: v for n, v in config.items() if not known(n) and n not in named}
             named |= others
-        self.read |= set(named)
-        if self.whole is not None:
-            named[self.whole.name] = _Watched(config, self.read)
+        self.entries_read |= set(named)
+        if self.config_parameter is not None:
+            named[self.config_parameter.name] = _RecordingConfig(config, self.entries_read)
         try:
-            model = self.build_model(*self._places(named), **named)
+            model = self.build_model(*self._positional_arguments(named), **named)
         except Exception as error:
             error.add_note(f"while build_model was called for {dict(config)}")
             raise
         if not isinstance(model, nn.Module):
             raise InputError(
-                f"build_model must return a torch module, it returned {_shown(model)}"
+                f"build_model must return a torch module, it returned {_describe_return(model)}"
             )
         if any(map(is_lazy, _tensors(model))):
             with torch.no_grad():
                 call_model(model.eval(), self.example)
             model.train()
-        model = self._fresh(model)
+        model = self._with_initial_weights(model)
         if any(split_name(name)[0] == "dropout" for name in config):
-            _let_dropout_move(model)
+            _make_dropout_adjustable(model)
         return model
 
-    def _fresh(self, model: nn.Module) -> nn.Module:
+    def _with_initial_weights(self, model: nn.Module) -> nn.Module:
         """Return the model; a copy in its initial state if the builder reused earlier tensors.
 
         Otherwise a trial would continue training the weights of the one before. Raises
         `InputError` for reused tensors of a later model, whose initial state is unknown.
         """
         tensors = _tensors(model)
-        if self._first is None:
-            self._first = model  # a reference, so that ids of its tensors are not reused
-            self._values = {id(t): t.detach().clone() for t in tensors}
+        if self._first_model is None:
+            self._first_model = model  # a reference, so that ids of its tensors are not reused
+            self._initial_values = {id(t): t.detach().clone() for t in tensors}
             return model
-        if any(self._given.get(id(tensor)) is tensor for tensor in tensors):
+        if any(self._later_tensors.get(id(tensor)) is tensor for tensor in tensors):
             raise InputError(
                 "build_model returned parameters of an earlier trial again, so that one would go "
                 "on training those of the other: build a fresh model, or return "
                 "copy.deepcopy(model)"
             )
-        if not any(id(tensor) in self._values for tensor in tensors):
-            self._given.update((id(tensor), tensor) for tensor in tensors)
+        if not any(id(tensor) in self._initial_values for tensor in tensors):
+            self._later_tensors.update((id(tensor), tensor) for tensor in tensors)
             return model
-        twin = copy_with_model(model, model)
+        fresh = copy_with_model(model, model)
         with torch.no_grad():
-            for given, own in zip(tensors, _tensors(twin), strict=True):
-                if id(given) in self._values:
-                    own.copy_(self._values[id(given)])
-        return twin
+            for given, own in zip(tensors, _tensors(fresh), strict=True):
+                if id(given) in self._initial_values:
+                    own.copy_(self._initial_values[id(given)])
+        return fresh
 
-    def _forget(self) -> None:
-        self._first: nn.Module | None = None
-        self._values: dict[int, Tensor] = {}  # initial values of the first model's tensors
-        self._given = weakref.WeakValueDictionary[int, Tensor]()  # tensors of later models
+    def _reset_seen_tensors(self) -> None:
+        self._first_model: nn.Module | None = None
+        self._initial_values: dict[int, Tensor] = {}  # initial values of the first model's tensors
+        self._later_tensors = weakref.WeakValueDictionary[int, Tensor]()  # tensors of later models
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_first", "_values", "_given")
+        own = ("_first_model", "_initial_values", "_later_tensors")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._forget()
+        self._reset_seen_tensors()
 
-    def _places(self, named: dict[str, object]) -> list[object]:
+    def _positional_arguments(self, named: dict[str, object]) -> list[object]:
         """Remove positional arguments from `named`, up to the first missing one."""
         found = []
-        for parameter in self.placed:
+        for parameter in self.positional:
             if parameter.name not in named and parameter.default is parameter.empty:
                 break
             found.append(named.pop(parameter.name, parameter.default))
@@ -176,44 +187,44 @@ class Builder:
         choices. Warns of an entry that is accepted but never changes the model. Entries that
         appear in conditions need no reader.
         """
-        _built(self, default)
+        _build_seeded(self, default)
         conditional = (e for e in space.values() if isinstance(e, Conditional))
         deciding = {name for entry in conditional for name in entry.conditions}
-        wanted = {name for name in space if not known(name) and name not in deciding}
-        for config in _several(space, default):
-            if wanted <= self.read:
+        requested = {name for name in space if not known(name) and name not in deciding}
+        for config in _sample_configs(space, default):
+            if requested <= self.entries_read:
                 break
             self(config)
-        if lost := sorted(wanted - self.read):
-            raise InputError(self._lost(lost[0]))
-        for name in sorted(wanted & set(space.varying)):
-            if not self._matters(space, default, name):
+        if unread := sorted(requested - self.entries_read):
+            raise InputError(self._explain_unread(unread[0]))
+        for name in sorted(requested & set(space.varying)):
+            if not self._changes_model(space, default, name):
                 warn(
                     f"tune: build_model accepts {name}, and builds the same model whatever it is: "
                     f"if nothing else reads it, the values of {name} that are reported mean "
                     "nothing"
                 )
 
-    def _matters(self, space: Space, default: Config, name: str) -> bool:
+    def _changes_model(self, space: Space, default: Config, name: str) -> bool:
         """Return whether two values of an entry make visibly different models."""
         entry = space.range(name)
         values = entry.values if isinstance(entry, Choice) else entry.grid(2)
-        values = list(dict.fromkeys(values))[:_TRIED]
+        values = list(dict.fromkeys(values))[:_COMPARED_VALUES]
         upper = {n: space.range(n).at(1.0) for n in space.varying}
-        others = _several(space, space.resolved({**space.fixed, **upper}))
-        for base in itertools.chain(_several(space, default), others):
+        others = _sample_configs(space, space.resolved({**space.fixed, **upper}))
+        for base in itertools.chain(_sample_configs(space, default), others):
             if name in base and len(values) > 1:
-                models = [_built(self, {**base, name: value}) for value in values]
-                if any(not _same(models[0], other) for other in models[1:]):
+                models = [_build_seeded(self, {**base, name: value}) for value in values]
+                if any(not _are_equal_models(models[0], other) for other in models[1:]):
                     return True
         return len(values) < 2
 
-    def _lost(self, name: str) -> str:
-        told = {option: found.search for option, found, _ in training_fields()}
-        if isinstance(why := told.get(name), str):
-            return f"a search does not vary {name!r}: {why}"
-        own = [p.name for p in _parameters(self.build_model) if p.kind in _NAMED]
-        accepted = [parameter for parameter in own if parameter not in WHOLE]
+    def _explain_unread(self, name: str) -> str:
+        reasons = {option: found.search for option, found, _ in training_fields()}
+        if isinstance(reason := reasons.get(name), str):
+            return f"a search does not vary {name!r}: {reason}"
+        own = [p.name for p in _parameters(self.build_model) if p.kind in _KEYWORD]
+        accepted = [parameter for parameter in own if parameter not in CONFIG_NAMES]
         found = unknown_name("space entry", name, [*KNOWN, *accepted])
         return (
             f"{found}. Neither the training nor build_model reads it: name a parameter of "
@@ -232,53 +243,53 @@ def _parameters(build_model: Callable[..., object]) -> list[inspect.Parameter]:
         return []
 
 
-def _built(build: Builder, config: Config) -> nn.Module:
+def _build_seeded(build: Builder, config: Config) -> nn.Module:
     """Build a model with fixed random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build(config)
 
 
-def _same(first: nn.Module, second: nn.Module) -> bool:
+def _are_equal_models(first: nn.Module, second: nn.Module) -> bool:
     """Return whether two models agree in structure, tensors and attributes."""
     pairs = list(zip(first.modules(), second.modules()))
     if str(first) != str(second) or any(type(a) is not type(b) for a, b in pairs):
         return False
-    mine, other = first.state_dict(), second.state_dict()
-    if mine.keys() != other.keys() or not all(_equal(mine[n], other[n]) for n in mine):
+    own, other = first.state_dict(), second.state_dict()
+    if own.keys() != other.keys() or not all(_are_equal(own[n], other[n]) for n in own):
         return False
-    return all(_equal(_own(a), _own(b)) for a, b in pairs)
+    return all(_are_equal(_own_attributes(a), _own_attributes(b)) for a, b in pairs)
 
 
-def _own(module: nn.Module) -> dict[str, object]:
+def _own_attributes(module: nn.Module) -> dict[str, object]:
     """Return the module's own attributes."""
     return {n: v for n, v in vars(module).items() if not n.startswith("_")}
 
 
-def _equal(first: object, second: object) -> bool:
+def _are_equal(first: object, second: object) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first.shape == second.shape and torch.equal(first, second)
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return first.keys() == second.keys() and all(
-            _equal(v, second[k]) for k, v in first.items()
+            _are_equal(v, second[k]) for k, v in first.items()
         )
     if isinstance(first, torch.Generator):
         return isinstance(second, torch.Generator)
     return type(first) is type(second) and bool(first == second)
 
 
-def _let_dropout_move(model: nn.Module) -> None:
+def _make_dropout_adjustable(model: nn.Module) -> None:
     """Replace torch's dropout by layers with adjustable rates, if there are no others."""
     if not any(isinstance(module, NoiseLayer) for module in model.modules()):
         with contextlib.suppress(ValueError):  # none to replace: reported by the population
             replace_dropout(model)
 
 
-def _shown(value: object) -> str:
+def _describe_return(value: object) -> str:
     return "None: is a return missing?" if value is None else repr(value)
 
 
-def _several(space: Space, default: Config) -> Iterator[Config]:
+def _sample_configs(space: Space, default: Config) -> Iterator[Config]:
     yield default
     full = {name: space.range(name).at(0.0) for name in space.varying} | dict(default)
     for name in space.varying:
@@ -290,7 +301,7 @@ def _several(space: Space, default: Config) -> Iterator[Config]:
         yield space.resolved({**space.fixed, **full, **space.needed(name)})
 
 
-class _Watched(MutableMapping[str, Value]):
+class _RecordingConfig(MutableMapping[str, Value]):
     """A private copy of a configuration that records which entries are read."""
 
     def __init__(self, config: Config, read: set[str]) -> None:
@@ -307,12 +318,12 @@ class _Watched(MutableMapping[str, Value]):
     def __delitem__(self, name: str) -> None:
         del self._config[name]
 
-    def copy(self) -> _Watched:
+    def copy(self) -> _RecordingConfig:
         """Return a copy whose reads are recorded too."""
-        return _Watched(self._config, self._read)
+        return _RecordingConfig(self._config, self._read)
 
     def __getattr__(self, name: str) -> Any:  # attribute access, as config.width
-        if name in _DRAWING or name.startswith("suggest_"):
+        if name in _SUGGESTING_METHODS or name.startswith("suggest_"):
             raise InputError(
                 f"build_model asks for {name}(...), but what it is given holds values, not "
                 "ranges: give the ranges to tune, as in "

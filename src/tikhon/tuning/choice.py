@@ -61,7 +61,7 @@ class SearchAudit:
         found = [
             f"{self.candidates} candidates compared, {self.failed} trials diverged",
             f"expected gap to the best candidate from selection noise: {self.noise:.4f} "
-            f"({_share(self.noise, abs(self.chosen_score))} of the chosen {self.metric}, "
+            f"({_percentage(self.noise, abs(self.chosen_score))} of the chosen {self.metric}, "
             f"{self.chosen_score:.4f})",
         ]
         if self.edges:
@@ -90,7 +90,7 @@ class SearchAudit:
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-serialisable dict."""
         fields = {**self.__dict__, "edges": list(self.edges), "worth_it": self.worth_it}
-        return {k: None if _lost(v) else v for k, v in fields.items()}
+        return {k: None if _is_not_finite(v) else v for k, v in fields.items()}
 
 
 def choose(
@@ -102,9 +102,9 @@ def choose(
     only among candidates of the same one of `models`. The error is that of the paired difference
     to the best candidate over rows.
     """
-    close = near_best(rows, errors=1.0)
-    own = list(models or [None] * len(rows))
-    return max((k for k in close if own[k] == own[close[0]]), key=lambda k: weights[k])
+    near = near_best(rows, errors=1.0)
+    kinds = list(models or [None] * len(rows))
+    return max((k for k in near if kinds[k] == kinds[near[0]]), key=lambda k: weights[k])
 
 
 def near_best(rows: Tensor, *, errors: float = _CLEAR) -> list[int]:
@@ -135,16 +135,16 @@ def blend(
     https://doi.org/10.1145/1015330.1015432
     """
     parts = [out.double().softmax(-1) if probabilities else out.double() for out in outputs]
-    picked, total = [first], parts[first]
+    selected, total = [first], parts[first]
     best, length = math.inf, 1
-    while len(picked) < count:
-        means = [(total + part) / (len(picked) + 1) for part in parts]
+    while len(selected) < count:
+        means = [(total + part) / (len(selected) + 1) for part in parts]
         scores = [score(mean.log() if probabilities else mean) for mean in means]
         k = min(range(len(parts)), key=scores.__getitem__)
-        picked, total = [*picked, k], total + parts[k]
+        selected, total = [*selected, k], total + parts[k]
         if scores[k] < best:
-            best, length = scores[k], len(picked)
-    return picked[:length]
+            best, length = scores[k], len(selected)
+    return selected[:length]
 
 
 def selection_noise(rows: Tensor) -> float:
@@ -173,8 +173,8 @@ def at_edges(space: Space, config: Mapping[str, Value], trials: int) -> list[str
                 found.append(name)
             continue
         unit = entry.unit(config[name])
-        natural = simplifies(name) and entry.at(0.0) == 0
-        if unit > 1 - margin or (unit < margin and not natural):
+        is_natural_end = simplifies(name) and entry.at(0.0) == 0
+        if unit > 1 - margin or (unit < margin and not is_natural_end):
             found.append(name)
     return found
 
@@ -194,7 +194,7 @@ def audit(
 
     `default_epoch` is the number of epochs it was trained for.
     """
-    own = float if metric is None else metric.own
+    signed = float if metric is None else metric.signed
     means = rows.mean(1)
     gain, error, score = math.nan, math.nan, math.nan
     if default is not None:
@@ -205,11 +205,11 @@ def audit(
     return SearchAudit(
         candidates=len(rows),
         failed=failed,
-        best_score=own(float(means.min())),
-        chosen_score=own(float(means[chosen])),
+        best_score=signed(float(means.min())),
+        chosen_score=signed(float(means[chosen])),
         noise=selection_noise(rows),
         edges=tuple(at_edges(space, configs[chosen], len(configs))) if tuned else (),
-        default_score=own(score),
+        default_score=signed(score),
         gain=gain,
         gain_error=error,
         default_epoch=default_epoch,
@@ -218,9 +218,9 @@ def audit(
     )
 
 
-def _share(part: float, whole: float) -> str:
+def _percentage(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "0%"
 
 
-def _lost(value: object) -> bool:
+def _is_not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)

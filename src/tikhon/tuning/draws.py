@@ -28,7 +28,7 @@ _READ = 256  # batch size for reading a whole data set
 class Draws:
     """A stream of batches of row indices.
 
-    `loader` draws indices as the user's own draws rows; `place` maps each index to its position
+    `loader` draws indices as the user's own draws rows; `positions` has the position of each index
     among the training rows, -1 if held out.
     """
 
@@ -36,7 +36,7 @@ class Draws:
     size: int
     seed: int
     loader: DataLoader[Any] | None = None
-    place: Tensor | None = None
+    positions: Tensor | None = None
 
     @property
     def batches(self) -> int:
@@ -48,14 +48,15 @@ class Draws:
     def epoch(self, number: int) -> list[Tensor]:
         """Return the row indices of each batch of an epoch."""
         found = [rows for rows, _ in self._stream().epoch(number)]
-        if self.place is None:
+        if self.positions is None:
             return found
-        left = [kept[kept >= 0] for kept in (self.place[rows] for rows in found)]
-        return [rows for rows in left if len(rows) > 1]  # batch normalisation needs two rows
+        drawn = (self.positions[rows] for rows in found)
+        batches = [rows[rows >= 0] for rows in drawn]  # without those held out
+        return [rows for rows in batches if len(rows) > 1]  # batch normalisation needs two rows
 
     def _stream(self) -> Stream:
-        numbers = torch.arange(self.rows)
-        data = (numbers, numbers) if self.loader is None else self.loader
+        indices = torch.arange(self.rows)
+        data = (indices, indices) if self.loader is None else self.loader
         return Stream(data, size=self.size, seed=self.seed)
 
 
@@ -71,8 +72,8 @@ def read(train: Any, *, name: str = "train") -> tuple[Any, Tensor, DataLoader[An
     if _shuffles(train) or train.batch_sampler is None:
         return (*pair(train, name=name), None)
     rows: Any = train.dataset
-    whole = DataLoader(rows, _READ, collate_fn=train.collate_fn, num_workers=train.num_workers)
-    x, y = pair(whole, name=name)
+    loader = DataLoader(rows, _READ, collate_fn=train.collate_fn, num_workers=train.num_workers)
+    x, y = pair(loader, name=name)
     if len(y) != len(rows):
         if visits_rows_once(train):
             return x, y, None
@@ -81,7 +82,7 @@ def read(train: Any, *, name: str = "train") -> tuple[Any, Tensor, DataLoader[An
             f"{name}: the loader draws {len(rows)} rows by {kind}, but its collate_fn makes "
             f"{len(y)} of them: give the rows, or a loader that shuffles"
         )
-    return x, y, _of_numbers(train, len(y))
+    return x, y, _index_loader(train, len(y))
 
 
 def batch_size_of(train: Any) -> int | None:
@@ -90,8 +91,8 @@ def batch_size_of(train: Any) -> int | None:
         return None
     if train.batch_size is not None:
         return train.batch_size
-    own = getattr(train.batch_sampler, "batch_size", None)
-    return own if isinstance(own, int) else None
+    size = getattr(train.batch_sampler, "batch_size", None)
+    return size if isinstance(size, int) else None
 
 
 def _shuffles(loader: DataLoader[object]) -> bool:
@@ -106,18 +107,18 @@ def _shuffles(loader: DataLoader[object]) -> bool:
     )
 
 
-def _of_numbers(loader: DataLoader[object], rows: int) -> DataLoader[Any]:
+def _index_loader(loader: DataLoader[object], rows: int) -> DataLoader[Any]:
     """Return a loader of row indices that draws as `loader` does."""
-    numbers = TensorDataset(torch.arange(rows), torch.arange(rows))
+    indices = TensorDataset(torch.arange(rows), torch.arange(rows))
     if type(loader.batch_sampler) is BatchSampler and loader.batch_size is not None:
         return DataLoader(
-            numbers,
+            indices,
             loader.batch_size,
             sampler=loader.sampler,
             drop_last=loader.drop_last,
             generator=loader.generator,
         )
-    return DataLoader(numbers, batch_sampler=loader.batch_sampler, generator=loader.generator)
+    return DataLoader(indices, batch_sampler=loader.batch_sampler, generator=loader.generator)
 
 
 def _warn_of_random_rows(train: Any) -> None:
@@ -126,8 +127,8 @@ def _warn_of_random_rows(train: Any) -> None:
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset | TensorDataset):
         return
     with torch.random.fork_rng(devices=[]):
-        first, again = _first_row(data), _first_row(data)
-    if first is not None and again is not None and not torch.equal(first, again):
+        first, second = _first_row(data), _first_row(data)
+    if first is not None and second is not None and not torch.equal(first, second):
         warn(
             f"tune reads its rows once, and those of {type(data).__name__} differ each time they "
             "are read: every epoch sees the same draw of that augmentation; augment in the model, "

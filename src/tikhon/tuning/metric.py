@@ -28,7 +28,7 @@ class Metric:
     function: Callable[[Tensor, Tensor], float]
     maximised: bool
 
-    def own(self, score: float) -> float:
+    def signed(self, score: float) -> float:
         """Return a score with the metric's own sign."""
         return 0.0 - score if self.maximised else score  # avoids -0
 
@@ -38,7 +38,7 @@ class Metric:
         if not bool(torch.isfinite(output).all()):
             return math.nan
         try:
-            return self.own(float(self.function(output, y)))
+            return self.signed(float(self.function(output, y)))
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
             raise InputError(
                 f"the metric {self.name} failed on {len(y)} validation rows, with outputs of "
@@ -55,10 +55,10 @@ class Metric:
         """
         blocks = blocks_of(y)
         block = assign_parts(y, blocks).to(y.device)
-        whole = self.score(output, y)
-        without = [self.score(output[block != k], y[block != k]) for k in range(blocks)]
-        found = (1 - blocks) * torch.tensor(without, dtype=torch.float64)
-        return found - found.mean() + whole
+        total = self.score(output, y)
+        left_out = [self.score(output[block != k], y[block != k]) for k in range(blocks)]
+        found = (1 - blocks) * torch.tensor(left_out, dtype=torch.float64)
+        return found - found.mean() + total
 
 
 def blocks_of(y: Tensor) -> int:
@@ -100,14 +100,14 @@ def _direction(metric: object, name: str, direction: str | None) -> str:
     """Return the direction, as given or as the metric declares."""
     higher = getattr(metric, "higher_is_better", None)  # from torchmetrics
     if isinstance(higher, bool):
-        own = DIRECTIONS[higher]
-        if direction not in (None, own):
+        declared = DIRECTIONS[higher]
+        if direction not in (None, declared):
             raise InputError(
                 f"the metric {name} says higher_is_better={higher}, but direction={direction!r}: "
                 "leave direction out"
             )
-        return own
-    if direction is None and not _is_loss(metric):
+        return declared
+    if direction is None and not _is_torch_loss(metric):
         raise InputError(
             f"the metric {name} does not say which way is better: give direction='maximize' or "
             "direction='minimize'"
@@ -115,7 +115,7 @@ def _direction(metric: object, name: str, direction: str | None) -> str:
     return direction or "minimize"
 
 
-def _is_loss(metric: object) -> bool:
+def _is_torch_loss(metric: object) -> bool:
     """Return whether it is a torch loss."""
     return isinstance(metric, nn.modules.loss._Loss) or (
         getattr(metric, "__module__", "") == "torch.nn.functional"
@@ -130,13 +130,13 @@ def _scorer(name: str, scorer: Any, direction: str | None, loss: Loss) -> Metric
         )
 
     def function(output: Tensor, y: Tensor) -> float:
-        answers, target = _answers(loss.predictions(output).cpu(), y.cpu(), loss.kind)
-        return float(scorer(answers, np.zeros((len(target), 1)), target))
+        predictions, target = _as_estimator(loss.predictions(output).cpu(), y.cpu(), loss.kind)
+        return float(scorer(predictions, np.zeros((len(target), 1)), target))
 
     return Metric(name, function, True)
 
 
-def _answers(output: Tensor, y: Tensor, kind: str) -> tuple[Any, np.ndarray]:
+def _as_estimator(output: Tensor, y: Tensor, kind: str) -> tuple[Any, np.ndarray]:
     """Return the outputs as a fitted estimator, and its targets."""
     if kind == "custom" and output.numel() == y.numel() and len(y.unique()) == 2:
         return _Ranks(output.reshape(-1).double().numpy()), (y == y.max()).reshape(-1).numpy()
@@ -146,22 +146,22 @@ def _answers(output: Tensor, y: Tensor, kind: str) -> tuple[Any, np.ndarray]:
         return _Labels(output.reshape(y.shape).double().numpy()), (y > 0.5).long().numpy()
     if kind == "binary" or output.numel() == y.numel():
         logit = output.reshape(-1).double()
-        both = torch.stack([torch.zeros_like(logit), logit], dim=1)
-        return _Classes(both.numpy()), (y.reshape(-1) > 0.5).long().numpy()
-    known = y.argmax(1) if y.is_floating_point() else y
+        logits = torch.stack([torch.zeros_like(logit), logit], dim=1)
+        return _Classes(logits.numpy()), (y.reshape(-1) > 0.5).long().numpy()
+    targets = y.argmax(1) if y.is_floating_point() else y
     logits = output.double()
     if logits.ndim > 2:  # (rows, classes, ...)
         logits = logits.movedim(1, -1).reshape(-1, logits.shape[1])
-    return _Classes(logits.numpy()), known.reshape(-1).numpy()
+    return _Classes(logits.numpy()), targets.reshape(-1).numpy()
 
 
-class _Answered:
+class _FittedOutputs:
     """The interface of a fitted estimator that scorers use."""
 
-    def __init__(self, answers: np.ndarray) -> None:
-        self.predictions = answers
+    def __init__(self, predictions: np.ndarray) -> None:
+        self.predictions = predictions
 
-    def fit(self, x: object, y: object = None) -> _Answered:
+    def fit(self, x: object, y: object = None) -> _FittedOutputs:
         """Return self; already fitted."""
         return self
 
@@ -180,7 +180,7 @@ class _Answered:
         )
 
 
-class _Numbers(_Answered):
+class _Numbers(_FittedOutputs):
     def predict(self, x: object) -> np.ndarray:
         """Return the outputs."""
         return self.predictions
@@ -203,12 +203,12 @@ class _Ranks(_Numbers):
         )
 
 
-class _Classes(_Answered):
+class _Classes(_FittedOutputs):
     """Logits (rows, classes)."""
 
-    def __init__(self, answers: np.ndarray) -> None:
-        super().__init__(answers)
-        self.classes_ = np.arange(answers.shape[1])
+    def __init__(self, predictions: np.ndarray) -> None:
+        super().__init__(predictions)
+        self.classes_ = np.arange(predictions.shape[1])
 
     def decision_function(self, x: object) -> np.ndarray:
         """Return log-odds (rows,) for two classes, otherwise logits (rows, classes)."""

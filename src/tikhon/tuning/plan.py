@@ -16,9 +16,9 @@ from tikhon.tuning.space import KNOWN, Choice, Space
 from tikhon.tuning.trials import Value
 
 MEMBERS = 16  # as good as 64, as selection noise hides the difference
-HALVED = 0.6  # cost of guarded halving with validation, in full trainings for each member
-REFIT = 9  # full trainings reserved for the default and the refits
-LONG = 60  # epochs if time allows, as many rows keep improving
+HALVING_COST = 0.6  # cost of guarded halving with validation, in full trainings for each member
+REFIT_COST = 9  # full trainings reserved for the default and the refits
+TARGET_EPOCHS = 60  # epochs if time allows, as many rows keep improving
 DEFAULTS = {"lr": 3e-3, "dropout": 0.1, "weight_decay": 0.01}
 
 
@@ -44,8 +44,8 @@ class SearchPlan:
         """
         if self.seconds is not None or not self.microseconds:
             return self.seconds
-        trials = 1 + (HALVED * self.members if self.members > 1 else 1)
-        steps = self.epochs * (trials * searching + (REFIT - 1) * refitting)
+        trials = 1 + (HALVING_COST * self.members if self.members > 1 else 1)
+        steps = self.epochs * (trials * searching + (REFIT_COST - 1) * refitting)
         return steps * self.microseconds[0][1] * 1e-6
 
     def to_dict(self) -> dict[str, object]:
@@ -68,48 +68,54 @@ def make_plan(
     seconds, runs = given.seconds, given.runs
     configs = SpaceFilling(space, count=MEMBERS).configs()
     chunk, reason = choose_chunk(job, configs)
-    pace = step_time(job, configs, chunk)
-    measured, threads = ((chunk, pace),), torch.get_num_threads()
+    step_microseconds = step_time(job, configs, chunk)
+    measured, threads = ((chunk, step_microseconds),), torch.get_num_threads()
     if seconds is None:
         members = (runs or MEMBERS) if space.varying else 1
         return SearchPlan(members, job.epochs, chunk, None, reason, measured, threads)
-    step = pace * 1e-6 * job.folds
+    step = step_microseconds * 1e-6 * job.folds
     epoch = step * job.steps_per_epoch * 1.15  # validation, checks
     affordable = 0.8 * seconds / epoch
-    least = 3 * math.ceil(job.epochs / 4)
-    if affordable < least:
+    min_epochs = 3 * math.ceil(job.epochs / 4)
+    if affordable < min_epochs:
         raise InputError(
             f"a budget of {seconds:g} s is too small: one trial of {math.ceil(job.epochs / 4)} "
-            f"epochs, the default and one refit take about {least * epoch:.1f} s; "
+            f"epochs, the default and one refit take about {min_epochs * epoch:.1f} s; "
             "give more time or fewer epochs"
         )
-    few, longest = MEMBERS // 2, job.epochs if fixed else max(job.epochs, LONG)
-    epochs = min(int(affordable / (0.5 * REFIT + HALVED * few)), longest)
+    min_members, max_epochs = MEMBERS // 2, job.epochs if fixed else max(job.epochs, TARGET_EPOCHS)
+    epochs = min(int(affordable / (0.5 * REFIT_COST + HALVING_COST * min_members)), max_epochs)
     epochs = max(epochs, math.ceil(job.epochs / 4))
-    full = affordable / epochs
-    members = min(int((full - REFIT / max(job.folds, 1)) / HALVED), 64)
-    members = max(members, min(few, int((full - 2) / HALVED)), 1)
+    trainings = affordable / epochs
+    members = min(int((trainings - REFIT_COST / max(job.folds, 1)) / HALVING_COST), 64)
+    members = max(members, min(min_members, int((trainings - 2) / HALVING_COST)), 1)
     if not space.varying:
         members = 1
     return SearchPlan(members, epochs, chunk, seconds, reason, measured, threads)
 
 
-def customary(space: Space, count: int) -> list[dict[str, Value]]:
+def configs_near_defaults(space: Space, count: int) -> list[dict[str, Value]]:
     """Return at most `count` configurations to try first: those closest to common defaults, with
     each value of the first choice.
     """
-    usual = {**default_config(space), **space.fixed}
+    defaults = {**default_config(space), **space.fixed}
     for name in space.varying:
-        known = space.range(name)
-        own = split_name(name)[0]
-        if not isinstance(known, Choice):
-            unit = known.unit(DEFAULTS[own]) if own in DEFAULTS else 0.0 if own in KNOWN else 0.5
-            usual[name] = known.at(min(max(unit, 0.0), 1.0))
-        elif name not in usual or usual[name] not in known.values:
-            usual[name] = known.values[0]
+        entry = space.range(name)
+        base_name = split_name(name)[0]
+        if not isinstance(entry, Choice):
+            unit = (
+                entry.unit(DEFAULTS[base_name])
+                if base_name in DEFAULTS
+                else 0.0
+                if base_name in KNOWN
+                else 0.5
+            )
+            defaults[name] = entry.at(min(max(unit, 0.0), 1.0))
+        elif name not in defaults or defaults[name] not in entry.values:
+            defaults[name] = entry.values[0]
     choices = [n for n in space.varying if isinstance(space.range(n), Choice)][:1]
-    turns = [{name: value} for name in choices for value in space.range(name).grid(count)]
-    return [space.resolved({**usual, **turn}) for turn in (turns or [{}])][:count]
+    variants = [{name: value} for name in choices for value in space.range(name).grid(count)]
+    return [space.resolved({**defaults, **variant}) for variant in (variants or [{}])][:count]
 
 
 def default_config(space: Space) -> Config:
@@ -119,14 +125,14 @@ def default_config(space: Space) -> Config:
         for name, entry in space.fixed.items()
     }
     for name in space.varying:
-        known = space.range(name)
-        own, _ = split_name(name)
-        if own == "lr" and name != own:
-            config[name] = known.at(0.5)  # there is no default for parts of a model
-        elif own in DEFAULTS:
-            config[name] = DEFAULTS[own]
-        elif isinstance(known, Choice):
-            config[name] = known.values[0]
+        entry = space.range(name)
+        base_name, _ = split_name(name)
+        if base_name == "lr" and name != base_name:
+            config[name] = entry.at(0.5)  # there is no default for parts of a model
+        elif base_name in DEFAULTS:
+            config[name] = DEFAULTS[base_name]
+        elif isinstance(entry, Choice):
+            config[name] = entry.values[0]
         else:
-            config[name] = known.at(0.0)
+            config[name] = entry.at(0.0)
     return space.resolved(config)

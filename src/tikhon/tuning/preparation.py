@@ -27,7 +27,7 @@ from tikhon.tuning.metric import LEAST_BLOCKED, metric_of
 from tikhon.tuning.runners import Config, SearchJob
 from tikhon.tuning.space import Log, Space, Uniform
 
-FEW = 2_500  # rows below which a single held-out fifth is too noisy
+FEW_ROWS = 2_500  # rows below which a single held-out fifth is too noisy
 
 
 def default_space(make: Callable[[Config], nn.Module]) -> Space:
@@ -70,19 +70,19 @@ def make_job(
 ) -> SearchJob:
     """Build the job: rows to train and score on, lengths, loss."""
     if folds is None:
-        folds = 3 if len(y) < FEW else 0
+        folds = 3 if len(y) < FEW_ROWS else 0
     folds = 0 if valid is not None else folds
-    kept = place = None
+    fold_mask = positions = None
     if folds:
-        cuts = fold_rows(y, folds, check_seed(seed))
-        kept = torch.ones(len(cuts), len(y))
-        for fold, (_, test) in enumerate(cuts):
-            kept[fold, test] = 0
+        splits = fold_rows(y, folds, check_seed(seed))
+        fold_mask = torch.ones(len(splits), len(y))
+        for fold, (_, test) in enumerate(splits):
+            fold_mask[fold, test] = 0
     elif valid is None:
         train, test = fold_rows(y, 5, check_seed(seed))[0]
         if loader is not None:
-            place = torch.full((len(y),), -1)
-            place[train] = torch.arange(len(train))
+            positions = torch.full((len(y),), -1)
+            positions[train] = torch.arange(len(train))
         (x, y), valid = take_rows((x, y), train), take_rows((x, y), test)
     rows = len(y)
     if batch_size is None:
@@ -90,16 +90,16 @@ def make_job(
     if epochs is None:
         epochs = min(max(math.ceil(2_000 * batch_size / rows), 15), 150)
     Settings(batch_size=batch_size, epochs=epochs, seed=seed)  # validates
-    there = pick_device(device)
+    target_device = pick_device(device)
     objective = RowLosses(loss, y)
     if metric is None and direction is not None:
         raise InputError(f"direction={direction!r} is of a metric: give metric= too")
     job = SearchJob(
         build=make,
-        x=to_device(x, there),
-        y=y.to(there),
-        valid=None if valid is None else to_device(valid, there),
-        kept=None if kept is None else kept.to(there),
+        x=to_device(x, target_device),
+        y=y.to(target_device),
+        valid=None if valid is None else to_device(valid, target_device),
+        fold_mask=None if fold_mask is None else fold_mask.to(target_device),
         objective=objective,
         epochs=epochs,
         batch_size=batch_size,
@@ -107,12 +107,12 @@ def make_job(
         seed=seed,
         metric=None if metric is None else metric_of(metric, direction, objective.loss),
         loader=loader,
-        place=place,
+        positions=positions,
     )
-    least = 2 if job.metric is None else LEAST_BLOCKED
-    if (scored := len(job.scored[1])) < least:
+    min_rows = 2 if job.metric is None else LEAST_BLOCKED
+    if (count := len(job.scored[1])) < min_rows:
         raise InputError(
-            f"trials are compared on rows: {scored}, and what chooses among them needs {least} "
+            f"trials are compared on rows: {count}, and what chooses among them needs {min_rows} "
             "to tell differences from chance: give more rows in valid, or folds"
         )
     return job
@@ -122,7 +122,7 @@ def all_rows(job: SearchJob, x: Any, y: Tensor, valid: tuple[Any, Tensor] | None
     """Return the job of the refit, on training and validation rows together."""
     rows = (x, y) if valid is None else concatenate([(x, y), valid])
     x, y = to_device(rows, job.y.device)
-    return replace(job, x=x, y=y, valid=None, kept=None, place=None)
+    return replace(job, x=x, y=y, valid=None, fold_mask=None, positions=None)
 
 
 def open_journal(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -27,7 +27,7 @@ from tikhon.tuning.space import known
 from tikhon.tuning.trials import DEFAULT, Outcome, Trial, Value
 
 SIZES = (1, 4, 8, 16, 32, 64)
-VALIDATION = 64  # rows of a validation batch for adaptive strengths
+VALIDATION_ROWS = 64  # rows of a validation batch for adaptive strengths
 Config = Mapping[str, Value]
 State = dict[str, Tensor]
 
@@ -36,7 +36,7 @@ State = dict[str, Tensor]
 class SearchJob:
     """The fixed part of all trials: data, loss and settings other than hyperparameters.
 
-    `kept` (folds, rows) is 1 for the rows that a fold trains on; without folds it is None and
+    `fold_mask` (folds, rows) is 1 for the rows that a fold trains on; without folds it is None and
     `valid` gives the scores (if None, nothing is scored). A member trained alone sees only its
     fold's rows; in a population the others have weight 0.
     """
@@ -48,12 +48,13 @@ class SearchJob:
     epochs: int
     batch_size: int
     valid: tuple[Any, Tensor] | None = None
-    kept: Tensor | None = None
+    fold_mask: Tensor | None = None
     optimizer: Callable[..., optim.Optimizer] = optim.AdamW
     seed: int = 0
     metric: Metric | None = None  # compares trials, by default the loss
     loader: DataLoader[Any] | None = None  # draws rows if not simply shuffled,
-    place: Tensor | None = None  # and positions of the drawn rows in `x`: see `Draws`
+    positions: Tensor | None = None  # and positions of the drawn rows in `x`: see `Draws`
+    batching: dict[Hashable, tuple[bool, str]] = field(default_factory=dict)  # by `can_batch`
 
     @property
     def scored(self) -> tuple[Any, Tensor]:
@@ -63,7 +64,7 @@ class SearchJob:
     @property
     def folds(self) -> int:
         """Members needed for one trial."""
-        return 1 if self.kept is None else len(self.kept)
+        return 1 if self.fold_mask is None else len(self.fold_mask)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,7 +74,7 @@ class SearchJob:
     @property
     def draws(self) -> Draws:
         """The rows of each batch."""
-        return Draws(len(self.y), self.batch_size, self.seed, self.loader, self.place)
+        return Draws(len(self.y), self.batch_size, self.seed, self.loader, self.positions)
 
     @property
     def checks(self) -> int:
@@ -90,7 +91,7 @@ class FoldUnit:
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class UnitResult:
     """Result of one unit: its state unless it failed, and the validation loss by epoch."""
 
     state: State | None
@@ -100,7 +101,7 @@ class Trained:
     epochs: int
 
 
-Found = dict[tuple[int, int], Trained]  # by trial and fold
+UnitResults = dict[tuple[int, int], UnitResult]  # by trial and fold
 
 
 @dataclass(eq=False)
@@ -115,48 +116,50 @@ class PopulationRunner:
     states: MutableMapping[int, State] = field(default_factory=dict)
     progress: Callable[[dict[str, Any]], None] = ignore_messages
     stop: Callable[[], bool] = never_stop
-    expired: Callable[[], bool] = never_stop
-    _beside: dict[str, int] = field(default_factory=dict)
+    expired: Callable[[float], bool] = lambda ahead: False
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
         """Train every trial from its parent's state to its own budget.
 
-        Once `expired`, members stop after the current epoch (their outcomes have the shorter
-        budget) and the rest is skipped; at least one trial is finished.
+        Once `expired(0)`, members stop after the current epoch (their outcomes have the shorter
+        budget) and the rest is skipped; at least one trial is finished. Folds that train one after
+        another get the epochs of the first, which stops while `expired(ahead)` still leaves
+        seconds for the others.
         """
         units = [FoldUnit(trial, fold) for trial in trials for fold in range(self.job.folds)]
-        found: Found = {}
-        done: list[tuple[int, int]] = []
-        ended: dict[int, Outcome | None] = {}
+        found: UnitResults = {}
+        epochs: dict[int, int] = {}  # of trials begun
+        trained: list[tuple[int, int]] = []
+        finished: dict[int, Outcome] = {}
         for chunk in self._chunks(units):
-            done += [(unit.trial.id, unit.fold) for unit in chunk]
-            whole = self._whole(trials, done)
-            found.update(self._train(chunk, self.expired if whole else lambda: False))
-            ended |= {t.id: self._ended(t, found) for t in whole if t.id not in ended}
-            if whole and self.expired():
+            until = min((epochs[u.trial.id] for u in chunk if u.trial.id in epochs), default=None)
+            found.update(self._train(chunk, until))
+            epochs |= {unit.trial.id: found[unit.trial.id, unit.fold].epochs for unit in chunk}
+            trained += [(unit.trial.id, unit.fold) for unit in chunk]
+            complete = self._complete_trials(trials, trained)
+            finished |= {
+                t.id: self._finish_trial(t, found) for t in complete if t.id not in finished
+            }
+            if complete and self.expired(0.0):
                 break
-        outcomes = (ended.get(trial.id) for trial in trials)
-        return [outcome for outcome in outcomes if outcome is not None]
+        return [finished[trial.id] for trial in trials if trial.id in finished]
 
-    def _ended(self, trial: Trial, found: Found) -> Outcome | None:
-        """Return the outcome of a trial with all folds found, and keep its state.
-
-        None if its folds ended at different epochs.
-        """
-        parts = [found.pop((trial.id, fold)) for fold in range(self.job.folds)]
-        if len({part.epochs for part in parts}) > 1:
-            return None
-        trial = replace(trial, budget=parts[0].epochs)
-        states = [part.state for part in parts if part.state is not None]
-        if len(states) == len(parts):
+    def _finish_trial(self, trial: Trial, found: UnitResults) -> Outcome:
+        """Return the outcome of a trial with all folds found, and keep its state."""
+        fold_results = [found.pop((trial.id, fold)) for fold in range(self.job.folds)]
+        trial = replace(trial, budget=fold_results[0].epochs)
+        states = [part.state for part in fold_results if part.state is not None]
+        if len(states) == len(fold_results):
             self.states[trial.id] = {
                 name: torch.stack([state[name] for state in states]) for name in states[0]
             }
-        return self._outcome(trial, parts)
+        return self._outcome(trial, fold_results)
 
-    def _whole(self, trials: Sequence[Trial], done: Iterable[tuple[int, int]]) -> list[Trial]:
+    def _complete_trials(
+        self, trials: Sequence[Trial], trained: Iterable[tuple[int, int]]
+    ) -> list[Trial]:
         """Return the trials with all folds in `done`."""
-        known = set(done)
+        known = set(trained)
         folds = range(self.job.folds)
         return [t for t in trials if all((t.id, fold) in known for fold in folds)]
 
@@ -165,50 +168,49 @@ class PopulationRunner:
         parents = {u.trial.parent for u in units if u.trial.parent is not None}
         starts = {p: int(self.states[p]["epoch"][0]) for p in parents if p in self.states}
 
-        def alike(unit: FoldUnit) -> str:
+        def key_of(unit: FoldUnit) -> str:
             config = {k: v == "auto" for k, v in sorted(unit.trial.config.items())}
             parent = unit.trial.parent
             start = 0 if parent is None else starts.get(parent, 0)
-            return repr((unit.trial.budget, start, config, free(unit.trial.config)))
+            return repr((unit.trial.budget, start, config, builder_entries(unit.trial.config)))
 
-        for _, group in groupby(sorted(units, key=alike), key=alike):
+        for _, group in groupby(sorted(units, key=key_of), key=key_of):
             members = list(group)
-            size = self.beside(members[0].trial.config)
+            size = self.group_size(members[0].trial.config)
             for i in range(0, len(members), size):
                 yield members[i : i + size]
 
-    def beside(self, config: Config) -> int:
+    def group_size(self, config: Config) -> int:
         """Return how many members of this model can train at once."""
-        kind = repr(free(config))
-        if kind not in self._beside:
-            alone = self.chunk == 1 or not together(self.job, config)[0]
-            self._beside[kind] = 1 if alone else self.chunk
-        return self._beside[kind]
+        return self.chunk if self.chunk > 1 and can_batch(self.job, config)[0] else 1
 
-    def _train(self, units: list[FoldUnit], expired: Callable[[], bool]) -> Found:
+    def _train(self, units: list[FoldUnit], until: int | None) -> UnitResults:
+        """Train until that epoch; if None, to the budget of the trials or until time is up."""
         first, started = units[0].trial, time.perf_counter()
-        job = as_judged(self.job, first)
+        others = math.ceil(self.job.folds / len(units)) - 1  # groups of folds to train as long
+        job = with_trial_length(self.job, first)
         population = populate(job, [unit.trial.config for unit in units])
         start = 0
         if first.parent is not None:
             parents = [u.trial.parent for u in units if u.trial.parent is not None]
-            rows = [_row(self.states[p], u.fold) for p, u in zip(parents, units)]
+            rows = [_fold_state(self.states[p], u.fold) for p, u in zip(parents, units)]
             start = int(rows[0].pop("epoch"))
             stacked = {n: torch.stack([row[n] for row in rows]) for n in rows[0]}
             population.load(stacked)
-        kept = None if job.kept is None else job.kept[[unit.fold for unit in units]]
+        fold_mask = None if job.fold_mask is None else job.fold_mask[[unit.fold for unit in units]]
         curves: list[list[tuple[int, float]]] = [[] for _ in units]
-        last = first.budget
-        for epoch in range(start, first.budget):
+        last = until or first.budget
+        for epoch in range(start, last):
             if self.stop():
                 raise Stopped
-            losses = train_epoch(job, population, kept, epoch)
+            losses = train_epoch(job, population, fold_mask, epoch)
             for member in (~losses.isfinite()).nonzero().flatten().tolist():
                 if member not in population.failed:
                     population.fail(member, f"diverged in epoch {epoch + 1}")
-            last = epoch + 1 if expired() else last
+            ahead = others * (time.perf_counter() - started)
+            last = epoch + 1 if until is None and self.expired(ahead) else last
             if (epoch + 1) % job.checks == 0 or epoch + 1 == last:
-                for member, loss in enumerate(validation(job, population, kept).tolist()):
+                for member, loss in enumerate(validation(job, population, fold_mask).tolist()):
                     if member not in population.failed:
                         curves[member].append((epoch + 1, loss))
             self.progress({"epoch": epoch + 1, "budget": first.budget, "members": len(units)})
@@ -216,25 +218,27 @@ class PopulationRunner:
                 break
         seconds = (time.perf_counter() - started) / len(units)
         state = population.state()
-        found: Found = {}
+        found: UnitResults = {}
         for member, unit in enumerate(units):
-            why = population.failed.get(member, "")
-            row = None if why else {name: value[member] for name, value in state.items()}
+            failure = population.failed.get(member, "")
+            row = None if failure else {name: value[member] for name, value in state.items()}
             if row is not None:
                 row["epoch"] = torch.tensor(last)
-            found[unit.trial.id, unit.fold] = Trained(row, curves[member], why, seconds, last)
+            found[unit.trial.id, unit.fold] = UnitResult(
+                row, curves[member], failure, seconds, last
+            )
         return found
 
-    def _outcome(self, trial: Trial, parts: Sequence[Trained]) -> Outcome:
-        why = next((part.failure for part in parts if part.failure), "")
-        seconds = sum(part.seconds for part in parts)
-        if why:
-            return Outcome(trial, math.nan, seconds, failure=why)
-        epochs = [epoch for epoch, _ in parts[0].curve]
-        losses = zip(*([loss for _, loss in part.curve] for part in parts))
+    def _outcome(self, trial: Trial, fold_results: Sequence[UnitResult]) -> Outcome:
+        failure = next((part.failure for part in fold_results if part.failure), "")
+        seconds = sum(part.seconds for part in fold_results)
+        if failure:
+            return Outcome(trial, math.nan, seconds, failure=failure)
+        epochs = [epoch for epoch, _ in fold_results[0].curve]
+        losses = zip(*([loss for _, loss in part.curve] for part in fold_results))
         curve = tuple(zip(epochs, (sum(folds) / len(folds) for folds in losses)))
         last = [loss for _, loss in curve[-3:]]  # average, as one check is noisy
-        finals = torch.tensor([loss for part in parts for _, loss in part.curve[-1:]])
+        finals = torch.tensor([loss for part in fold_results for _, loss in part.curve[-1:]])
         error = float(finals.std() / math.sqrt(len(finals))) if len(finals) > 1 else 0.0
         strengths = {}
         trace = self.states[trial.id].get("decay.trace")  # (folds, updates, layers)
@@ -247,7 +251,7 @@ class PopulationRunner:
         return Outcome(trial, score, seconds, error, curve=curve, strengths=strengths)
 
 
-def as_judged(job: SearchJob, trial: Trial) -> SearchJob:
+def with_trial_length(job: SearchJob, trial: Trial) -> SearchJob:
     """Return the job of a trial: the default has a schedule of its own length."""
     return replace(job, epochs=trial.budget) if trial.id == DEFAULT else job
 
@@ -271,20 +275,22 @@ def build(job: SearchJob, config: Config) -> nn.Module:
         return job.build(config).to(job.y.device)
 
 
-def free(config: Config) -> list[tuple[str, Value]]:
+def builder_entries(config: Config) -> list[tuple[str, Value]]:
     """Return the entries known only to the builder, which may change the model's computation."""
     return sorted((name, value) for name, value in config.items() if not known(name))
 
 
-def _row(state: State, fold: int) -> State:
+def _fold_state(state: State, fold: int) -> State:
     return {name: value[fold] for name, value in state.items()}
 
 
-def train_epoch(job: SearchJob, population: Population, kept: Tensor | None, epoch: int) -> Tensor:
+def train_epoch(
+    job: SearchJob, population: Population, fold_mask: Tensor | None, epoch: int
+) -> Tensor:
     """Train one epoch; return the sum of losses (members,), non-finite if any was."""
     batches = job.draws.epoch(epoch)
     drawn, sizes = torch.cat(batches).to(job.y.device), [len(batch) for batch in batches]
-    weights = [None] * len(sizes) if kept is None else kept[:, drawn].split(sizes, dim=1)
+    weights = [None] * len(sizes) if fold_mask is None else fold_mask[:, drawn].split(sizes, dim=1)
     ys = job.y[drawn].split(sizes)
     if isinstance(job.x, Tensor):
         xs = job.x[drawn].split(sizes)
@@ -295,7 +301,7 @@ def train_epoch(job: SearchJob, population: Population, kept: Tensor | None, epo
     for x, y, weight in zip(xs, ys, weights):
         total += population.step(x, y, weight, step, seed=noise_seed(job.seed, step))
         if population.decay is not None and population.decay.due(step):
-            population.adapt(*_validation_batch(job, kept, step), step)
+            population.adapt(*_validation_batch(job, fold_mask, step), step)
         step += 1
     return total
 
@@ -306,17 +312,17 @@ def noise_seed(seed: int, step: int) -> int:
 
 
 def _validation_batch(
-    job: SearchJob, kept: Tensor | None, step: int
+    job: SearchJob, fold_mask: Tensor | None, step: int
 ) -> tuple[Tensor, Tensor, Any]:
     x, y = (job.x, job.y) if job.valid is None else job.valid
-    size = min(VALIDATION * job.folds, len(y))  # each fold left out its share of these
-    begin = (step * size) % max(len(y) - size + 1, 1)
-    rows = slice(begin, begin + size)
+    size = min(VALIDATION_ROWS * job.folds, len(y))  # each fold left out its share of these
+    start = (step * size) % max(len(y) - size + 1, 1)
+    rows = slice(start, start + size)
     part = slice_rows((x, y), rows)
-    return *part, None if kept is None else 1 - kept[:, rows]
+    return *part, None if fold_mask is None else 1 - fold_mask[:, rows]
 
 
-def validation_rows(job: SearchJob, population: Population, kept: Tensor | None) -> Tensor:
+def validation_rows(job: SearchJob, population: Population, fold_mask: Tensor | None) -> Tensor:
     """Return losses (members, rows) of the scored rows.
 
     Without row losses, those of blocks of the rows left out by the only member.
@@ -324,26 +330,28 @@ def validation_rows(job: SearchJob, population: Population, kept: Tensor | None)
     x, y = job.scored
     if not job.objective.batch_only:
         return population.row_losses(x, y)
-    if kept is not None:
-        x, y = take_rows((x, y), (kept[0] == 0).nonzero()[:, 0])
+    if fold_mask is not None:
+        x, y = take_rows((x, y), (fold_mask[0] == 0).nonzero()[:, 0])
     return population.block_losses(x, y, blocks_of(y))
 
 
-def validation(job: SearchJob, population: Population, kept: Tensor | None) -> Tensor:
+def validation(job: SearchJob, population: Population, fold_mask: Tensor | None) -> Tensor:
     """Return scores (members,): mean validation losses, or the metric if there is one."""
-    if job.valid is None and kept is None:
+    if job.valid is None and fold_mask is None:
         return torch.zeros(population.members)
     if job.metric is not None:
         x, y = job.scored
         outputs = population.predict(x)
-        left = torch.ones(len(outputs), len(y)) if kept is None else 1 - kept
-        out = [job.metric.score(o[part > 0], y[part > 0]) for o, part in zip(outputs, left)]
+        held_out = torch.ones(len(outputs), len(y)) if fold_mask is None else 1 - fold_mask
+        out = [job.metric.score(o[part > 0], y[part > 0]) for o, part in zip(outputs, held_out)]
         return torch.tensor(out, dtype=torch.float64)
-    rows = validation_rows(job, population, kept)
-    return weighted_mean(rows, None if kept is None or job.objective.batch_only else 1 - kept)
+    rows = validation_rows(job, population, fold_mask)
+    return weighted_mean(
+        rows, None if fold_mask is None or job.objective.batch_only else 1 - fold_mask
+    )
 
 
-def train_on_all(
+def train_fully(
     job: SearchJob,
     configs: Sequence[Config],
     traces: Sequence[Tensor | None],
@@ -364,16 +372,22 @@ def train_on_all(
         if stop():
             return [None] * len(configs)
         losses = train_epoch(job, population, None, epoch)
-    healthy = losses.isfinite().tolist()
-    return [population.state_dict_of(k) if fine else None for k, fine in enumerate(healthy)]
+    finite = losses.isfinite().tolist()
+    return [
+        population.state_dict_of(k) if is_finite else None for k, is_finite in enumerate(finite)
+    ]
 
 
-WORK = 11_000_000  # parameters times batch size times members that saturate a CPU
-CACHED = 320_000  # total parameters of all members that fit in a core's cache
-TIMED = 4  # models of a space that are timed
+SATURATING_WORK = 11_000_000  # parameters times batch size times members that saturate a CPU
+CACHED_PARAMETERS = 320_000  # total parameters of all members that fit in a core's cache
+TIMED_MODELS = 4  # models of a space that are timed
 FLOPS = 200_000_000  # FLOPs of a forward pass of all members, from which convolutions saturate it
 ACCELERATOR = 50  # factor on both for an accelerator
-ALONE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.RNNBase)  # no batching rule
+UNBATCHED_LAYERS = (
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.RNNBase,
+)  # no batching rule
 
 
 def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
@@ -386,30 +400,41 @@ def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
     if job.objective.batch_only:
         return 1, job.objective.batch_only
     groups = _by_model(configs)
-    found = [together(job, group[0]) for group in groups]
-    fits = [group for group, (fine, _) in zip(groups, found) if fine]
-    reason = next((why for fine, why in found if not fine), found[0][1])
-    if not fits:
+    found = [can_batch(job, group[0]) for group in groups]
+    batchable = [group for group, (can, _) in zip(groups, found) if can]
+    reason = next((reason_not for can, reason_not in found if not can), found[0][1])
+    if not batchable:
         return 1, reason
-    model = build(job, fits[0][0])
-    most = max(map(len, fits)) * job.folds
+    model = build(job, batchable[0][0])
+    max_members = max(map(len, batchable)) * job.folds
     size = sum(p.numel() for p in model.parameters())
-    room = 1 if job.y.device.type == "cpu" else ACCELERATOR
-    members = room * _room(job, model, size) // min(job.batch_size, len(job.y))
-    sizes = [s for s in SIZES if s <= min(most, members) and s * size <= room * CACHED]
+    factor = 1 if job.y.device.type == "cpu" else ACCELERATOR
+    members = factor * _saturating_rows(job, model, size) // min(job.batch_size, len(job.y))
+    sizes = [
+        s
+        for s in SIZES
+        if s <= min(max_members, members) and s * size <= factor * CACHED_PARAMETERS
+    ]
     return max(sizes, default=1), reason
 
 
-def together(job: SearchJob, config: Config) -> tuple[bool, str]:
+def can_batch(job: SearchJob, config: Config) -> tuple[bool, str]:
     """Return whether members with this model can train at once; and why not, or why not by the
-    fastest route.
+    fastest route. A model is built and tried once for each kind, kept by the job.
     """
     if job.objective.batch_only:
         return False, job.objective.batch_only
+    kind = (job.build, job.fold_mask is None, repr(builder_entries(config)))
+    if kind not in job.batching:
+        job.batching[kind] = _try_batching(job, config)
+    return job.batching[kind]
+
+
+def _try_batching(job: SearchJob, config: Config) -> tuple[bool, str]:
     model = build(job, config)
-    if job.kept is not None and any("running_mean" in name for name, _ in model.named_buffers()):
+    if job.fold_mask is not None and any("running_mean" in name for name in model.state_dict()):
         return False, "batch normalisation would see the rows of the held-out fold"
-    if found := next((m for m in model.modules() if isinstance(m, ALONE)), None):
+    if found := next((m for m in model.modules() if isinstance(m, UNBATCHED_LAYERS)), None):
         return False, f"{type(found).__name__} has no batched form that is faster"
     try:
         return True, populate(job, [config] * 2).reason
@@ -420,14 +445,14 @@ def together(job: SearchJob, config: Config) -> tuple[bool, str]:
 def _by_model(configs: Sequence[Config]) -> list[list[Config]]:
     groups: dict[str, list[Config]] = {}
     for config in configs:
-        groups.setdefault(repr(free(config)), []).append(config)
+        groups.setdefault(repr(builder_entries(config)), []).append(config)
     return list(groups.values())
 
 
-def _room(job: SearchJob, model: nn.Module, size: int) -> int:
+def _saturating_rows(job: SearchJob, model: nn.Module, size: int) -> int:
     """Return the rows, over all members, that saturate a CPU; convolutions reuse their weights."""
     if not any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules()):
-        return WORK // size
+        return SATURATING_WORK // size
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -438,41 +463,43 @@ def _room(job: SearchJob, model: nn.Module, size: int) -> int:
 def step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
     """Microseconds of a step of one member of the costliest model, at this chunk size."""
     groups = _by_model(configs)
-    timed = groups[:: math.ceil(len(groups) / TIMED)]
-    sizes = [chunk if chunk > 1 and together(job, group[0])[0] else 1 for group in timed]
-    return max(_pace(job, group, size) for group, size in zip(timed, sizes))
+    sampled = groups[:: math.ceil(len(groups) / TIMED_MODELS)]
+    sizes = [chunk if chunk > 1 and can_batch(job, group[0])[0] else 1 for group in sampled]
+    return max(_member_step_time(job, group, size) for group, size in zip(sampled, sizes))
 
 
-def _pace(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
+def _member_step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
     """Time a step of one member of a model in microseconds, including adaptive strengths."""
     members = [configs[i % len(configs)] for i in range(chunk)]
-    kept = None
-    if job.kept is not None:
-        kept = job.kept[[i % job.folds for i in range(chunk)]]
+    fold_mask = None
+    if job.fold_mask is not None:
+        fold_mask = job.fold_mask[[i % job.folds for i in range(chunk)]]
     population = populate(job, members)
-    microseconds(job, population, kept, 1)  # warm-up
-    pace = microseconds(job, population, kept)
+    microseconds(job, population, fold_mask, 1)  # warm-up
+    microseconds_per_step = microseconds(job, population, fold_mask)
     if population.decay is not None:
-        due = population.decay.every - 1
-        batch = _validation_batch(job, kept, due)
-        adapting = _typical(lambda step: population.adapt(*batch, due), 4)
-        pace += adapting / population.decay.every
-    return pace / chunk
+        update = population.decay.every - 1
+        batch = _validation_batch(job, fold_mask, update)
+        adapting = _median_microseconds(lambda step: population.adapt(*batch, update), 4)
+        microseconds_per_step += adapting / population.decay.every
+    return microseconds_per_step / chunk
 
 
 def microseconds(
-    job: SearchJob, population: Population, kept: Tensor | None = None, repeats: int = 8
+    job: SearchJob, population: Population, fold_mask: Tensor | None = None, repeats: int = 8
 ) -> float:
     """Median time of a step of all members, which includes the machine's load."""
     x, y = slice_rows((job.x, job.y), slice(job.batch_size))
-    weights = None if kept is None else kept[:, : job.batch_size]
-    return _typical(lambda step: population.step(x, y, weights, step, seed=step), repeats)
+    weights = None if fold_mask is None else fold_mask[:, : job.batch_size]
+    return _median_microseconds(
+        lambda step: population.step(x, y, weights, step, seed=step), repeats
+    )
 
 
-def _typical(run: Callable[[int], object], repeats: int) -> float:
+def _median_microseconds(run: Callable[[int], object], repeats: int) -> float:
     times = []
     for step in range(repeats + 2):
-        begin = time.perf_counter_ns()  # wall time, as in budgets
+        start = time.perf_counter_ns()  # wall time, as in budgets
         run(step)
-        times.append(time.perf_counter_ns() - begin)
+        times.append(time.perf_counter_ns() - start)
     return statistics.median(times[2:]) / 1e3

@@ -32,15 +32,15 @@ class States(MutableMapping[int, State]):
     def __init__(self, folder: Path | None = None, *, memory: int = MEMORY) -> None:
         self._folder, self._limit = folder, memory
         self._temporary: Path | None = None
-        self._held: dict[int, State] = {}
+        self._in_memory: dict[int, State] = {}
         self._size = 0
         self._files: dict[int, Path] = {}
         self._new: dict[str, str] = {}
         self._number = 0
 
     def __getitem__(self, id: int) -> State:
-        if id in self._held:
-            return self._held[id]
+        if id in self._in_memory:
+            return self._in_memory[id]
         from safetensors import SafetensorError, safe_open
 
         path, start = self._files[id], f"{id}/"
@@ -56,14 +56,14 @@ class States(MutableMapping[int, State]):
 
     def __setitem__(self, id: int, state: State) -> None:
         self.pop(id, None)
-        self._held[id] = state
-        self._size += _bytes(state)
+        self._in_memory[id] = state
+        self._size += _byte_count(state)
         if self._size > self._limit:
             self._write()
 
     def __delitem__(self, id: int) -> None:
-        if id in self._held:
-            self._size -= _bytes(self._held.pop(id))
+        if id in self._in_memory:
+            self._size -= _byte_count(self._in_memory.pop(id))
             return
         path = self._files.pop(id)
         if path not in self._files.values():
@@ -72,13 +72,13 @@ class States(MutableMapping[int, State]):
                 path.unlink()
 
     def __iter__(self) -> Iterator[int]:
-        return iter([*self._files, *self._held])
+        return iter([*self._files, *self._in_memory])
 
     def __len__(self) -> int:
-        return len(self._files) + len(self._held)
+        return len(self._files) + len(self._in_memory)
 
     def __contains__(self, id: object) -> bool:
-        return id in self._held or id in self._files
+        return id in self._in_memory or id in self._files
 
     def seal(self) -> dict[str, str]:
         """Write states in memory if they must persist; return the SHA-256 of each new file."""
@@ -88,7 +88,7 @@ class States(MutableMapping[int, State]):
         new, self._new = self._new, {}
         return new
 
-    def adopt(self, seals: Mapping[str, str]) -> list[Path]:
+    def load_sealed(self, seals: Mapping[str, str]) -> list[Path]:
         """Take over the files of an earlier process; return those with a wrong checksum.
 
         Files without a checksum, left by a crash, are deleted.
@@ -102,7 +102,7 @@ class States(MutableMapping[int, State]):
             if path.name not in seals:
                 with suppress(OSError):
                     path.unlink()
-            elif not _intact(path, seals[path.name]):
+            elif not _is_intact(path, seals[path.name]):
                 damaged.append(path)
             else:
                 with safe_open(path, framework="pt") as file:
@@ -112,17 +112,19 @@ class States(MutableMapping[int, State]):
         return damaged
 
     def _write(self) -> None:
-        if not self._held:
+        if not self._in_memory:
             return
-        folder = self._place()
+        folder = self._make_folder()
         self._number += 1
         path = folder / f"{self._number}.safetensors"
-        tensors = {f"{id}/{n}": t for id, state in self._held.items() for n, t in state.items()}
+        tensors = {
+            f"{id}/{n}": t for id, state in self._in_memory.items() for n, t in state.items()
+        }
         self._new[path.name] = hashlib.sha256(write_tensors(path, tensors)).hexdigest()
-        self._files |= dict.fromkeys(self._held, path)
-        self._held, self._size = {}, 0
+        self._files |= dict.fromkeys(self._in_memory, path)
+        self._in_memory, self._size = {}, 0
 
-    def _place(self) -> Path:
+    def _make_folder(self) -> Path:
         try:
             if self._folder is not None:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -135,11 +137,11 @@ class States(MutableMapping[int, State]):
             raise storage_error(error, self._folder or Path(tempfile.gettempdir()), 0) from error
 
 
-def _bytes(state: State) -> int:
+def _byte_count(state: State) -> int:
     return sum(t.numel() * t.element_size() for t in state.values())
 
 
-def _intact(path: Path, seal: str) -> bool:
+def _is_intact(path: Path, seal: str) -> bool:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == seal

@@ -14,8 +14,8 @@ from tikhon.tuning.trials import History, Trial, Value
 def direction_of(study: object, metric: object) -> str | None:
     """Return the direction of a study, for a metric function without one."""
     directions = getattr(study, "directions", ())
-    own = isinstance(metric, str) or hasattr(metric, "_score_func")
-    if metric is None or own or len(directions) != 1:
+    score = isinstance(metric, str) or hasattr(metric, "_score_func")
+    if metric is None or score or len(directions) != 1:
         return None
     return directions[0].name.lower()
 
@@ -43,38 +43,38 @@ class StudySearch(Search):
         if not all(hasattr(self.study, name) for name in ("ask", "tell", "directions")):
             raise InputError(f"study must be an Optuna study, received {self.study!r}")
         found = [direction.name.lower() for direction in self.study.directions]
-        wanted = "maximize" if self.maximised else "minimize"
-        if found != [wanted]:
+        required = "maximize" if self.maximised else "minimize"
+        if found != [required]:
             raise InputError(
                 f"the study's direction is {' and '.join(found)}, but what is searched for is to "
-                f"{wanted}: optuna.create_study(direction={wanted!r})"
+                f"{required}: optuna.create_study(direction={required!r})"
             )
 
     def next(self, history: History) -> list[Trial]:
         """Report finished trials to the study, and ask for a batch."""
-        self._tell(history)
+        self._report_finished(history)
         if self.ended:
             return []
         first = max(history.ids, default=-1) + 1  # a new study restarts its numbering
-        return [self._asked(first) for _ in range(min(self.batch, self.count - len(history)))]
+        return [self._ask(first) for _ in range(min(self.batch, self.count - len(history)))]
 
     def collect(self, history: History) -> History:
         """Return the history unchanged; report unfinished trials as failed."""
-        self._tell(history)
+        self._report_finished(history)
         for trial in self.open.values():
-            self._told(trial, None)
+            self._report(trial, None)
         self.open.clear()
         return history
 
-    def _tell(self, history: History) -> None:
+    def _report_finished(self, history: History) -> None:
         for outcome in history:
             trial = self.open.pop(outcome.trial.id, None)
             if trial is None:
                 continue
-            own = -outcome.score if self.maximised else outcome.score
-            self._told(trial, None if outcome.failed else own)
+            score = -outcome.score if self.maximised else outcome.score
+            self._report(trial, None if outcome.failed else score)
 
-    def _told(self, trial, value: float | None) -> None:
+    def _report(self, trial, value: float | None) -> None:
         """Report to the study; an exhausted grid raises an error."""
         from optuna.trial import TrialState
 
@@ -85,7 +85,7 @@ class StudySearch(Search):
                 raise
             self.ended.append(str(error))
 
-    def _asked(self, first: int) -> Trial:
+    def _ask(self, first: int) -> Trial:
         trial = self.study.ask()
         id = max([trial.number, first, *(known + 1 for known in self.open)])
         config: dict[str, Value] = {}
@@ -93,17 +93,17 @@ class StudySearch(Search):
             if isinstance(entry, Conditional) and not entry.holds(config):
                 continue
             varies = name in self.space.varying
-            config[name] = self._suggested(trial, name) if varies else self.space.fixed[name]
+            config[name] = self._suggest(trial, name) if varies else self.space.fixed[name]
         self.open[id] = trial
         return Trial(id, config, self.budget)
 
-    def _suggested(self, trial: Any, name: str) -> Value:
+    def _suggest(self, trial: Any, name: str) -> Value:
         entry = self.space.range(name)
         if isinstance(entry, Choice):
             if not any(isinstance(value, tuple) for value in entry.values):
                 return trial.suggest_categorical(name, list(entry.values))
-            named = {str(value): value for value in entry.values}  # studies cannot store tuples
-            return named[trial.suggest_categorical(name, list(named))]
+            by_name = {str(value): value for value in entry.values}  # studies cannot store tuples
+            return by_name[trial.suggest_categorical(name, list(by_name))]
         if isinstance(entry, Int):
             return trial.suggest_int(name, int(entry.low), int(entry.high), log=entry.log)
         low, high = entry.at(0.0), entry.at(1.0)

@@ -29,8 +29,9 @@ from tikhon.training.recipe import Recipe
 from tikhon.tuning.builder import Builder
 from tikhon.tuning.choice import SearchAudit, audit, blend, choose, near_best
 from tikhon.tuning.draws import batch_size_of, read
+from tikhon.tuning.fit_arguments import recipe_of, settings_of
 from tikhon.tuning.journal import SearchJournal
-from tikhon.tuning.plan import SearchPlan, customary, default_config, make_plan
+from tikhon.tuning.plan import SearchPlan, configs_near_defaults, default_config, make_plan
 from tikhon.tuning.preparation import (
     all_rows,
     default_space,
@@ -38,20 +39,26 @@ from tikhon.tuning.preparation import (
     open_journal,
     optimizer_of,
 )
-from tikhon.tuning.repetition import recipe_of, settings_of
 from tikhon.tuning.runners import (
     Config,
     PopulationRunner,
     SearchJob,
-    as_judged,
     build,
-    free,
+    builder_entries,
     populate,
-    train_on_all,
+    train_fully,
     validation_rows,
+    with_trial_length,
 )
 from tikhon.tuning.searches import Halving, Search, SpaceFilling
-from tikhon.tuning.session import LEAST, MOST, TIMED_OUT, TOP, Session, searched
+from tikhon.tuning.session import (
+    MAX_RESERVE,
+    MIN_RESERVE,
+    TIMED_OUT,
+    TOP,
+    Session,
+    without_default,
+)
 from tikhon.tuning.space import Space
 from tikhon.tuning.states import States
 from tikhon.tuning.study import StudySearch, direction_of
@@ -115,7 +122,7 @@ class TuneResult:
         }
 
     def __repr__(self) -> str:
-        entries = ", ".join(f"{k}={_short(v)}" for k, v in self.config.items())
+        entries = ", ".join(f"{k}={_format_value(v)}" for k, v in self.config.items())
         return f"TuneResult({entries}; {self.audit.metric} {self.audit.chosen_score:.4g})"
 
     def _repr_html_(self) -> str:
@@ -124,8 +131,8 @@ class TuneResult:
         rows = [
             (
                 o.trial.budget,
-                self._own(o.score),
-                *(_short(o.trial.config.get(n, "")) for n in names),
+                self._signed(o.score),
+                *(_format_value(o.trial.config.get(n, "")) for n in names),
             )
             for o in ranked
         ]
@@ -148,7 +155,7 @@ class TuneResult:
         label = f"validation {self.audit.metric}"
         plotting.lines(above, self._curves(self._ranked()), x="epoch", y=label)
         above.set_title(repr(self))
-        scores = [self._own(outcome.score) for outcome in self.history if not outcome.failed]
+        scores = [self._signed(outcome.score) for outcome in self.history if not outcome.failed]
         places = range(1, len(scores) + 1)
         better = max if self.audit.maximised else min
         below.plot(places, scores, ".", color=plotting.GREY, label="trial")
@@ -165,20 +172,20 @@ class TuneResult:
         finished = (o for o in self.history if not o.failed)
         return sorted(finished, key=lambda o: (-o.trial.budget, o.score))
 
-    def _own(self, score: float) -> float:
+    def _signed(self, score: float) -> float:
         """Return a score with the metric's own sign."""
         return -score if self.audit.maximised else score
 
     def _curves(self, ranked: list[Outcome]) -> dict[str, Any]:
         """Return (epochs, scores) of the five best trials."""
         return {
-            _title(o): ([e for e, _ in o.curve], [self._own(score) for _, score in o.curve])
+            _title(o): ([e for e, _ in o.curve], [self._signed(score) for _, score in o.curve])
             for o in ranked[:5]
             if o.curve
         }
 
     def __str__(self) -> str:
-        entries = ", ".join(f"{with_mode(k)} {_short(v)}" for k, v in self.config.items())
+        entries = ", ".join(f"{with_mode(k)} {_format_value(v)}" for k, v in self.config.items())
         lines = [f"chosen: {entries}", *self.audit.lines()]
         if self.stopped:
             lines.append(f"ended early: {self.stopped}")
@@ -261,16 +268,16 @@ def tune(
     x, y, loader = read(train)
     held_out = None if valid is None else pair(valid, name="valid")
     loss = loss_of(loss, y)
-    x, y = _read(x, y, loss)
-    held_out = None if held_out is None else _read(*held_out, loss)
+    x, y = _prepare_rows(x, y, loss)
+    held_out = None if held_out is None else _prepare_rows(*held_out, loss)
     check_classes(y, None if held_out is None else held_out[1])
     space = space if space is None or isinstance(space, Space) else Space(**space)
-    make = Builder(build_model, space or {}, slice_rows(x, slice(2)))
-    space = space or default_space(make)
-    usual = default_config(space)
-    make.check(space, usual)
+    builder = Builder(build_model, space or {}, slice_rows(x, slice(2)))
+    space = space or default_space(builder)
+    defaults = default_config(space)
+    builder.check(space, defaults)
     job = make_job(
-        make,
+        builder,
         x,
         y,
         held_out,
@@ -286,41 +293,41 @@ def tune(
         loader,
     )
     if held_out is not None and loss.kind != "whole":
-        check_model_accepts(build(job, usual), job.x, slice_rows(job.scored[0], slice(2)))
-    job.objective.probe(build(job, usual), slice_rows((job.x, job.y), slice(_PROBED)))
+        check_model_accepts(build(job, defaults), job.x, slice_rows(job.scored[0], slice(2)))
+    job.objective.probe(build(job, defaults), slice_rows((job.x, job.y), slice(_PROBED)))
     journal = open_journal(output, resume, space, job, budget)
-    plan = _plan(job, space, budget, journal, fixed=epochs is not None)
+    plan = _make_plan(job, space, budget, journal, fixed=epochs is not None)
     job = replace(job, epochs=plan.epochs)
     full = all_rows(job, x, y, held_out)
     expected = plan.expected(job.steps_per_epoch * job.folds, full.steps_per_epoch)
     planned = {"event": "plan", **plan.to_dict(), "reason": plan.reason, "expected": expected}
     on_event(planned | {"metric": job.metric})
-    strategy = _strategy(search, study, job, space, plan)
+    strategy = _make_search(search, study, job, space, plan)
     trainer = runner(job, plan.chunk)
     trainer.states = states = States(None if output is None else Path(output) / STATES)
     trainer.stop = stop
     trainer.progress = lambda event: on_event({"event": "epoch", **event})
     history = History() if journal is None else journal.history
     limit = math.inf if plan.seconds is None else plan.seconds
-    kept = _reserve(plan, full) if refit else LEAST
-    session = Session(trainer, states, history, journal, started, limit, stop, on_event, kept)
+    reserve = _reserved_share(plan, full) if refit else MIN_RESERVE
+    session = Session(trainer, states, history, journal, started, limit, stop, on_event, reserve)
     session.run(strategy)
     on_event({"event": "searched", "history": session.history})
     session.history = strategy.collect(session.history)
     session.finish(space, plan)
-    return _conclude(job, full, space, plan, session, refit)
+    return _build_result(job, full, space, plan, session, refit)
 
 
-def _reserve(plan: SearchPlan, full: SearchJob) -> float:
+def _reserved_share(plan: SearchPlan, full: SearchJob) -> float:
     """Share of a time budget reserved for the untuned trial and an average of `TOP`."""
     if plan.seconds is None:
-        return LEAST
+        return MIN_RESERVE
     steps = (TOP + 2) * plan.epochs * full.steps_per_epoch
     needed = 1.25 * steps * plan.microseconds[0][1] * 1e-6
-    return min(max(needed / plan.seconds, LEAST), MOST)
+    return min(max(needed / plan.seconds, MIN_RESERVE), MAX_RESERVE)
 
 
-def _read(x: Any, y: Tensor, loss: Loss) -> tuple[Any, Tensor]:
+def _prepare_rows(x: Any, y: Tensor, loss: Loss) -> tuple[Any, Tensor]:
     """Return rows for training: a single named input becomes one tensor, unless a user's own step
     may use the name.
     """
@@ -328,7 +335,7 @@ def _read(x: Any, y: Tensor, loss: Loss) -> tuple[Any, Tensor]:
     return found[0] if len(found) == 1 and loss.kind != "whole" else x, loss.targets(y)
 
 
-def _conclude(
+def _build_result(
     job: SearchJob,
     full: SearchJob,
     space: Space,
@@ -337,8 +344,8 @@ def _conclude(
     refit: bool,
 ) -> TuneResult:
     history, runner = session.history, session.runner
-    cut = session.ended == TIMED_OUT
-    ends = [o for o in _ends(history, cut=cut) if o.trial.id in runner.states]
+    timed_out = session.ended == TIMED_OUT
+    ends = [o for o in _final_trials(history, timed_out=timed_out) if o.trial.id in runner.states]
     if not history:
         raise Stopped("before the first rung was complete")
     if not ends:
@@ -347,25 +354,29 @@ def _conclude(
             f"all {len(history)} trials failed ({'; '.join(failures)}): lower the learning rates "
             "of the space"
         )
-    outputs = [_left_out(job, o, runner) for o in ends]
-    rows = torch.stack([_judged(job, out) for out in outputs])
+    outputs = [_held_out_outputs(job, o, runner) for o in ends]
+    rows = torch.stack([_row_losses(job, out) for out in outputs])
     configs = [o.trial.config for o in ends]
     weights = [-1.0 if o.trial.id == DEFAULT else space.weight(o.trial.config) for o in ends]
-    chosen = choose(rows, weights, [repr(free(config)) for config in configs])
+    chosen = choose(rows, weights, [repr(builder_entries(config)) for config in configs])
     default = next((k for k, o in enumerate(ends) if o.trial.id == DEFAULT), None)
     failed = sum(o.failed for o in history)
     epoch = 0 if default is None else ends[default].trial.budget
-    judged = audit(space, configs, rows, chosen, default, failed, job.metric, default_epoch=epoch)
-    top = _averaged(job, outputs, rows, chosen)
-    again: list[tuple[int, dict[str, Tensor] | None]] = []
+    search_audit = audit(
+        space, configs, rows, chosen, default, failed, job.metric, default_epoch=epoch
+    )
+    top = _select_members(job, outputs, rows, chosen)
+    refits: list[tuple[int, dict[str, Tensor] | None]] = []
     if refit:
-        again = _refitted(full, ends, top, session)
-    known = {k for k, _ in again}
-    if not (cut and known):  # partially trained members would degrade the mean
-        again += [(k, None) for k in dict.fromkeys(top) if k not in known]
-    again.sort(key=lambda pair: pair[0] != chosen)
+        refits = _refit(full, ends, top, session)
+    refitted_indices = {k for k, _ in refits}
+    if not (timed_out and refitted_indices):  # partially trained members would degrade the mean
+        refits += [(k, None) for k in dict.fromkeys(top) if k not in refitted_indices]
+    refits.sort(key=lambda pair: pair[0] != chosen)
     parts = [  # members not retrained are the mean of their folds
-        (k, fold, model) for k, model in again for fold in range(job.folds if model is None else 1)
+        (k, fold, model)
+        for k, model in refits
+        for fold in range(job.folds if model is None else 1)
     ][:TOP]
     members = [
         _model(job, configs[k], runner.states[ends[k].trial.id], fold, model)
@@ -377,23 +388,23 @@ def _conclude(
         average=Average(members, probabilities=probabilities).eval(),
         config=configs[chosen],
         history=history,
-        audit=judged,
+        audit=search_audit,
         plan=plan,
         space=space,
         seconds=time.perf_counter() - session.started,
         stopped=session.ended,
         members=tuple(configs[k] for k, *_ in parts),
-        settings=settings_of(configs[chosen], as_judged(full, ends[chosen].trial)),
+        settings=settings_of(configs[chosen], with_trial_length(full, ends[chosen].trial)),
     )
 
 
-def _ends(history: History, *, cut: bool) -> list[Outcome]:
+def _final_trials(history: History, *, timed_out: bool) -> list[Outcome]:
     """Return the longest trials and the default; all final states if time ran out."""
-    found = searched(history).ends() if cut else searched(history).ranked()
+    found = without_default(history).ends() if timed_out else without_default(history).ranked()
     return [*found, *(o for o in history if o.trial.id == DEFAULT and not o.failed)]
 
 
-def _left_out(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Tensor:
+def _held_out_outputs(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Tensor:
     """Return outputs of the scored rows; with folds each by the fold that left it out.
 
     Without row losses, losses of blocks of rows for each fold.
@@ -403,19 +414,19 @@ def _left_out(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Ten
     for fold in range(job.folds):
         row = {n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"}
         population.load(row)
-        kept = None if job.kept is None else job.kept[fold : fold + 1]
+        fold_mask = None if job.fold_mask is None else job.fold_mask[fold : fold + 1]
         if job.metric is None and job.objective.batch_only:
-            found.append(validation_rows(job, population, kept)[0])
+            found.append(validation_rows(job, population, fold_mask)[0])
         else:
             found.append(population.predict(job.scored[0])[0])
     if job.metric is None and job.objective.batch_only:
         return torch.cat(found)
-    if job.kept is None:
+    if job.fold_mask is None:
         return found[0]
-    return torch.stack(found)[(1 - job.kept).argmax(0), torch.arange(len(job.y))]
+    return torch.stack(found)[(1 - job.fold_mask).argmax(0), torch.arange(len(job.y))]
 
 
-def _judged(job: SearchJob, outputs: Tensor) -> Tensor:
+def _row_losses(job: SearchJob, outputs: Tensor) -> Tensor:
     """Return losses of rows or blocks, or pseudo-values of a metric."""
     if job.metric is not None:
         return job.metric.pseudo_values(outputs, job.scored[1])
@@ -426,7 +437,7 @@ def _judged(job: SearchJob, outputs: Tensor) -> Tensor:
     )
 
 
-def _averaged(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen: int) -> list[int]:
+def _select_members(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen: int) -> list[int]:
     """Select members to average, the chosen one first; repeated ones get new seeds.
 
     Where outputs cannot be averaged, those nearly as good as the best.
@@ -442,7 +453,7 @@ def _averaged(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen: int) 
     return blend(outputs, score, chosen, TOP, probabilities=job.objective.is_classification)
 
 
-def _refitted(
+def _refit(
     full: SearchJob,
     ends: list[Outcome],
     top: list[int],
@@ -457,8 +468,9 @@ def _refitted(
     trials, configs = [o.trial for o in ends], [o.trial.config for o in ends]
     pace = sum(session.pace(trials[k].id) for k in top) / len(top)
     cost = pace * full.epochs * len(full.y) / max(len(session.runner.job.y), 1)
-    count = min(TOP, int(0.8 * session.left / cost)) if math.isfinite(session.left) else TOP
-    if session.asked_to_stop() or count < 1:
+    left = session.seconds_left
+    count = min(TOP, int(0.8 * left / cost)) if math.isfinite(left) else TOP
+    if session.should_stop() or count < 1:
         return []
     chosen = [top[i % len(top)] for i in range(count)]
     seeds = [
@@ -468,23 +480,23 @@ def _refitted(
     found: list[dict[str, Tensor] | None] = [None] * count
 
     def stop() -> bool:
-        return session.past(1.05) or session.stop()
+        return session.is_spent(1.05) or session.stop()
 
-    jobs = [as_judged(full, trials[k]) for k in chosen]
-    traces = [_trace(session, trials[k], job.epochs) for k, job in zip(chosen, jobs)]
+    jobs = [with_trial_length(full, trials[k]) for k in chosen]
+    traces = [_mean_trace(session, trials[k], job.epochs) for k, job in zip(chosen, jobs)]
     kinds = [(job.epochs, 0 if t is None else len(t)) for job, t in zip(jobs, traces)]
-    for alike in _alike(wanted, kinds):
-        size = session.runner.beside(wanted[alike[0]])
+    for alike in _group_by_population(wanted, kinds):
+        size = session.runner.group_size(wanted[alike[0]])
         for group in (alike[i : i + size] for i in range(0, len(alike), size)):
-            own, held = [wanted[k] for k in group], [traces[k] for k in group]
-            for k, model in zip(group, train_on_all(jobs[group[0]], own, held, stop)):
+            own, recorded = [wanted[k] for k in group], [traces[k] for k in group]
+            for k, model in zip(group, train_fully(jobs[group[0]], own, recorded, stop)):
                 found[k] = model
     if None in found:
-        session.asked_to_stop()
+        session.should_stop()
     return [(k, model) for k, model in zip(chosen, found) if model is not None]
 
 
-def _trace(session: Session, trial: Trial, epochs: int) -> Tensor | None:
+def _mean_trace(session: Session, trial: Trial, epochs: int) -> Tensor | None:
     """Return a trial's adapted strengths, averaged over folds; None without any.
 
     For a trial cut short, the last strengths are repeated.
@@ -496,11 +508,16 @@ def _trace(session: Session, trial: Trial, epochs: int) -> Tensor | None:
     return torch.cat([found, found[-1:].expand(max(missing, 0), -1)])
 
 
-def _alike(configs: list[Config], kinds: list[tuple[int, int]]) -> list[list[int]]:
+def _group_by_population(configs: list[Config], kinds: list[tuple[int, int]]) -> list[list[int]]:
     """Group the indices of configurations that one population can train."""
     groups: dict[str, list[int]] = {}
     for k, config in enumerate(configs):
-        key = (sorted(config), config.get("weight_decay") == "auto", free(config), kinds[k])
+        key = (
+            sorted(config),
+            config.get("weight_decay") == "auto",
+            builder_entries(config),
+            kinds[k],
+        )
         groups.setdefault(repr(key), []).append(k)
     return list(groups.values())
 
@@ -523,7 +540,7 @@ def _model(
     return model.eval()
 
 
-def _strategy(
+def _make_search(
     search: Search | Callable[[Space, SearchPlan], Search] | None,
     study: object,
     job: SearchJob,
@@ -545,12 +562,12 @@ def _strategy(
             f"search must be a search or a function (space, plan) -> search, received {search!r}: "
             "to name a sampler, give study=optuna.create_study(sampler=...)"
         )
-    first = tuple(customary(space, plan.members // 4))
+    first = tuple(configs_near_defaults(space, plan.members // 4))
     design = SpaceFilling(space, count=plan.members, seed=job.seed, first=first)
     return Halving(space, design, full=plan.epochs)
 
 
-def _plan(
+def _make_plan(
     job: SearchJob, space: Space, budget: Any, journal: SearchJournal | None, *, fixed: bool
 ) -> SearchPlan:
     if journal is not None and journal.plan is not None:
@@ -572,7 +589,7 @@ def _plan(
     return plan
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -153,8 +153,7 @@ def saturated_activation(ev: Evidence) -> Finding | None:
         last = i > max(ev.chain, default=-1)
         limit = e.HARDLY if last and start < e.SATURATED else e.LEARNED
         harmed = min(ev.learned, ev.generalised) < limit
-        saturated = max(start, late) >= e.SATURATED
-        if saturated and harmed and penalty_share(ev) < e.DOMINANT:
+        if (start >= e.SATURATED or late >= e.SATURATED) and harmed and _penalty_is_minor(ev):
             affected.append((i, start, late))
     if not affected:
         return None
@@ -170,6 +169,10 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     return Finding("saturated_activation", severity, where, numbers, _with_cause(ev, why))
 
 
+def _penalty_is_minor(ev: Evidence) -> bool:
+    return penalty_share(ev) < e.DOMINANT
+
+
 def oscillating_loss(ev: Evidence) -> Finding | None:
     """Find a loss on a fixed batch that keeps rising instead of settling."""
     curve = ev.curve
@@ -183,9 +186,10 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         return _heavy_momentum(ev, {"climb": end / limit} if climbs else {})
     if climbs:
         why = sentence("why_climbs", end=end, start=curve[0])
-        numbers = {"climb": end / limit}
-        return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
-    if ev.gained("calmer") > e.FREED:  # a tenth of the learning rate
+        return Finding(
+            "oscillating_loss", "critical", (), {"climb": end / limit}, _with_cause(ev, why)
+        )
+    if _learns_at_lower_rate(ev):
         return _steps_too_long(ev)
     if not ev.swings:
         return None
@@ -206,6 +210,11 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         known = known and ev.gained("calmer") > e.STEADIER
     severity = "warning" if known else "info"
     return Finding("oscillating_loss", severity, (), numbers, _with_cause(ev, why))
+
+
+def _learns_at_lower_rate(ev: Evidence) -> bool:
+    """Whether a control run learned more with a tenth of the learning rate."""
+    return ev.gained("calmer") > e.FREED
 
 
 def _heavy_momentum(ev: Evidence, climb: dict[str, float]) -> Finding:
@@ -257,8 +266,12 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     if ev.gained("faster") > e.FREED:
         return _steps_too_short(ev)
     update = ev.updates
-    small = update is not None and update < e.SLOW_UPDATE
-    if update is None or not small or _died_in_training(ev) or penalty_share(ev) > e.RESTRAINING:
+    if (
+        update is None
+        or update >= e.SLOW_UPDATE
+        or _died_in_training(ev)
+        or penalty_share(ev) > e.RESTRAINING
+    ):
         return None
     numbers = {"update_ratio": update, "learned": max(ev.learned, 0.0)}
     why = _with_cause(ev, sentence("why_small_steps", update=update))

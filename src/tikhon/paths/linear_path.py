@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tikhon.errors import InputError
 from tikhon.paths.linear import SEPARATED, Fit, LinearProblem, linear_loss
 from tikhon.paths.penalised import FeaturePenalty
-from tikhon.paths.result import PathResult, means_of
+from tikhon.paths.result import PathResult, mean_and_error
 from tikhon.paths.solver import TOLERANCE, refit, solve
 from tikhon.paths.targets import Targets, fold_rows
 from tikhon.paths.universal import universal_strength
@@ -55,10 +55,10 @@ class LinearPath:
                 f"the model has {layer.out_features} outputs, the targets {targets.outputs}"
             )
         features = x[0].numel()
-        seen = FeaturePenalty.of(penalty, targets.outputs, features, positive=positive, name=name)
+        bound = FeaturePenalty.of(penalty, targets.outputs, features, positive=positive, name=name)
         if debias and positive:
             raise InputError("debias refits without any penalty or sign: leave positive out")
-        return cls(x, targets, seen, weights, debias)
+        return cls(x, targets, bound, weights, debias)
 
     def problem(self, rows: Tensor | slice = slice(None)) -> LinearProblem:
         """Return the loss on some of the rows."""
@@ -70,52 +70,56 @@ class LinearPath:
             weights=None if self.weights is None else self.weights[rows],
         )
 
-    def separated(self, weights: Tensor | None, biases: Tensor | None) -> bool:
-        """Return whether the last of these solutions separates the classes of all rows."""
-        if self.targets.kind == "squared" or weights is None or biases is None:
+    def is_separated(self, result: PathResult) -> bool:
+        """Return whether the path ends without a penalty and separates the classes of all rows."""
+        weights, biases = result.coefficients, result.intercepts
+        if self.targets.kind == "squared" or result.strengths[-1] or weights is None:
             return False
+        assert biases is not None
         z = self.x.reshape(len(self.x), -1).double() @ weights[-1].T + biases[-1]
         codes = self.targets.codes
         return float(linear_loss(z, codes, self.targets.kind).mean()) < SEPARATED
 
     def scores(
         self,
-        cuts: Sequence[tuple[Tensor, Tensor]],
+        splits: Sequence[tuple[Tensor, Tensor]],
         grid: Sequence[float],
-        solved: Solved,
-        tell: Callable[[], None],
+        progress: PathProgress,
+        report: Callable[[], None],
     ) -> tuple[list[float], list[float]]:
         """Return mean held-out loss over folds and its standard error, for each strength."""
-        for fold, (train, test) in enumerate(cuts):
-            if fold == len(solved.losses):
-                solved.losses.append([])
-                solved.last = None
-            losses = solved.losses[fold]
+        for fold, (train, test) in enumerate(splits):
+            if fold == len(progress.losses):
+                progress.losses.append([])
+                progress.last = None
+            losses = progress.losses[fold]
             if len(losses) == len(grid):
                 continue  # computed by an earlier process
             problem = self.problem(train)
             held_out = self.x[test], self.targets.codes[test]
-            own = None if self.weights is None else self.weights[test]
-            left = grid[len(losses) :]
-            for fit in descend(problem, self.penalty, left, tolerance=SCORED, start=solved.last):
+            row_weights = None if self.weights is None else self.weights[test]
+            remaining = grid[len(losses) :]
+            for fit in solve_grid(
+                problem, self.penalty, remaining, tolerance=SCORED, start=progress.last
+            ):
                 model = refit(problem, fit.weight != 0) if self.debias else fit
-                losses.append(_mean(row_losses(problem, model, *held_out), own))
-                solved.last = fit
-                tell()
-        table = torch.tensor(solved.losses, dtype=torch.float64)
-        return table.mean(0).tolist(), (table.std(0) / math.sqrt(len(cuts))).tolist()
+                losses.append(_weighted_mean(row_losses(problem, model, *held_out), row_weights))
+                progress.last = fit
+                report()
+        table = torch.tensor(progress.losses, dtype=torch.float64)
+        return table.mean(0).tolist(), (table.std(0) / math.sqrt(len(splits))).tolist()
 
 
 @dataclass(eq=False)
-class Solved:
-    """Progress of a path: solutions, held-out losses of each fold, the last fit."""
+class PathProgress:
+    """PathProgress of a path: solutions, held-out losses of each fold, the last fit."""
 
     fits: list[Fit]
     losses: list[list[float]]
     last: Fit | None = None
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Solved:
+    def of(cls, state: Mapping[str, Any]) -> PathProgress:
         """Restore from `state()`; an empty state starts a path."""
         last = state.get("last")
         fits = [Fit(*row) for row in state.get("fits", ())]
@@ -124,15 +128,15 @@ class Solved:
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        last = None if self.last is None else _plain(self.last)
-        return {"fits": [_plain(f) for f in self.fits], "losses": self.losses, "last": last}
+        last = None if self.last is None else _fit_to_list(self.last)
+        return {"fits": [_fit_to_list(f) for f in self.fits], "losses": self.losses, "last": last}
 
 
-def _plain(fit: Fit) -> list[object]:
+def _fit_to_list(fit: Fit) -> list[object]:
     return [fit.weight, fit.bias, fit.residual, fit.steps]
 
 
-def follow(
+def solve_path(
     path: LinearPath,
     build_model: Callable[[], nn.Module] | None,
     *,
@@ -145,38 +149,38 @@ def follow(
     on_progress: Callable[[float], None],
 ) -> PathResult:
     """Return all solutions, scored on folds or validation rows if given."""
-    cuts = fold_rows(path.targets.codes, folds, seed) if folds else []
+    splits = fold_rows(path.targets.codes, folds, seed) if folds else []
     problem = path.problem()
     if isinstance(strengths, str):
         grid = [universal_strength(problem, path.penalty, seed=seed)]
     else:
         grid = strength_grid(problem, path.penalty, strengths, smallest)
-    solved = Solved.of(keeper.found)
-    done = len(solved.fits) + sum(map(len, solved.losses))
-    count, total = itertools.count(done + 1), len(grid) * (1 + len(cuts))
+    progress = PathProgress.of(keeper.found)
+    done = len(progress.fits) + sum(map(len, progress.losses))
+    count, total = itertools.count(done + 1), len(grid) * (1 + len(splits))
 
-    def tell() -> None:
+    def report() -> None:
         on_progress(next(count) / total)
-        keeper.save_if_due(solved.state)
+        keeper.save_if_due(progress.state)
 
-    fits = solved.fits
+    fits = progress.fits
     start = fits[-1] if fits else None
-    for fit in descend(problem, path.penalty, grid[len(fits) :], start=start):
+    for fit in solve_grid(problem, path.penalty, grid[len(fits) :], start=start):
         fits.append(fit)
-        tell()
+        report()
     models = [refit(problem, fit.weight != 0) for fit in fits] if path.debias else fits
     scores, errors = [math.nan] * len(grid), [math.nan] * len(grid)
     if folds:
-        scores, errors = path.scores(cuts, grid, solved, tell)
+        scores, errors = path.scores(splits, grid, progress, report)
     elif valid is not None:
         codes = path.targets.encode(valid[1])
         rows = [row_losses(problem, fit, valid[0], codes) for fit in models]
-        scores, errors = means_of(torch.stack(rows))
+        scores, errors = mean_and_error(torch.stack(rows))
     supports = torch.stack([(fit.weight != 0).any(0) for fit in fits])
-    return _result(path, build_model, problem, grid, models, fits, supports, scores, errors)
+    return _build_result(path, build_model, problem, grid, models, fits, supports, scores, errors)
 
 
-def _result(
+def _build_result(
     path: LinearPath,
     build_model: Callable[[], nn.Module] | None,
     problem: LinearProblem,
@@ -226,16 +230,18 @@ def strength_grid(
     free = penalty.unpenalised(problem.empty().weight.shape)
     null = refit(problem, free) if free.any() else problem.empty()
     gradient = problem.gradient(null.weight, null.bias)[0].masked_fill(free, 0.0)
-    nothing = problem.spread == 0 or problem.distance(gradient, null.bias * 0) < TOLERANCE
-    top = 0.0 if nothing else penalty.max_strength(gradient, problem.largest_step)
-    if top == 0:
+    has_no_signal = problem.spread == 0 or problem.distance(gradient, null.bias * 0) < TOLERANCE
+    largest = 0.0 if has_no_signal else penalty.max_strength(gradient, problem.largest_step)
+    if largest == 0:
         raise InputError("the targets do not depend on any feature: nothing to select")
     rows, columns = problem.x.shape
     ratio = smallest or (1e-3 if rows > columns else 1e-2)
-    return (top * torch.logspace(0, math.log10(ratio), strengths, dtype=torch.float64)).tolist()
+    return (
+        largest * torch.logspace(0, math.log10(ratio), strengths, dtype=torch.float64)
+    ).tolist()
 
 
-def checked_grid(strengths: object, smallest: float | None) -> Any:
+def check_strengths(strengths: object, smallest: float | None) -> Any:
     """Validate strengths: an int, a list or "universal"."""
     if isinstance(strengths, bool) or (isinstance(strengths, int) and strengths < 1):
         raise InputError(f"strengths must be a positive number of strengths, not {strengths}")
@@ -246,15 +252,15 @@ def checked_grid(strengths: object, smallest: float | None) -> Any:
             strengths = torch.as_tensor(strengths, dtype=torch.float64).flatten().tolist()
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"strengths must be numbers, received {strengths!r}") from error
-        bad = [s for s in strengths if not (math.isfinite(s) and s >= 0)]
-        if bad or not strengths:
-            raise InputError(f"strengths must be finite and >= 0, received {bad or 'none'}")
+        invalid = [s for s in strengths if not (math.isfinite(s) and s >= 0)]
+        if invalid or not strengths:
+            raise InputError(f"strengths must be finite and >= 0, received {invalid or 'none'}")
     if smallest is not None and not 0 < smallest < 1:
         raise InputError(f"smallest is a ratio in (0, 1), received {smallest}")
     return strengths
 
 
-def descend(
+def solve_grid(
     problem: LinearProblem,
     penalty: FeaturePenalty,
     grid: Sequence[float],
@@ -274,7 +280,7 @@ def row_losses(problem: LinearProblem, fit: Fit, x: Tensor, codes: Tensor) -> Te
     return linear_loss(z, codes if problem.kind == "multinomial" else codes.double(), problem.kind)
 
 
-def _mean(losses: Tensor, weights: Tensor | None) -> float:
+def _weighted_mean(losses: Tensor, weights: Tensor | None) -> float:
     if weights is None or not weights.any():
         return float(losses.mean())
     return float((losses * weights).sum() / weights.sum())

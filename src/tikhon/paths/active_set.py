@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-LARGEST = 1000  # unknowns of the linear system
-_HELD = 20_000_000  # column products stored at most
-_ENTERING = 8  # weights entering at once, at least
+MAX_UNKNOWNS = 1000  # unknowns of the linear system
+_MAX_STORED = 20_000_000  # column products stored at most
+_MIN_ENTERING = 8  # weights entering at once, at least
 _ROUNDS = 500  # of one search; few are needed from a nearby solution
 
 
@@ -32,26 +32,26 @@ class Gram:
     def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
         self.x = x
         self.pull = y.T @ x  # (outputs, features)
-        self._place = np.full(x.shape[1], -1)
+        self._position = np.full(x.shape[1], -1)
         self._rows = np.empty((0, x.shape[1]))
         self._count = 0
 
-    def of(self, columns: np.ndarray) -> np.ndarray | None:
+    def products(self, columns: np.ndarray) -> np.ndarray | None:
         """Return products (columns, features) of some columns with all; None if too many."""
-        new = columns[self._place[columns] < 0]
+        new = columns[self._position[columns] < 0]
         count = self._count + len(new)
-        if count * len(self._place) > _HELD:
+        if count * len(self._position) > _MAX_STORED:
             return None
         if count > len(self._rows):
-            more = max(count, min(2 * len(self._rows), len(self._place))) - len(self._rows)
+            more = max(count, min(2 * len(self._rows), len(self._position))) - len(self._rows)
             self._rows = np.concatenate([self._rows, np.empty((more, self.x.shape[1]))])
         for place, column in enumerate(new, self._count):
-            self._rows[place], self._place[column] = self.x[:, column] @ self.x, place
+            self._rows[place], self._position[column] = self.x[:, column] @ self.x, place
         self._count = count
-        return self._rows[self._place[columns]]
+        return self._rows[self._position[columns]]
 
 
-def minimised(
+def minimize_on_active_set(
     gram: Gram,
     output: int,
     weight: np.ndarray,
@@ -69,38 +69,40 @@ def minimised(
     pull, weight = gram.pull[output], weight.copy()
     free = (threshold == 0) & (not positive)  # unpenalised weights may change sign
     active, sign = (weight != 0) | free, np.sign(weight)
-    entering = _ENTERING
+    entering = _MIN_ENTERING
     for _ in range(_ROUNDS):
-        chosen = np.flatnonzero(active)
-        products = gram.of(chosen) if len(chosen) <= LARGEST else None
+        support = np.flatnonzero(active)
+        products = gram.products(support) if len(support) <= MAX_UNKNOWNS else None
         if products is None:
             return None
-        system = products[:, chosen]
-        system.flat[:: len(chosen) + 1] += ridge[chosen]
+        system = products[:, support]
+        system.flat[:: len(support) + 1] += ridge[support]
         try:
-            target = np.linalg.solve(system, pull[chosen] - threshold[chosen] * sign[chosen])
+            target = np.linalg.solve(system, pull[support] - threshold[support] * sign[support])
         except np.linalg.LinAlgError:
             return None
-        now = weight[chosen]
-        crossing = (target * sign[chosen] <= 0) & ~free[chosen]
+        current = weight[support]
+        crossing = (target * sign[support] <= 0) & ~free[support]
         if crossing.any():
-            stuck = crossing & (now == 0)
-            if stuck.any():  # not all that entered together should have
+            removed = crossing & (current == 0)
+            if removed.any():  # not all that entered together should have
                 entering = 1
             else:
-                share = np.where(crossing, now / np.where(crossing, now - target, 1.0), np.inf)
-                weight[chosen] = now + share.min() * (target - now)
-                stuck = share == share.min()
-            left = chosen[stuck]
-            weight[left], sign[left], active[left] = 0.0, 0.0, False
+                step_share = np.where(
+                    crossing, current / np.where(crossing, current - target, 1.0), np.inf
+                )
+                weight[support] = current + step_share.min() * (target - current)
+                removed = step_share == step_share.min()
+            leaving = support[removed]
+            weight[leaving], sign[leaving], active[leaving] = 0.0, 0.0, False
             continue
-        weight[chosen] = target
+        weight[support] = target
         slope = pull - target @ products
-        excess = np.where(active, -np.inf, (slope if positive else np.abs(slope)) - threshold)
-        over = np.flatnonzero(excess > tolerance)
-        if not len(over):
+        violation = np.where(active, -np.inf, (slope if positive else np.abs(slope)) - threshold)
+        violating = np.flatnonzero(violation > tolerance)
+        if not len(violating):
             return weight
-        most = entering if entering == 1 else max(entering, len(chosen) // 2)
-        new = over[np.argsort(-excess[over], kind="stable")[:most]]
+        limit = entering if entering == 1 else max(entering, len(support) // 2)
+        new = violating[np.argsort(-violation[violating], kind="stable")[:limit]]
         active[new], sign[new] = True, np.sign(slope[new])
     return None

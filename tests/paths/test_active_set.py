@@ -8,8 +8,8 @@ import torch
 from sklearn.linear_model import ElasticNet, Lasso
 
 import tikhon as tk
-from tikhon.paths import active, solver
-from tikhon.paths.active import Gram, minimised
+from tikhon.paths import active_set, solver
+from tikhon.paths.active_set import Gram, minimize_on_active_set
 from tikhon.paths.linear import LinearProblem
 from tikhon.paths.penalised import FeaturePenalty
 from tikhon.paths.solver import solve
@@ -58,7 +58,7 @@ def test_the_proximal_steps_end_where_it_does(flaw, monkeypatch):
     factors = torch.ones(x.shape[1])
     factors[3] = 0.0
     searched = tk.path(None, (x, y), tk.L1(weights=factors), **given)
-    monkeypatch.setattr(solver, "minimised", lambda *args, **more: None)
+    monkeypatch.setattr(solver, "minimize_on_active_set", lambda *args, **more: None)
     stepped = tk.path(None, (x, y), tk.L1(weights=factors), **given)
     for a, b in zip(searched.coefficients[:, 0], stepped.coefficients[:, 0]):
         np.testing.assert_allclose(x @ a.numpy(), x @ b.numpy(), atol=1e-6 * y.std())
@@ -76,11 +76,11 @@ def test_it_takes_no_proximal_step_and_several_targets_are_as_many_searches():
     torch.testing.assert_close(found.weight[:1], first.weight, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("limit", ["LARGEST", "_HELD", "_ROUNDS"])
+@pytest.mark.parametrize("limit", ["MAX_UNKNOWNS", "_MAX_STORED", "_ROUNDS"])
 def test_what_it_does_not_finish_is_left_to_proximal_steps(limit, monkeypatch):
     x, y = rows("wide", "none")
     usual = tk.path(None, (x, y), tk.L1(), strengths=6)
-    monkeypatch.setattr(active, limit, 1)
+    monkeypatch.setattr(active_set, limit, 1)
     other = tk.path(None, (x, y), tk.L1(), strengths=6)
     torch.testing.assert_close(other.coefficients, usual.coefficients, atol=1e-6, rtol=0)
 
@@ -89,4 +89,6 @@ def test_a_singular_system_is_not_guessed_at():
     x = np.ones((4, 2))
     gram = Gram(x, np.ones((4, 1)))
     none = np.zeros(2)
-    assert minimised(gram, 0, none, none, none, tolerance=1e-9, positive=False) is None
+    assert (
+        minimize_on_active_set(gram, 0, none, none, none, tolerance=1e-9, positive=False) is None
+    )
