@@ -8,17 +8,21 @@ from dataclasses import dataclass, field
 
 from tikhon.diagnosis.thresholds import STUCK
 
-COLLAPSED = 5e-3  # of the largest learning rate: a cosine is below it for its last 5 %
+COLLAPSED_RATE = 5e-3  # of the largest learning rate: a cosine is below it for its last 5 %
 # change of the weights between two steps / their size: averaged weights left in 0.02 and more
 REPLACED = 0.01
-ONCE = 0.1  # the same, for a single change to be reported (convention)
-SUDDEN = 5.0  # the same, in steps of the optimizer: a look ahead of k = 5 goes back 2.5
-RESOLVED = 1e-5  # relative update that a float32 norm resolves
-DIFFERENT = 1e-4  # relative difference of norms between processes
-SCALED = 16.0  # a loss scale, or what clipping takes from a gradient beside it (convention)
-OFTEN = 5  # sampled steps, not necessarily successive
-LOST = 3  # passes per step, each cleared before the next: sharpness-aware steps have two
-SUMMED = 4  # backward passes per step: the halves of a discriminator's loss are two
+REPLACED_ONCE = 0.1  # the same, for a single change to be reported (convention)
+MAX_OPTIMIZER_STEPS = (
+    5.0  # the same, in steps of the optimizer: a look ahead of k = 5 goes back 2.5
+)
+MIN_UPDATE = 1e-5  # relative update that a float32 norm resolves
+REPLICA_TOLERANCE = 1e-4  # relative difference of norms between processes
+MIN_SCALE = 16.0  # a loss scale, or what clipping takes from a gradient beside it (convention)
+MIN_TALLY = 5  # sampled steps, not necessarily successive
+MIN_CLEARED_PASSES = (
+    3  # passes per step, each cleared before the next: sharpness-aware steps have two
+)
+MIN_SUMMED_PASSES = 4  # backward passes per step: the halves of a discriminator's loss are two
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,14 @@ class TensorReading:
 
     gradient: float | None
     weight: float
-    move: float
-    outside: float  # change since the previous step, not by the optimizer
-    rate: float
-    whole: bool  # all entries were read
+    update: float
+    external_change: float  # change since the previous step, not by the optimizer
+    learning_rate: float
+    is_complete: bool  # all entries were read
     kind: str  # its type, such as bfloat16
-    vector: bool  # a bias or a scale, which a loss may not depend on
+    is_vector: bool  # a bias or a scale, which a loss may not depend on
     foreign: bool  # not a parameter of the model
-    stuck: float = 0.0  # share of 16-bit entries with a gradient that did not change
+    stuck_share: float = 0.0  # share of 16-bit entries with a gradient that did not change
     frozen: bool = False  # it does not require a gradient
 
 
@@ -47,38 +51,38 @@ class Sample:
     backwards: int
     unfinished: bool
     training: bool | None
-    stale: bool
-    arrived: bool
+    uncleared: bool
+    gradient_arrived: bool
     reached: Mapping[str, bool]
     listening: bool  # hooks on tensors could see backward passes
-    tapped: bool  # the outputs of layers could be listened to
-    signal: bool  # a gradient came through one of them
-    faded: bool  # and next to nothing of the last one's reached the first
-    rates: tuple[float, ...]
+    has_layer_outputs: bool  # the outputs of layers could be listened to
+    has_signal: bool  # a gradient came through one of them
+    vanished: bool  # and next to nothing of the last one's reached the first
+    learning_rates: tuple[float, ...]
     tensors: Mapping[str, TensorReading]
-    held: int  # tensors of the optimizer
-    shared: int  # those that are the model's too
-    doubled: tuple[str, ...]
-    strangers: Mapping[str, float]  # trainable tensors of the model with a gradient, left out
-    own: float | None  # a norm of the model's weights where the optimizer has none of them
-    repeated: bool  # the batch of the step before
-    handed: bool  # in the very same tensor
-    apart: float  # relative distance to the mean of the processes
-    shrunk: float | None = None  # a gradient as the backward pass left it / at the step
-    factor: float = 1.0  # by which the loss was multiplied at its end
+    optimizer_count: int  # tensors of the optimizer
+    shared_count: int  # those that are the model's too
+    duplicates: tuple[str, ...]
+    unoptimized: Mapping[str, float]  # trainable tensors of the model with a gradient, left out
+    model_norm: float | None  # a norm of the model's weights where the optimizer has none of them
+    repeated_batch: bool  # the batch of the step before
+    same_tensor: bool  # in the very same tensor
+    replica_distance: float  # relative distance to the mean of the processes
+    shrinkage: float | None = None  # a gradient as the backward pass left it / at the step
+    loss_factor: float = 1.0  # by which the loss was multiplied at its end
     scale: float | None = None  # of the loop's gradient scaler
-    equal: bool = False  # the losses that went backward are of one kind, none is a share
-    prints: tuple[tuple[float, float], ...] = ()  # fingerprints of all batches of the step
+    has_equal_losses: bool = False  # backward losses are of one kind, none divided
+    fingerprints: tuple[tuple[float, float], ...] = ()  # of all batches of the step
     rows: int = 0  # of the batch
-    joined: bool = True  # a backward pass found the gradient of another
-    last_joined: bool = True  # and the last one did
-    mixed: bool = False  # with what was there before the step of another optimizer
-    share: float = 1.0  # what the last loss was divided by, as a factor
+    accumulated: bool = True  # a backward pass found the gradient of another
+    last_accumulated: bool = True  # and the last one did
+    mixed_losses: bool = False  # with what was there before the step of another optimizer
+    loss_share: float = 1.0  # what the last loss was divided by, as a factor
     evaluations: int = 0  # of a closure
-    attacked: bool = False  # an input of the model has a gradient
-    late: bool = False  # the gradient of the sampled step before was written after it
-    graphs: int = 0  # of earlier sampled steps that are still alive
-    called_frozen: tuple[str, ...] = ()  # modules whose attribute says so, and that move
+    input_gradient: bool = False  # an input of the model has a gradient
+    written_after_step: bool = False  # the gradient of the last sampled step, after it
+    live_graphs: int = 0  # of earlier sampled steps that are still alive
+    frozen_by_attribute: tuple[str, ...] = ()  # modules whose attribute says so, and that move
 
     @property
     def size(self) -> float:
@@ -86,9 +90,9 @@ class Sample:
         return math.hypot(*(t.gradient or 0.0 for t in self.tensors.values()))
 
     @property
-    def move(self) -> float:
+    def update(self) -> float:
         """Norm of the update over all entries read."""
-        return math.hypot(*(t.move for t in self.tensors.values()))
+        return math.hypot(*(t.update for t in self.tensors.values()))
 
 
 @dataclass
@@ -113,153 +117,159 @@ class StepHistory:
     first_step: int = 0
     streaks: dict[str, Streak] = field(default_factory=dict)
     tallies: dict[str, Streak] = field(default_factory=dict)  # all steps with the sign
-    still: dict[str, Streak] = field(default_factory=dict)  # by tensor: never moved
-    silent: dict[str, Streak] = field(default_factory=dict)  # by tensor: never had a gradient
+    # by tensor
+    unmoved: dict[str, Streak] = field(default_factory=dict)
+    without_gradient: dict[str, Streak] = field(default_factory=dict)
     left_out: dict[str, Streak] = field(default_factory=dict)
-    thawed: dict[str, Streak] = field(default_factory=dict)  # by tensor: frozen, but moves
+    frozen_but_moving: dict[str, Streak] = field(default_factory=dict)
     replaced: list[tuple[int, str, float]] = field(default_factory=list)
-    set_back: int | None = None  # the first step since which the same weights are written
-    largest: list[float] = field(default_factory=list)  # learning rate by group
-    low: list[Streak] = field(default_factory=list)
-    rising: list[Streak] = field(default_factory=list)  # by group: above all previous rates
+    reset_since: int | None = None  # the first step since which the same weights are written
+    largest_rates: list[float] = field(default_factory=list)  # learning rate by group
+    collapsed_rates: list[Streak] = field(default_factory=list)
+    rising_rates: list[Streak] = field(default_factory=list)  # by group: above all previous rates
     _moved: set[str] = field(default_factory=set)
-    _strangers: Mapping[str, float] = field(default_factory=dict)
-    _own: float | None = None
-    _weights: tuple[float, ...] = ()
+    _unoptimized: Mapping[str, float] = field(default_factory=dict)
+    _model_norm: float | None = None
+    _weight_norms: tuple[float, ...] = ()
 
     def streak(self, name: str) -> Streak:
         """Return a streak by name, empty if new."""
         return self.streaks.setdefault(name, Streak())
 
-    def often(self, name: str) -> Streak | None:
+    def frequent(self, name: str) -> Streak | None:
         """Return the tally of a sign that recurs, such as at ends of epochs, or None."""
         tally = self.tallies.get(name, Streak())
-        return tally if tally.count >= OFTEN and tally.count >= 0.1 * self.samples else None
+        return tally if tally.count >= MIN_TALLY and tally.count >= 0.1 * self.samples else None
 
     def add(self, sample: Sample) -> None:
         """Add a sampled step."""
         if not self.samples:
             self.first_step = sample.step
         self.samples += 1
-        self._passes(sample)
-        self._structure(sample)
-        self._tensors(sample)
-        self._rates(sample)
+        self._add_passes(sample)
+        self._add_structure(sample)
+        self._add_tensors(sample)
+        self._add_rates(sample)
         self.last = sample
 
-    def _passes(self, sample: Sample) -> None:
-        step, graded = sample.step, _graded(sample)
-        late = sample.unfinished and 0 < sample.forwards == sample.backwards
-        zero = graded and not any(t.gradient for t in sample.tensors.values())
-        beside = graded and sample.tapped and not (sample.signal or zero or late)
+    def _add_passes(self, sample: Sample) -> None:
+        has_gradients = _has_gradients(sample)
+        backward_missing = sample.unfinished and 0 < sample.forwards == sample.backwards
+        zero = has_gradients and not any(t.gradient for t in sample.tensors.values())
+        explained = sample.has_signal or zero or backward_missing
+        unconnected = sample.has_layer_outputs and sample.backwards > 0 and not explained
         for name, seen in {
-            "stale": sample.stale and graded,
-            "mixed": sample.mixed and graded,
-            "late": late and graded,
-            "eval": sample.training is False,
-            "zero": zero,
-            "faded": sample.faded,
-            "beside": beside and sample.backwards > 0,
-            "repeated": sample.repeated,
-            "handed": sample.repeated and sample.handed,
-            "apart": sample.apart > DIFFERENT,
-            "crushed": _crushed(sample),
-            "scaled": _scaled(sample),
-            "lost": _lost(sample),
-            "clipped late": sample.late,
-            "summed": sample.equal and sample.backwards >= SUMMED,
+            "uncleared": sample.uncleared and has_gradients,
+            "mixed_losses": sample.mixed_losses and has_gradients,
+            "step_before_backward": backward_missing and has_gradients,
+            "eval_mode": sample.training is False,
+            "zero_gradient": zero,
+            "vanished": sample.vanished,
+            "unconnected": unconnected and has_gradients,
+            "repeated_batch": sample.repeated_batch,
+            "same_tensor": sample.repeated_batch and sample.same_tensor,
+            "replicas_differ": sample.replica_distance > REPLICA_TOLERANCE,
+            "clipped_while_scaled": _is_clipped_while_scaled(sample),
+            "scaled_gradients": _uses_scaled_gradients(sample),
+            "cleared_micro_batches": _clears_micro_batches(sample),
+            "clipped_after_step": sample.written_after_step,
+            "summed_losses": sample.has_equal_losses and sample.backwards >= MIN_SUMMED_PASSES,
         }.items():
-            self.streak(name).add(seen, step)
+            self.streak(name).add(seen, sample.step)
             if seen:
-                self.tallies.setdefault(name, Streak()).add(True, step)
+                self.tallies.setdefault(name, Streak()).add(True, sample.step)
 
-    def _structure(self, sample: Sample) -> None:
+    def _add_structure(self, sample: Sample) -> None:
         """Record tensors that only one of model and optimizer has, and that do not move."""
-        foreign = sample.held > 0 and sample.shared == 0
-        still = sample.own is not None and sample.own == self._own
-        silent = not _graded(sample)
-        self.streak("foreign").add(foreign and (still or silent), sample.step)
-        self._own = sample.own
+        foreign = sample.optimizer_count > 0 and sample.shared_count == 0
+        unmoved = sample.model_norm is not None and sample.model_norm == self._model_norm
+        without_gradient = not _has_gradients(sample)
+        self.streak("foreign_optimizer").add(
+            foreign and (unmoved or without_gradient), sample.step
+        )
+        self._model_norm = sample.model_norm
         for name in list(self.left_out):
-            if name not in sample.strangers:
+            if name not in sample.unoptimized:
                 del self.left_out[name]
-        for name, size in sample.strangers.items():
-            unmoved = self._strangers.get(name, size) == size
+        for name, size in sample.unoptimized.items():
+            unmoved = self._unoptimized.get(name, size) == size
             self.left_out.setdefault(name, Streak()).add(unmoved, sample.step)
-        self._strangers = sample.strangers
+        self._unoptimized = sample.unoptimized
 
-    def _tensors(self, sample: Sample) -> None:
-        if not _graded(sample):
+    def _add_tensors(self, sample: Sample) -> None:
+        if not _has_gradients(sample):
             return
         for name, tensor in sample.tensors.items():
-            if tensor.rate == 0 or tensor.frozen or name in self._moved:
+            if tensor.learning_rate == 0 or tensor.frozen or name in self._moved:
                 continue
             none = not tensor.gradient
-            still = not none and (tensor.stuck > STUCK or (tensor.whole and tensor.move == 0))
-            if not none and not still:
+            is_still = tensor.is_complete and tensor.update == 0
+            unmoved = not none and (tensor.stuck_share > STUCK or is_still)
+            if not none and not unmoved:
                 self._moved.add(name)
-            self.silent.setdefault(name, Streak()).add(none, sample.step)
-            self.still.setdefault(name, Streak()).add(still, sample.step)
+            self.without_gradient.setdefault(name, Streak()).add(none, sample.step)
+            self.unmoved.setdefault(name, Streak()).add(unmoved, sample.step)
         for name, tensor in sample.tensors.items():
-            self.thawed.setdefault(name, Streak()).add(
-                tensor.frozen and tensor.move > 0, sample.step
+            self.frozen_but_moving.setdefault(name, Streak()).add(
+                tensor.frozen and tensor.update > 0, sample.step
             )
-        for known in (self.silent, self.still, self.thawed):
+        for known in (self.without_gradient, self.unmoved, self.frozen_but_moving):
             for name in known.keys() - sample.tensors.keys():
                 del known[name]  # has been frozen
-        self._overwritten(sample)
+        self._add_external_changes(sample)
 
-    def _overwritten(self, sample: Sample) -> None:
+    def _add_external_changes(self, sample: Sample) -> None:
         """Record weights that were overwritten or reset between two steps."""
         read = [t for t in sample.tensors.values() if t.gradient is not None]
         size = math.hypot(*(t.weight for t in read)) or 1.0
-        move = math.hypot(*(t.move for t in read)) / size
-        outside = math.hypot(*(t.outside for t in read)) / size
-        if outside > REPLACED and outside > SUDDEN * move:
-            where = max(sample.tensors, key=lambda n: sample.tensors[n].outside)
-            self.replaced.append((sample.step, where, outside))
+        update = math.hypot(*(t.update for t in read)) / size
+        external_change = math.hypot(*(t.external_change for t in read)) / size
+        if external_change > REPLACED and external_change > MAX_OPTIMIZER_STEPS * update:
+            where = max(sample.tensors, key=lambda n: sample.tensors[n].external_change)
+            self.replaced.append((sample.step, where, external_change))
         weights = tuple(t.weight for t in read)
-        back = move > RESOLVED and weights == self._weights
-        self.streak("back").add(back, sample.step)
-        self._weights = weights
+        is_reset = update > MIN_UPDATE and weights == self._weight_norms
+        self.streak("reset_weights").add(is_reset, sample.step)
+        self._weight_norms = weights
 
-    def _rates(self, sample: Sample) -> None:
-        for index, rate in enumerate(sample.rates):
-            if index == len(self.largest):
-                self.largest.append(rate)
-                self.low.append(Streak())
-                self.rising.append(Streak())
+    def _add_rates(self, sample: Sample) -> None:
+        for index, rate in enumerate(sample.learning_rates):
+            if index == len(self.largest_rates):
+                self.largest_rates.append(rate)
+                self.collapsed_rates.append(Streak())
+                self.rising_rates.append(Streak())
             else:
-                self.rising[index].add(rate > self.largest[index], sample.step)
-            self.largest[index] = max(rate, self.largest[index])
-            self.low[index].add(rate <= COLLAPSED * self.largest[index], sample.step)
+                self.rising_rates[index].add(rate > self.largest_rates[index], sample.step)
+            largest = self.largest_rates[index] = max(rate, self.largest_rates[index])
+            self.collapsed_rates[index].add(rate <= COLLAPSED_RATE * largest, sample.step)
 
 
-def _graded(sample: Sample) -> bool:
+def _has_gradients(sample: Sample) -> bool:
     return any(t.gradient is not None for t in sample.tensors.values())
 
 
-def _crushed(sample: Sample) -> bool:
+def _is_clipped_while_scaled(sample: Sample) -> bool:
     """Whether a gradient was clipped while scaled, and is too small by that scale."""
-    if sample.scale is None or sample.shrunk is None or sample.scale < SCALED:
+    if sample.scale is None or sample.shrinkage is None or sample.scale < MIN_SCALE:
         return False
-    return sample.shrunk > SCALED * sample.scale and sample.size * SCALED < 0.5
+    return sample.shrinkage > MIN_SCALE * sample.scale and sample.size * MIN_SCALE < 0.5
 
 
-def _lost(sample: Sample) -> bool:
+def _clears_micro_batches(sample: Sample) -> bool:
     """Whether gradients of micro-batches were cleared before the next one."""
-    several = LOST <= sample.backwards == sample.forwards
-    whole = sample.shrunk is not None and sample.shrunk > 0.99
-    alone = not sample.joined
-    # adversarial passes may clear on purpose; losses divided by the count are to be summed
-    shares = abs(sample.share * sample.backwards - 1) < 1e-3 and not sample.last_joined
-    meant = sample.attacked or sample.evaluations > 0
-    return several and sample.arrived and ((whole and alone) or shares) and not meant
+    if sample.input_gradient or sample.evaluations or not sample.gradient_arrived:
+        return False  # adversarial passes may clear on purpose
+    several = MIN_CLEARED_PASSES <= sample.backwards == sample.forwards
+    unclipped = sample.shrinkage is not None and sample.shrinkage > 0.99
+    # losses divided by the count are to be summed
+    are_shares = abs(sample.loss_share * sample.backwards - 1) < 1e-3
+    only_last = are_shares and not sample.last_accumulated
+    return several and ((unclipped and not sample.accumulated) or only_last)
 
 
-def _scaled(sample: Sample) -> bool:
+def _uses_scaled_gradients(sample: Sample) -> bool:
     """Whether a step used a gradient that is still multiplied by the loss scale."""
-    scale, shrunk = sample.scale, sample.shrunk
-    if scale is None or shrunk is None or scale < SCALED:
+    scale, shrinkage = sample.scale, sample.shrinkage
+    if scale is None or shrinkage is None or scale < MIN_SCALE:
         return False
-    return abs(sample.factor / scale - 1) < 1e-3 and shrunk < 2
+    return abs(sample.loss_factor / scale - 1) < 1e-3 and shrinkage < 2

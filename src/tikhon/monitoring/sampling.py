@@ -6,7 +6,6 @@ import math
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,72 +17,39 @@ from torch.utils.hooks import RemovableHandle
 from tikhon.data.nested import stored_values, tensors
 from tikhon.diagnosis.observe import role_of
 from tikhon.diagnosis.thresholds import VANISHED
-from tikhon.monitoring import reading
-from tikhon.monitoring.history import SUMMED, Sample, TensorReading
+from tikhon.monitoring import tensor_readings
+from tikhon.monitoring.backward_calls import BackwardCalls
+from tikhon.monitoring.history import MIN_SUMMED_PASSES, Sample, TensorReading
 from tikhon.monitoring.hooks import Hook
-from tikhon.monitoring.reading import Kept
-from tikhon.monitoring.roots import Roots
-from tikhon.monitoring.sizes import Row
-from tikhon.monitoring.window import Window, probes_of
+from tikhon.monitoring.magnitudes import Row
+from tikhon.monitoring.passes import PassRecorder, choose_probes
+from tikhon.monitoring.tensor_readings import StepTensors
 from tikhon.regularizer.targets import local
 
-PRINTS = 8  # batches of a step whose fingerprints are taken
-GRAPHS = 20  # sampled steps whose graphs are followed
+MAX_FINGERPRINTS = 8  # batches of a step whose fingerprints are taken
+MAX_GRAPHS = 20  # sampled steps whose graphs are followed
+
+NORMS = ("gradients", "weights", "updates", "changes")  # squared, one a tensor
+Values = Mapping[str, list[float]]  # what one stacked read brought to the host, by name
 
 
-class Flags(NamedTuple):
-    """Numbers of every reading that stand before those of single tensors; yes is above zero."""
-
-    stale: float
-    arrived: float
-    joined: float
-    last_joined: float
-    mixed: float
-    old_print: float  # the fingerprint of the batch of the step before, two numbers
-    old_print_2: float
-    print: float  # and of the batch of this one
-    print_2: float
-    factor: float
-    late: float
-
-
-@dataclass(frozen=True)
-class SampledNumbers:
-    """What one stacked read brought to the host; the squares are by tensor."""
-
-    gradients: list[float]
-    weights: list[float]
-    moves: list[float]
-    outside: list[float]
-    signals: list[float]
-    loss: float
-    scale: float | None
-    apart: float
-    flags: Flags  # what no other process has
-    beside: list[float]  # the same of single tensors: norms, fingerprints, told losses
-
-    @property
-    def ratio(self) -> float | None:
-        """The signal at the first layer over that at the last; None where there is none."""
-        ends = self.signals
-        return ends[0] / ends[-1] if ends and ends[-1] else None
-
-
-class Handed(NamedTuple):
+class BatchTensor(NamedTuple):
     """A tensor that a model was given: the object, and the memory that torch did not allocate."""
 
     tensor: weakref.ref[Tensor]
-    outside: int | None  # of a NumPy array
+    address: int | None  # of a NumPy array
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Handed:
+    def of(cls, tensor: Tensor) -> BatchTensor:
         """Remembers without keeping."""
-        return cls(weakref.ref(tensor), _outside(tensor))
+        return cls(weakref.ref(tensor), _foreign_address(tensor))
 
-    def again(self, tensor: Tensor) -> bool:
-        """Whether it is the same object, or the same array wrapped anew."""
-        where = self.outside
-        return self.tensor() is tensor or (where is not None and where == _outside(tensor))
+    def is_same(self, tensor: Tensor) -> bool:
+        """Whether it is the same object, or the same array in a new tensor."""
+        address = self.address
+        return self.tensor() is tensor or (
+            address is not None and address == _foreign_address(tensor)
+        )
 
 
 class Sampler:
@@ -94,83 +60,85 @@ class Sampler:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, scaler: Any) -> None:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
-        self.sharded = any(hasattr(p, "to_local") for p in model.parameters())
-        self.found: Any = None  # a scaler that the loop holds, where none was given
-        self.kept: Kept | None = None
-        self.roots = Roots()
+        self.is_sharded = any(hasattr(p, "to_local") for p in model.parameters())
+        self.found_scaler: Any = None  # one that the loop holds, where none was given
+        self.step_tensors: StepTensors | None = None  # of a sampled step, while it is made
+        self.backward_calls = BackwardCalls()
         self._modules = list(model.named_modules())
         self._layers = {n: m for n, m in self._modules if role_of(m) is not None}
         self._ends: list[str] = []  # the first and the last layer, once they are known
-        self._order: dict[str, Tensor | None] = {}  # signals of layers, as they are called
-        self._prints: list[Tensor] = []  # fingerprints of the model's batches in this step
-        self._printed: object = None  # the keyword arguments of the last: each call has its own
-        self._newest: weakref.ref[Any] | None = None  # of this step's graph
-        self._graphs: deque[weakref.ref[Any]] = deque(maxlen=GRAPHS)  # of steps before
-        self._taps: list[RemovableHandle] = []
-        self._window: Window | None = None
+        self._signals: dict[str, Tensor | None] = {}  # of layers, in the order of their calls
+        self._fingerprints: list[Tensor] = []  # of the model's batches in this step
+        self._last_kwargs: object = None  # of the last of these: each call has its own
+        self._graph: weakref.ref[Any] | None = None  # of this step
+        self._graphs: deque[weakref.ref[Any]] = deque(maxlen=MAX_GRAPHS)  # of earlier ones
+        self._output_hooks: list[RemovableHandle] = []
+        self._recorder: PassRecorder | None = None
         self._earlier: dict[int, Tensor] = {}  # rows at the end of the step before
-        self._batch: tuple[Tensor, list[Handed]] | None = None  # of the step before
+        self._last_batch: tuple[Tensor, list[BatchTensor]] | None = None  # of the step before
 
-    def listen(self, batch: object, *, first: bool = False) -> None:
+    def begin(self, batch: object, *, first: bool = False) -> None:
         """Hook the outputs of the layers and some tensors for the coming step."""
         for name in self._ends or self._layers:
-            self._taps.append(self._layers[name].register_forward_hook(Hook(self._tap(name))))
-        self.roots.open()
-        self._window = Window(probes_of(self.model, self.optimizer), self.optimizer)
-        self._order, self._prints = {}, []
-        self._earlier = {} if first else reading.copies(self.optimizer)
-        handed = [Handed.of(t) for t in tensors(batch)]
-        self._batch = (reading.fingerprint(batch), handed) if handed else None
+            hook = Hook(self._output_hook(name))
+            self._output_hooks.append(self._layers[name].register_forward_hook(hook))
+        self.backward_calls.start()
+        probes = choose_probes(self.model, self.optimizer)
+        self._recorder = PassRecorder(probes, self.optimizer)
+        self._signals, self._fingerprints = {}, []
+        self._earlier = {} if first else tensor_readings.copy_rows(self.optimizer)
+        given = [BatchTensor.of(t) for t in tensors(batch)]
+        self._last_batch = (tensor_readings.fingerprint(batch), given) if given else None
 
     def forward(self, module: nn.Module, inputs: Sequence[object]) -> None:
         """The model was called, with a graph."""
-        if self._window is not None:
-            self._window.forward(module)
-            if len(self._prints) < PRINTS:
-                self._prints.append(reading.fingerprint(inputs))
-                self._printed = inputs[1]
-            attacked = any(t.requires_grad and t.is_leaf for t in tensors(inputs))
-            self._window.attacked = self._window.attacked or attacked
+        if self._recorder is not None:
+            self._recorder.forward(module)
+            if len(self._fingerprints) < MAX_FINGERPRINTS:
+                self._fingerprints.append(tensor_readings.fingerprint(inputs))
+                self._last_kwargs = inputs[1]
+            has_gradient = any(t.requires_grad and t.is_leaf for t in tensors(inputs))
+            self._recorder.input_gradient = self._recorder.input_gradient or has_gradient
 
     def evaluation(self) -> None:
         """The optimizer evaluates its closure."""
-        if self._window is not None:
-            self._window.evaluation()
+        if self._recorder is not None:
+            self._recorder.evaluation()
 
-    def look(self) -> None:
+    def before_step(self) -> None:
         """Keep the gradients and copies of the weights before the optimizer moves them."""
-        if self._window is not None and self.kept is None:
-            self.kept = reading.keep(self.optimizer)
+        if self._recorder is not None and self.step_tensors is None:
+            self.step_tensors = tensor_readings.copy_step_tensors(self.optimizer)
 
     def close(self) -> None:
         """Take the hooks off and let the copies go."""
-        if self._window is None:
+        if self._recorder is None:
             return
-        for tap in self._taps:
-            tap.remove()
-        self._taps.clear()
-        self.roots.close()
-        self._window.close()
-        self._window, self.kept, self._earlier, self._batch = None, None, {}, None
-        self._printed = None
+        for hook in self._output_hooks:
+            hook.remove()
+        self._output_hooks.clear()
+        self.backward_calls.stop()
+        self._recorder.close()
+        self._recorder, self.step_tensors, self._earlier, self._last_batch = None, None, {}, None
+        self._last_kwargs = None
 
-    def _tap(self, name: str) -> Callable[[nn.Module, object, object], None]:
+    def _output_hook(self, name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
             for part in tensors(output)[:1]:
                 if part.requires_grad and not torch.compiler.is_compiling():
-                    self._order.setdefault(name)
-                    collect = partial(self._collect, name)
-                    part.register_hook(collect)
-                    self._newest = weakref.ref(collect)  # lives as long as the graph
+                    self._signals.setdefault(name)
+                    add_signal = partial(self._add_signal, name)
+                    part.register_hook(add_signal)
+                    self._graph = weakref.ref(add_signal)  # lives as long as the graph
 
         return hook
 
-    def _collect(self, name: str, grad: Tensor) -> None:
+    def _add_signal(self, name: str, grad: Tensor) -> None:
         # of a whole sample: a mean over pixels or steps makes each of their shares small
         size = torch.linalg.vector_norm(grad.detach(), dtype=torch.float32).square()
-        if name in self._order:  # accumulated micro-batches add up
-            before = self._order[name]
-            self._order[name] = size if before is None else before + size
+        if name in self._signals:  # accumulated micro-batches add up
+            before = self._signals[name]
+            self._signals[name] = size if before is None else before + size
 
     @torch.no_grad()
     def read(
@@ -178,165 +146,170 @@ class Sampler:
         step: int,
         batch: list[Any],
         loss: Tensor | None,
-        more: Sequence[Tensor],
-        late: Tensor | None = None,
-    ) -> tuple[Row | None, Sample, list[float]]:
-        """The row of this step if anything had a gradient, what it showed, what `more` held."""
-        assert self._window is not None
-        assert self.kept is not None
+        others: Mapping[str, Sequence[Tensor]],
+        written_after_step: Tensor | None = None,
+    ) -> tuple[Row | None, Sample, Values]:
+        """Return the row, if there are gradients, the sample, and all values with the `others`."""
+        recorder, kept = self._recorder, self.step_tensors
+        assert recorder is not None
+        assert kept is not None
         own = dict(self.model.named_parameters())
-        still = reading.stuck(self.kept)
-        others = reading.elsewhere(own, self.optimizer)
+        unmoved = tensor_readings.unmoved_shares(kept)
+        unoptimized = tensor_readings.unoptimized_parameters(own, self.optimizer)
         first = [p for p in own.values() if p.requires_grad][:1]
-        place = {id(p): k for k, p in enumerate(self.kept.parameters)}
-        left = {place[key]: norm for key, norm in self._window.norms.items() if key in place}
-        known = bool(batch) and batch[0][1] is self._printed
-        beside = [
-            *self._window.flags(),
-            self._batch[0] if self._batch is not None else torch.full((2,), torch.nan),
-            self._prints[-1] if known else reading.fingerprint(batch),
-            self.roots.factor if self.roots.factor is not None else torch.ones(()),
-            late if late is not None else torch.zeros(()),
-            *reading.norms([*first, *others.values()]),
-            *still.values(),
-            *left.values(),
-            *self._prints,
-            *more,
-        ]
-        signals = self._signals()
-        heard = None if loss is not None else self._heard()
-        numbers = self._numbers(self.kept, loss if loss is not None else heard, signals, beside)
-        row = _row(step, numbers, self.kept, loss is not None) if self.kept.gradients else None
-        if row is not None and heard is not None and math.isfinite(numbers.loss):
-            row["loss"] = numbers.loss / (numbers.scale or 1.0)  # scaled ones may overflow
-        tail = iter(numbers.beside[len(first) :])
-        strangers = dict(zip(others, tail))
-        shares = {key: next(tail) for key in still}
-        norms = {k: next(tail) for k in left}
-        prints = [(next(tail), next(tail)) for _ in self._prints]
-        shrunk = [n / math.sqrt(g) for k, n in norms.items() if (g := numbers.gradients[k]) > 0]
-        sample = replace(
-            self._sample(step, batch, numbers, own, shares),
-            strangers=strangers,
-            shrunk=min(shrunk, default=None),
-            graphs=sum(ref() is not None for ref in self._graphs),
-            prints=((numbers.flags.print, numbers.flags.print_2), *prints),
+        place = {id(p): k for k, p in enumerate(kept.parameters)}
+        left = {place[key]: norm for key, norm in recorder.norms.items() if key in place}
+        is_known = bool(batch) and batch[0][1] is self._last_kwargs
+        last, factor = self._last_batch, self.backward_calls.factor
+        parts = {
+            **recorder.flags(),
+            "last_fingerprint": [last[0] if last is not None else torch.full((2,), torch.nan)],
+            "fingerprint": [
+                self._fingerprints[-1] if is_known else tensor_readings.fingerprint(batch)
+            ],
+            "loss_factor": [factor if factor is not None else torch.ones(())],
+            "written_after_step": [] if written_after_step is None else [written_after_step],
+            "model_norm": tensor_readings.row_norms(first),
+            "unoptimized": tensor_readings.row_norms(list(unoptimized.values())),
+            "unmoved": list(unmoved.values()),
+            "backward_norms": list(left.values()),
+            "fingerprints": self._fingerprints,
+            **others,
+        }
+        sent = loss if loss is not None else self._backward_loss()
+        values = self._read_at_once(kept, sent, parts)
+        row = _row(step, values, kept, loss is not None) if kept.gradients else None
+        if row is not None and loss is None and sent is not None and _is_finite(values["loss"]):
+            row["loss"] = values["loss"][0] / (row["scale"] or 1.0)  # scaled ones may overflow
+        gradients = [values["gradients"][k] for k in left]
+        ratios = [n / math.sqrt(g) for n, g in zip(values["backward_norms"], gradients) if g > 0]
+        sample = self._sample(
+            step,
+            batch,
+            values,
+            own,
+            tensors=self._tensor_readings(values, own, dict(zip(unmoved, values["unmoved"]))),
+            unoptimized=dict(zip(unoptimized, values["unoptimized"])),
+            shrinkage=min(ratios, default=None),
         )
-        if self._newest is not None:
-            self._graphs.append(self._newest)
-        return row, sample, list(tail)
+        if self._graph is not None:
+            self._graphs.append(self._graph)
+        return row, sample, values
 
-    def _heard(self) -> Tensor | None:
+    def _backward_loss(self) -> Tensor | None:
         """The losses that went backward: their sum, or the mean of micro-batches."""
-        values = self.roots.values
-        if not values:
+        losses = self.backward_calls.losses
+        if not losses:
             return None
-        total = torch.stack([v.float().to(values[0].device) for v in values]).sum()
-        return total / len(values) if self.roots.equal and len(values) >= SUMMED else total
+        total = torch.stack([v.float().to(losses[0].device) for v in losses]).sum()
+        is_mean = self.backward_calls.has_equal_losses and len(losses) >= MIN_SUMMED_PASSES
+        return total / len(losses) if is_mean else total
 
-    def _signals(self) -> list[Tensor]:
+    def _layer_signals(self) -> list[Tensor]:
         """Those of the layers as they were called; the next step listens to the ends of them."""
-        heard = {name: size for name, size in self._order.items() if size is not None}
+        signals = {name: size for name, size in self._signals.items() if size is not None}
         known, self._ends = self._ends, []
-        if known and len(heard) < len(known):  # this step went another way: nothing is known
-            self._order = {}
+        if known and len(signals) < len(known):  # this step went another way: nothing is known
+            self._signals = {}
             return []
-        if len(heard) > 1:
-            names = list(heard)
+        if len(signals) > 1:
+            names = list(signals)
             self._ends = [names[0], names[-1]]
-        return list(heard.values())
+        return list(signals.values())
 
-    def _numbers(
-        self, kept: Kept, loss: Tensor | None, signals: list[Tensor], beside: list[Tensor]
-    ) -> SampledNumbers:
+    def _read_at_once(
+        self, kept: StepTensors, loss: Tensor | None, parts: Mapping[str, Sequence[Tensor]]
+    ) -> Values:
         """Everything in one read; with several processes one all-reduce before it."""
-        count, cut = len(kept.gradients), len(signals)
-        device = kept.gradients[0].device if count else beside[0].device
-        size = loss if loss is not None else torch.tensor(math.nan)
+        count = len(kept.gradients)
+        squares = tensor_readings.squared_norms(kept, self._earlier)
+        device = squares.device if count else parts["uncleared"][0].device
         scale = self._scale(device)
-        flat = mean = _stacked([*signals, size, *([] if scale is None else [scale])], device)
-        if count:
-            flat = torch.cat([reading.squares(kept, self._earlier), flat])
-            mean = reading.reduced(flat, 4 * count, self.sharded)
-        apart = (flat - mean)[count : 2 * count].abs().sum() / mean[count : 2 * count].sum()
-        values = torch.cat([mean, apart.reshape(1), _stacked(beside, device)]).tolist()
-        parts = [values[k * count : (k + 1) * count] for k in range(4)]
-        rest = values[4 * count :]
-        read = rest.pop(cut + 1) if scale is not None else None
-        end = cut + 2 + len(Flags._fields)
-        return SampledNumbers(
-            *parts,
-            signals=[math.sqrt(v) for v in rest[:cut]],
-            loss=rest[cut],
-            scale=read,
-            apart=0.0 if self.sharded or not count else rest[cut + 1] / 2,
-            flags=Flags(*rest[cut + 2 : end]),
-            beside=rest[end:],
-        )
+        averaged = {
+            **{name: [row] for name, row in zip(NORMS, squares)},
+            "signals": self._layer_signals(),
+            "loss": [loss if loss is not None else torch.tensor(math.nan)],
+            "scale": [] if scale is None else [scale],
+        }
+        flat = tensor_readings.flatten(averaged, device)
+        mean = tensor_readings.all_reduce(flat, 4 * count, self.is_sharded) if count else flat
+        weights = slice(count, 2 * count)
+        distance = (flat - mean)[weights].abs().sum() / mean[weights].sum() / 2
+        alone = {"replica_distance": [distance], **parts}
+        values = torch.cat([mean, tensor_readings.flatten(alone, device)]).tolist()
+        return tensor_readings.split(values, averaged | alone)
 
     def _scale(self, device: torch.device) -> Tensor | None:
         """The loss scale; of a scaler that was found, only where it is used."""
         if self.scaler is not None:
             return self.scaler.scale(torch.ones(1, device=device)).reshape(())
-        known = getattr(self.found, "_scale", None)
+        known = getattr(self.found_scaler, "_scale", None)
         return known if isinstance(known, Tensor) else None
 
     def _sample(
         self,
         step: int,
         batch: list[Any],
-        numbers: SampledNumbers,
+        values: Values,
         own: Mapping[str, Tensor],
-        stuck: Mapping[int, float],
+        *,
+        tensors: Mapping[str, TensorReading],
+        unoptimized: Mapping[str, float],
+        shrinkage: float | None,
     ) -> Sample:
-        window, ratio, flags = self._window, numbers.ratio, numbers.flags
-        assert window is not None
-        held = [id(p) for g in self.optimizer.param_groups for p in g["params"]]
-        known = {id(p) for p in own.values()}
-        shared = len(known.intersection(held))
-        names = reading.named(own, self.optimizer)
-        repeated, handed = self._compared(batch, flags)
-        trained = any(p.requires_grad for p in own.values())
+        recorder, backward_calls = self._recorder, self.backward_calls
+        assert recorder is not None
+        optimized = [id(p) for g in self.optimizer.param_groups for p in g["params"]]
+        shared = {id(p) for p in own.values()}.intersection(optimized)
+        names = tensor_readings.parameter_names(own, self.optimizer)
+        repeated, same_tensor = self._compare_batches(batch, values)
+        ratio = _signal_ratio(values)
+        fingerprints = values["fingerprint"] + values["fingerprints"]
+        is_compared = bool(values["gradients"]) and not self.is_sharded
         return Sample(
             step=step,
-            forwards=window.forwards,
-            backwards=window.backwards,
-            unfinished=window.unfinished,
-            training=window.training,
-            stale=flags.stale > 0,
-            arrived=flags.arrived > 0,
-            reached={owner: window.reached(owner) for owner in ("optimizer", "model")},
-            listening=not self.sharded,
-            tapped=bool(self._order),
-            signal=any(numbers.signals),
-            faded=ratio is not None and ratio < VANISHED,
-            rates=tuple(
+            forwards=recorder.forwards,
+            backwards=recorder.backwards,
+            unfinished=recorder.unfinished,
+            training=recorder.training,
+            uncleared=values["uncleared"][0] > 0,
+            gradient_arrived=values["gradient_arrived"][0] > 0,
+            reached={owner: recorder.reached(owner) for owner in ("optimizer", "model")},
+            listening=not self.is_sharded,
+            has_layer_outputs=bool(self._signals),
+            has_signal=any(values["signals"]),
+            vanished=ratio is not None and ratio < VANISHED,
+            learning_rates=tuple(
                 float(g["lr"]) for g in self.optimizer.param_groups if g.get("lr") is not None
             ),
-            tensors=self._tensors(numbers, names, known, stuck),
-            held=len(held),
-            shared=shared,
-            doubled=tuple(names[key] for key, count in Counter(held).items() if count > 1),
-            strangers={},
-            own=numbers.beside[0] if trained and not shared else None,
-            repeated=repeated,
-            handed=handed,
-            apart=numbers.apart,
-            factor=flags.factor,
-            scale=numbers.scale,
-            equal=self.roots.equal and len(self.roots.values) == window.backwards,
-            joined=flags.joined > 0,
-            last_joined=flags.last_joined > 0,
-            mixed=flags.mixed > 0,
-            share=self.roots.share,
-            evaluations=window.evaluations,
-            attacked=window.attacked,
-            late=flags.late > 0,
-            called_frozen=self._called_frozen(),
-            rows=_rows(batch),
+            tensors=tensors,
+            optimizer_count=len(optimized),
+            shared_count=len(shared),
+            duplicates=tuple(names[key] for key, n in Counter(optimized).items() if n > 1),
+            unoptimized=unoptimized,
+            model_norm=values["model_norm"][0] if values["model_norm"] and not shared else None,
+            repeated_batch=repeated,
+            same_tensor=same_tensor,
+            replica_distance=values["replica_distance"][0] if is_compared else 0.0,
+            shrinkage=shrinkage,
+            loss_factor=values["loss_factor"][0],
+            scale=next(iter(values["scale"]), None),
+            has_equal_losses=backward_calls.has_equal_losses
+            and len(backward_calls.losses) == recorder.backwards,
+            fingerprints=tuple(zip(fingerprints[::2], fingerprints[1::2])),
+            rows=_row_count(batch),
+            accumulated=values["accumulated"][0] > 0,
+            last_accumulated=values["last_accumulated"][0] > 0,
+            mixed_losses=values["mixed_losses"][0] > 0,
+            loss_share=backward_calls.share,
+            evaluations=recorder.evaluations,
+            input_gradient=recorder.input_gradient,
+            written_after_step=any(values["written_after_step"]),
+            live_graphs=sum(ref() is not None for ref in self._graphs),
+            frozen_by_attribute=self._frozen_by_attribute(),
         )
 
-    def _called_frozen(self) -> tuple[str, ...]:
+    def _frozen_by_attribute(self) -> tuple[str, ...]:
         """Modules whose attribute says that they are frozen, with tensors that have gradients."""
         return tuple(
             name
@@ -345,55 +318,58 @@ class Sampler:
             and any(p.requires_grad and p.grad is not None for p in module.parameters())
         )
 
-    def _tensors(
-        self,
-        numbers: SampledNumbers,
-        names: Mapping[int, str],
-        known: set[int],
-        stuck: Mapping[int, float],
+    def _tensor_readings(
+        self, values: Values, own: Mapping[str, Tensor], unmoved: Mapping[int, float]
     ) -> dict[str, TensorReading]:
         """Readings by name; those without a gradient have None."""
-        assert self.kept is not None
-        place = {id(p): k for k, p in enumerate(self.kept.parameters)}
+        kept = self.step_tensors
+        assert kept is not None
+        place = {id(p): k for k, p in enumerate(kept.parameters)}
+        names = tensor_readings.parameter_names(own, self.optimizer)
+        known = {id(p) for p in own.values()}
         found = {}
         for group in self.optimizer.param_groups:
             for p in group["params"]:
                 k = place.get(id(p))
                 if k is None and not p.requires_grad:
                     continue
-                squares = (numbers.gradients, numbers.weights, numbers.moves, numbers.outside)
-                sizes = [math.sqrt(part[k]) for part in squares] if k is not None else [0.0] * 4
+                gradient, weight, update, change = (
+                    math.sqrt(values[name][k]) if k is not None else 0.0 for name in NORMS
+                )
                 found[names[id(p)]] = TensorReading(
-                    sizes[0] if k is not None else None,
-                    *sizes[1:],
-                    rate=float(group.get("lr", 1.0)),
-                    whole=k is not None and self.kept.before[k].numel() == p.numel(),
+                    gradient=gradient if k is not None else None,
+                    weight=weight,
+                    update=update,
+                    external_change=change,
+                    learning_rate=float(group.get("lr", 1.0)),
+                    is_complete=k is not None and kept.before[k].numel() == p.numel(),
                     kind=str(p.dtype).removeprefix("torch."),
-                    vector=p.ndim < 2,
+                    is_vector=p.ndim < 2,
                     foreign=id(p) not in known,
-                    stuck=stuck.get(id(p), 0.0),
+                    stuck_share=unmoved.get(id(p), 0.0),
                     frozen=not p.requires_grad,
                 )
         return found
 
-    def _compared(self, batch: object, flags: Flags) -> tuple[bool, bool]:
+    def _compare_batches(self, batch: object, values: Values) -> tuple[bool, bool]:
         """Whether the batch of the step before came again, and whether in the same tensors.
 
         Tensors of one value (the first state of a recurrent net) may be made anew.
         """
-        old, now = (flags.old_print, flags.old_print_2), (flags.print, flags.print_2)
-        if self._batch is None or old != now or not any(now):
+        old, now = values["last_fingerprint"], values["fingerprint"]
+        if self._last_batch is None or old != now or not any(now):
             return False, False
-        rows = max(1, self._window.forwards if self._window is not None else 1) * _rows(batch)
+        forwards = self._recorder.forwards if self._recorder is not None else 1
+        rows, given = max(1, forwards) * _row_count(batch), self._last_batch[1]
         new = [
             t
             for t in tensors(batch)
-            if not (any(part.again(t) for part in self._batch[1]) or _whole(t, rows))
+            if not (any(part.is_same(t) for part in given) or _is_whole_view(t, rows))
         ]
-        return True, len(new) < len(self._batch[1]) and all(_uniform(t) for t in new)
+        return True, len(new) < len(given) and all(_is_uniform(t) for t in new)
 
 
-def _outside(tensor: Tensor) -> int | None:
+def _foreign_address(tensor: Tensor) -> int | None:
     """The address of memory that torch did not allocate, such as a NumPy array's."""
     plain = (
         type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.layout is torch.strided
@@ -403,44 +379,47 @@ def _outside(tensor: Tensor) -> int | None:
     return tensor.data_ptr()
 
 
-def _whole(tensor: Tensor, rows: int) -> bool:
+def _is_whole_view(tensor: Tensor, rows: int) -> bool:
     """Whether it is a view of a tensor with no more rows than a step sees."""
     base = tensor._base
     return base is not None and base.ndim > 0 and len(base) <= rows
 
 
-def _uniform(tensor: Tensor) -> bool:
+def _is_uniform(tensor: Tensor) -> bool:
     values = stored_values(local(tensor)).reshape(-1)
     return bool((values == values[:1]).all())
 
 
-def _rows(batch: object) -> int:
+def _row_count(batch: object) -> int:
     first = next(iter(tensors(batch)), None)
     return len(first) if first is not None and first.ndim else 1
 
 
-def _stacked(values: Sequence[Tensor], device: torch.device) -> Tensor:
-    return torch.cat([v.float().reshape(-1).to(device) for v in values])
+def _is_finite(values: Sequence[float]) -> bool:
+    return all(math.isfinite(value) for value in values)
 
 
-def _row(step: int, numbers: SampledNumbers, kept: Kept, told: bool) -> Row:
+def _signal_ratio(values: Values) -> float | None:
+    """The signal at the first layer over that at the last; None where there is none."""
+    signals = [math.sqrt(square) for square in values["signals"]]
+    return signals[0] / signals[-1] if signals and signals[-1] else None
+
+
+def _row(step: int, values: Values, kept: StepTensors, has_loss: bool) -> Row:
     """One row of sizes: of gradients, weights and updates, the signal, the loss and its scale."""
-    shares = [
+    sizes = [
         local(p).numel() / max(1, old.numel()) for p, old in zip(kept.parameters, kept.before)
     ]
-    ratios = sorted(
-        math.sqrt(m / w)
-        for m, w in zip(numbers.moves, numbers.weights)
-        if w > 0 and math.isfinite(m)
-    )
+    pairs = zip(values["updates"], values["weights"])
+    ratios = sorted(math.sqrt(u / w) for u, w in pairs if w > 0 and math.isfinite(u))
+    needed = [*values["gradients"], *values["updates"], *(values["loss"] if has_loss else ())]
     return {
         "step": step,
-        "loss": numbers.loss if told else None,
-        "gradient": math.sqrt(sum(numbers.gradients)),  # fused optimizers unscale them in place
-        "weight": math.sqrt(sum(w * share for w, share in zip(numbers.weights, shares))),
+        "loss": values["loss"][0] if has_loss else None,
+        "gradient": math.sqrt(sum(values["gradients"])),  # fused optimizers unscale them in place
+        "weight": math.sqrt(sum(w * size for w, size in zip(values["weights"], sizes))),
         "update": ratios[len(ratios) // 2] if ratios else None,
-        "signal_ratio": numbers.ratio,
-        "scale": numbers.scale,
-        "finite": all(math.isfinite(v) for v in (*numbers.gradients, *numbers.moves))
-        and not (told and not math.isfinite(numbers.loss)),
+        "signal_ratio": _signal_ratio(values),
+        "scale": next(iter(values["scale"]), None),
+        "finite": _is_finite(needed),
     }

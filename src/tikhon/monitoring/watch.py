@@ -1,4 +1,4 @@
-"""`watch`: laws and sizes of a live loop, cheaply: sampled steps, one stacked read each."""
+"""`watch`: rules and magnitudes of a live loop, from sampled steps with one stacked read each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 
 from tikhon.diagnosis.record import finite
 from tikhon.errors import InputError
-from tikhon.monitoring.first_bad import first_bad
+from tikhon.monitoring.first_nonfinite import find_first_nonfinite
 from tikhon.monitoring.history import StepHistory
-from tikhon.monitoring.laws import ENOUGH, Alarm, Loop, alarms
-from tikhon.monitoring.pulse import Pulse
+from tikhon.monitoring.magnitudes import NonFinite, Row, magnitude_alarms, spike_alarms
+from tikhon.monitoring.rules import MIN_SAMPLES, Alarm, LoopState, alarms
 from tikhon.monitoring.sampling import Sampler
-from tikhon.monitoring.sizes import NonFinite, Row, of_rows, of_spikes
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
+from tikhon.monitoring.step_hooks import StepHooks
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.optimizers import inner_optimizer
 from tikhon.runs.files import write_json
@@ -72,31 +72,31 @@ class Watch:
             n for n, p in self.model.named_parameters() if not p.requires_grad
         )
         self._history = StepHistory()
-        inner = _stepping(optimizer)
+        stepped = _stepped_optimizer(optimizer)
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._sampler = Sampler(self.model, inner, scaler)
-        self._guard = SpikeGuard(inner, on_spike, keep)
-        self._pulse = Pulse(
+        self._sampler = Sampler(self.model, stepped, scaler)
+        self._guard = SpikeGuard(stepped, on_spike, keep)
+        self._hooks = StepHooks(
             self.model,
-            inner,
+            stepped,
             every,
             sampler=self._sampler,
             guard=self._guard,
             read=self._read,
             fail=self._fail,
         )
-        self._company = self._pulse.company
-        self._company.states.told = self._warn
+        self._monitors = self._hooks.monitors
+        self._monitors.saved_states.on_reload = self._warn
 
     @property
     def step(self) -> int:
         """Number of optimizer steps."""
-        return self._pulse.step
+        return self._hooks.step
 
     @property
     def spikes(self) -> deque[Spike]:
         """Latest spikes of the loss and of the gradient norm."""
-        return self._guard.found
+        return self._guard.spikes
 
     def __enter__(self) -> Watch:
         return self
@@ -107,49 +107,51 @@ class Watch:
 
     def end(self) -> str:
         """End the watch after a complete loop, report what is missing too, return the verdict."""
-        self._ended = self._ended or self._pulse.beating
+        self._ended = self._ended or self._hooks.is_active
         self.remove()
         return self.verdict
 
     def remove(self) -> None:
         """Remove all hooks; readings are kept and written to the run folder."""
-        if not self._pulse.beating:
+        if not self._hooks.is_active:
             return
-        self._pulse.close()
-        self._company.close(self.step, self._pulse.forwards, ended=self._ended)
-        self._guard.judge(self.step, [float(value) for value in self._guard.told], None)
+        self._hooks.close()
+        self._monitors.close(self.step, self._hooks.forwards, ended=self._ended)
+        self._guard.check(self.step, [float(value) for value in self._guard.pending], None)
         self._warn()
         self._save()
-        self._pulse.calls = []  # the last batch
+        self._hooks.calls = []  # the last batch
 
     def loss(self, value: Tensor) -> Tensor:
         """Pass the loss of this step to the watch (optional); read on sampled steps only."""
-        late = self.step > 0 and not self._pulse.called  # passed after its step
-        self._guard.tell(self.step - late, value)
+        is_late = self.step > 0 and not self._hooks.was_called  # passed after its step
+        self._guard.record(self.step - is_late, value)
         return value
 
     @property
     def findings(self) -> tuple[Alarm, ...]:
         """Rules that the loop violates, warnings first, then infos."""
-        pulse = self._pulse
-        loop = Loop(
-            steps=pulse.step,
-            forwards=pulse.forwards,
+        hooks = self._hooks
+        loop = LoopState(
+            steps=hooks.step,
+            forwards=hooks.forwards,
             backwards=any(p.grad is not None for p in self.model.parameters()),
-            empty=pulse.empty,
+            steps_without_gradient=hooks.steps_without_gradient,
             frozen=self._frozen,
             ended=self._ended,
             history=self._history,
-            again=pulse.again,
-            unstepped=pulse.unstepped,
-            usual=pulse.usual,
-            rounds=self._company.states.rounds.meant(ended=self._ended),
-            learned=self._company.schedules.learned(pulse.step),
+            repeated_steps=hooks.repeated_steps,
+            passes_without_step=hooks.passes_without_step,
+            max_passes=hooks.max_passes,
+            is_federated=self._monitors.saved_states.federated.is_averaging(ended=self._ended),
+            has_improved=self._monitors.schedules.has_improved(hooks.step),
         )
-        beside = self._company.alarms(pulse.step, pulse.forwards, ended=self._ended)
-        found = [*alarms(loop), *beside, *of_spikes(list(self.spikes))]
-        wired = not any(a.severity == "warning" for a in found)
-        found += of_rows(list(self.rows), self.failure, wired=wired, summed=loop.summed)
+        of_monitors = self._monitors.alarms(hooks.step, hooks.forwards, ended=self._ended)
+        found = [*alarms(loop), *of_monitors, *spike_alarms(list(self.spikes))]
+        is_wired = not any(a.severity == "warning" for a in found)
+        found += magnitude_alarms(
+            list(self.rows), self.failure, is_wired=is_wired, is_summed=loop.sums_losses
+        )
         return tuple(sorted(found, key=lambda alarm: alarm.severity != "warning"))
 
     @property
@@ -163,8 +165,8 @@ class Watch:
         read = self._history.samples
         if not read:
             return f"tikhon watch: {self.step} steps, of which none was read"
-        so_far = " so far" if self._pulse.beating else ""
-        if read < ENOUGH - 1:  # as many as a law needs
+        so_far = " so far" if self._hooks.is_active else ""
+        if read < MIN_SAMPLES - 1:  # as many as a law needs
             return (
                 f"tikhon watch: {read} of {self.step} steps read{so_far}, too few to judge "
                 f"(every {self.every} steps; a smaller `every` reads more)"
@@ -196,25 +198,27 @@ class Watch:
 
     def _read(self) -> None:
         """Read this step and issue warnings."""
-        told, touches = self._guard.told, self._pulse.touches
-        prints = [] if self._history.set_back else touches.prints()
-        more = [*told, *prints, *self._company.numbers()]
-        loss = self._guard.loss if told else None
-        row, sample, beside = self._sampler.read(
-            self.step, self._pulse.batch, loss, more, self._pulse.late
+        pending, weight_writes = self._guard.pending, self._hooks.weight_writes
+        others = {
+            "losses": pending,
+            "writes": [] if self._history.reset_since else weight_writes.fingerprints(),
+            **self._monitors.tensors_to_read(),
+        }
+        loss = self._guard.loss if pending else None
+        row, sample, values = self._sampler.read(
+            self.step, self._hooks.batch, loss, others, self._hooks.written_after_step
         )
-        cut = len(told) + 2 * len(prints)
-        self._company.take(beside[cut:], sample)
+        self._monitors.update(values, sample)
         if row is not None:
-            fine = row.pop("finite")
+            is_finite = row.pop("finite")
             self.rows.append(row)
-            if not fine:
+            if not is_finite:
                 self._fail()
         self._history.add(sample)
-        written = beside[len(told) : cut]
-        self._history.set_back = self._history.set_back or touches.set_back(written)
-        gradient, heard = (row["gradient"], row["loss"]) if row is not None else (None, None)
-        self._guard.judge(self.step, beside[: len(told)], gradient, heard)
+        reset_since = weight_writes.reset_since(values["writes"])
+        self._history.reset_since = self._history.reset_since or reset_since
+        gradient, backward_loss = (None, None) if row is None else (row["gradient"], row["loss"])
+        self._guard.check(self.step, values["losses"], gradient, backward_loss)
         self._warn()
 
     def _warn(self) -> None:
@@ -234,9 +238,9 @@ class Watch:
         return loss
 
     def _fail(self) -> None:
-        step, kept = self._pulse.bad_step, self._sampler.kept
-        old = kept.old if kept is not None else lambda parameter: parameter
-        what, where = first_bad(self.model, self._pulse.calls, self._guard.loss, old)
+        step, kept = self._hooks.bad_step, self._sampler.step_tensors
+        old = kept.value_before if kept is not None else lambda parameter: parameter
+        what, where = find_first_nonfinite(self.model, self._hooks.calls, self._guard.loss, old)
         trail = ", ".join(f"{r['gradient']:.2g}" for r in list(self.rows)[-5:])
         message = (
             f"step {step}: the first non-finite tensor is {what} {where}; "
@@ -269,7 +273,7 @@ class Watch:
         write_json(self.output / "watch.json", self.to_dict())
 
 
-def _stepping(optimizer: object) -> Optimizer:
+def _stepped_optimizer(optimizer: object) -> Optimizer:
     try:
         return inner_optimizer(optimizer)
     except TypeError as error:

@@ -1,21 +1,21 @@
 """Rules of a training step that a loop violates, each with the line to change.
 
-Pure functions of plain values. A rule needs `ENOUGH` successive sampled steps, or two once the
-loop has ended.
+Pure functions of plain values. A rule needs `MIN_SAMPLES` successive sampled steps, or two once
+the loop has ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from tikhon.languages import sentence
-from tikhon.monitoring.history import ONCE, StepHistory, Streak
+from tikhon.monitoring.history import REPLACED_ONCE, StepHistory, Streak
 
-ENOUGH = 3  # successive sampled steps
-NOTHING = 1e-5  # of the largest gradient: rounding errors of a zero gradient
-KEPT = 10  # sampled steps whose graphs are alive
-MANY = 20  # steps, or forward passes, without a required event
+MIN_SAMPLES = 3  # successive sampled steps
+NEGLIGIBLE_GRADIENT = 1e-5  # of the largest gradient: rounding errors of a zero gradient
+MAX_GRAPHS = 10  # sampled steps whose graphs are alive
+MIN_STEPS = 20  # steps, or forward passes, without a required event
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Alarm:
     severity: str = "warning"
 
     def __str__(self) -> str:
-        tensors = f" ({_few(self.where)})" if self.where else ""
+        tensors = f" ({_shortened(self.where)})" if self.where else ""
         return f"since step {self.step}{tensors}: {self.meaning}; {self.change}"
 
     def to_dict(self) -> dict[str, object]:
@@ -43,206 +43,201 @@ class Alarm:
 
 
 @dataclass(frozen=True)
-class Loop:
+class LoopState:
     """State of a loop: counts over all steps, and the history of the sampled ones."""
 
     steps: int
     forwards: int  # passes of the model that built a graph
     backwards: bool  # the model has a gradient
-    empty: int  # successive steps in which no tensor of the optimizer had a gradient
+    steps_without_gradient: (
+        int  # successive steps in which no tensor of the optimizer had a gradient
+    )
     frozen: frozenset[str]  # tensors that did not require a gradient when the watch began
     ended: bool
     history: StepHistory
-    again: int = 0  # steps without a pass, along the gradient of the previous step
-    unstepped: int = 0  # backward passes since steps became rare
-    usual: int = 0  # the most forward passes between two steps
-    rounds: bool = False  # loaded weights are means over several clients
-    learned: bool = False  # a plateau lowered the rate after many epochs had been the best
+    repeated_steps: int = 0  # steps without a pass, along the gradient of the previous step
+    passes_without_step: int = 0  # backward passes since steps became rare
+    max_passes: int = 0  # the most forward passes between two steps
+    is_federated: bool = False  # loaded weights are means over several clients
+    has_improved: bool = False  # a plateau lowered the rate after many epochs had been the best
 
     @property
-    def summed(self) -> bool:
+    def sums_losses(self) -> bool:
         """Whether a step sums micro-batches whose losses were not divided."""
-        return self.lasts(self.history.streak("summed"))
+        return self.is_lasting(self.history.streak("summed_losses"))
 
-    def lasts(self, streak: Streak, enough: int = ENOUGH) -> bool:
+    def is_lasting(self, streak: Streak, min_samples: int = MIN_SAMPLES) -> bool:
         """Whether a streak is long enough to be reported."""
-        shortest = 2 if enough <= ENOUGH else ENOUGH
-        return streak.count >= (min(shortest, enough) if self.ended else enough)
+        minimum = 2 if min_samples <= MIN_SAMPLES else MIN_SAMPLES
+        return streak.count >= (min(minimum, min_samples) if self.ended else min_samples)
 
 
-Law = Callable[[Loop], Alarm | None]
+Rule = Callable[[LoopState], Alarm | None]
 
 
-def alarms(loop: Loop) -> list[Alarm]:
+def alarms(loop: LoopState) -> list[Alarm]:
     """Return the violated rules, causes before consequences; at most one alarm per rule."""
-    return list(_broken(loop))
+    causes = [alarm for rule in ROOT_RULES if (alarm := rule(loop)) is not None]
+    others = [alarm for rule in OTHER_RULES if (alarm := rule(loop)) is not None]
+    return [*causes[:1], *others]
 
 
-def _broken(loop: Loop) -> Iterator[Alarm]:
-    first = [found for law in ROOTS if (found := law(loop)) is not None]
-    yield from first[:1]
-    for law in OTHERS:
-        found = law(loop)
-        if found is not None:
-            yield found
-
-
-def _steady(
+def _rule_of_sign(
     sign: str,
     code: str,
     meaning: str,
     change: str,
     *,
-    now_and_then: bool = False,
-    enough: int = ENOUGH,
-) -> Law:
-    """Return a rule that is violated while a sign lasts, or if it recurs `now_and_then`.
+    may_recur: bool = False,
+    min_samples: int = MIN_SAMPLES,
+) -> Rule:
+    """Return a rule that is violated while a sign lasts, or also if it recurs (`may_recur`).
 
     The meaning may format figures of the `last` sampled step.
     """
 
-    def law(loop: Loop) -> Alarm | None:
+    def rule(loop: LoopState) -> Alarm | None:
         streak = loop.history.streak(sign)
-        often = loop.history.often(sign) if now_and_then else None
-        if often is None and not loop.lasts(streak, enough):
+        frequent = loop.history.frequent(sign) if may_recur else None
+        if frequent is None and not loop.is_lasting(streak, min_samples):
             return None
-        told = meaning.format(last=loop.history.last)
-        return Alarm(code, (often or streak).first, told, change)
+        description = meaning.format(last=loop.history.last)
+        return Alarm(code, (frequent or streak).first, description, change)
 
-    return law
+    return rule
 
 
-beside_the_model = _steady(
-    "beside",
+loss_not_connected = _rule_of_sign(
+    "unconnected",
     "loss_not_connected",
     "the weights have gradients, but none comes through an output of a layer: only a penalty on "
     "the weights is trained",
     "compute the loss from model(x) itself, without .item(), .detach() or argmax",
 )
-clipped_late = _steady(
-    "clipped late",
+clipped_after_step = _rule_of_sign(
+    "clipped_after_step",
     "clipped_after_step",
     "the gradients are changed after the step that used them and before the next pass: clipping "
     "there does nothing",
     "call clip_grad_norm_ between loss.backward() and optimizer.step()",
 )
-not_cleared = _steady(
-    "stale",
+gradients_not_cleared = _rule_of_sign(
+    "uncleared",
     "gradients_not_cleared",
     "the gradients are not cleared: each step moves along the sum of all gradients so far",
     "call optimizer.zero_grad() once a step, before loss.backward()",
-    now_and_then=True,
+    may_recur=True,
 )
-mixed = _steady(
-    "mixed",
+gradients_of_another_loss = _rule_of_sign(
+    "mixed_losses",
     "gradients_of_another_loss",
     "the gradient that a pass for another optimizer left before that one's step is not cleared: "
     "this step moves along both losses",
     "call optimizer.zero_grad() of this optimizer right before its own backward pass, or "
     ".detach() what the other loss takes from this model",
-    now_and_then=True,
+    may_recur=True,
 )
-late_backward = _steady(
-    "late",
+step_before_backward = _rule_of_sign(
+    "step_before_backward",
     "step_before_backward",
     "the step comes before the backward pass of its batch: it moves along the gradient of the "
     "batch before",
     "call loss.backward() before optimizer.step()",
 )
-eval_mode = _steady(
-    "eval",
+eval_mode_in_training = _rule_of_sign(
+    "eval_mode",
     "eval_mode_in_training",
     "the model trains in eval mode: dropout is off and BatchNorm keeps its old statistics",
     "call model.train() before the training batches, after every evaluation",
 )
-crushed = _steady(
-    "crushed",
+clipped_before_unscaling = _rule_of_sign(
+    "clipped_while_scaled",
     "clipped_before_unscaling",
     "the gradients are clipped while they are scaled by {last.scale:.0f}: what the step follows "
     "has a norm of {last.size:.0e}",
     "call scaler.unscale_(optimizer) before clipping",
 )
-scaled = _steady(
-    "scaled",
+step_of_scaled_gradients = _rule_of_sign(
+    "scaled_gradients",
     "step_of_scaled_gradients",
     "the step follows gradients that are still scaled by {last.scale:.0f}",
     "call scaler.step(optimizer) in place of optimizer.step()",
 )
-lost = _steady(
-    "lost",
+micro_batches_lost = _rule_of_sign(
+    "cleared_micro_batches",
     "micro_batches_lost",
     "a step follows {last.backwards} backward passes, but the gradients are cleared between them: "
     "only the last micro-batch counts",
     "call optimizer.zero_grad() once a step, where optimizer.step() is called",
 )
-other_model = _steady(
-    "foreign",
+optimizer_of_another_model = _rule_of_sign(
+    "foreign_optimizer",
     "optimizer_of_another_model",
-    "none of the {last.held} tensors of the optimizer is a parameter of this model, which does "
-    "not move: it was built for another, perhaps an older, model",
+    "none of the {last.optimizer_count} tensors of the optimizer is a parameter of this model, "
+    "which does not move: it was built for another, perhaps an older, model",
     "build the optimizer from model.parameters() after the last line that makes, wraps or moves "
     "the model",
 )
-apart = _steady(
-    "apart",
+replicas_differ = _rule_of_sign(
     "replicas_differ",
-    "the weights of the processes differ by {last.apart:.0e} of their size: each trains a model "
-    "of its own",
+    "replicas_differ",
+    "the weights of the processes differ by {last.replica_distance:.0e} of their size: each "
+    "trains a model of its own",
     "call the DistributedDataParallel module, not its .module, and change weights on every "
     "process alike",
-    enough=2,
+    min_samples=2,
 )
 
 
-def step_never_called(loop: Loop) -> Alarm | None:
+def step_never_called(loop: LoopState) -> Alarm | None:
     """Detect forward passes without an optimizer step."""
-    if loop.steps or loop.forwards < (1 if loop.ended else 5 * MANY):
+    if loop.steps or loop.forwards < (1 if loop.ended else 5 * MIN_STEPS):
         return None
-    lacking = "" if loop.backwards else " and no backward pass reached the model"
+    addition = "" if loop.backwards else " and no backward pass reached the model"
     return Alarm(
         "step_never_called",
         0,
         sentence("told_forwards", count=loop.forwards)
-        + f", but this optimizer never made a step{lacking}: the weights stay as they are",
+        + f", but this optimizer never made a step{addition}: the weights stay as they are",
         "call optimizer.step() of the optimizer that is watched, after loss.backward(), "
         "and build it once, before the loop",
     )
 
 
-def steps_ended(loop: Loop) -> Alarm | None:
+def steps_stopped(loop: LoopState) -> Alarm | None:
     """Detect optimizer steps that cease while passes go on."""
-    if not loop.steps or loop.unstepped < max(3 * MANY, 5 * loop.usual):
+    if not loop.steps or loop.passes_without_step < max(3 * MIN_STEPS, 5 * loop.max_passes):
         return None
     return Alarm(
         "step_never_called",
         loop.steps,
-        f"{loop.unstepped} backward passes since this optimizer made its last step: the weights "
-        "stay as they are, or another optimizer moves them",
+        f"{loop.passes_without_step} backward passes since this optimizer made its last step: the "
+        "weights stay as they are, or another optimizer moves them",
         "build the optimizer once, before the loop, and step the one that is watched",
     )
 
 
-def stepped_again(loop: Loop) -> Alarm | None:
+def stepped_twice(loop: LoopState) -> Alarm | None:
     """Detect several steps along the same gradient."""
-    if loop.again < ENOUGH + 2 or loop.again < 0.3 * loop.steps:
+    if loop.repeated_steps < MIN_SAMPLES + 2 or loop.repeated_steps < 0.3 * loop.steps:
         return None
     return Alarm(
         "stepped_twice",
         0,
-        f"{loop.again} of {loop.steps} steps follow the gradient of the step before, without a "
-        "pass in between: the learning rate is in truth a multiple of what is set",
+        f"{loop.repeated_steps} of {loop.steps} steps follow the gradient of the step before, "
+        "without a pass in between: the learning rate is in truth a multiple of what is set",
         "call optimizer.step() once after each backward pass; scaler.step(optimizer) calls it",
     )
 
 
-def thawed(loop: Loop) -> Alarm | None:
+def frozen_but_moving(loop: LoopState) -> Alarm | None:
     """Detect frozen tensors that still move."""
-    names = _lasting(loop, loop.history.thawed)
+    names = _lasting_names(loop, loop.history.frozen_but_moving)
     if not names:
         return None
     return Alarm(
         "frozen_but_moving",
-        min(loop.history.thawed[n].first for n in names),
+        min(loop.history.frozen_but_moving[n].first for n in names),
         "they do not require a gradient any more, but have an old one, which the optimizer "
         "follows on, with its momentum and decay",
         "set their .grad to None when they are frozen, and take them out of the optimizer",
@@ -250,10 +245,10 @@ def thawed(loop: Loop) -> Alarm | None:
     )
 
 
-def frozen_in_name(loop: Loop) -> Alarm | None:
+def frozen_by_attribute(loop: LoopState) -> Alarm | None:
     """Detect modules with an attribute `requires_grad`, which torch ignores."""
     last = loop.history.last
-    if last is None or not last.called_frozen:
+    if last is None or not last.frozen_by_attribute:
         return None
     return Alarm(
         "frozen_in_name",
@@ -261,26 +256,26 @@ def frozen_in_name(loop: Loop) -> Alarm | None:
         "requires_grad = False was set on the module, which changes nothing: its tensors require "
         "gradients and move",
         "call module.requires_grad_(False), which freezes its parameters",
-        last.called_frozen,
+        last.frozen_by_attribute,
     )
 
 
-def graphs_kept(loop: Loop) -> Alarm | None:
+def graphs_kept(loop: LoopState) -> Alarm | None:
     """Detect losses or outputs that are kept with their graphs."""
     last = loop.history.last
-    if last is None or last.graphs < KEPT:
+    if last is None or last.live_graphs < MAX_GRAPHS:
         return None
     return Alarm(
         "graphs_kept",
         0,
-        f"the graphs of {last.graphs} earlier sampled steps are still in memory: something keeps "
-        "their losses or outputs",
+        f"the graphs of {last.live_graphs} earlier sampled steps are still in memory: something "
+        "keeps their losses or outputs",
         "add up loss.item(), and keep outputs as .detach()",
         severity="info",
     )
 
 
-def never_called(loop: Loop) -> Alarm | None:
+def nothing_happened(loop: LoopState) -> Alarm | None:
     """Detect a loop without passes or steps."""
     if not loop.ended or loop.steps or loop.forwards:
         return None
@@ -293,15 +288,17 @@ def never_called(loop: Loop) -> Alarm | None:
     )
 
 
-def no_gradient(loop: Loop) -> Alarm | None:
+def no_gradient(loop: LoopState) -> Alarm | None:
     """Detect steps without a gradient, and infer the reason from the order of the passes."""
     history, last = loop.history, loop.history.last
-    if loop.empty >= (2 if loop.ended else MANY):
-        said = f"{loop.empty} steps, no parameter of this optimizer had a gradient"
-        step = max(0, loop.steps - loop.empty)
-    elif loop.lasts(history.streak("zero")):
-        step = history.streak("zero").first
-        said = "every gradient of this optimizer is exactly zero"
+    if loop.steps_without_gradient >= (2 if loop.ended else MIN_STEPS):
+        observation = (
+            f"{loop.steps_without_gradient} steps, no parameter of this optimizer had a gradient"
+        )
+        step = max(0, loop.steps - loop.steps_without_gradient)
+    elif loop.is_lasting(history.streak("zero_gradient")):
+        step = history.streak("zero_gradient").first
+        observation = "every gradient of this optimizer is exactly zero"
     else:
         return None
     if last is None or not last.listening:
@@ -309,7 +306,7 @@ def no_gradient(loop: Loop) -> Alarm | None:
     elif last.reached.get("optimizer") and last.unfinished:
         why = "the step comes before the backward pass"
         change = "call loss.backward() before optimizer.step()"
-    elif last.reached.get("optimizer") and last.arrived:
+    elif last.reached.get("optimizer") and last.gradient_arrived:
         why = "they are cleared between the backward pass and the step"
         change = "move optimizer.zero_grad() before loss.backward(), or behind optimizer.step()"
     elif last.reached.get("optimizer"):
@@ -324,35 +321,35 @@ def no_gradient(loop: Loop) -> Alarm | None:
             "compute the loss from model(x) itself, without .item(), .detach(), .data, argmax, "
             "numpy or a new torch.tensor, and call loss.backward()"
         )
-    return Alarm("no_gradient", step, f"{said}: {why}", change)
+    return Alarm("no_gradient", step, f"{observation}: {why}", change)
 
 
-def doubled(loop: Loop) -> Alarm | None:
+def duplicated_parameters(loop: LoopState) -> Alarm | None:
     """Detect a tensor that is in the optimizer twice."""
     last = loop.history.last
-    if last is None or not last.doubled:
+    if last is None or not last.duplicates:
         return None
     return Alarm(
         "duplicated_parameters",
         last.step,
         "they stand twice in the optimizer and move twice",
         "give each parameter to the optimizer once",
-        last.doubled,
+        last.duplicates,
     )
 
 
-def left_out(loop: Loop) -> Alarm | None:
+def missing_from_optimizer(loop: LoopState) -> Alarm | None:
     """Detect trainable tensors with a gradient that are in no optimizer."""
     last = loop.history.last
-    if last is None or loop.lasts(loop.history.streak("foreign"), 1):
+    if last is None or loop.is_lasting(loop.history.streak("foreign_optimizer"), 1):
         return None
-    names = _lasting(loop, loop.history.left_out)
+    names = _lasting_names(loop, loop.history.left_out)
     if not names:
         return None
     step = min(loop.history.left_out[n].first for n in names)
-    late = [n for n in names if n in loop.frozen]
+    unfrozen = [n for n in names if n in loop.frozen]
     meaning = "they get gradients, but are not in the optimizer and never move"
-    if late:
+    if unfrozen:
         meaning = "they were unfrozen after the optimizer was built, which does not have them"
     return Alarm(
         "missing_from_optimizer",
@@ -360,79 +357,87 @@ def left_out(loop: Loop) -> Alarm | None:
         meaning,
         'add them with optimizer.add_param_group({"params": ...}), or freeze them with '
         "requires_grad_(False) if they are to stay",
-        tuple(late or names),
+        tuple(unfrozen or names),
     )
 
 
-def unreached(loop: Loop) -> Alarm | None:
+def parameters_without_gradient(loop: LoopState) -> Alarm | None:
     """Detect tensors of the optimizer that never get a gradient."""
     history, last = loop.history, loop.history.last
-    if last is None or loop.lasts(history.streak("zero")):
+    if last is None or loop.is_lasting(history.streak("zero_gradient")):
         return None
-    silent = {n: last.tensors[n] for n in _lasting(loop, history.silent) if n in last.tensors}
-    foreign = [n for n, t in silent.items() if t.foreign]
-    if foreign and left_out(loop) is None:
+    without_gradient = {
+        n: last.tensors[n]
+        for n in _lasting_names(loop, history.without_gradient)
+        if n in last.tensors
+    }
+    foreign = [n for n, t in without_gradient.items() if t.foreign]
+    if foreign and missing_from_optimizer(loop) is None:
         return Alarm(
             "optimizer_of_another_model",
-            min(history.silent[n].first for n in foreign),
+            min(history.without_gradient[n].first for n in foreign),
             "they are in the optimizer, but not in the model, and never get a gradient",
             "build the optimizer after the last line that changes the model's layers",
             tuple(foreign),
         )
-    own = {n: t for n, t in silent.items() if not t.foreign}
-    if not own:
+    own_tensors = {n: t for n, t in without_gradient.items() if not t.foreign}
+    if not own_tensors:
         return None
     # the last bias cancels in differences of outputs, with gradient zero
-    free = all(t.vector and t.gradient is not None for t in own.values())
+    is_harmless = all(t.is_vector and t.gradient is not None for t in own_tensors.values())
     return Alarm(
         "unmoved_parameters",
-        min(history.silent[n].first for n in own),
+        min(history.without_gradient[n].first for n in own_tensors),
         "they never get a gradient, so they keep their first values: the loss does not reach "
         "them, or they are behind a detach, dead units or a branch that is not used",
         "let the loss depend on them, or take them out of the model",
-        tuple(own),
-        "info" if free else "warning",
+        tuple(own_tensors),
+        "info" if is_harmless else "warning",
     )
 
 
-def unmoved(loop: Loop) -> Alarm | None:
+def unmoved_parameters(loop: LoopState) -> Alarm | None:
     """Detect tensors of the optimizer that have a gradient but never move."""
     history, last = loop.history, loop.history.last
-    names = _lasting(loop, history.still)
+    names = _lasting_names(loop, history.unmoved)
     if last is None or not names:
         return None
-    kind = last.tensors[names[0]].kind if names[0] in last.tensors else ""
-    half = kind in ("bfloat16", "float16")
-    if not half and loop.lasts(history.streak("faded")):
+    dtype = last.tensors[names[0]].kind if names[0] in last.tensors else ""
+    is_16_bit = dtype in ("bfloat16", "float16")
+    if not is_16_bit and loop.is_lasting(history.streak("vanished")):
         return None  # vanishing gradients are reported otherwise
     # a bias before a norm has no effect: its gradient is zero up to rounding
     largest = max((t.gradient or 0.0 for t in last.tensors.values()), default=0.0)
-    read = [last.tensors[n] for n in names if n in last.tensors]
-    free = not half and all(t.vector and (t.gradient or 0) < NOTHING * largest for t in read)
-    moves = "most of their entries do not" if half else "never"
-    cause = f"a step is below the resolution of {kind}" if half else "the step rounds to nothing"
+    readings = [last.tensors[n] for n in names if n in last.tensors]
+    is_harmless = not is_16_bit and all(
+        t.is_vector and (t.gradient or 0) < NEGLIGIBLE_GRADIENT * largest for t in readings
+    )
+    moves = "most of their entries do not" if is_16_bit else "never"
+    cause = (
+        f"a step is below the resolution of {dtype}" if is_16_bit else "the step rounds to nothing"
+    )
     change = (
         "keep the weights in float32 and use torch.autocast"
-        if half
+        if is_16_bit
         else ("raise the learning rate of their group")
     )
     return Alarm(
         "unmoved_parameters",
-        min(history.still[n].first for n in names),
+        min(history.unmoved[n].first for n in names),
         f"they get a gradient and {moves} move: {cause}",
         change,
         tuple(names),
-        "info" if free else "warning",
+        "info" if is_harmless else "warning",
     )
 
 
-def overwritten(loop: Loop) -> Alarm | None:
+def weights_overwritten(loop: LoopState) -> Alarm | None:
     """Detect weights that are overwritten between steps."""
-    if loop.rounds:
+    if loop.is_federated:
         return None
-    back, replaced = loop.history.streak("back"), loop.history.replaced
+    reset, replaced = loop.history.streak("reset_weights"), loop.history.replaced
     change = "load, initialise or copy weights before the loop, not inside it"
-    since = back.first if loop.lasts(back) else loop.history.set_back
+    since = reset.first if loop.is_lasting(reset) else loop.history.reset_since
     if since is not None:
         return Alarm(
             "weights_overwritten",
@@ -443,26 +448,26 @@ def overwritten(loop: Loop) -> Alarm | None:
     if not replaced:
         return None
     step, where, share = replaced[0]
-    often = len(replaced) > 1
-    if not often and share < ONCE:
+    frequent = len(replaced) > 1
+    if not frequent and share < REPLACED_ONCE:
         return None
     return Alarm(
         "weights_overwritten",
         step,
         f"something else than this optimizer changed the weights by {share:.0%} of their size "
-        f"between two steps{f', {len(replaced)} times' if often else ''}",
+        f"between two steps{f', {len(replaced)} times' if frequent else ''}",
         change,
         (where,),
-        "warning" if often else "info",
+        "warning" if frequent else "info",
     )
 
 
-def repeated(loop: Loop) -> Alarm | None:
+def repeated_batch(loop: LoopState) -> Alarm | None:
     """Detect the same batch in every step."""
-    streak, handed = loop.history.streak("repeated"), loop.history.streak("handed")
-    if not loop.lasts(streak, ENOUGH + 2):
+    streak, same_tensor = loop.history.streak("repeated_batch"), loop.history.streak("same_tensor")
+    if not loop.is_lasting(streak, MIN_SAMPLES + 2):
         return None
-    if loop.lasts(handed, ENOUGH + 2):
+    if loop.is_lasting(same_tensor, MIN_SAMPLES + 2):
         return Alarm(
             "repeated_batch",
             streak.first,
@@ -479,91 +484,95 @@ def repeated(loop: Loop) -> Alarm | None:
     )
 
 
-def collapsed_rate(loop: Loop) -> Alarm | None:
+def learning_rate_collapsed(loop: LoopState) -> Alarm | None:
     """Detect a learning rate that collapsed long before the end."""
     last = loop.history.last
-    for index, low in enumerate(loop.history.low):
-        if last is None or not low.count or loop.steps < MANY:
+    for index, collapsed in enumerate(loop.history.collapsed_rates):
+        if last is None or not collapsed.count or loop.steps < MIN_STEPS or loop.has_improved:
             continue
-        if loop.steps - low.first < max(0.2 * loop.steps, MANY / 2):
+        if loop.steps - collapsed.first < max(0.2 * loop.steps, MIN_STEPS / 2):
             continue
-        if loop.learned:
-            continue
-        if not any(loop.history.largest):
+        largest = loop.history.largest_rates[index]
+        if not any(loop.history.largest_rates):
             return Alarm(
                 "learning_rate_collapsed",
-                low.first,
+                collapsed.first,
                 "the learning rate is 0: the weights stand still",
                 "give the optimizer a learning rate above 0, and look at what the schedule "
                 "multiplies it by (k // n is 0 until k reaches n)",
             )
-        if loop.history.largest[index]:
+        if largest:
             return Alarm(
                 "learning_rate_collapsed",
-                low.first,
-                f"the learning rate of group {index} fell from {loop.history.largest[index]:.2g} "
-                f"to {last.rates[index]:.2g} and stays there: the weights stand still",
+                collapsed.first,
+                f"the learning rate of group {index} fell from {largest:.2g} "
+                f"to {last.learning_rates[index]:.2g} and stays there: the weights stand still",
                 "call scheduler.step() once an epoch, outside the loop over batches, or give the "
                 "schedule its length in steps",
             )
     return None
 
 
-def only_rising(loop: Loop) -> Alarm | None:
+def warmup_never_ends(loop: LoopState) -> Alarm | None:
     """Detect a warm-up that lasts to the end."""
     history, last = loop.history, loop.history.last
-    if last is None or not loop.ended or history.samples < MANY / 2 or loop.steps < 5 * MANY:
+    if (
+        last is None
+        or not loop.ended
+        or history.samples < MIN_STEPS / 2
+        or loop.steps < 5 * MIN_STEPS
+    ):
         return None
-    for index, rising in enumerate(history.rising):
-        if rising.count < history.samples - 1 or not last.rates[index]:
+    for index, rising in enumerate(history.rising_rates):
+        if rising.count < history.samples - 1 or not last.learning_rates[index]:
             continue
         return Alarm(
             "warmup_never_ends",
             rising.first,
             f"the learning rate of group {index} rises from the first step to the last, "
-            f"{last.rates[index]:.2g}",
+            f"{last.learning_rates[index]:.2g}",
             "look at the order of the schedule's arguments: steps of the warm-up, then all steps",
         )
     return None
 
 
-def _lasting(loop: Loop, streaks: Mapping[str, Streak]) -> list[str]:
-    return [name for name, streak in streaks.items() if loop.lasts(streak, ENOUGH + 2)]
+def _lasting_names(loop: LoopState, streaks: Mapping[str, Streak]) -> list[str]:
+    return [name for name, streak in streaks.items() if loop.is_lasting(streak, MIN_SAMPLES + 2)]
 
 
-def _few(names: tuple[str, ...]) -> str:
+def _shortened(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 # the first violated one explains the others
-ROOTS: tuple[Law, ...] = (
-    never_called,
+ROOT_RULES: tuple[Rule, ...] = (
+    nothing_happened,
     step_never_called,
-    other_model,
+    optimizer_of_another_model,
     no_gradient,
-    beside_the_model,
+    loss_not_connected,
 )
-OTHERS: tuple[Law, ...] = (
-    steps_ended,
-    stepped_again,
-    crushed,
-    scaled,
-    lost,
-    clipped_late,
-    thawed,
-    frozen_in_name,
-    not_cleared,
-    mixed,
-    late_backward,
-    doubled,
-    left_out,
-    unreached,
-    unmoved,
-    overwritten,
-    eval_mode,
-    repeated,
-    collapsed_rate,
-    only_rising,
-    apart,
+OTHER_RULES: tuple[Rule, ...] = (
+    steps_stopped,
+    stepped_twice,
+    clipped_before_unscaling,
+    step_of_scaled_gradients,
+    micro_batches_lost,
+    clipped_after_step,
+    frozen_but_moving,
+    frozen_by_attribute,
+    gradients_not_cleared,
+    gradients_of_another_loss,
+    step_before_backward,
+    duplicated_parameters,
+    missing_from_optimizer,
+    parameters_without_gradient,
+    unmoved_parameters,
+    weights_overwritten,
+    eval_mode_in_training,
+    repeated_batch,
+    learning_rate_collapsed,
+    warmup_never_ends,
+    replicas_differ,
     graphs_kept,
 )

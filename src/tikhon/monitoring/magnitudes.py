@@ -7,13 +7,13 @@ from statistics import median
 from typing import TypedDict
 
 from tikhon.diagnosis.thresholds import EXPLODED, SLOW_UPDATE, VANISHED
-from tikhon.monitoring.laws import ENOUGH, Alarm
+from tikhon.monitoring.rules import MIN_SAMPLES, Alarm
 from tikhon.monitoring.spikes import Spike
 
 MOVED_SCALE = 2.0**10  # factor between a loss scale and its start (convention)
 JUMP = 0.2  # update / weight of a step that destroys weights: BatchNorm tolerates 0.18
-RAN = 4.0  # weight norm / that of the first reading, after such a step
-STANDSTILL = 1e-7  # update / weight: a weight moves by its own size in ten million steps
+GROWN = 4.0  # weight norm / that of the first reading, after such a step
+NEGLIGIBLE_UPDATE = 1e-7  # update / weight: a weight moves by its own size in ten million steps
 
 
 class Row(TypedDict):
@@ -42,23 +42,23 @@ class NonFinite(TypedDict):
     message: str
 
 
-def of_rows(
-    rows: Sequence[Row], failure: NonFinite | None, *, wired: bool, summed: bool = False
+def magnitude_alarms(
+    rows: Sequence[Row], failure: NonFinite | None, *, is_wired: bool, is_summed: bool = False
 ) -> list[Alarm]:
-    """Return the alarms of sampled steps; judges gradients only if the loop is `wired` right.
+    """Return the alarms of sampled steps; judges gradients only if the loop is `is_wired` right.
 
-    `summed`: a step sums micro-batches whose losses were not divided.
+    `is_summed`: a step sums micro-batches whose losses were not divided.
     """
-    found = [*_failed(failure), *_loss_scale(rows)]
-    away = _ran_away(rows, summed=summed)
-    if wired and away is not None and failure is None:
-        found.append(away)
-    elif wired:
-        found += [*_signal(rows, failure), *_update(rows)]
-    return found
+    alarms = [*_failure_alarm(failure), *_loss_scale_alarms(rows)]
+    runaway = _find_runaway(rows, is_summed=is_summed)
+    if is_wired and runaway is not None and failure is None:
+        alarms.append(runaway)
+    elif is_wired:
+        alarms += [*_signal_alarms(rows, failure), *_update_alarms(rows)]
+    return alarms
 
 
-def of_spikes(spikes: Sequence[Spike]) -> list[Alarm]:
+def spike_alarms(spikes: Sequence[Spike]) -> list[Alarm]:
     """Return one alarm for all spikes, describing the first."""
     if not spikes:
         return []
@@ -76,7 +76,7 @@ def of_spikes(spikes: Sequence[Spike]) -> list[Alarm]:
     ]
 
 
-def _failed(failure: NonFinite | None) -> list[Alarm]:
+def _failure_alarm(failure: NonFinite | None) -> list[Alarm]:
     if failure is None:
         return []
     return [
@@ -90,47 +90,53 @@ def _failed(failure: NonFinite | None) -> list[Alarm]:
     ]
 
 
-def _ran_away(rows: Sequence[Row], *, summed: bool) -> Alarm | None:
+def _find_runaway(rows: Sequence[Row], *, is_summed: bool) -> Alarm | None:
     """Detect single steps that enlarged the weights and left dead units or a high loss."""
-    moved = [row for row in rows if row["update"] is not None]
-    jump = max((update for row in moved if (update := row["update"]) is not None), default=0.0)
-    if len(moved) <= ENOUGH or jump < JUMP or moved[-1]["weight"] < RAN * moved[0]["weight"]:
-        return None
-    signals = [ratio for row in moved if (ratio := row["signal_ratio"]) is not None]
-    late = signals[len(signals) // 2 :]
-    dead = bool(signals) and median(late) < VANISHED < max(signals[:ENOUGH])
-    losses = [abs(loss) for row in moved if (loss := row["loss"]) is not None]
-    high = len(losses) > ENOUGH and min(losses[-ENOUGH:]) > 3 * losses[0]
-    if not dead and not high:
-        return None
-    first = next(row for row in moved if (row["update"] or 0.0) >= JUMP)
-    after = "no signal reaches the first layer" if dead else "the loss stays high"
-    said = (
-        f"steps of up to {jump:.0%} of the weights' size made them grow from "
-        f"{moved[0]['weight']:.2g} to {moved[-1]['weight']:.2g}, and {after}"
+    rows_with_update = [row for row in rows if row["update"] is not None]
+    jump = max(
+        (update for row in rows_with_update if (update := row["update"]) is not None), default=0.0
     )
-    if summed:
+    if (
+        len(rows_with_update) <= MIN_SAMPLES
+        or jump < JUMP
+        or rows_with_update[-1]["weight"] < GROWN * rows_with_update[0]["weight"]
+    ):
+        return None
+    signals = [ratio for row in rows_with_update if (ratio := row["signal_ratio"]) is not None]
+    late_ratios = signals[len(signals) // 2 :]
+    is_dead = bool(signals) and median(late_ratios) < VANISHED < max(signals[:MIN_SAMPLES])
+    losses = [abs(loss) for row in rows_with_update if (loss := row["loss"]) is not None]
+    is_high = len(losses) > MIN_SAMPLES and min(losses[-MIN_SAMPLES:]) > 3 * losses[0]
+    if not is_dead and not is_high:
+        return None
+    first = next(row for row in rows_with_update if (row["update"] or 0.0) >= JUMP)
+    after = "no signal reaches the first layer" if is_dead else "the loss stays high"
+    described = (
+        f"steps of up to {jump:.0%} of the weights' size made them grow from "
+        f"{rows_with_update[0]['weight']:.2g} to {rows_with_update[-1]['weight']:.2g}, and {after}"
+    )
+    if is_summed:
         return Alarm(
             "accumulation_not_averaged",
             first["step"],
-            f"a step sums its micro-batches, whose losses are not divided: {said}",
+            f"a step sums its micro-batches, whose losses are not divided: {described}",
             "divide each loss by the number of micro-batches of a step",
         )
     change = "lower the learning rate, let it warm up, or clip gradients"
-    return Alarm("exploding_gradient", first["step"], said, change)
+    return Alarm("exploding_gradient", first["step"], described, change)
 
 
-def _signal(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm]:
-    read = [(r["step"], ratio) for r in rows if (ratio := r["signal_ratio"]) is not None][-3:]
-    ratios = [ratio for _, ratio in read]
-    if len(read) < 2:
+def _signal_alarms(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm]:
+    readings = [(r["step"], ratio) for r in rows if (ratio := r["signal_ratio"]) is not None][-3:]
+    ratios = [ratio for _, ratio in readings]
+    if len(readings) < 2:
         return []
     growing = ratios[-1] > 2 * ratios[0]  # a zero-initialised head or branch
     if max(ratios) < VANISHED and not growing:
         return [
             Alarm(
                 "vanishing_gradient",
-                read[0][0],
+                readings[0][0],
                 f"the signal of the first layer is {ratios[-1]:.0e} of the last one's",
                 "use residual connections with norms, or weights of the right gain",
             )
@@ -139,7 +145,7 @@ def _signal(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm]:
         return [
             Alarm(
                 "exploding_gradient",
-                read[0][0],
+                readings[0][0],
                 f"the signal of the first layer is {ratios[-1]:.0e} times the last one's",
                 "use norms, or weights of the right gain",
             )
@@ -147,37 +153,39 @@ def _signal(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm]:
     return []
 
 
-def _update(rows: Sequence[Row]) -> list[Alarm]:
+def _update_alarms(rows: Sequence[Row]) -> list[Alarm]:
     """Detect steps that never moved the weights, unlike a schedule that ends at zero."""
-    read = [(r["step"], update) for r in rows if (update := r["update"]) is not None]
-    largest = max((update for _, update in read), default=0.0)
-    if len(read) < ENOUGH or not 0 < largest < SLOW_UPDATE:
+    readings = [(r["step"], update) for r in rows if (update := r["update"]) is not None]
+    largest = max((update for _, update in readings), default=0.0)
+    if len(readings) < MIN_SAMPLES or not 0 < largest < SLOW_UPDATE:
         return []
-    still = largest < STANDSTILL
+    is_negligible = largest < NEGLIGIBLE_UPDATE
     return [
         Alarm(
             "slow_convergence",
-            read[0][0],
+            readings[0][0],
             f"no step moved the weights by more than {largest:.0e} of their size",
             "raise the learning rate, unless fine steps are meant",
-            severity="warning" if still else "info",
+            severity="warning" if is_negligible else "info",
         )
     ]
 
 
-def _loss_scale(rows: Sequence[Row]) -> list[Alarm]:
+def _loss_scale_alarms(rows: Sequence[Row]) -> list[Alarm]:
     """Detect a loss scale far below its start (overflow) or far above it (underflow)."""
-    read = [(r["step"], scale) for r in rows if (scale := r["scale"]) is not None]
-    scales = [scale for _, scale in read]
-    if len(read) < 2 or MOVED_SCALE > scales[-1] / scales[0] > 1 / MOVED_SCALE:
+    readings = [(r["step"], scale) for r in rows if (scale := r["scale"]) is not None]
+    scales = [scale for _, scale in readings]
+    if len(readings) < 2 or MOVED_SCALE > scales[-1] / scales[0] > 1 / MOVED_SCALE:
         return []
-    way = "fell" if scales[-1] < scales[0] else "grew"
-    cause = "gradients overflow at every larger one" if way == "fell" else "gradients are tiny"
+    direction = "fell" if scales[-1] < scales[0] else "grew"
+    cause = (
+        "gradients overflow at every larger one" if direction == "fell" else "gradients are tiny"
+    )
     return [
         Alarm(
             "unstable_loss_scale",
-            read[0][0],
-            f"the loss scale {way} from {scales[0]:.2g} to {scales[-1]:.2g}: {cause}",
+            readings[0][0],
+            f"the loss scale {direction} from {scales[0]:.2g} to {scales[-1]:.2g}: {cause}",
             "use bfloat16, which needs no scale, or a smaller learning rate",
         )
     ]

@@ -1,0 +1,203 @@
+"""Networks that should follow the model: target networks, teachers, weight averages."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from tikhon.data.nested import tensors
+from tikhon.monitoring.history import Sample
+from tikhon.monitoring.hooks import Hook
+from tikhon.monitoring.rules import MIN_SAMPLES, Alarm
+from tikhon.monitoring.tensor_readings import fingerprint, row_norms, rows, tensor_norms
+
+MAX_NETWORKS = 4  # followers that are read
+MIN_STEPS = 100  # steps after which a follower that never moved counts as forgotten
+COPY_DISTANCE = 0.1  # distance to the model / its last update: an average of few steps is farther
+MIN_DISTANCE = 0.01  # relative distance from the model
+# parts of names of networks that are fixed on purpose, and of followers
+FIXED_NAMES = "teacher ref old prev frozen pretrain initial base anchor start".split()
+FOLLOWING_NAMES = "target ema momentum average avg slow shadow swa".split()
+
+
+@dataclass
+class TargetNetwork:
+    """One network with the model's parameter shapes, and its readings in sampled steps."""
+
+    name: str
+    module: nn.Module
+    source: nn.Module  # the model, or its part with these shapes
+    first_norms: Tensor  # of its tensors when it was found
+    began_equal: bool  # it was equal to the model then
+    is_trainable: bool  # all its tensors require a gradient
+    total_calls: int = 0
+    calls: int = 0  # since the last reading began
+    inputs: Tensor | None = None  # fingerprint of its last inputs
+    input_rows: int = 0
+    shares_inputs: bool = False  # called with the model's: a reference, or a fixed teacher
+    own_inputs: int = 0  # successive sampled steps that called it with other inputs than the model
+    copied: int = 0  # successive sampled steps that found it close to the model
+    since: int = 0  # the first of these
+    has_moved: bool = False
+    distance: float = 0.0  # to the model, relative to its size
+
+
+class TargetNetworks:
+    """Finds target networks, records their calls, and measures their distance to the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._networks: dict[int, TargetNetwork] = {}
+        self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._handles: list[RemovableHandle] = []
+        self._sampling = False
+        self._measured: list[Tensor] = []
+
+    def find(self, modules: Mapping[str, nn.Module], optimizers: Iterable[Optimizer]) -> None:
+        """Search the variables of the loop and the parts of the model."""
+        optimized = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+        parts = [(n, m) for n, m in self._model.named_modules() if n]
+        upper = [(n, m) for n, m in parts if n.count(".") < 2]
+        sources = [
+            (shapes, m)
+            for m in (self._model, *(m for _, m in upper))
+            if len(shapes := _shapes(m)) > 1 and _is_trained(m, optimized)
+        ]
+        own = {self._model, *(m for _, m in parts)}
+        for name, module in [*((n, m) for n, m in modules.items() if m not in own), *upper]:
+            if module in self._seen or len(self._networks) >= MAX_NETWORKS:
+                continue
+            self._seen.add(module)
+            shapes = _shapes(module)
+            source = next((m for s, m in sources if s == shapes), None)
+            if source is not None and source is not module and not _is_trained(module, optimized):
+                self._add(name, module, source)
+
+    def _add(self, name: str, module: nn.Module, source: nn.Module) -> None:
+        network = self._networks[id(module)] = TargetNetwork(
+            name,
+            module,
+            source,
+            first_norms=(norms := _norms(module)),
+            began_equal=torch.equal(norms, _norms(source)),
+            is_trainable=all(p.requires_grad for p in module.parameters()),
+        )
+
+        def record_call(module: nn.Module, args: object, kwargs: object) -> None:
+            network.calls += 1
+            network.total_calls += 1
+            if not self._sampling:
+                return
+            inputs = [t for t in tensors([args, kwargs]) if t.numel()]
+            if inputs and not torch.compiler.is_compiling():
+                network.inputs = fingerprint([args, kwargs])
+                network.input_rows = len(inputs[0]) if inputs[0].ndim else 1
+
+        handle = module.register_forward_pre_hook(Hook(record_call), with_kwargs=True)
+        self._handles.append(handle)
+
+    def begin_sample(self) -> None:
+        """Begin a sampled step."""
+        self._sampling = True
+        for network in self._networks.values():
+            network.calls, network.inputs = 0, None
+
+    def tensors_to_read(self) -> list[Tensor]:
+        """Return the results of `measure`, five numbers per network."""
+        return self._measured
+
+    def measure(self) -> None:
+        """Measure inputs, distance to the model and change, just before the step."""
+        self._measured = []
+        for network in self._networks.values():
+            pairs = zip(network.module.parameters(), network.source.parameters())
+            differences = [rows(a.detach()) - rows(b.detach()) for a, b in pairs]
+            norms = _norms(network.module)
+            no_inputs = torch.full((2,), torch.nan, device=norms.device)
+            inputs = network.inputs.to(norms.device) if network.inputs is not None else no_inputs
+            distance = torch.stack(tensor_norms(differences)).norm()
+            has_moved = (norms != network.first_norms).any().float()
+            self._measured += [*inputs, distance, _norms(network.source).norm(), has_moved]
+
+    def update(self, values: Sequence[float], sample: Sample) -> None:
+        """Process the readings of a sampled step."""
+        self._sampling = False
+        for network, k in zip(self._networks.values(), range(0, len(values), 5)):
+            first, second, distance, size, has_moved = values[k : k + 5]
+            is_called = network.calls > 0
+            is_model_batch = (first, second) in sample.fingerprints
+            network.shares_inputs = network.shares_inputs or (is_called and is_model_batch)
+            has_own_inputs = is_called and not is_model_batch
+            network.own_inputs = network.own_inputs + 1 if has_own_inputs else 0
+            network.has_moved = network.has_moved or has_moved > 0
+            network.distance = distance / size if size else 0.0
+            called_alike = network.calls == sample.forwards and network.input_rows == sample.rows
+            is_near = sample.update > 0 and distance <= COPY_DISTANCE * sample.update
+            is_copied = has_own_inputs and called_alike and is_near
+            network.since = network.since if network.copied and is_copied else sample.step
+            network.copied = network.copied + 1 if is_copied else 0
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def alarms(self, steps: int, *, ended: bool) -> list[Alarm]:
+        """Report networks that never move, and those that are the model in every step."""
+        return list(self._find_alarms(steps, ended))
+
+    def _find_alarms(self, steps: int, ended: bool) -> Iterator[Alarm]:
+        for network in self._networks.values():
+            stayed = not network.has_moved and network.distance > MIN_DISTANCE
+            if ended and steps >= MIN_STEPS and stayed and _should_move(network):
+                yield Alarm(
+                    "target_never_updated",
+                    0,
+                    f"it has the weights that it began with after {steps} steps, while the model "
+                    f"has moved {network.distance:.0%} of its size away",
+                    "copy the model's weights into it every so many steps, or a small part of "
+                    "them in every step",
+                    (network.name,),
+                    "info" if _has_word(network.name, FIXED_NAMES) else "warning",
+                )
+            elif network.copied > MIN_SAMPLES + 2:
+                yield Alarm(
+                    "target_always_copied",
+                    network.since,
+                    "it has the model's own weights in every step, so that the model chases "
+                    "itself",
+                    "copy the weights every so many steps, or move it by a small part (tau, "
+                    "1 - decay) of the difference",
+                    (network.name,),
+                )
+
+
+def _should_move(network: TargetNetwork) -> bool:
+    """Whether such a network was meant to move: a teacher or a reference sees the same inputs."""
+    if network.own_inputs > MIN_SAMPLES + 2:
+        return network.began_equal or network.is_trainable
+    is_called = network.total_calls > 0 and not network.shares_inputs
+    return is_called and network.began_equal and _has_word(network.name, FOLLOWING_NAMES)
+
+
+def _has_word(name: str, words: Iterable[str]) -> bool:
+    return any(word in name.lower() for word in words)
+
+
+def _shapes(module: nn.Module) -> tuple[torch.Size, ...]:
+    return tuple(p.shape for p in module.parameters())
+
+
+def _is_trained(module: nn.Module, optimized: set[int]) -> bool:
+    return any(id(p) in optimized for p in module.parameters())
+
+
+def _norms(module: nn.Module) -> Tensor:
+    return torch.stack(row_norms([p.detach() for p in module.parameters()]))
