@@ -153,13 +153,13 @@ def ended(**scores):
 
 
 def test_what_is_learned_is_not_what_generalises():
-    assert Evidence(healthy()).learned > 0.5
+    assert Evidence(healthy()).final_skill > 0.5
     lost = Evidence(ended(valid_metric=0.5, valid_loss=2.0))
-    assert lost.generalised < 0.1 < lost.learned
+    assert lost.validation_skill < 0.1 < lost.final_skill
     without = Evidence(ended(valid_metric=None, valid_loss=None))
-    assert without.generalised == without.learned > 0.5
+    assert without.validation_skill == without.final_skill > 0.5
     failed = dataclasses.replace(healthy(), failure=Failure(3, "loss", "loss"))
-    assert Evidence(failed).learned == Evidence(failed).generalised == 0.0
+    assert Evidence(failed).final_skill == Evidence(failed).validation_skill == 0.0
 
 
 @pytest.mark.parametrize(("score", "named"), [(0.95, False), (0.52, True)])

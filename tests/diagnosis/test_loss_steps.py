@@ -13,7 +13,12 @@ from torch.nn import functional as F
 
 from faulty import mlp
 from tikhon.diagnosis import Diagnosis, diagnose
-from tikhon.diagnosis.reference import best_constant, misread, shallow_loss, without_end
+from tikhon.diagnosis.reference import (
+    best_constant,
+    is_constant_off_mean,
+    shallow_loss,
+    unbounded_loss,
+)
 
 Loss = Callable[..., Tensor]
 
@@ -391,7 +396,9 @@ def test_the_best_constant_of_a_quantile_loss_is_the_quantile(level: float) -> N
     exact = float(quantile(level)(torch.quantile(y, level).expand(400, 1), y))
     assert value == pytest.approx(exact, rel=0.03)
     assert float(answer) == pytest.approx(float(torch.quantile(y, level)), rel=0.2)
-    assert misread(answer, y, 400) == (level != 0.5 or float(y.mean() - y.median()) > 0.3)
+    assert is_constant_off_mean(answer, y, 400) == (
+        level != 0.5 or float(y.mean() - y.median()) > 0.3
+    )
 
 
 def test_a_shallow_model_is_fitted_by_the_user_s_own_loss() -> None:
@@ -420,8 +427,8 @@ def test_a_shallow_model_is_fitted_by_the_user_s_own_loss() -> None:
 def test_what_falls_far_from_all_targets_has_no_end(loss: Loss, endless: bool) -> None:
     torch.manual_seed(0)
     y = torch.randn(50, 1) + 0.5
-    assert (without_end(torch.zeros(50, 1), y, loss, None) < -1e3) == endless
-    assert without_end(torch.zeros(50, 1), y, loss, torch.tanh) == 0
+    assert (unbounded_loss(torch.zeros(50, 1), y, loss, None) < -1e3) == endless
+    assert unbounded_loss(torch.zeros(50, 1), y, loss, torch.tanh) == 0
 
 
 def test_a_quantile_that_is_learned_is_no_underfitting() -> None:

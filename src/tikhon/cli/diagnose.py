@@ -101,7 +101,7 @@ def diagnose(
     """
     from tikhon.diagnosis import diagnose as examine
     from tikhon.diagnosis.findings import SEVERITIES
-    from tikhon.diagnosis.text import full as whole
+    from tikhon.diagnosis.text import format_full
 
     if fail_on is not None and fail_on not in SEVERITIES:
         raise InputError(f"--fail-on: {unknown_name('severity', fail_on, SEVERITIES)}")
@@ -110,7 +110,7 @@ def diagnose(
         model, data, loss, optimizer, valid, penalty, target=target, seed=seed, terminal=terminal
     )
     found = examine(**program, steps=steps, batch_size=batch_size, seed=seed, clip=clip)
-    terminal.print(whole(found.record, found.findings) if full else str(found))
+    terminal.print(format_full(found.record, found.findings) if full else str(found))
     save_and_print(terminal, run, found)
     limit = SEVERITIES.index(fail_on) if fail_on is not None else len(SEVERITIES)
     worst = max((SEVERITIES.index(f.severity) for f in found.findings), default=-1)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from tikhon.data.nested import Batch
-from tikhon.diagnosis.reference import amounts, constant_loss, shallow_skill
-from tikhon.diagnosis.replica import Replica, number_of, undisturbed
+from tikhon.diagnosis.reference import constant_loss, has_real_targets, shallow_skill
+from tikhon.diagnosis.replica import Replica, scalar_loss, undisturbed
 
 GAIN = 0.02  # share of the way from a constant to perfection: less is no skill (convention)
 TARGET_OFFSET = 0.3  # standard deviations from the targets, at which a loss exceeds its minimum
@@ -105,10 +105,10 @@ def predicts_targets(replica: Replica, probe: Batch) -> bool:
 
     def cost(answer: Tensor) -> float:
         with torch.no_grad():
-            return float(number_of(replica.loss(answer.to(output), target)))
+            return float(scalar_loss(replica.loss(answer.to(output), target)))
 
     with suppress(Exception):  # the user's loss, on artificial outputs
-        if amounts(target) and target.shape == output.shape:
+        if has_real_targets(target) and target.shape == output.shape:
             off = TARGET_OFFSET * float(target.std())
             return cost(target) < min(cost(target + off), cost(target - off))
         if target.ndim == 1 and not target.is_floating_point() and output.ndim == 2:

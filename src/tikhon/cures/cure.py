@@ -42,7 +42,7 @@ from tikhon.data.nested import Batch
 from tikhon.diagnosis.diagnose import Diagnosis, diagnose, draw, rebuilder
 from tikhon.diagnosis.penalty import separate_penalty
 from tikhon.diagnosis.record import Point, finite
-from tikhon.diagnosis.reference import amounts
+from tikhon.diagnosis.reference import has_real_targets
 from tikhon.diagnosis.replica import Replica, isolated
 from tikhon.diagnosis.samples import Samples, samples
 from tikhon.diagnosis.save import save
@@ -463,7 +463,7 @@ def _baseline_lines(found: Cure) -> list[str]:
     )
     metric = found.treatments[0].metric if found.best is None else found.best.metric
     if metric is not None and math.isfinite(known.reference):
-        name = "R2" if amounts(found.source.probe[1]) else "accuracy"
+        name = "R2" if has_real_targets(found.source.probe[1]) else "accuracy"
         lines.append(
             f" {name} {metric:.2f}; a constant predictor {known.chance:.2f}, ridge regression on "
             f"random features {known.reference:.2f}"

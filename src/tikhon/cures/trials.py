@@ -30,7 +30,7 @@ from tikhon.cures.treatments import (
 from tikhon.data.forward import LossFunction
 from tikhon.data.nested import Batch, batch_length, take_rows
 from tikhon.diagnosis.diagnose import Diagnosis, rebuilder
-from tikhon.diagnosis.dry_run import DryRun, advance, score
+from tikhon.diagnosis.dry_run import DryRun, score, take_step
 from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Replica, isolated, replicate
 from tikhon.diagnosis.samples import Samples
@@ -565,7 +565,7 @@ def train(
     for step in range(steps):
         deadline.check()
         replica.model.train()
-        if not advance(trial, replica, next(stream), step):
+        if not take_step(trial, replica, next(stream), step):
             break
     if trial.failure is not None:
         return Point(trial.failure.step, math.inf, math.inf, math.inf)

@@ -18,7 +18,7 @@ CODES = tuple(
 )
 
 
-def words(family: Literal["effect", "cures"], code: str, why: str) -> Sentence:
+def treatment_sentence(family: Literal["effect", "cures"], code: str, why: str) -> Sentence:
     """Return the effect or cures of a reason, else of the reason nested in it, else of the code.
 
     >>> words("cures", "slow_convergence", sentence("why_rate_zero", why=sentence("why_unmoved")))

@@ -13,8 +13,8 @@ from torch import nn
 
 from tikhon.budget import OutOfTimeError, out_of_time
 from tikhon.data.nested import take_rows
-from tikhon.diagnosis.dry_run import DryRun, run
-from tikhon.diagnosis.evidence import Evidence, lately, number
+from tikhon.diagnosis.dry_run import DryRun, run_trial
+from tikhon.diagnosis.evidence import Evidence, late_scores, number
 from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
@@ -24,16 +24,16 @@ from tikhon.diagnosis.wiring.rows import reconstruction_facts
 from tikhon.diagnosis.wiring.torch_calls import LeakyActivations
 from tikhon.errors import InputError
 
-BEHIND = 0.6  # skill relative to a shallow model
+LOW_SKILL = 0.6  # skill relative to a shallow model
 LONG_STEP = 1e-2  # update / weight
-USUAL = 0.9  # momentum
-USUAL_DECAY = 0.01  # default of AdamW; SGD uses less
-LONGER = 3  # times the steps
-SHUFFLED = 2  # runs on shuffled targets where no shallow model finds a relation
+DEFAULT_MOMENTUM = 0.9  # momentum
+DEFAULT_WEIGHT_DECAY = 0.01  # default of AdamW; SGD uses less
+LONGER_RUN = 3  # times the steps
+SHUFFLED_RUNS = 2  # runs on shuffled targets where no shallow model finds a relation
 
 
 @dataclass(frozen=True)
-class Ran:
+class CompletedRun:
     """A finished dry run with its samples and its record."""
 
     source: Samples
@@ -41,11 +41,11 @@ class Ran:
     record: Record
 
     @property
-    def ended(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether there was a run, and all its numbers were finite."""
         return self.trial.steps > 0 and self.trial.failure is None
 
-    def again(
+    def repeat(
         self, replica: Replica, source: Samples, *, points: int = 0, times: int = 1
     ) -> DryRun:
         """Repeat the run with another replica or other samples.
@@ -53,7 +53,7 @@ class Ran:
         Raises:
             OutOfTimeError: if it was cut short, so that it cannot be compared.
         """
-        trial = run(
+        trial = run_trial(
             replica,
             source,
             steps=times * self.trial.steps,
@@ -72,84 +72,86 @@ class Control:
     """One change to the dry run, and the condition under which it is tried."""
 
     name: str
-    asked: Callable[[Evidence, Ran], object]
-    change: Callable[[Replica, Ran], None]
+    is_due: Callable[[Evidence, CompletedRun], object]
+    change: Callable[[Replica, CompletedRun], None]
 
 
-def controls(make: Callable[[], Replica], ran: Ran) -> dict[str, object]:
+def run_controls(make: Callable[[], Replica], run: CompletedRun) -> dict[str, object]:
     """Return the `advantage` of true over shuffled targets, and the scores of all `CONTROLS` due.
 
     Results are incomplete where the time budget runs out.
     """
-    found: dict[str, object] = {}
-    if ran.ended and not out_of_time():
+    results: dict[str, object] = {}
+    if run.is_complete and not out_of_time():
         with suppress(OutOfTimeError):
-            for facts in _asked(make, ran):
-                found |= facts
-    return found
+            for facts in _run_due_controls(make, run):
+                results |= facts
+    return results
 
 
-def _asked(make: Callable[[], Replica], ran: Ran) -> Iterator[dict[str, object]]:
+def _run_due_controls(
+    make: Callable[[], Replica], run: CompletedRun
+) -> Iterator[dict[str, object]]:
     """Yield the results of each control run that is due."""
-    if _doubtful(ran):
-        yield {"advantage": _advantage(make, ran)}
-    ev = Evidence(ran.record)
-    if ev.given_nothing:  # the code may become informative later
+    if _lacks_relation(run):
+        yield {"advantage": _advantage(make, run)}
+    ev = Evidence(run.record)
+    if ev.ignores_code:  # the code may become informative later
         replica = make()
-        trial = ran.again(replica, ran.source, times=LONGER)
+        trial = run.repeat(replica, run.source, times=LONGER_RUN)
         later: dict[str, object] = {"given_steps": trial.steps}
-        yield later | reconstruction_facts(make_program(replica, ran.source))
+        yield later | reconstruction_facts(make_program(replica, run.source))
     for control in CONTROLS:
-        if not control.asked(ev, ran):
+        if not control.is_due(ev, run):
             continue
         replica = make()
-        control.change(replica, ran)
+        control.change(replica, run)
         over_time = control.name == "steadier"  # one value of an oscillating loss may be lucky
         with LeakyActivations() if control.name == "leaky" else nullcontext():
-            points = len(ran.trial.points) if over_time else 1
+            points = len(run.trial.points) if over_time else 1
             try:
-                trial = ran.again(replica, ran.source, points=points)
+                trial = run.repeat(replica, run.source, points=points)
             except InputError:  # a leaky sigmoid gives no probabilities
                 continue
         if trial.failure is None:
             end = trial.points[-1]
-            scores = lately(trial.points) if over_time else (end.eval_loss, end.metric)
+            scores = late_scores(trial.points) if over_time else (end.eval_loss, end.metric)
             yield dict(zip((f"{control.name}_loss", f"{control.name}_metric"), scores))
 
 
-def _doubtful(ran: Ran) -> bool:
+def _lacks_relation(run: CompletedRun) -> bool:
     """Whether no shallow model finds a relation, so that the network itself has to be tried."""
-    relation = ran.record.wiring.get("relation")
-    target = ran.source.source[1] if ran.source.indexed else None
+    relation = run.record.wiring.get("relation")
+    target = run.source.source[1] if run.source.indexed else None
     return relation is not None and relation < RELATED and isinstance(target, torch.Tensor)
 
 
-def _advantage(make: Callable[[], Replica], ran: Ran) -> float | None:
+def _advantage(make: Callable[[], Replica], run: CompletedRun) -> float | None:
     """Return the final loss on shuffled minus true targets, relative to the trivial loss.
 
     Shuffled targets can only be memorised.
     """
-    tail = max(1, ran.trial.steps // 4)
-    source, ends = ran.source, []
-    for seed in range(SHUFFLED):
+    last_steps = max(1, run.trial.steps // 4)
+    source, final_losses = run.source, []
+    for seed in range(SHUFFLED_RUNS):
         order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(seed))
         shuffled = (source.source[0], take_rows(source.source[1], order))
         other = replace(source, source=shuffled, probe=take_rows(shuffled, torch.arange(2)))
-        ends.append(sum(ran.again(make(), other).losses[-tail:]) / tail)
-    trivial = ran.record.static.get("trivial")
-    if not trivial or not ends:
+        final_losses.append(sum(run.repeat(make(), other).losses[-last_steps:]) / last_steps)
+    trivial = run.record.static.get("trivial")
+    if not trivial or not final_losses:
         return None
-    return (min(ends) - sum(ran.trial.losses[-tail:]) / tail) / abs(trivial)
+    return (min(final_losses) - sum(run.trial.losses[-last_steps:]) / last_steps) / abs(trivial)
 
 
-def _learns_little(ev: Evidence, ran: Ran) -> bool:
+def _has_untrained_parts(ev: Evidence, run: CompletedRun) -> bool:
     """Whether some parameters are not trained, and the loss ends above 0.2 of the trivial one."""
-    static, end = ev.static, ran.trial.points[-1].eval_loss
+    static, end = ev.static, run.trial.points[-1].eval_loss
     held = static.get("frozen") or static.get("unoptimized")
     return bool(held and ev.trivial) and end is not None and end >= 0.2 * (ev.trivial or 0.0)
 
 
-def _free(replica: Replica, ran: Ran) -> None:
+def _unfreeze(replica: Replica, run: CompletedRun) -> None:
     assert replica.optimizer is not None
     groups = replica.optimizer.param_groups
     held = {id(p) for group in groups for p in group["params"]}
@@ -157,59 +159,66 @@ def _free(replica: Replica, ran: Ran) -> None:
     groups[0]["params"] += [p for p in replica.model.parameters() if id(p) not in held]
 
 
-def _steady(replica: Replica, ran: Ran) -> None:
+def _use_default_momentum(replica: Replica, run: CompletedRun) -> None:
     assert replica.optimizer is not None
     for group in replica.optimizer.param_groups:
         if "betas" in group:
-            group["betas"] = (USUAL, *group["betas"][1:])
+            group["betas"] = (DEFAULT_MOMENTUM, *group["betas"][1:])
         else:
-            group["momentum"] = USUAL
+            group["momentum"] = DEFAULT_MOMENTUM
 
 
-def _astray(ev: Evidence, ran: Ran) -> bool:
+def _may_step_too_far(ev: Evidence, run: CompletedRun) -> bool:
     """Whether steps may be too long.
 
     The loss oscillates, or skill is low with constant outputs or large updates.
     """
-    known, blind = ev.reach is not None, ev.blind and not ev.born_blind
-    lost = ev.learned < BEHIND and ((known and not ev.falling) or blind)
-    short = ev.learned < LEARNED if known else ev.trivial is not None and ev.learned <= 0
-    long = short and not ev.learning and (ev.updates or 0.0) >= LONG_STEP
-    return lost or long or ev.swings
+    has_reference, skill = ev.shallow_gain is not None, ev.final_skill
+    became_constant = ev.has_constant_output and not ev.starts_constant
+    lost = skill < LOW_SKILL and ((has_reference and not ev.falls_smoothly) or became_constant)
+    lacks_skill = skill < LEARNED if has_reference else ev.trivial is not None and skill <= 0
+    has_long_steps = not ev.falls_fast and (ev.median_update or 0.0) >= LONG_STEP
+    return lost or (lacks_skill and has_long_steps) or ev.oscillates
 
 
-def _pace(replica: Replica, ran: Ran, *, times: float) -> None:
+def _may_step_too_little(ev: Evidence, run: CompletedRun) -> bool:
+    is_slow = ev.falls_smoothly and (ev.median_update or 1.0) < SMALL_UPDATE
+    return is_slow and ev.final_skill < LEARNED
+
+
+def _scale_learning_rate(replica: Replica, run: CompletedRun, *, times: float) -> None:
     for group in replica.optimizer.param_groups if replica.optimizer is not None else ():
         group["lr"] = group["lr"] * times
 
 
-def _drops(ev: Evidence, ran: Ran) -> bool:
+def _has_harmful_dropout(ev: Evidence, run: CompletedRun) -> bool:
     """Whether dropout is strong, or there is some in a run with low skill."""
     rates = [rate for rate in (ev.static.get("dropout") or {}).values() if 0 < rate < 1]
-    strong = max(rates, default=0.0) >= FEW_PASS and ev.learned < 1
-    return strong or (bool(rates) and _behind(ev))
+    is_strong = max(rates, default=0.0) >= FEW_PASS and ev.final_skill < 1
+    return is_strong or (bool(rates) and _has_low_skill(ev))
 
 
-def _behind(ev: Evidence) -> bool:
-    return ev.reach is not None and ev.learned < BEHIND
+def _has_low_skill(ev: Evidence) -> bool:
+    return ev.shallow_gain is not None and ev.final_skill < LOW_SKILL
 
 
-def _undrop(replica: Replica, ran: Ran) -> None:
+def _disable_dropout(replica: Replica, run: CompletedRun) -> None:
     for module in replica.model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
 
 
-def _decays(ev: Evidence, ran: Ran) -> bool:
+def _has_strong_weight_decay(ev: Evidence, run: CompletedRun) -> bool:
     """Whether a penalty dominates, or weight decay shrinks weights by 2 %, and skill is low."""
     if ev.penalty_share >= BALANCED:
-        return _behind(ev)
-    numbers = ran.record.optimizer
+        return _has_low_skill(ev)
+    numbers = run.record.optimizer
     decay, rate = (number(numbers.get(k)) or 0.0 for k in ("weight_decay", "lr"))
-    return decay > USUAL_DECAY and rate * decay * ran.trial.steps >= 0.02 and _behind(ev)
+    shrinks = rate * decay * run.trial.steps >= 0.02
+    return decay > DEFAULT_WEIGHT_DECAY and shrinks and _has_low_skill(ev)
 
 
-def _undecay(replica: Replica, ran: Ran) -> None:
+def _disable_weight_decay(replica: Replica, run: CompletedRun) -> None:
     replica.penalty = None
     if replica.regularizer is not None:
         replica.regularizer.remove()
@@ -217,46 +226,47 @@ def _undecay(replica: Replica, ran: Ran) -> None:
         group["weight_decay"] = 0.0
 
 
-def _unhook(replica: Replica, ran: Ran) -> None:
+def _remove_gradient_hooks(replica: Replica, run: CompletedRun) -> None:
     for parameter in replica.model.parameters():
         parameter._backward_hooks = None
 
 
-def _bare(replica: Replica, ran: Ran) -> None:
-    for name in Evidence(ran.record).norms_at_end:
+def _remove_final_norms(replica: Replica, run: CompletedRun) -> None:
+    for name in Evidence(run.record).norms_at_end:
         replica.model.set_submodule(name, nn.Identity())
 
 
-def _go_past(replica: Replica, ran: Ran) -> None:
+def _add_residual_connection(replica: Replica, run: CompletedRun) -> None:
     """Replace the output of attention by its mean with the query: a residual connection."""
 
-    def past(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def add_query(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return ((output[0] + args[0]) / 2, *output[1:]) if args else output
 
-    for name in ran.record.wiring["nothing_past"]:
-        replica.model.get_submodule(name).register_forward_hook(past)
+    for name in run.record.wiring["nothing_past"]:
+        replica.model.get_submodule(name).register_forward_hook(add_query)
 
 
-def _as_it_is(replica: Replica, ran: Ran) -> None:
+def _change_nothing(replica: Replica, run: CompletedRun) -> None:
     """Leave the replica unchanged: the context `LeakyActivations` makes the difference."""
 
 
-def _flat(ev: Evidence, ran: Ran) -> bool:
+def _has_flat_units(ev: Evidence, run: CompletedRun) -> bool:
     """Whether units died or saturated during a run with low skill."""
-    dying = ev.dying and not ev.born_dead
-    return ev.learned < LEARNED and bool(dying or ev.saturating)
+    dying = ev.dead_rectifiers and not ev.starts_dead
+    return ev.final_skill < LEARNED and bool(dying or ev.saturated_activations)
 
 
-def _off_scale(ev: Evidence, ran: Ran) -> bool:
+def _has_unscaled_inputs(ev: Evidence, run: CompletedRun) -> bool:
     """Whether the inputs are one unscaled tensor, in a run with low skill."""
-    inputs = ran.source.probe[0]
-    single = isinstance(inputs, torch.Tensor) and inputs.ndim > 1
-    return single and not ev.wiring.get("whole") and _behind(ev) and ev.off_scale
+    inputs = run.source.probe[0]
+    is_one_tensor = isinstance(inputs, torch.Tensor) and inputs.ndim > 1
+    applies = is_one_tensor and not ev.wiring.get("whole")
+    return applies and _has_low_skill(ev) and ev.has_unscaled_inputs
 
 
-def _scale(replica: Replica, ran: Ran) -> None:
+def _standardize_inputs(replica: Replica, run: CompletedRun) -> None:
     """Standardize the inputs per column or channel."""
-    inputs = ran.source.probe[0]
+    inputs = run.source.probe[0]
     axes = [k for k in range(inputs.ndim) if k != 1]
     mean, spread = inputs.mean(axes, keepdim=True), inputs.std(axes, keepdim=True)
 
@@ -267,23 +277,27 @@ def _scale(replica: Replica, ran: Ran) -> None:
 
 
 CONTROLS = (
-    Control("unfrozen", _learns_little, _free),  # train all parameters
-    Control("steadier", lambda ev, ran: ev.momentum > HEAVY, _steady),  # the usual momentum
-    Control("calmer", _astray, partial(_pace, times=0.1)),  # learning rate
+    Control("unfrozen", _has_untrained_parts, _unfreeze),  # train all parameters
+    Control("steadier", lambda ev, run: ev.momentum > HEAVY, _use_default_momentum),
+    Control("calmer", _may_step_too_far, partial(_scale_learning_rate, times=0.1)),
+    Control("faster", _may_step_too_little, partial(_scale_learning_rate, times=10.0)),
+    Control("undropped", _has_harmful_dropout, _disable_dropout),
+    Control("undecayed", _has_strong_weight_decay, _disable_weight_decay),
     Control(
-        "faster",
-        lambda ev, ran: ev.falling and ev.learned < LEARNED and (ev.updates or 1.0) < SMALL_UPDATE,
-        partial(_pace, times=10.0),
+        "unhooked",
+        lambda ev, run: ev.may_be_harmed and ev.static.get("hooked"),
+        _remove_gradient_hooks,
     ),
-    Control("undropped", _drops, _undrop),
-    Control("undecayed", _decays, _undecay),
-    Control("unhooked", lambda ev, ran: ev.harmed and ev.static.get("hooked"), _unhook),
     Control(
         "bared",
-        lambda ev, ran: ev.harmed and ev.norms_at_end and not ev.wiring.get("whole"),
-        _bare,
+        lambda ev, run: ev.may_be_harmed and ev.norms_at_end and not ev.wiring.get("whole"),
+        _remove_final_norms,
     ),
-    Control("skipped", lambda ev, ran: ev.harmed and ev.wiring.get("nothing_past"), _go_past),
-    Control("leaky", _flat, _as_it_is),  # small slope where activations are flat
-    Control("scaled", _off_scale, _scale),
+    Control(
+        "skipped",
+        lambda ev, run: ev.may_be_harmed and ev.wiring.get("nothing_past"),
+        _add_residual_connection,
+    ),
+    Control("leaky", _has_flat_units, _change_nothing),  # small slope where activations are flat
+    Control("scaled", _has_unscaled_inputs, _standardize_inputs),
 )

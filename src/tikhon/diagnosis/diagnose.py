@@ -25,14 +25,14 @@ from tikhon.diagnosis.checks import (
     wiring,
 )
 from tikhon.diagnosis.checks.symptoms import symptoms
-from tikhon.diagnosis.codes import CONSEQUENCES, words
+from tikhon.diagnosis.codes import CONSEQUENCES, treatment_sentence
 from tikhon.diagnosis.document import SCHEMA_VERSION
 from tikhon.diagnosis.evidence import Evidence
 from tikhon.diagnosis.findings import LABELS, SEVERITIES, Finding, worst
 from tikhon.diagnosis.measure import measure
 from tikhon.diagnosis.record import Record, finite
 from tikhon.diagnosis.save import save
-from tikhon.diagnosis.text import html_page, screen
+from tikhon.diagnosis.text import format_screen, html_page
 from tikhon.errors import InputError
 from tikhon.languages import sentence
 
@@ -79,7 +79,7 @@ class Diagnosis:
         return f"Diagnosis({self.record.model}, {self.worst()}: {codes})"
 
     def __str__(self) -> str:
-        return screen(self.record, self.findings)
+        return format_screen(self.record, self.findings)
 
     def _repr_html_(self) -> str:
         return html_page(self.record, self.findings)
@@ -95,7 +95,7 @@ class Diagnosis:
             "kind": "diagnosis",
             "ok": self.ok,
             "worst": self.worst(),
-            "nothing_learned": evidence.still,
+            "nothing_learned": evidence.learned_nothing,
             "far_behind": evidence.far_behind,
             "labels": sorted(self.labels),
             "findings": [f.to_dict() for f in self.findings],
@@ -276,8 +276,8 @@ def _dress(finding: Finding, codes: set[str], record: Record) -> Finding:
     return replace(
         finding,
         why=why,
-        effect=words("effect", finding.code, finding.why),
-        advice=tuple(words("cures", finding.code, finding.why).split("; ")),
+        effect=treatment_sentence("effect", finding.code, finding.why),
+        advice=tuple(treatment_sentence("cures", finding.code, finding.why).split("; ")),
         cause=causes[0] if causes and "steadier" not in finding.evidence else "",
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tikhon.budget import out_of_time
 from tikhon.data.nested import Batch, stored_values, tensors
-from tikhon.diagnosis.nonfinite import locate
+from tikhon.diagnosis.nonfinite import locate_nonfinite
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Site, SiteReading
 from tikhon.diagnosis.reference import IGNORED, binary
@@ -33,14 +33,14 @@ class DryRun:
     points: list[Point] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     gradients: list[float] = field(default_factory=list)
-    spreads: list[float] = field(default_factory=list)  # std of a loader's inputs by step
-    levels: list[tuple[float, float]] = field(default_factory=list)  # mean, std of targets
+    input_spreads: list[float] = field(default_factory=list)  # std of a loader's inputs by step
+    target_levels: list[tuple[float, float]] = field(default_factory=list)  # mean, std of targets
     failure: Failure | None = None
     steps: int = 0
     seconds: float = 0.0
 
 
-def run(
+def run_trial(
     replica: Replica,
     samples: Samples,
     *,
@@ -57,9 +57,9 @@ def run(
     (instrumented passes) are dense at the start, where units tend to die, and sparse later.
     """
     trial = DryRun()
-    began = time.process_time()
-    at = probe_steps(steps) if probes else set()
-    pace = max(1, steps // points) if points else steps + 1
+    started = time.process_time()
+    probed_steps = probe_steps(steps) if probes else set()
+    interval = max(1, steps // points) if points else steps + 1
     stream = samples.stream(batch_size, seed)
     optimizer = replica.optimizer
     assert optimizer is not None
@@ -67,34 +67,34 @@ def run(
         if step and out_of_time():
             break
         before = None
-        if step in at:
+        if step in probed_steps:
             trial.probes.append(probe(replica, samples.probe, step, trial))
             before = {p: p.detach().clone() for p in replica.model.parameters()}
-            _shares(replica)  # requests a measurement of the coming step
-        if points and (step % pace == 0 or step == steps):
-            _look(trial, replica, samples.probe, valid, step, step / max(1, steps))
+            _penalty_shares(replica)  # requests a measurement of the coming step
+        if points and (step % interval == 0 or step == steps):
+            _append_point(trial, replica, samples.probe, valid, step, step / max(1, steps))
         if step == steps:
             break
         replica.model.train()
         batch = next(stream)
         if not samples.indexed:
-            trial.spreads += [float(t.std()) for t in _numbers(batch[0])[:1]]
-            trial.levels += [
-                (float(t.mean()), float(t.std(correction=0))) for t in _numbers(batch[1])[:1]
+            trial.input_spreads += [float(t.std()) for t in _float_tensors(batch[0])[:1]]
+            trial.target_levels += [
+                (float(t.mean()), float(t.std(correction=0))) for t in _float_tensors(batch[1])[:1]
             ]
-        if not advance(trial, replica, batch, step):
+        if not take_step(trial, replica, batch, step):
             break
         trial.steps = step + 1
         if before is not None:
-            _updates(trial, replica.model, before, _shares(replica))
+            _add_updates(trial, replica.model, before, _penalty_shares(replica))
     if trial.points and trial.steps < steps and trial.failure is None:  # cut short
         trial.points = [p for p in trial.points if p.step < trial.steps]
-        _look(trial, replica, samples.probe, valid, trial.steps, 1.0)
-    trial.seconds = time.process_time() - began
+        _append_point(trial, replica, samples.probe, valid, trial.steps, 1.0)
+    trial.seconds = time.process_time() - started
     return trial
 
 
-def _look(
+def _append_point(
     trial: DryRun, replica: Replica, batch: Batch, valid: Batch | None, step: int, share: float
 ) -> None:
     """Append a point to the curve; `share` is the completed part of the run.
@@ -103,18 +103,18 @@ def _look(
     of the run, whose medians count, every second), validation data at every third. Where both
     modes have agreed so far, one pass serves both.
     """
-    look, known = len(trial.points), [p for p in trial.points if p.eval_loss is not None]
-    probed = trial.probes[-1].loss if trial.probes and trial.probes[-1].step == step else None
-    if share == 1 or look % (2 if share >= 2 / 3 else 3) == 0:
-        same = known and share < 1 and all(p.loss == p.eval_loss for p in known)
-        judge = valid if share == 1 or look % 3 == 0 else None
-        point = score(replica, batch, judge, step, probed, training=bool(same))
+    index, evaluated = len(trial.points), [p for p in trial.points if p.eval_loss is not None]
+    probe_loss = trial.probes[-1].loss if trial.probes and trial.probes[-1].step == step else None
+    if share == 1 or index % (2 if share >= 2 / 3 else 3) == 0:
+        modes_agree = evaluated and share < 1 and all(p.loss == p.eval_loss for p in evaluated)
+        validation = valid if share == 1 or index % 3 == 0 else None
+        point = score(replica, batch, validation, step, probe_loss, training=bool(modes_agree))
     else:
-        point = Point(step, in_training(replica, batch) if probed is None else probed)
+        point = Point(step, training_loss(replica, batch) if probe_loss is None else probe_loss)
     trial.points.append(point)
 
 
-def _numbers(inputs: object) -> list[Tensor]:
+def _float_tensors(inputs: object) -> list[Tensor]:
     """Return the float tensors with more than one entry."""
     return [stored_values(t) for t in tensors(inputs) if t.is_floating_point() and t.numel() > 1]
 
@@ -125,7 +125,7 @@ def probe_steps(steps: int) -> set[int]:
     return {s for s in (0, 1, 2, 5) if s <= steps} | {round(share * steps) for share in shares}
 
 
-def advance(trial: DryRun, replica: Replica, batch: Batch, step: int) -> bool:
+def take_step(trial: DryRun, replica: Replica, batch: Batch, step: int) -> bool:
     """Take one optimizer step; return False where a value is not finite or has no gradient."""
     assert replica.optimizer is not None
 
@@ -152,7 +152,7 @@ def advance(trial: DryRun, replica: Replica, batch: Batch, step: int) -> bool:
             warnings.filterwarnings("ignore", message=".* has made all of")
             Step(replica.model, replica.optimizer, loss, clip=clip)(batch)
     except _NotFiniteError:
-        trial.failure = locate(replica, batch, step)
+        trial.failure = locate_nonfinite(replica, batch, step)
         return False
     except _NoGradientError:
         return False
@@ -223,7 +223,7 @@ def _penalty_gradients(replica: Replica, parameters: list[Any]) -> dict[Tensor, 
     return dict(zip(parameters, torch.autograd.grad(extra, parameters, allow_unused=True)))
 
 
-def _shares(replica: Replica) -> dict[str, float]:
+def _penalty_shares(replica: Replica) -> dict[str, float]:
     """Return per module the largest share of an update due to a penalty term."""
     found: dict[str, float] = {}
     for term in replica.regularizer.trace() if replica.regularizer is not None else ():
@@ -233,7 +233,7 @@ def _shares(replica: Replica) -> dict[str, float]:
     return found
 
 
-def _updates(
+def _add_updates(
     trial: DryRun, model: nn.Module, before: dict[Any, Tensor], shares: dict[str, float]
 ) -> None:
     """Add update / weight ratios and the shares of penalty terms to the last probe."""
@@ -242,33 +242,25 @@ def _updates(
     readings = []
     for site, reading in zip(trial.sites, last.readings):
         module = modules.get(site.name) if site.role != "activation" else None
-        own = (
-            [
-                p
-                for p in module._parameters.values()
-                if p is not None and p.requires_grad and p.ndim > 1
-            ]
-            if module is not None
-            else []
-        )
+        held = module._parameters.values() if module is not None else ()
+        own = [p for p in held if p is not None and p.requires_grad and p.ndim > 1]
         if own:
             moved = sum(float((p.detach() - before[p]).double().square().sum()) for p in own)
             size = sum(float(before[p].double().square().sum()) for p in own)
             ratio = math.sqrt(moved / size) if size > 0 else (math.inf if moved > 0 else 0.0)
-            reading = replace(reading, update=ratio, stuck=_stuck(own, before))
+            reading = replace(reading, update=ratio, stuck=_unmoved_share(own, before))
             if site.name in shares:
                 reading = replace(reading, penalty=shares[site.name])
         readings.append(reading)
     trial.probes[-1] = Probe(last.step, last.loss, tuple(readings), last.gradient)
 
 
-def _stuck(own: list[Any], before: dict[Any, Tensor]) -> float | None:
+def _unmoved_share(own: list[Any], before: dict[Any, Tensor]) -> float | None:
     """Return the share of 16-bit entries with a gradient that the step left unchanged."""
-    short = [p for p in own if p.dtype in HALF_TYPES and p.grad is not None]
-    asked = sum(int((p.grad != 0).sum()) for p in short)
-    if not asked:
-        return None
-    return sum(int(((p.grad != 0) & (p.detach() == before[p])).sum()) for p in short) / asked
+    halves = [p for p in own if p.dtype in HALF_TYPES and p.grad is not None]
+    count = sum(int((p.grad != 0).sum()) for p in halves)
+    unmoved = sum(int(((p.grad != 0) & (p.detach() == before[p])).sum()) for p in halves)
+    return unmoved / count if count else None
 
 
 @torch.no_grad()
@@ -287,7 +279,7 @@ def score(
     mode gives both losses.
     """
     if loss is None and not training:
-        loss = in_training(replica, batch)
+        loss = training_loss(replica, batch)
     with undisturbed(replica.model, training=training):
         output, evaluated = replica.outcome(batch)
     point = Point(step, loss, float(evaluated), metric=skill(output, batch[1]))
@@ -301,13 +293,13 @@ def score(
 
 
 @torch.no_grad()
-def in_training(replica: Replica, batch: Batch) -> float:
+def training_loss(replica: Replica, batch: Batch) -> float:
     """Return the loss of a batch in training mode."""
     with undisturbed(replica.model, training=True):
         return float(replica.value(batch))
 
 
-def commonest(replica: Replica, batch: Batch) -> float | None:
+def majority_prediction_share(replica: Replica, batch: Batch) -> float | None:
     """Return the share of the most frequent predicted class; None for other outputs."""
     target = batch[1]
     if replica.whole or not isinstance(target, Tensor):
@@ -318,16 +310,16 @@ def commonest(replica: Replica, batch: Batch) -> float | None:
         return None
     scores = output.reshape(len(output), -1)
     if target.reshape(len(target), -1).shape[1] > 1:
-        same = output.shape == target.shape
-        if not same and (output.ndim != target.ndim + 1 or output.shape[1] < 2):
+        same_shape = output.shape == target.shape
+        if not same_shape and (output.ndim != target.ndim + 1 or output.shape[1] < 2):
             return None
-        scores = output.reshape(-1, 1) if same else output.movedim(1, -1).flatten(0, -2)
+        scores = output.reshape(-1, 1) if same_shape else output.movedim(1, -1).flatten(0, -2)
     if scores.shape[1] == 1:
-        cut = 0.5 if bool((scores >= 0).all()) else 0.0
-        answers = (scores[:, 0] > cut).long()
+        threshold = 0.5 if bool((scores >= 0).all()) else 0.0
+        predictions = (scores[:, 0] > threshold).long()
     else:
-        answers = scores.argmax(1)
-    return float(answers.bincount().max()) / len(answers)
+        predictions = scores.argmax(1)
+    return float(predictions.bincount().max()) / len(predictions)
 
 
 def skill(output: object, target: object) -> float | None:
@@ -341,17 +333,17 @@ def skill(output: object, target: object) -> float | None:
         for axis in (1, -1):  # class axis second, as in torch's losses, or last
             rest = [size for i, size in enumerate(output.shape) if i != axis % output.ndim]
             if output.ndim == target.ndim + 1 and rest == list(target.shape) != []:
-                counted = target != IGNORED
-                if output.shape[axis] > 1 and bool(counted.any()):
-                    right = (output.argmax(axis) == target)[counted]
+                is_counted = target != IGNORED
+                if output.shape[axis] > 1 and bool(is_counted.any()):
+                    right = (output.argmax(axis) == target)[is_counted]
                     return float(right.double().mean())
         if output.numel() != target.numel():
             return None
-    flat, goal = output.flatten().double(), target.flatten().double()
-    if flat.shape != goal.shape:
+    flat, targets = output.flatten().double(), target.flatten().double()
+    if flat.shape != targets.shape:
         return None
-    high = goal > 0
-    if binary(goal):  # logits are cut at 0, probabilities at 0.5
-        return max(float(((flat > cut) == high).double().mean()) for cut in (0.0, 0.5))
-    spread = float((goal - goal.mean()).square().mean())
-    return 1 - float((flat - goal).square().mean()) / spread if spread > 0 else None
+    is_positive = targets > 0
+    if binary(targets):  # logits are cut at 0, probabilities at 0.5
+        return max(float(((flat > cut) == is_positive).double().mean()) for cut in (0.0, 0.5))
+    spread = float((targets - targets.mean()).square().mean())
+    return 1 - float((flat - targets).square().mean()) / spread if spread > 0 else None

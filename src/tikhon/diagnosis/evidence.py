@@ -116,7 +116,7 @@ class Evidence:
         return middle(self.ratio(p) for p in self.early)
 
     @cached_property
-    def silent(self) -> bool:
+    def has_zero_gradients(self) -> bool:
         """Whether all gradients are zero from the start."""
         probes = [p for p in self.record.probes[:4]]
         return bool(probes) and all(p.gradient == 0 for p in probes) and self.record.trainable > 0
@@ -133,7 +133,7 @@ class Evidence:
 
     # activations
 
-    def late(self, name: str, position: int) -> float:
+    def late_median(self, name: str, position: int) -> float:
         """Return the median of a reading over the last three probes."""
         return middle(getattr(p.readings[position], name) for p in self.record.probes[-3:]) or 0.0
 
@@ -148,7 +148,7 @@ class Evidence:
         return self.record.probes[-1] if self.record.probes else None
 
     @cached_property
-    def updates(self) -> float | None:
+    def median_update(self) -> float | None:
         """Median update / weight ratio over layers and probes."""
         return middle(
             p.readings[i].update
@@ -158,23 +158,23 @@ class Evidence:
         )
 
     @cached_property
-    def blind(self) -> bool:
+    def has_constant_output(self) -> bool:
         """Whether the network ends with the same output for every sample."""
-        return self._alike(self.last)
+        return self._is_constant(self.last)
 
     @cached_property
-    def born_blind(self) -> bool:
+    def starts_constant(self) -> bool:
         """Whether it had the same output for every sample before the first step."""
-        return self._alike(self.first)
+        return self._is_constant(self.first)
 
-    def _alike(self, probe: Probe | None) -> bool:
+    def _is_constant(self, probe: Probe | None) -> bool:
         if probe is None or not self.chain:
             return False
         spread = probe.readings[self.chain[-1]].diversity
         return spread is not None and spread < NARROW
 
     @cached_property
-    def dying(self) -> list[int]:
+    def dead_rectifiers(self) -> list[int]:
         """Positions of rectifiers with a large share of dead units at the end."""
         fails, last = (
             self.record.failure is not None,
@@ -185,33 +185,35 @@ class Evidence:
             for i, reading in enumerate(last.readings if last is not None else ())
             if reading.dead is not None
             and reading.dead >= DEAD
-            and (fails or self.late("dead", i) >= DEAD)
+            and (fails or self.late_median("dead", i) >= DEAD)
         ]
 
     @cached_property
-    def born_dead(self) -> bool:
-        """Whether any of `dying` was dead before the first step."""
+    def starts_dead(self) -> bool:
+        """Whether any of `dead_rectifiers` was dead before the first step."""
         first = self.first
-        return first is not None and any((first.readings[i].dead or 0) >= DEAD for i in self.dying)
+        dead = self.dead_rectifiers
+        return first is not None and any((first.readings[i].dead or 0) >= DEAD for i in dead)
 
     @cached_property
-    def saturating(self) -> list[int]:
+    def saturated_activations(self) -> list[int]:
         """Positions of bounded activations that saturated during the run."""
         first = self.first
         return [
             i
             for i, reading in enumerate(first.readings if first is not None else ())
             if reading.saturated is not None
-            and reading.saturated < SATURATED <= self.late("saturated", i)
+            and reading.saturated < SATURATED <= self.late_median("saturated", i)
         ]
 
     @cached_property
-    def swings(self) -> bool:
+    def oscillates(self) -> bool:
         """Whether the loss oscillates in a run with skill below 0.7."""
         late = self.curve[len(self.curve) // 3 :]
-        if self.record.failure is not None or len(self.curve) < 12 or self.learned >= 0.7:
+        if self.record.failure is not None or len(self.curve) < 12 or self.final_skill >= 0.7:
             return False
-        return upward(late) >= SWING and back_share(late) >= BACK and not self.blind
+        rises = mean_rise(late) >= SWING and upward_share(late) >= BACK
+        return rises and not self.has_constant_output
 
     # learning
 
@@ -236,12 +238,12 @@ class Evidence:
         return self.record.steps > 0
 
     @cached_property
-    def harmed(self) -> bool:
+    def may_be_harmed(self) -> bool:
         """Whether a fault may have done harm: nothing was trained, or skill is below `LEARNED`."""
-        return not self.trained or self.learned < LEARNED
+        return not self.trained or self.final_skill < LEARNED
 
     @cached_property
-    def modes_apart(self) -> tuple[float, float] | None:
+    def mode_losses(self) -> tuple[float, float] | None:
         """Losses in training and evaluation mode, if the second is much higher."""
         if self.end is None or not self.trained or self.record.failure is not None:
             return None
@@ -253,23 +255,23 @@ class Evidence:
         return (train, evaluated) if excess > EXCESS and evaluated > 3 * train else None
 
     @cached_property
-    def learned(self) -> float:
+    def final_skill(self) -> float:
         """Skill at the end: 0 = constant prediction, 1 = shallow model on the same rows."""
         if self.record.failure is not None or self.end is None:
             return 0.0
         return self._skill(self.end.metric, self.end.eval_loss)
 
     @cached_property
-    def generalised(self) -> float:
-        """Skill on validation data if there are any, else `learned`."""
+    def validation_skill(self) -> float:
+        """Skill on validation data if there are any, else `final_skill`."""
         if self.end is None or self.end.valid_loss is None:
-            return self.learned
+            return self.final_skill
         if self.record.failure is not None:
             return 0.0
         return self._skill(self.end.valid_metric, self.end.valid_loss)
 
     @cached_property
-    def off_scale(self) -> bool:
+    def has_unscaled_inputs(self) -> bool:
         """Whether inputs are not standardized and no normalisation layer comes first."""
         inputs = self.record.data.get("inputs") or {}
         spread, mean = number(inputs.get("std")), number(inputs.get("mean"))
@@ -278,11 +280,11 @@ class Evidence:
         return not 0.1 <= spread <= 10 or abs(mean) > 3 * spread
 
     @cached_property
-    def usually(self) -> float:
+    def late_skill(self) -> float:
         """Median skill over the last third: single values of an oscillating loss are luck."""
         if self.record.failure is not None:
             return 0.0
-        loss, metric = lately(self.record.points)
+        loss, metric = late_scores(self.record.points)
         return self._skill(metric, loss)
 
     @property
@@ -299,9 +301,9 @@ class Evidence:
         return None if loss is None else self._skill(metric, loss)
 
     @cached_property
-    def yardstick(self) -> tuple[float, float, float] | None:
+    def baseline_skills(self) -> tuple[float, float, float] | None:
         """Accuracy or R2: at the end, of the best constant, and held-out of a shallow model."""
-        if self.own_loss is not None or self.end is None:
+        if self.own_loss_gain is not None or self.end is None:
             return None
         known = self.record.reference
         reached = number(self.end.metric)
@@ -311,13 +313,13 @@ class Evidence:
         return reached, constant, shallow
 
     @cached_property
-    def reach(self) -> float | None:
+    def shallow_gain(self) -> float | None:
         """Gain of a shallow model over a constant on held-out rows; None if there is none.
 
         A small gain counts if the relation is significant: noisy data are no fault.
         """
-        if self.own_loss is not None:
-            gain, constant = self.own_loss
+        if self.own_loss_gain is not None:
+            gain, constant = self.own_loss_gain
             return gain / abs(constant) if gain > OWN_GAIN * abs(constant) > 0 else None
         shallow = number(self.record.reference.get("shallow"))
         constant = number(self.record.reference.get("constant"))
@@ -328,7 +330,7 @@ class Evidence:
         return gain if gain > 0.1 or (related and gain > WEAK) else None
 
     @cached_property
-    def own_loss(self) -> tuple[float, float] | None:
+    def own_loss_gain(self) -> tuple[float, float] | None:
         """(gain of a shallow model over a constant, the constant's loss), where R2 does not apply.
 
         Both by the user's loss, whose best constant need not be the mean, as with quantiles.
@@ -343,26 +345,28 @@ class Evidence:
         readings = (r for probe in self.record.probes for r in probe.readings)
         return max((r.penalty for r in readings if r.penalty is not None), default=0.0)
 
-    def gained(self, name: str) -> float:
+    def skill_gain(self, name: str) -> float:
         """Return the gain in skill of a control run; 0 if not run."""
         known = self.control(name)
-        return 0.0 if known is None else known - max(self.learned, 0.0)
+        return 0.0 if known is None else known - max(self.final_skill, 0.0)
 
-    def shown(self, name: str) -> dict[str, float]:
+    def skill_evidence(self, name: str) -> dict[str, float]:
         """Return the skills of the run and of a control run, as evidence."""
-        return {"learned": max(self.learned, 0.0), name: self.control(name) or 0.0}
+        return {"learned": max(self.final_skill, 0.0), name: self.control(name) or 0.0}
 
     def _skill(self, metric: float | None, loss: float | None) -> float:
         if "own_loss" in self.static:
             known, trivial = number(loss), self.trivial
-            if self.reach is None or self.own_loss is None or known is None or trivial is None:
+            if self.shallow_gain is None or self.own_loss_gain is None:
                 return self._loss_skill(loss)
-            return (trivial - known) / self.own_loss[0]
+            if known is None or trivial is None:
+                return self._loss_skill(loss)
+            return (trivial - known) / self.own_loss_gain[0]
         constant = number(self.record.reference.get("constant"))
         metric, by_loss = number(metric), self._loss_skill(loss)
-        if self.reach is None or constant is None or metric is None:
+        if self.shallow_gain is None or constant is None or metric is None:
             return by_loss
-        skill = (metric - constant) / self.reach
+        skill = (metric - constant) / self.shallow_gain
         if by_loss >= LEARNED:  # the metric may not apply, as for one action of several
             return max(skill, by_loss)
         # outputs not in the units of the targets: log rates, margins, embeddings
@@ -386,30 +390,30 @@ class Evidence:
         return [p.loss for p in self.record.points if number(p.loss) is not None]  # type: ignore[misc]
 
     @cached_property
-    def falling(self) -> bool:
+    def falls_smoothly(self) -> bool:
         """Whether the loss still falls smoothly at the end."""
         tail = self.curve[len(self.curve) // 3 :]
         if len(tail) < 6:
             return False
         total = max(self.curve) - min(self.curve)
         recent = tail[-len(tail) // 3] - tail[-1]
-        return total > 0 and recent > 0.05 * total and back_share(tail) < 0.2
+        return total > 0 and recent > 0.05 * total and upward_share(tail) < 0.2
 
     @property
-    def given_nothing(self) -> bool:
+    def ignores_code(self) -> bool:
         """Whether the reconstructions of a sampling network do not depend on the row."""
         left = self.fact("given_back")
         return (
             left is not None
             and left < GIVEN_BACK
             and self.record.steps >= LONG
-            and not self.falling
+            and not self.falls_smoothly
         )
 
     @cached_property
-    def still(self) -> bool:
+    def learned_nothing(self) -> bool:
         """Whether nothing was learned and the loss has not fallen."""
-        if not self.trained or self.learned >= STILL or len(self.curve) < 6:
+        if not self.trained or self.final_skill >= STILL or len(self.curve) < 6:
             return False
         first, late = self.curve[0], median(self.curve[-len(self.curve) // 3 :])
         return late >= first - STILL * abs(first)
@@ -417,10 +421,10 @@ class Evidence:
     @property
     def far_behind(self) -> bool:
         """Whether skill is below half of that of a shallow model."""
-        return self.trained and self.reach is not None and self.learned < FAR_BEHIND
+        return self.trained and self.shallow_gain is not None and self.final_skill < FAR_BEHIND
 
     @cached_property
-    def learning(self) -> bool:
+    def falls_fast(self) -> bool:
         """Whether the loss still falls fast at the end, smoothly or not."""
         tail = self.curve[len(self.curve) // 3 :]
         if len(tail) < 12:
@@ -430,7 +434,7 @@ class Evidence:
         return recent > LIVELY * (max(self.curve) - min(self.curve))
 
 
-def lately(points: Sequence[Point]) -> tuple[float | None, float | None]:
+def late_scores(points: Sequence[Point]) -> tuple[float | None, float | None]:
     """Return the medians of loss and metric over the last third of the points."""
     tail = points[-max(1, len(points) // 3) :]
     return middle(p.eval_loss for p in tail), middle(p.metric for p in tail)
@@ -455,14 +459,14 @@ def middle(values: Iterable[float | None]) -> float | None:
     return median(present) if present else None
 
 
-def back_share(values: list[float]) -> float:
+def upward_share(values: list[float]) -> float:
     """Return the upward share of a curve's movement: 0 = always falling, 0.5 = no trend."""
     moves = [b - a for a, b in pairwise(values)]
     total = sum(abs(m) for m in moves)
     return sum(m for m in moves if m > 0) / total if total > 0 else 0.0
 
 
-def upward(values: list[float]) -> float:
+def mean_rise(values: list[float]) -> float:
     """Return the mean rise between successive points, relative to the median."""
     moves = [max(0.0, b - a) for a, b in pairwise(values)]
     level = abs(median(values)) if values else 0.0

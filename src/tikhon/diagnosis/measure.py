@@ -14,11 +14,11 @@ from tikhon.budget import limit_to_share, out_of_time
 from tikhon.data.forward import LossFunction
 from tikhon.data.nested import Batch, batch_length
 from tikhon.diagnosis import static
-from tikhon.diagnosis.controls import Ran, controls
-from tikhon.diagnosis.dry_run import DryRun, commonest, probe, run, score
+from tikhon.diagnosis.controls import CompletedRun, run_controls
+from tikhon.diagnosis.dry_run import DryRun, majority_prediction_share, probe, run_trial, score
 from tikhon.diagnosis.penalty import separate_penalty
 from tikhon.diagnosis.record import Failure, Record
-from tikhon.diagnosis.reference import compressed
+from tikhon.diagnosis.reference import pca_explained
 from tikhon.diagnosis.replica import (
     Replica,
     gradients,
@@ -28,7 +28,7 @@ from tikhon.diagnosis.replica import (
     replicate,
     undisturbed,
 )
-from tikhon.diagnosis.samples import Samples, check_fit, check_target, samples
+from tikhon.diagnosis.samples import Samples, check_devices, check_target, samples
 from tikhon.diagnosis.wiring import OriginalProgram, wiring_facts
 from tikhon.diagnosis.wiring.loss_extraction import extract_loss
 from tikhon.diagnosis.wiring.loss_parts import loss_part_facts
@@ -66,35 +66,37 @@ def measure(
     _check(model, steps, batch_size, clip)
     with isolated(unwrap(model), seed):
         source = samples(data)
-        optimizer, foreign = _trained_by(optimizer, loss, unwrap(model))
+        optimizer, is_foreign = _choose_optimizer(optimizer, loss, unwrap(model))
         loss = None if loss is None else unaligned_loss(loss, source.probe[1])
-        judge = samples(valid, rows=512, name="valid").probe if valid is not None else None
-        check_fit(unwrap(model), source.probe)
+        validation = samples(valid, rows=512, name="valid").probe if valid is not None else None
+        check_devices(unwrap(model), source.probe)
         loss = own_loss if loss is None else loss
         loss, penalty = separate_penalty(unwrap(model), loss, penalty, source)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
         if not replica.whole:
-            _check_rows(unwrap(model), source, judge)
-            source = _together(replica, source)
+            _check_rows(unwrap(model), source, validation)
+            source = _use_one_batch_if_needed(replica, source)
         size = min(source.batch or batch_size, source.rows)
         data_facts = static.data_facts(source, replica.model)
-        holes = bool(data_facts["nonfinite"])
-        data_facts["left_out"] = holes and _leaves_out(replicate(model, loss), source, data_facts)
-        facts = static.model_facts(replica, size) | {"foreign_optimizer": foreign}
+        has_missing = bool(data_facts["nonfinite"])
+        data_facts["left_out"] = _ignores_missing_targets(model, loss, source, data_facts)
+        facts = static.model_facts(replica, size) | {"foreign_optimizer": is_foreign}
         trial, wiring = DryRun(), dict[str, Any]()
-        if holes and not data_facts["left_out"]:
+        if has_missing and not data_facts["left_out"]:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
         else:
             wired, seen = extract_loss(replicate(model, loss), source)  # an untrained copy
-            trial = _trial(replica, source, facts, steps, size, seed, judge)
+            trial = _start_trial(replica, source, facts, steps, size, seed, validation)
             facts |= static.forward_facts(wired, seen)
-            if not holes:  # the wiring tests need finite numbers
-                given = OriginalProgram(source, judge, replica.whole, _held(optimizer))
+            if not has_missing:  # the wiring tests need finite numbers
+                given = OriginalProgram(
+                    source, validation, replica.whole, _parameter_ids(optimizer)
+                )
                 wiring = wiring_facts(wired, seen, given, sites=trial.sites, batch_size=size)
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
-        wiring |= _drift(trial.spreads) | _targets_moved(trial.levels, source)
-        if trial.steps and trial.failure is None and not holes and not out_of_time():
-            wiring |= _afterwards(replica, source, wiring, judge)
+        wiring |= _input_drift(trial.input_spreads) | _targets_moved(trial.target_levels, source)
+        if trial.steps and trial.failure is None and not has_missing and not out_of_time():
+            wiring |= _trained_facts(replica, source, wiring, validation)
         record = Record(
             model=type(unwrap(model)).__name__,
             parameters=sum(p.numel() for p in replica.model.parameters()),
@@ -111,34 +113,37 @@ def measure(
             points=tuple(trial.points),
             losses=tuple(trial.losses),
             gradients=tuple(trial.gradients),
-            reference={} if holes else _yardsticks(replica, source, wiring),
+            reference={} if has_missing else _baselines(replica, source, wiring),
             failure=trial.failure,
             wiring=wiring,
         )
 
-        def again() -> Replica:
+        def make_replica() -> Replica:
             return replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
 
-        found = controls(again, Ran(source, trial, record))
+        found = run_controls(make_replica, CompletedRun(source, trial, record))
         return replace(record, reference={**record.reference, **found})
 
 
-def _together(replica: Replica, source: Samples) -> Samples:
+def _use_one_batch_if_needed(replica: Replica, source: Samples) -> Samples:
     """Use all rows as one batch if the model fails on fewer, as on the nodes of one graph."""
     if not source.indexed or batch_length(source.probe) == source.rows:
         return source
-    every = Samples(source.source, [source.source], source.rows, False, source.rows)
-    for tried in (source, every):
+    all_rows = Samples(source.source, [source.source], source.rows, False, source.rows)
+    for candidate in (source, all_rows):
         with suppress(InputError), torch.no_grad(), undisturbed(replica.model, training=False):
-            replica.value(tried.probe)
-            return tried
+            replica.value(candidate.probe)
+            return candidate
     return source
 
 
-def _leaves_out(replica: Replica, source: Samples, facts: dict[str, Any]) -> bool:
+def _ignores_missing_targets(
+    model: nn.Module, loss: LossFunction | None, source: Samples, facts: dict[str, Any]
+) -> bool:
     """Whether only targets are missing, and loss and gradients are finite regardless."""
-    if "inputs" in facts["nonfinite"]:
+    if facts["nonfinite"] == [] or "inputs" in facts["nonfinite"]:
         return False
+    replica = replicate(model, loss)
     named: list[torch.Tensor] = [p for p in replica.model.parameters() if p.requires_grad]
     try:
         with undisturbed(replica.model, training=True):
@@ -150,7 +155,7 @@ def _leaves_out(replica: Replica, source: Samples, facts: dict[str, Any]) -> boo
     return len(numbers) > 1 and all(bool(torch.isfinite(n).all()) for n in numbers)
 
 
-def _yardsticks(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
+def _baselines(replica: Replica, source: Samples, wiring: dict[str, Any]) -> dict[str, Any]:
     """Return the skill of a constant and of a shallow model, additive curves included.
 
     Where the targets are the inputs, the shallow model is a PCA as narrow as the narrowest layer.
@@ -159,15 +164,15 @@ def _yardsticks(replica: Replica, source: Samples, wiring: dict[str, Any]) -> di
     if "shallow" in known and wiring.get("target_is_input"):
         with suppress(Exception):  # the model, on a few rows
             width = narrowest_width(make_program(replica, source))
-            known["shallow"] = compressed(static.many(source)[0], width)
+            known["shallow"] = pca_explained(static.rows_for_shallow_model(source)[0], width)
         return known
     if "shallow" in known and "constant" in known and wiring.get("amounts"):
         known["shallow"] = max(known["shallow"], wiring.get("explained_bent", -math.inf))
     return known
 
 
-def _afterwards(
-    replica: Replica, source: Samples, wiring: dict[str, Any], judge: Batch | None
+def _trained_facts(
+    replica: Replica, source: Samples, wiring: dict[str, Any], validation: Batch | None
 ) -> dict[str, object]:
     """Measure the wiring facts that need a trained network."""
     facts: dict[str, object] = {}
@@ -175,30 +180,30 @@ def _afterwards(
         facts |= reconstruction_facts(make_program(replica, source))
     except Exception as error:  # a loss may call the model with other arguments
         facts["unmeasured"] = wiring["unmeasured"] | {"code": type(error).__name__}
-    facts |= static.own_score_zero(replica, source.probe)
+    facts |= static.clamped_score_facts(replica, source.probe)
     try:
         facts |= loss_part_facts(replica, source.probe)
     except Exception as error:  # a loss of the batch as a whole
         facts["parts"] = type(error).__name__
-    if judge is not None and not replica.whole:
-        facts |= renumbering_facts(replica, judge)
+    if validation is not None and not replica.whole:
+        facts |= renumbering_facts(replica, validation)
     if ROUNDING < wiring.get("rows_apart", 0.0) < DISTINCT:  # may be small before training
         facts |= row_facts(make_program(replica, source))
     if "majority" in wiring:
-        facts["answered"] = commonest(replica, source.probe)
+        facts["answered"] = majority_prediction_share(replica, source.probe)
     if wiring.get("alike") and not equal_output_facts(make_program(replica, source)):
         facts["alike"] = None  # the head was initialised with zeros
     return facts
 
 
-def _drift(spreads: list[float]) -> dict[str, Any]:
+def _input_drift(input_spreads: list[float]) -> dict[str, Any]:
     """Return the standard deviation of a loader's inputs, last / first tenth of the run."""
-    few = max(1, len(spreads) // 10)
-    first, last = (sum(part) / few for part in (spreads[:few], spreads[-few:]))
-    return {"drift": last / first} if len(spreads) >= 20 and first > 0 else {}
+    few = max(1, len(input_spreads) // 10)
+    first, last = (sum(part) / few for part in (input_spreads[:few], input_spreads[-few:]))
+    return {"drift": last / first} if len(input_spreads) >= 20 and first > 0 else {}
 
 
-def _targets_moved(levels: list[tuple[float, float]], source: Samples) -> dict[str, float]:
+def _targets_moved(target_levels: list[tuple[float, float]], source: Samples) -> dict[str, float]:
     """Return the change of the mean target from first to last epoch, in standard deviations.
 
     Every epoch has the same rows, so only random transforms may differ.
@@ -206,12 +211,12 @@ def _targets_moved(levels: list[tuple[float, float]], source: Samples) -> dict[s
     if source.indexed or not hasattr(source.source, "__len__"):
         return {}
     batches = len(source.source)
-    epochs = len(levels) // batches if batches else 0
-    if epochs < 2 or not all(math.isfinite(a) and math.isfinite(b) for a, b in levels):
+    epochs = len(target_levels) // batches if batches else 0
+    if epochs < 2 or not all(math.isfinite(a) and math.isfinite(b) for a, b in target_levels):
         return {}
-    means = torch.tensor([mean for mean, _ in levels], dtype=torch.float64)
+    means = torch.tensor([mean for mean, _ in target_levels], dtype=torch.float64)
     first, last = means[:batches], means[(epochs - 1) * batches : epochs * batches]
-    within = sum(spread**2 for _, spread in levels[:batches]) / batches
+    within = sum(spread**2 for _, spread in target_levels[:batches]) / batches
     deviation = math.sqrt(within + float(first.var(correction=0)))
     return {
         "targets_moved": float((last.mean() - first.mean()).abs()) / deviation
@@ -220,46 +225,48 @@ def _targets_moved(levels: list[tuple[float, float]], source: Samples) -> dict[s
     }
 
 
-def _trained_by(optimizer: object, loss: object, model: nn.Module) -> tuple[object, bool]:
+def _choose_optimizer(optimizer: object, loss: object, model: nn.Module) -> tuple[object, bool]:
     """Return the optimizer of the dry run, and whether the one given trains another model."""
     if loss is None and optimizer is None:
         optimizer = own_optimizer(model)
-    foreign = holds_nothing(optimizer, model)
-    return None if foreign else optimizer, foreign
+    is_foreign = is_foreign_optimizer(optimizer, model)
+    return None if is_foreign else optimizer, is_foreign
 
 
-def _held(optimizer: object) -> set[int]:
+def _parameter_ids(optimizer: object) -> set[int]:
     """Return the ids of the parameters of the user's optimizer; none for a factory."""
     groups = getattr(optimizer, "param_groups", None) or ()
     return {id(p) for group in groups for p in group["params"]}
 
 
-def _trial(
+def _start_trial(
     replica: Replica,
     source: Samples,
     facts: dict[str, Any],
     steps: int,
     size: int,
     seed: int,
-    judge: Batch | None,
+    validation: Batch | None,
 ) -> DryRun:
     trial = DryRun()
     first = probe(replica, source.probe, 0, trial)
-    facts["unused"] = unused(replica, source.probe)
+    facts["unused"] = find_unused_parameters(replica, source.probe)
     if replica.optimizer is None or steps == 0 or not facts["trainable"]:
         trial.probes.append(first)
         with torch.no_grad():
-            trial.points.append(score(replica, source.probe, judge, 0))
+            trial.points.append(score(replica, source.probe, validation, 0))
         for step in (1, 2):
             # zero-initialised heads and branches block the gradient at step 0 only
-            if nudge(replica, source.probe):
+            if perturb_weights(replica, source.probe):
                 trial.probes.append(probe(replica, source.probe, step, trial))
         return trial
     with limit_to_share(0.5):
-        return run(replica, source, steps=steps, batch_size=size, seed=seed, valid=judge)
+        return run_trial(
+            replica, source, steps=steps, batch_size=size, seed=seed, valid=validation
+        )
 
 
-def nudge(replica: Replica, batch: Batch) -> bool:
+def perturb_weights(replica: Replica, batch: Batch) -> bool:
     """Move each tensor against its gradient by a tenth of its rms; False without a gradient."""
     parameters = [p for p in replica.model.parameters() if p.requires_grad]
     with undisturbed(replica.model, training=True):
@@ -282,7 +289,7 @@ def nudge(replica: Replica, batch: Batch) -> bool:
     return True
 
 
-def unused(replica: Replica, batch: Batch) -> list[str]:
+def find_unused_parameters(replica: Replica, batch: Batch) -> list[str]:
     """Return the trainable parameters that the loss does not depend on."""
     named = [(n, p) for n, p in replica.model.named_parameters() if p.requires_grad]
     with undisturbed(replica.model, training=True):
@@ -291,10 +298,13 @@ def unused(replica: Replica, batch: Batch) -> list[str]:
             return []
         grads = gradients(loss, [p for _, p in named], replica.model)
     found = {n: g for (n, _), g in zip(named, grads)}
-    return [n for n, g in found.items() if g is None or n in _idle_layers(replica.model, found)]
+    unread = _unread_recurrent_parameters(replica.model, found)
+    return [n for n, g in found.items() if g is None or n in unread]
 
 
-def _idle_layers(model: nn.Module, grads: dict[str, torch.Tensor | None]) -> set[str]:
+def _unread_recurrent_parameters(
+    model: nn.Module, grads: dict[str, torch.Tensor | None]
+) -> set[str]:
     """Return parameters of stacked recurrent layers whose output is not read: zero gradients."""
     idle: set[str] = set()
     for name, module in model.named_modules():
@@ -305,16 +315,16 @@ def _idle_layers(model: nn.Module, grads: dict[str, torch.Tensor | None]) -> set
     return idle
 
 
-def holds_nothing(optimizer: object, model: nn.Module) -> bool:
+def is_foreign_optimizer(optimizer: object, model: nn.Module) -> bool:
     """Whether the optimizer has parameters, but none of the model."""
-    held, own = _held(optimizer), {id(p) for p in model.parameters()}
-    return bool(held and own) and not held & own
+    optimized, own = _parameter_ids(optimizer), {id(p) for p in model.parameters()}
+    return bool(optimized and own) and not optimized & own
 
 
-def _check_rows(model: nn.Module, source: Samples, judge: Batch | None) -> None:
+def _check_rows(model: nn.Module, source: Samples, validation: Batch | None) -> None:
     check_target(source.probe)
-    if judge is not None:
-        check_model_accepts(model, source.probe[0], judge[0])
+    if validation is not None:
+        check_model_accepts(model, source.probe[0], validation[0])
 
 
 def _check(model: object, steps: int, batch_size: int, clip: float | None) -> None:
@@ -334,10 +344,10 @@ def _check(model: object, steps: int, batch_size: int, clip: float | None) -> No
 
 
 def _optimizer(replica: Replica) -> dict[str, object]:
-    engine = replica.optimizer
-    if engine is None:
+    optimizer = replica.optimizer
+    if optimizer is None:
         return {}
-    group = engine.param_groups[0]
+    group = optimizer.param_groups[0]
     numbers: dict[str, object] = {
         k: v
         for k, v in group.items()
@@ -345,4 +355,4 @@ def _optimizer(replica: Replica) -> dict[str, object]:
     }
     if "betas" in group:
         numbers["betas"] = [float(b) for b in group["betas"]]
-    return {"name": type(engine).__name__, **numbers, "clip": replica.clip}
+    return {"name": type(optimizer).__name__, **numbers, "clip": replica.clip}

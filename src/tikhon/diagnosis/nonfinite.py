@@ -15,45 +15,47 @@ from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user
 from tikhon.diagnosis.record import Failure
 from tikhon.diagnosis.replica import Replica, undisturbed
 
-STEEP = {"sqrt", "norm", "std", "pow", "__pow__"}  # derivative at 0 may be infinite
+STEEP_FUNCTIONS = {"sqrt", "norm", "std", "pow", "__pow__"}  # derivative at 0 may be infinite
 MASKS = {"masked_fill", "where", "full_like", "full", "triu"}
 DIVISIONS = {"div", "true_divide", "__truediv__"}
 
 
-def locate(replica: Replica, batch: Batch, step: int) -> Failure:
+def locate_nonfinite(replica: Replica, batch: Batch, step: int) -> Failure:
     """Return the first non-finite tensor, in the order in which a step computes them."""
-    if any(map(infinite, tensors(batch))):
+    if any(map(has_nonfinite, tensors(batch))):
         return Failure(step, "input", "data")
     for name, parameter in replica.model.named_parameters():
-        if infinite(parameter):
+        if has_nonfinite(parameter):
             return Failure(step, "weight", name)
     with undisturbed(replica.model, training=True):
-        found = first_activation(replica.model, partial(replica.outcome, batch))
-    bad = FirstBad()
+        found = find_first_activation(replica.model, partial(replica.outcome, batch))
+    bad = FirstNonFiniteCall()
     with torch.no_grad(), undisturbed(replica.model, training=True), bad:
         replica.value(batch)
     if found:
         return Failure(step, "activation", found, bad.name, bad.place, bad.smallest)
     for name, parameter in replica.model.named_parameters():
-        if parameter.grad is not None and infinite(parameter.grad):
+        if parameter.grad is not None and has_nonfinite(parameter.grad):
             if not bad.name:
-                bad = FirstBad(slopes=True)
+                bad = FirstNonFiniteCall(slopes=True)
                 with undisturbed(replica.model, training=True), bad:
                     replica.value(batch)
             return Failure(step, "gradient", name, bad.name, bad.place, bad.smallest)
     return Failure(step, "loss", "loss", bad.name, bad.place, bad.smallest)
 
 
-def first_activation(model: nn.Module, run: Callable[[], object]) -> str:
+def find_first_activation(model: nn.Module, run: Callable[[], object]) -> str:
     """Return the first module with a non-finite output during `run()`, or ""."""
     found: list[str] = []
 
-    def look(name: str, module: nn.Module, args: object, output: object) -> None:
-        if any(map(infinite, tensors(output))):
+    def check_output(name: str, module: nn.Module, args: object, output: object) -> None:
+        if any(map(has_nonfinite, tensors(output))):
             found.append(name)
 
     named = list(model.named_modules())
-    handles = [m.register_forward_hook(partial(look, n or type(m).__name__)) for n, m in named]
+    handles = [
+        m.register_forward_hook(partial(check_output, n or type(m).__name__)) for n, m in named
+    ]
     try:
         with torch.no_grad():
             run()
@@ -63,7 +65,7 @@ def first_activation(model: nn.Module, run: Callable[[], object]) -> str:
     return found[0] if found else ""
 
 
-class FirstBad(Functions):
+class FirstNonFiniteCall(Functions):
     """Context that records the first call with finite arguments and a non-finite result.
 
     With `slopes`, the first with an infinite derivative: a root or a norm of zero.
@@ -84,10 +86,10 @@ class FirstBad(Functions):
             return output
         with torch._C.DisableTorchFunction():
             if self.slopes:
-                steep = name in STEEP and any(t.requires_grad for t in inputs)
+                steep = name in STEEP_FUNCTIONS and any(t.requires_grad for t in inputs)
                 bad = steep and bool((output.detach() == 0).any())
             else:
-                bad = _goes_bad(name, output, inputs)
+                bad = _becomes_nonfinite(name, output, inputs)
             if bad:
                 self.name, self.place = name, user_line() or name
                 parts = inputs[1:] if name in DIVISIONS and len(inputs) > 1 else inputs[:1]
@@ -95,17 +97,17 @@ class FirstBad(Functions):
         return output
 
 
-def infinite(tensor: Tensor) -> bool:
+def has_nonfinite(tensor: Tensor) -> bool:
     """Whether a tensor has NaN or infinite entries."""
     inexact = tensor.is_floating_point() or tensor.is_complex()
     return inexact and not bool(torch.isfinite(stored_values(tensor.detach())).all())
 
 
-def _goes_bad(name: str, output: Tensor, inputs: list[Tensor]) -> bool:
+def _becomes_nonfinite(name: str, output: Tensor, inputs: list[Tensor]) -> bool:
     """Whether a call introduces non-finite values; scores of -inf are allowed as a mask."""
     if name in ATTENDING:
         numbers = not any(bool(t.detach().isnan().any()) for t in inputs)
         return numbers and bool(output.detach().isnan().any())
     if name in MASKS and bool((output.detach() != math.inf).all()) and not output.isnan().any():
         return False
-    return infinite(output) and not any(map(infinite, inputs))
+    return has_nonfinite(output) and not any(map(has_nonfinite, inputs))

@@ -74,7 +74,7 @@ class Instruments(Located):
         """Record the gradient per time step at the input of recurrent layers."""
         super().enter(name, module, args, kwargs)
         if isinstance(module, RECURRENT) and args and isinstance(args[0], Tensor):
-            return (self._watch_time(name, module, args[0]), *args[1:]), kwargs
+            return (self._measure_time_steps(name, module, args[0]), *args[1:]), kwargs
         return None
 
     def leave(self, name: str, module: nn.Module, args: Args, output: object) -> None:
@@ -85,12 +85,16 @@ class Instruments(Located):
         if role is None or not outputs:
             return
         with torch._C.DisableTorchFunction():
-            self._layer(name, role, module, outputs)
+            self._measure_layer(name, role, module, outputs)
 
-    def _layer(self, name: str, role: str, module: nn.Module, outputs: list[Tensor]) -> None:
+    def _measure_layer(
+        self, name: str, role: str, module: nn.Module, outputs: list[Tensor]
+    ) -> None:
         output = outputs[0]
         if name not in self.sites:
-            self.sites[name] = replace(describe(name, role, module), places=places(module, output))
+            self.sites[name] = replace(
+                site_of(name, role, module), places=count_positions(module, output)
+            )
             self.modules[name] = module
             self.numbers[name] = weights(module)
         self.numbers[name] |= _spread(output)
@@ -99,9 +103,9 @@ class Instruments(Located):
         if isinstance(module, nn.RNN) and module.nonlinearity == "tanh":
             low = 1 - output.detach().square() < 0.05
             self.numbers[name]["saturated"] = float(low.double().mean())
-        self._listen(name, outputs)
+        self._record_gradient(name, outputs)
 
-    def _watch_time(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
+    def _measure_time_steps(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
         """Return the input of a recurrent layer with a hook that records its gradient by step."""
         if inputs.ndim != 3 or not torch.is_grad_enabled():
             return inputs
@@ -110,14 +114,14 @@ class Instruments(Located):
             self.leaves.append(inputs)
         axis = 1 if getattr(module, "batch_first", False) else 0
 
-        def keep(grad: Tensor) -> None:
+        def record(grad: Tensor) -> None:
             rest = [d for d in range(3) if d != axis]
             self._profiles[name] = grad.detach().double().square().mean(rest).sqrt()
 
-        inputs.register_hook(keep)
+        inputs.register_hook(record)
         return inputs
 
-    def _listen(self, name: str, outputs: list[Tensor]) -> None:
+    def _record_gradient(self, name: str, outputs: list[Tensor]) -> None:
         reached = self._signals.setdefault(name, [])
         for place, output in enumerate(outputs):
             if place == len(reached):
@@ -131,18 +135,18 @@ class Instruments(Located):
         """Measure an activation and return its result."""
         label = getattr(func, "__name__", "").rstrip("_")
         if label == "multi_head_attention_forward":
-            return self._attend(func, args, kwargs)
+            return self._measure_attention(func, args, kwargs)
         known = label in ELEMENTWISE or label in SOFTMAXES
         inputs = args[0] if args else kwargs.get("input")
         if not known or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             return func(*args, **kwargs)
-        found = self._activation(label, func, inputs, args[1:], kwargs)
+        found = self._measure_activation(label, func, inputs, args[1:], kwargs)
         output = func(*args, **kwargs)
         if isinstance(output, Tensor):
-            self._place(label, found, output)
+            self._add_activation(label, found, output)
         return output
 
-    def _activation(
+    def _measure_activation(
         self, label: str, func: Function, inputs: Tensor, rest: Args, kwargs: Options
     ) -> dict[str, float]:
         if label in SOFTMAXES:
@@ -153,7 +157,7 @@ class Instruments(Located):
         slope = _slope(label, func, inputs.detach(), _without_flags(rest), options)
         if slope is None or not slope.numel():
             return {}
-        found = {"slope": rms(slope)}
+        found = {"slope": root_mean_square(slope)}
         if label in RECTIFIERS:
             found["dead"] = float((slope.amax(self._rows(slope)) == 0).double().mean())
         if label in BOUNDED:
@@ -166,7 +170,7 @@ class Instruments(Located):
         unit = 1 if self._channels_first and values.ndim > 2 else max(1, values.ndim - 1)
         return [axis for axis in range(values.ndim) if axis != unit]
 
-    def _place(self, label: str, found: dict[str, float], output: Tensor) -> None:
+    def _add_activation(self, label: str, found: dict[str, float], output: Tensor) -> None:
         where = self.stack[-1]
         module = self._named.get(where) if where else None
         own = module is not None and not any(True for _ in module.children())
@@ -180,9 +184,9 @@ class Instruments(Located):
             self.sites[name] = Site(name, label, "activation", trainable=False)
             self.numbers[name] = {}
         self.numbers[name] |= found | _spread(output)
-        self._listen(name, [output])
+        self._record_gradient(name, [output])
 
-    def _attend(self, func: Function, args: Args, kwargs: Options) -> object:
+    def _measure_attention(self, func: Function, args: Args, kwargs: Options) -> object:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             asked = {**kwargs, "need_weights": True, "average_attn_weights": False}
             asked["training"] = False
@@ -193,10 +197,10 @@ class Instruments(Located):
         if attention is not None and attention.shape[-1] > 1:
             share = attention.clamp_min(1e-12)
             entropy = -(share * share.log()).sum(-1).mean() / math.log(attention.shape[-1])
-            self._entropy(float(entropy))
+            self._add_entropy(float(entropy))
         return func(*args, **kwargs)
 
-    def _entropy(self, value: float) -> None:
+    def _add_entropy(self, value: float) -> None:
         name = f"{self.stack[-1]}.attention".lstrip(".")
         if name not in self.sites:
             self.sites[name] = Site(name, "attention", "attention", trainable=False)
@@ -214,7 +218,7 @@ def role_of(module: nn.Module) -> str | None:
     return "norm" if isinstance(module, NORMS) else None
 
 
-def describe(name: str, role: str, module: nn.Module) -> Site:
+def site_of(name: str, role: str, module: nn.Module) -> Site:
     """Return the site of a layer."""
     kind = type(module).__name__.removeprefix("NonDynamicallyQuantizable")
     trainable = any(p.requires_grad for p in module.parameters())
@@ -236,7 +240,7 @@ def describe(name: str, role: str, module: nn.Module) -> Site:
     return Site(name, kind, role, trainable=trainable)
 
 
-def places(module: nn.Module, output: Tensor) -> int:
+def count_positions(module: nn.Module, output: Tensor) -> int:
     """Return the number of positions per row and channel of an output."""
     if output.ndim < 3:
         return 1
@@ -249,29 +253,29 @@ def weights(module: nn.Module) -> dict[str, float]:
     weight = getattr(module, "weight", None)
     if isinstance(module, RECURRENT + CELLS):
         weight = next(p for n, p in module.named_parameters() if n.startswith("weight_hh"))
-        size = rms(weight.detach())
+        size = root_mean_square(weight.detach())
         return {"weight_rms": size, "weight_factor": size * math.sqrt(weight.shape[1])}
     if weight is None or not isinstance(module, WEIGHTED) or not weight.numel():
         return {}
     values = weight.detach()
-    size = rms(values)
-    fan_out = describe("", "weight", module).fan_out
+    size = root_mean_square(values)
+    fan_out = site_of("", "weight", module).fan_out
     found: dict[str, float] = {"weight_rms": size, "weight_factor": size * math.sqrt(fan_out)}
     found["constant"] = bool(values.numel() > 1 and (values == values.flatten()[0]).all())
     bias = getattr(module, "bias", None)
     if bias is not None:
-        found["bias"] = rms(bias.detach())
+        found["bias"] = root_mean_square(bias.detach())
     return found
 
 
 def norm(values: Tensor) -> float:
     """Return the Euclidean norm, in double precision where single over- or underflows."""
-    short = values.dtype not in (torch.float32, torch.float64)
-    found = float(torch.linalg.vector_norm(values.float() if short else values))
+    is_half_precision = values.dtype not in (torch.float32, torch.float64)
+    found = float(torch.linalg.vector_norm(values.float() if is_half_precision else values))
     return found if 1e-15 < found < math.inf else float(torch.linalg.vector_norm(values.double()))
 
 
-def rms(values: Tensor) -> float:
+def root_mean_square(values: Tensor) -> float:
     """Return the root mean square of a tensor."""
     return norm(values) / math.sqrt(values.numel())
 
@@ -280,7 +284,7 @@ def _slope(label: str, func: Function, inputs: Tensor, rest: Args, options: Any)
     """Return the absolute derivative of an activation; None if it cannot be evaluated."""
     if label == "relu":
         return (inputs > 0).to(inputs.dtype)
-    with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):  # override a checkpoint's
+    with torch.enable_grad(), saved_tensors_hooks(_identity, _identity):  # override a checkpoint's
         try:
             z = inputs.clone().requires_grad_()
             (slope,) = torch.autograd.grad(func(z.clone(), *rest, **options).sum(), z)
@@ -293,14 +297,14 @@ def _spread(output: Tensor) -> dict[str, float]:
     values = output.detach()
     if not values.is_floating_point() or not values.numel():
         return {}
-    size = rms(values)
+    size = root_mean_square(values)
     if values.ndim == 0 or len(values) < 2 or not math.isfinite(size):
         return {"rms": size}
-    spread = rms(values - values.mean(0)) * math.sqrt(len(values) / (len(values) - 1))
+    spread = root_mean_square(values - values.mean(0)) * math.sqrt(len(values) / (len(values) - 1))
     return {"rms": size, "diversity": spread / size if size > 0 else 0.0}
 
 
-def _itself(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tikhon.copying import copy_with_model
 from tikhon.data.forward import LossFunction, call_model, call_with_gradients, loss_takes_model
 from tikhon.data.nested import Batch, batch_length, join_batch, map_tensors, split_batch, take_rows
-from tikhon.diagnosis.replica import number_of, undisturbed
+from tikhon.diagnosis.replica import scalar_loss, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.wrappers import unwrap
 
@@ -110,9 +110,9 @@ class _Program:
                 output = call_model(model, batch[0])
             return self.judge(model, output, batch[1], weights)
         if weights is None:
-            return number_of(call_with_gradients(lambda: self.loss(model, join_batch(batch))))
+            return scalar_loss(call_with_gradients(lambda: self.loss(model, join_batch(batch))))
         with weights_outside_forward(model, weights):
-            return number_of(call_with_gradients(lambda: self.loss(model, join_batch(batch))))
+            return scalar_loss(call_with_gradients(lambda: self.loss(model, join_batch(batch))))
 
     def judge(
         self, model: nn.Module, output: Any, target: Any, weights: Weights | None = None
@@ -125,7 +125,7 @@ class _Program:
         if weights is not None:
             values = {name: weights(p.detach()) for name, p in values.items()}
         with lent(self.user, values, graded=weights is None):
-            loss = number_of(self.loss(output, target))
+            loss = scalar_loss(self.loss(output, target))
             if weights is not None or not loss.requires_grad:
                 return loss
             own = {name: p for name, p in self.user.named_parameters() if name in values}

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from tikhon.data.forward import LossFunction
 from tikhon.data.nested import Batch, map_tensors, stored_values, tensors
-from tikhon.diagnosis.replica import number_of
+from tikhon.diagnosis.replica import scalar_loss
 
 Tail = Callable[[Tensor], Tensor]
-MANY_CLASSES = 1000  # limit of a ridge on one-hot targets; more are numbers or a vocabulary
-FAR = 10.0  # interquartile ranges
-ENDS = 50.0  # inputs -ENDS and ENDS give the lowest and highest output of an activation
+MAX_CLASSES = 1000  # limit of a ridge on one-hot targets; more are numbers or a vocabulary
+CLIP_RANGES = 10.0  # interquartile ranges
+EXTREME_INPUT = 50.0  # inputs of both signs give the lowest and highest output of an activation
 IGNORED = -100  # default ignore_index of torch
-FEW_COORDINATES = 3  # input columns up to which nearest neighbours are tried
-NEAREST = 3  # neighbours averaged
-MUCH_LOWER = 10.0  # margin below the loss of correct outputs, times (1 + that loss)
-OFF_CENTRE = 0.02  # excess of the mean squared error of a constant over the variance [share of it]
-MANY_OUTPUTS = 256  # outputs per row up to which a shallow model is fitted to the user's loss
-MANY_COLUMNS = 4096  # columns up to which the normal equations are solved quickly
+MAX_NEIGHBOUR_COLUMNS = 3  # input columns up to which nearest neighbours are tried
+NEIGHBOURS = 3  # neighbours averaged
+UNBOUNDED_MARGIN = 10.0  # margin below the loss of correct outputs, times (1 + that loss)
+CONSTANT_TOLERANCE = 0.02  # excess of a constant's mean squared error over the variance [share]
+MAX_OUTPUTS = 256  # outputs per row up to which a shallow model is fitted to the user's loss
+MAX_COLUMNS = 4096  # columns up to which the normal equations are solved quickly
 
 
 def constant_loss(
@@ -46,7 +46,7 @@ def best_constant(
     return _minimise(output.detach().mean(0, keepdim=True), len(output), target, loss, tail)
 
 
-def free_loss(
+def lowest_loss(
     output: Tensor, target: object, loss: LossFunction, tail: Tail | None = None
 ) -> float:
     """Return the lowest loss with a free output per row: the floor of loss and head.
@@ -58,9 +58,9 @@ def free_loss(
     if tail is None or not isinstance(target, Tensor) or not target.is_floating_point():
         return found
     with suppress(Exception), torch.no_grad():  # the user's loss, on what it was not written for
-        low, high = (tail(torch.full_like(output, end)) for end in (-ENDS, ENDS))
+        low, high = (tail(torch.full_like(output, end)) for end in (-EXTREME_INPUT, EXTREME_INPUT))
         if low.shape == target.shape and bool(((low <= target) & (target <= high)).all()):
-            return min(found, float(number_of(loss(target.to(low.dtype), target))))
+            return min(found, float(scalar_loss(loss(target.to(low.dtype), target))))
     return found
 
 
@@ -77,7 +77,7 @@ def _minimise(
         def closure() -> Tensor:
             solver.zero_grad()
             output = free if rows is None else free.expand(rows, *free.shape[1:])
-            value = number_of(loss(tail(output) if tail is not None else output, target))
+            value = scalar_loss(loss(tail(output) if tail is not None else output, target))
             if value.requires_grad:
                 value.backward()
             return value
@@ -91,58 +91,58 @@ def _minimise(
 
     # start at zero and above, since a rectified head is flat at zero
     starts = [s.requires_grad_() for s in (torch.zeros_like(start), start.clone() + 1.0)]
-    reached = [(reach(s), s.detach()) for s in starts]
-    known = [pair for pair in reached if math.isfinite(pair[0])]
-    return min(known, key=lambda pair: pair[0]) if known else (math.nan, starts[0].detach())
+    results = [(reach(s), s.detach()) for s in starts]
+    finite = [pair for pair in results if math.isfinite(pair[0])]
+    return min(finite, key=lambda pair: pair[0], default=(math.nan, starts[0].detach()))
 
 
-def compressed(inputs: Tensor, width: int) -> float:
+def pca_explained(inputs: Tensor, width: int) -> float:
     """Return the share of variance explained by the first `width` principal components."""
     rows = inputs.detach().flatten(1).double()
     rows = rows - rows.mean(0)
     square = rows.T @ rows if len(rows) > rows.shape[1] else rows @ rows.T
-    kept = torch.linalg.eigvalsh(square).clamp_min(0.0)
-    return float(kept[-width:].sum() / kept.sum().clamp_min(1e-300))
+    eigenvalues = torch.linalg.eigvalsh(square).clamp_min(0.0)
+    return float(eigenvalues[-width:].sum() / eigenvalues.sum().clamp_min(1e-300))
 
 
-def amounts(target: object) -> bool:
+def has_real_targets(target: object) -> bool:
     """Whether targets are quantities: neither class indices nor binary."""
     return isinstance(target, Tensor) and target.is_floating_point() and not binary(target)
 
 
-def misread(answer: Tensor, target: Tensor, rows: int) -> bool:
-    """Whether R2 does not apply to a loss: its best constant `answer` is not near the mean.
+def is_constant_off_mean(constant: Tensor, target: Tensor, rows: int) -> bool:
+    """Whether R2 does not apply to a loss: the best `constant` is not near the mean.
 
     True for quantiles, and for outputs of another shape than the targets.
     """
-    if answer.numel() * rows != target.numel():
+    if constant.numel() * rows != target.numel():
         return True
-    goal = target.detach().double().reshape(rows, -1)
-    spread = float((goal - goal.mean(0)).square().mean())
-    off = float((goal - answer.double().reshape(1, -1)).square().mean())
-    return spread > 0 and off > (1 + OFF_CENTRE) * spread
+    targets = target.detach().double().reshape(rows, -1)
+    spread = float((targets - targets.mean(0)).square().mean())
+    error = float((targets - constant.double().reshape(1, -1)).square().mean())
+    return spread > 0 and error > (1 + CONSTANT_TOLERANCE) * spread
 
 
-def without_end(output: Tensor, target: Tensor, loss: LossFunction, tail: Tail | None) -> float:
+def unbounded_loss(output: Tensor, target: Tensor, loss: LossFunction, tail: Tail | None) -> float:
     """Return the loss far from all targets if it is unbounded below there, else 0.
 
     All outputs are moved up or down by 100, 10,000 and a million standard deviations.
     """
-    goal = target.detach().double()
-    unit = float(goal.std()) if goal.numel() > 1 else 0.0
+    targets = target.detach().double()
+    unit = float(targets.std()) if targets.numel() > 1 else 0.0
     lowest = 0.0
     for sign in (-1.0, 1.0):
         values = []
         for far in (1e2, 1e4, 1e6):
-            z = torch.full_like(output, sign * far * unit) + float(goal.mean())
+            z = torch.full_like(output, sign * far * unit) + float(targets.mean())
             with suppress(Exception), torch.no_grad():  # the user's loss, far from its targets
-                values.append(float(number_of(loss(tail(z) if tail is not None else z, target))))
+                values.append(float(scalar_loss(loss(tail(z) if tail is not None else z, target))))
         falls = len(values) == 3 and values[2] < 10 * values[1] < 100 * values[0] < 0
         lowest = min(lowest, values[2]) if falls and math.isfinite(values[2]) else lowest
     return lowest
 
 
-def yes_or_no(output: Tensor, target: object) -> bool:
+def has_binary_targets(output: Tensor, target: object) -> bool:
     """Whether every output has a target of 0 or 1."""
     if not isinstance(target, Tensor) or not target.is_floating_point():
         return False
@@ -158,8 +158,8 @@ def unbounded_shares(
     outputs of a sigmoid do not.
     """
     with suppress(Exception), torch.no_grad():  # the user's loss, on what it was not written for
-        right = float(number_of(loss(target.to(output.dtype), target)))
-        if not lowest < right - MUCH_LOWER * (1 + abs(right)):
+        right = float(scalar_loss(loss(target.to(output.dtype), target)))
+        if not lowest < right - UNBOUNDED_MARGIN * (1 + abs(right)):
             return {}
         bounded, _ = _minimise(output.detach(), None, target, loss, torch.sigmoid)
         if bounded >= right - 1e-3 * (1 + abs(right)):
@@ -168,43 +168,43 @@ def unbounded_shares(
 
 
 def shallow_loss(
-    batch: Batch, answer: Tensor, loss: LossFunction, tail: Tail | None = None
+    batch: Batch, constant: Tensor, loss: LossFunction, tail: Tail | None = None
 ) -> dict[str, float]:
     """Return the user's loss of a shallow model and of the best constant on held-out rows.
 
     A linear map of inputs and random features to the input of the head is fitted to half of the
-    rows by that loss, starting from the best constant `answer`. Empty if permuted targets cost
+    rows by that loss, starting from the best `constant`. Empty if permuted targets cost
     the same.
     """
     inputs, target = batch
     if not isinstance(inputs, Tensor) or not isinstance(target, Tensor) or len(inputs) < 48:
         return {}
-    design, _ = design_of(inputs)
-    if design is None or answer.numel() > MANY_OUTPUTS:
+    design, _ = build_design(inputs)
+    if design is None or constant.numel() > MAX_OUTPUTS:
         return {}
-    x = design.to(answer.dtype) / math.sqrt(design.shape[1])
+    x = design.to(constant.dtype) / math.sqrt(design.shape[1])
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
     halves = order[: len(x) // 2], order[len(x) // 2 :]
     unit = float(target.detach().double().std())
 
     def value(weights: Tensor, rows: Tensor, of: Tensor | None = None) -> Tensor:
-        z = answer + unit * (x[rows] @ weights).reshape(len(rows), *answer.shape[1:])
-        return number_of(
+        z = constant + unit * (x[rows] @ weights).reshape(len(rows), *constant.shape[1:])
+        return scalar_loss(
             loss(tail(z) if tail is not None else z, target[rows if of is None else of])
         )
 
-    still = torch.zeros(x.shape[1], answer.numel(), dtype=x.dtype)
+    zeros = torch.zeros(x.shape[1], constant.numel(), dtype=x.dtype)
     try:
         with torch.no_grad():
-            constant = float(value(still, halves[1]))
-            drawn = torch.randn(still.shape, generator=torch.Generator().manual_seed(4)).to(still)
-            own, others = (float(value(drawn, halves[1], of)) for of in (None, halves[1].roll(1)))
-        if math.isclose(own, others, rel_tol=1e-4):  # compares the batch as a whole
+            loss_of_constant = float(value(zeros, halves[1]))
+            drawn = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(4)).to(zeros)
+            own, shifted = (float(value(drawn, halves[1], of)) for of in (None, halves[1].roll(1)))
+        if math.isclose(own, shifted, rel_tol=1e-4):  # compares the batch as a whole
             return {}
-        fitted = [_fit(value, still, halves, ridge) for ridge in (3e-3, 3e-2, 0.3)]
+        fitted = [_fit(value, zeros, halves, ridge) for ridge in (3e-3, 3e-2, 0.3)]
     except Exception:  # the user's loss, on outputs that it was not written for
         return {}
-    found = {"constant_loss": constant, "shallow_loss": min(fitted)}
+    found = {"constant_loss": loss_of_constant, "shallow_loss": min(fitted)}
     return found if all(map(math.isfinite, found.values())) else {}
 
 
@@ -229,8 +229,8 @@ def _fit(
     with torch.enable_grad():
         solver.step(closure)
     with torch.no_grad():
-        reached = float(value(weights, halves[1]))
-    return reached if math.isfinite(reached) else math.inf
+        final_loss = float(value(weights, halves[1]))
+    return final_loss if math.isfinite(final_loss) else math.inf
 
 
 def shallow_skill(batch: Batch) -> dict[str, float]:
@@ -247,27 +247,29 @@ def shallow_skill(batch: Batch) -> dict[str, float]:
     if target.ndim == 2 and target.shape[1] > 1 and not target.is_floating_point():
         return {}  # one class per position
     generator = torch.Generator(device="cpu").manual_seed(0)
-    design, _ = design_of(inputs, width=256, generator=generator)
+    design, _ = build_design(inputs, width=256, generator=generator)
     if design is None:
         return {}
     classes = not target.is_floating_point() and target.ndim == 1
-    if classes and not 0 <= int(target.min()) <= int(target.max()) < MANY_CLASSES:
+    if classes and not 0 <= int(target.min()) <= int(target.max()) < MAX_CLASSES:
         return {}
     y = torch.nn.functional.one_hot(target.long()).double() if classes else target.double()
     y = y.reshape(len(y), -1)
-    signs = not classes and binary(y)
+    is_binary = not classes and binary(y)
     order = torch.randperm(len(design), generator=generator)
-    fit, judge = order[: len(design) // 2], order[len(design) // 2 :]
+    fit, held_out = order[: len(design) // 2], order[len(design) // 2 :]
     y = y.cpu()
     best = -math.inf
     for strength in (0.3, 10.0, 300.0):
-        scores = design[judge] @ ridge(design[fit], y[fit], strength)
-        best = max(best, _held_out(scores, y[judge], classes, signs))
-    if inputs.is_floating_point() and inputs[0].numel() <= FEW_COORDINATES:
-        near = _neighbours(inputs.detach().reshape(len(inputs), -1).double().cpu(), y, fit, judge)
-        best = max(best, _held_out(near, y[judge], classes, signs))
+        scores = design[held_out] @ ridge(design[fit], y[fit], strength)
+        best = max(best, _score(scores, y[held_out], classes, is_binary))
+    if inputs.is_floating_point() and inputs[0].numel() <= MAX_NEIGHBOUR_COLUMNS:
+        predictions = _neighbours(
+            inputs.detach().reshape(len(inputs), -1).double().cpu(), y, fit, held_out
+        )
+        best = max(best, _score(predictions, y[held_out], classes, is_binary))
     constant = float(y.mean(0).max()) if classes else 0.0
-    if signs:
+    if is_binary:
         share = (y > 0).double().mean(0)
         constant = float(torch.maximum(share, 1 - share).mean())
     return {"shallow": best, "constant": constant}
@@ -284,14 +286,14 @@ def ridge(x: Tensor, y: Tensor, strength: float) -> Tensor:
     return x.T @ torch.linalg.solve(gram, y) if wide else torch.linalg.solve(gram, x.T @ y)
 
 
-def _neighbours(x: Tensor, y: Tensor, fit: Tensor, judge: Tensor) -> Tensor:
+def _neighbours(x: Tensor, y: Tensor, fit: Tensor, held_out: Tensor) -> Tensor:
     """Predict by nearest neighbours, which fit oscillations that the ridge cannot."""
     x = (x - x.mean(0)) / x.std(0).clamp_min(1e-9)
-    near = torch.cdist(x[judge], x[fit]).topk(NEAREST, largest=False).indices
-    return y[fit][near].mean(1)
+    nearest = torch.cdist(x[held_out], x[fit]).topk(NEIGHBOURS, largest=False).indices
+    return y[fit][nearest].mean(1)
 
 
-def design_of(
+def build_design(
     inputs: Tensor, *, width: int = 256, generator: torch.Generator | None = None
 ) -> tuple[Tensor | None, int]:
     """Return columns (1, inputs, random ReLU features), and how many of them are linear.
@@ -300,10 +302,10 @@ def design_of(
     or non-finite numbers.
     """
     x = inputs.detach().flatten(1).cpu() if inputs.ndim > 1 else inputs.detach().cpu()[:, None]
-    x = x.double() if x.is_floating_point() else _occurrences(x.long())
-    if x.shape[1] > MANY_COLUMNS or not x.shape[1] or not bool(torch.isfinite(x).all()):
+    x = x.double() if x.is_floating_point() else _token_counts(x.long())
+    if x.shape[1] > MAX_COLUMNS or not x.shape[1] or not bool(torch.isfinite(x).all()):
         return None, 0
-    x = within(x)
+    x = clip_outliers(x)
     x = x - x.mean(0)
     x = x / x.std(0).clamp_min(1e-9 + 1e-6 * float(x.abs().max()))
     generator = generator or torch.Generator(device="cpu").manual_seed(0)
@@ -314,29 +316,29 @@ def design_of(
     return torch.cat([ones, x, hidden], 1), 1 + x.shape[1]
 
 
-def within(x: Tensor) -> Tensor:
+def clip_outliers(x: Tensor) -> Tensor:
     """Clip each column to within FAR interquartile ranges of its median."""
-    middle, reach = x.T.contiguous().median(1).values, FAR * middle_half(x)
+    middle, reach = x.T.contiguous().median(1).values, CLIP_RANGES * interquartile_range(x)
     reach = torch.where(reach > 0, reach, math.inf)
     return x.clamp(middle - reach, middle + reach)
 
 
-def middle_half(x: Tensor) -> Tensor:
+def interquartile_range(x: Tensor) -> Tensor:
     """Return the interquartile range of each column."""
     columns = x.T.contiguous()
     low, high = (columns.kthvalue(max(1, k * len(x) // 4), 1).values for k in (1, 3))
     return high - low
 
 
-def _occurrences(tokens: Tensor) -> Tensor:
+def _token_counts(tokens: Tensor) -> Tensor:
     """Return counts per token, and one-hot tokens per position where these are few columns."""
-    if int(tokens.min()) < 0 or int(tokens.max()) >= MANY_CLASSES:
+    if int(tokens.min()) < 0 or int(tokens.max()) >= MAX_CLASSES:
         return torch.zeros(len(tokens), 0, dtype=torch.float64)
-    where = torch.nn.functional.one_hot(tokens).double()
-    counts = where.sum(1)
-    if where[0].numel() > MANY_CLASSES:
+    one_hot = torch.nn.functional.one_hot(tokens).double()
+    counts = one_hot.sum(1)
+    if one_hot[0].numel() > MAX_CLASSES:
         return counts
-    return torch.cat([counts, where.flatten(1)], 1)
+    return torch.cat([counts, one_hot.flatten(1)], 1)
 
 
 def binary(values: Tensor) -> bool:
@@ -345,8 +347,8 @@ def binary(values: Tensor) -> bool:
     return low <= 0 and bool(((values == 1) | (values == (0.0 if low == 0 else -1.0))).all())
 
 
-def _held_out(output: Tensor, y: Tensor, classes: bool, signs: bool) -> float:
-    if signs:
+def _score(output: Tensor, y: Tensor, classes: bool, is_binary: bool) -> float:
+    if is_binary:
         cut = 0.5 if float(y.min()) == 0 else 0.0
         return float(((output > cut) == (y > 0)).double().mean())
     if classes:
@@ -355,7 +357,7 @@ def _held_out(output: Tensor, y: Tensor, classes: bool, signs: bool) -> float:
     return 1 - float((output - y).square().mean()) / spread if spread > 0 else 0.0
 
 
-def shifts_out(output: Tensor, target: object, loss: LossFunction) -> bool:
+def applies_softmax(output: Tensor, target: object, loss: LossFunction) -> bool:
     """Whether the loss is invariant to a constant added to all outputs: it applies a softmax."""
     try:
         with torch.no_grad():
@@ -365,7 +367,7 @@ def shifts_out(output: Tensor, target: object, loss: LossFunction) -> bool:
     return math.isfinite(before) and abs(after - before) <= 1e-4 * (abs(before) + 1e-6)
 
 
-def grows_with_batch(output: object, target: object, loss: LossFunction) -> bool:
+def sums_over_rows(output: object, target: object, loss: LossFunction) -> bool:
     """Whether doubling the rows doubles the loss: a sum where a mean is expected."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return False
@@ -378,7 +380,7 @@ def grows_with_batch(output: object, target: object, loss: LossFunction) -> bool
     return once > 0 and math.isfinite(once) and abs(twice / once - 2) < 0.02
 
 
-def grows_in_part(output: object, target: object, loss: LossFunction) -> float:
+def sum_share(output: object, target: object, loss: LossFunction) -> float:
     """Return the share of a loss that is a sum over rows while the rest is a mean; else 0.
 
     Rows repeated once, twice and four times cost m + s, m + 2 s, m + 4 s for sum s and mean m.
@@ -388,7 +390,7 @@ def grows_in_part(output: object, target: object, loss: LossFunction) -> float:
         return 0.0
     try:
         with torch.no_grad():
-            once, twice, often = (
+            once, twice, four_times = (
                 float(
                     loss(
                         map_tensors(output, lambda t, k=k: torch.cat([t] * k)),
@@ -399,10 +401,11 @@ def grows_in_part(output: object, target: object, loss: LossFunction) -> float:
             )
     except Exception:  # as above
         return 0.0
-    part, rest = twice - once, 2 * once - twice
-    straight = abs(often - twice - 2 * part) <= 0.01 * abs(part)
-    known = math.isfinite(often) and straight and abs(part) > 1e-3 * (abs(once) + abs(rest))
-    return abs(part) / (abs(part) + abs(rest)) if known else 0.0
+    sum_part, rest = twice - once, 2 * once - twice
+    is_linear = abs(four_times - twice - 2 * sum_part) <= 0.01 * abs(sum_part)
+    is_present = abs(sum_part) > 1e-3 * (abs(once) + abs(rest))
+    known = math.isfinite(four_times) and is_linear and is_present
+    return abs(sum_part) / (abs(sum_part) + abs(rest)) if known else 0.0
 
 
 def scale(value: object) -> dict[str, float]:

@@ -60,10 +60,10 @@ class Replica:
         """Return the data loss on a batch; raise `InputError` if it fails or is no scalar."""
         try:
             if self.whole:
-                return number_of(
+                return scalar_loss(
                     call_with_gradients(lambda: self.loss(self.model, join_batch(batch)))
                 )
-            return number_of(self.loss(call_model(self.model, batch[0]), batch[1]))
+            return scalar_loss(self.loss(call_model(self.model, batch[0]), batch[1]))
         except InputError:
             raise
         except Exception as error:  # the user's model and loss may raise anything
@@ -74,7 +74,7 @@ class Replica:
         if self.whole:
             return None, self.value(batch)
         output = call_model(self.model, batch[0])
-        return output, number_of(self.loss(output, batch[1]))
+        return output, scalar_loss(self.loss(output, batch[1]))
 
     def extra(self) -> Tensor | float:
         """Return the user's penalty."""
@@ -88,7 +88,7 @@ class Replica:
         return self
 
 
-def number_of(value: object) -> Tensor:
+def scalar_loss(value: object) -> Tensor:
     """Return the loss as a 0-d tensor; raise `InputError` if it is not one number."""
     if value is None:
         raise InputError("the loss returned None, one number is needed; does it lack a `return`?")
@@ -192,7 +192,7 @@ def replicate(
     bound = isinstance(optimizer, Optimizer)
     try:
         twin, engine = copy_with_model(model, (model, optimizer if bound else None))
-        hook_alike(model, twin)
+        copy_gradient_hooks(model, twin)
     except Exception as error:  # locks, files, tensors of a graph: anything a model may hold
         reason = str(error).partition(".")[0] or type(error).__name__
         raise InputError(
@@ -225,7 +225,7 @@ def replicate(
     return Replica(twin, loss, engine, added, clip, terms, left_out=left_out)
 
 
-def hook_alike(model: nn.Module, twin: nn.Module) -> None:
+def copy_gradient_hooks(model: nn.Module, twin: nn.Module) -> None:
     """Copy the user's gradient hooks on parameters, which deepcopy loses."""
     for own, other in zip(model.parameters(), twin.parameters()):
         for hook in (own._backward_hooks or {}).values():

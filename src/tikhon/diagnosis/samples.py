@@ -23,7 +23,7 @@ from tikhon.data.nested import (
 )
 from tikhon.errors import DataError, InputError
 
-FAR = 500  # batches of a loader read in search of another target value
+MAX_SEARCHED = 500  # batches of a loader read in search of another target value
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,17 @@ def samples(data: object, *, rows: int = 256, name: str = "data") -> Samples:
 def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
     parts: list[Batch] = []
     count = 0
-    reading = iter(loader)
-    for batch in reading:
+    iterator = iter(loader)
+    for batch in iterator:
         parts.append(split_batch(batch, name))
         count += batch_length(parts[-1])
         if count >= rows:
             break
     if not parts:
         raise DataError(f"{name}: the loader gave no batch")
-    if reading is not loader:
-        parts += read_on(reading, parts)
-    if reading is loader:
+    if iterator is not loader:
+        parts += read_other_targets(iterator, parts)
+    if iterator is loader:
         # an iterator is exhausted after one pass: train on what was read
         return Samples(concatenate(parts), concatenate(parts), count, True, batch_length(parts[0]))
     try:
@@ -90,19 +90,19 @@ def _from_loader(loader: Iterable[object], rows: int, name: str) -> Samples:
     return Samples(joined, loader, count, False, batch_length(parts[0]))
 
 
-def read_on(reading: Iterator[object], parts: Sequence[Batch]) -> list[Batch]:
+def read_other_targets(iterator: Iterator[object], parts: Sequence[Batch]) -> list[Batch]:
     """Read as many batches again from the next other target on, if all targets so far are equal.
 
-    Rows may be sorted. Returns nothing if no other target occurs within `FAR` batches.
+    Rows may be sorted. Returns nothing if no other target occurs within `MAX_SEARCHED` batches.
     """
-    if not _of_one_value(parts):
+    if not _has_one_target(parts):
         return []
-    following = map(split_batch, itertools.islice(reading, FAR))
-    others = itertools.dropwhile(lambda batch: _of_one_value([parts[0], batch]), following)
+    following = map(split_batch, itertools.islice(iterator, MAX_SEARCHED))
+    others = itertools.dropwhile(lambda batch: _has_one_target([parts[0], batch]), following)
     return list(itertools.islice(others, len(parts)))
 
 
-def _of_one_value(parts: Sequence[Batch]) -> bool:
+def _has_one_target(parts: Sequence[Batch]) -> bool:
     targets = [target for _, target in parts]
     if not all(isinstance(target, Tensor) and target.numel() for target in targets):
         return False
@@ -120,12 +120,12 @@ def check_target(batch: Batch) -> None:
         )
 
 
-def check_fit(model: nn.Module, batch: Batch) -> None:
+def check_devices(model: nn.Module, batch: Batch) -> None:
     """Raise `InputError` if model and batch are on different devices."""
-    homes = {p.device for p in model.parameters()} | {b.device for b in model.buffers()}
+    devices = {p.device for p in model.parameters()} | {b.device for b in model.buffers()}
     for tensor in tensors(batch):
-        if homes and tensor.device not in homes:
+        if devices and tensor.device not in devices:
             raise InputError(
-                f"the model is on {', '.join(sorted(map(str, homes)))} but the data on "
+                f"the model is on {', '.join(sorted(map(str, devices)))} but the data on "
                 f"{tensor.device}; move one of them with .to(device)"
             )

@@ -13,24 +13,24 @@ from tikhon.data.forward import LossFunction, call_model
 from tikhon.data.nested import Batch, take_rows, tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, user_line
-from tikhon.diagnosis.nonfinite import infinite
+from tikhon.diagnosis.nonfinite import has_nonfinite
 from tikhon.diagnosis.observe import ELEMENTWISE, SOFTMAXES
 from tikhon.diagnosis.reference import (
-    FEW_COORDINATES,
-    amounts,
+    MAX_NEIGHBOUR_COLUMNS,
+    applies_softmax,
     best_constant,
     constant_loss,
-    free_loss,
-    grows_in_part,
-    grows_with_batch,
-    misread,
+    has_binary_targets,
+    has_real_targets,
+    is_constant_off_mean,
+    lowest_loss,
     scale,
     shallow_loss,
     shallow_skill,
-    shifts_out,
+    sum_share,
+    sums_over_rows,
+    unbounded_loss,
     unbounded_shares,
-    without_end,
-    yes_or_no,
 )
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.samples import Samples
@@ -40,12 +40,12 @@ from tikhon.regularizer.targets import NORMS
 
 Steps = Sequence[Callable[[Tensor], Tensor]]  # applied in order
 DROPOUT = nn.modules.dropout._DropoutNd
-ENDLESS = 1000.0  # margin below the trivial loss, times (1 + that loss): unbounded below
-SQUARES = {"square", "abs", "exp", "norm", "vector_norm", "linalg_vector_norm", "cdist"}
-SQUARES |= {"pairwise_distance", "relu", "softplus"}  # results are always >= 0
-KEEPS = {"sum", "mean", "sqrt", "squeeze", "flatten", "reshape", "view"}  # preserve >= 0
-ADDS = {"add", "__add__", "__radd__"}  # preserve >= 0 if both summands have it
-HEADS = ELEMENTWISE | SOFTMAXES | {"clamp", "clip", "clamp_min", "clamp_max"}
+UNBOUNDED_MARGIN = 1000.0  # margin below the trivial loss, times (1 + that loss): unbounded below
+NONNEGATIVE = {"square", "abs", "exp", "norm", "vector_norm", "linalg_vector_norm", "cdist"}
+NONNEGATIVE |= {"pairwise_distance", "relu", "softplus"}  # results are always >= 0
+PRESERVING = {"sum", "mean", "sqrt", "squeeze", "flatten", "reshape", "view"}  # preserve >= 0
+ADDITIONS = {"add", "__add__", "__radd__"}  # preserve >= 0 if both summands have it
+HEAD_FUNCTIONS = ELEMENTWISE | SOFTMAXES | {"clamp", "clip", "clamp_min", "clamp_max"}
 
 
 def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
@@ -57,16 +57,16 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
         "trainable": len(frozen) < len(list(model.parameters())),
     }
     if replica.optimizer is not None:
-        held = {id(p) for group in replica.optimizer.param_groups for p in group["params"]}
+        optimized = {id(p) for group in replica.optimizer.param_groups for p in group["params"]}
         facts["unoptimized"] = [
-            n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held
+            n for n, p in model.named_parameters() if p.requires_grad and id(p) not in optimized
         ]
         facts["eps_lost"] = [
             name
             for group in replica.optimizer.param_groups
             if (group.get("eps") or 0) > 0
-            for name in _names(model, group["params"])
-            if not bool(torch.tensor(group["eps"]).to(_kind(model, name)))
+            for name in _half_precision_names(model, group["params"])
+            if not bool(torch.tensor(group["eps"]).to(_dtype_of(model, name)))
         ]
         facts["maximize"] = any(g.get("maximize") for g in replica.optimizer.param_groups)
     facts["hooked"] = [n for n, p in model.named_parameters() if p._backward_hooks]
@@ -81,12 +81,12 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
     return facts
 
 
-def _names(model: nn.Module, parameters: list[Tensor]) -> list[str]:
-    held = {id(p) for p in parameters}
-    return [n for n, p in model.named_parameters() if id(p) in held and p.dtype in HALF_TYPES]
+def _half_precision_names(model: nn.Module, parameters: list[Tensor]) -> list[str]:
+    ids = {id(p) for p in parameters}
+    return [n for n, p in model.named_parameters() if id(p) in ids and p.dtype in HALF_TYPES]
 
 
-def _kind(model: nn.Module, name: str) -> torch.dtype:
+def _dtype_of(model: nn.Module, name: str) -> torch.dtype:
     return model.get_parameter(name).dtype
 
 
@@ -126,7 +126,7 @@ def data_facts(samples: Samples, model: nn.Module) -> dict[str, Any]:
         f"{'inputs' if whole is inputs else 'target'}"
         for whole in (inputs, target)
         for part in tensors(whole)
-        if infinite(part)
+        if has_nonfinite(part)
     ]
     facts: dict[str, object] = {"rows": samples.rows, "nonfinite": bad}
     facts["inputs"] = scale(inputs) if "inputs" not in bad else {}
@@ -147,58 +147,59 @@ def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
     after = {n: (p._version, p.shape) for n, p in model.named_parameters()}
     facts: dict[str, Any] = {"changes_in_forward": before != after}
     facts["dropout_at_end"] = [line for result, line in tape.dropped if result is output]
-    facts["grows_in_part"] = grows_in_part(output, target, replica.loss)
+    facts["grows_in_part"] = sum_share(output, target, replica.loss)
     plain = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
     if not plain or not output.numel() or not bool(torch.isfinite(output).all()):
-        return facts | _head_of_a_part(tape, output, target, replica.loss)
-    facts["grows_with_batch"] = grows_with_batch(output, target, replica.loss)
+        return facts | _partial_head_facts(tape, output, target, replica.loss)
+    facts["grows_with_batch"] = sums_over_rows(output, target, replica.loss)
     facts["output_units"] = int(output.shape[1]) if output.ndim > 1 else 1
-    tail, names = _tail(tape, output)
+    tail, names = _head_activations(tape, output)
     facts["head"] = names
     facts["probabilities"] = _sums_to_one(output)
-    facts["own_softmax"] = shifts_out(output, target, replica.loss)
+    facts["own_softmax"] = applies_softmax(output, target, replica.loss)
     z = tail[0] if tail else output
     steps = _compose(tail[1]) if tail else None
     facts["trivial"], answer = best_constant(z, target, replica.loss, steps)
-    facts["lowest"] = free_loss(output, target, replica.loss)
-    if not names and yes_or_no(output, target):
+    facts["lowest"] = lowest_loss(output, target, replica.loss)
+    if not names and has_binary_targets(output, target):
         lowest = facts["lowest"]
-        if tape.above_zero(output):  # exclude negative outputs, which it never gives
-            lowest = free_loss(output, target, replica.loss, nn.functional.softplus)
+        if tape.is_nonnegative(output):  # exclude negative outputs, which it never gives
+            lowest = lowest_loss(output, target, replica.loss, nn.functional.softplus)
         facts |= unbounded_shares(output, target, replica.loss, lowest)
-    if amounts(target):
+    if has_real_targets(target):
         shown = steps(answer) if steps is not None else answer
         if output.numel() == target.numel():
-            facts["without_end"] = without_end(z, target, replica.loss, steps)
-        if misread(shown, target, len(output)) and not facts.get("without_end"):
+            facts["without_end"] = unbounded_loss(z, target, replica.loss, steps)
+        if is_constant_off_mean(shown, target, len(output)) and not facts.get("without_end"):
             # a shallow model is no reference for a loss that is unbounded below
             trivial, lowest = float(facts["trivial"]), float(facts["lowest"])
-            falls = lowest < trivial - ENDLESS * (1 + abs(trivial))
-            facts["own_loss"] = (
-                {} if falls else shallow_loss(many(samples), answer, replica.loss, steps)
-            )
+            falls = lowest < trivial - UNBOUNDED_MARGIN * (1 + abs(trivial))
+            rows = rows_for_shallow_model(samples)
+            facts["own_loss"] = {} if falls else shallow_loss(rows, answer, replica.loss, steps)
     if names:
         reached = steps
-        if steps is not None and tape.above_zero(z):  # such as a norm, squashed afterwards
+        if steps is not None and tape.is_nonnegative(z):  # such as a norm, squashed afterwards
             reached = _compose([nn.functional.softplus, steps])
-        facts["floor"] = free_loss(z, target, replica.loss, reached)
+        facts["floor"] = lowest_loss(z, target, replica.loss, reached)
         if not facts["probabilities"] or facts["own_softmax"]:
             facts["free_floor"] = facts["lowest"]
             facts["free_trivial"] = constant_loss(output, target, replica.loss)
     return facts
 
 
-def _head_of_a_part(
+def _partial_head_facts(
     tape: _Tape, output: object, target: object, loss: LossFunction
 ) -> dict[str, Any]:
     """Return head and floor of the one of several outputs that has the target's shape."""
     if type(output) not in (tuple, list) or not isinstance(target, Tensor):
         return {}
+    if not has_real_targets(target):
+        return {}
     parts = list(cast(list[object], output))
     for place, part in enumerate(parts):
-        if not isinstance(part, Tensor) or part.shape != target.shape or not amounts(target):
+        if not isinstance(part, Tensor) or part.shape != target.shape:
             continue
-        tail, names = _tail(tape, part)
+        tail, names = _head_activations(tape, part)
         if tail is None:
             continue
 
@@ -207,8 +208,8 @@ def _head_of_a_part(
 
         return {
             "head": names,
-            "floor": free_loss(tail[0], target, of_part, _compose(tail[1])),
-            "free_floor": free_loss(part, target, of_part),
+            "floor": lowest_loss(tail[0], target, of_part, _compose(tail[1])),
+            "free_floor": lowest_loss(part, target, of_part),
             "free_trivial": constant_loss(part, target, of_part),
         }
     return {}
@@ -231,7 +232,9 @@ def _compose(functions: Steps) -> Callable[[Tensor], Tensor]:
     return tail
 
 
-def _tail(tape: _Tape, output: Tensor) -> tuple[tuple[Tensor, Steps] | None, list[str]]:
+def _head_activations(
+    tape: _Tape, output: Tensor
+) -> tuple[tuple[Tensor, Steps] | None, list[str]]:
     """Return the input of the activations after the last layer, those activations and names."""
     chain: list[Callable[[Tensor], Tensor]] = []
     names: list[str] = []
@@ -259,32 +262,36 @@ class _Tape(Functions):
         super().__init__()
         self.calls: list[tuple[Function, Args, Options, object]] = []
         self.dropped: list[tuple[object, str]] = []
-        self._above: list[object] = []  # results that are >= 0
+        self._nonnegative: list[object] = []  # results that are >= 0
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
         """Record the call and return its result."""
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name in HEADS and args and isinstance(args[0], Tensor):
+        if name in HEAD_FUNCTIONS and args and isinstance(args[0], Tensor):
             self.calls.append((func, args, kwargs, result))
         even = name in ("pow", "__pow__") and len(args) > 1 and args[1] in (2, 4)
-        if name in SQUARES or even or (name in KEEPS and args and self.above_zero(args[0])):
-            self._above.append(result)
-        if name in ADDS and len(args) == 2 and all(map(self._not_below, args)):
-            self._above.append(result)
+        if (
+            name in NONNEGATIVE
+            or even
+            or (name in PRESERVING and args and self.is_nonnegative(args[0]))
+        ):
+            self._nonnegative.append(result)
+        if name in ADDITIONS and len(args) == 2 and all(map(self._is_nonnegative_term, args)):
+            self._nonnegative.append(result)
         if name in DROPOUTS and result is not (args[0] if args else kwargs.get("input")):
             self.dropped.append((result, user_line()))
         return result
 
-    def _not_below(self, value: object) -> bool:
-        return value >= 0 if isinstance(value, int | float) else self.above_zero(value)
+    def _is_nonnegative_term(self, value: object) -> bool:
+        return value >= 0 if isinstance(value, int | float) else self.is_nonnegative(value)
 
-    def above_zero(self, value: object) -> bool:
+    def is_nonnegative(self, value: object) -> bool:
         """Whether a result is >= 0 by construction: a square, a norm, a sum of them."""
-        return any(value is known for known in self._above)
+        return any(value is known for known in self._nonnegative)
 
 
-def own_score_zero(replica: Replica, batch: Batch) -> dict[str, float]:
+def clamped_score_facts(replica: Replica, batch: Batch) -> dict[str, float]:
     """Return the share of rows whose true class has a logit of 0 after a final ReLU.
 
     Only if nothing but a softmax, of the model or of the loss, follows the ReLU.
@@ -305,7 +312,7 @@ def own_score_zero(replica: Replica, batch: Batch) -> dict[str, float]:
             inside = True
         elif not _rectifies(wanted, scores):
             break
-        elif inside or shifts_out(output, target, replica.loss):
+        elif inside or applies_softmax(output, target, replica.loss):
             if scores.ndim != 2 or target.shape != scores.shape[:1]:
                 break
             own = scores.gather(1, target[:, None].clamp(0, scores.shape[1] - 1))
@@ -321,16 +328,16 @@ def _rectifies(before: Tensor, after: Tensor) -> bool:
 
 def reference(samples: Samples) -> dict[str, float]:
     """Return the skill of a shallow model on the same rows (see `shallow_skill`)."""
-    return shallow_skill(many(samples))
+    return shallow_skill(rows_for_shallow_model(samples))
 
 
-def many(samples: Samples) -> Batch:
+def rows_for_shallow_model(samples: Samples) -> Batch:
     """Return rows for a shallow model: at most 1200, 4000 of few columns, or a loader's probe."""
     if not samples.indexed:
         return samples.probe
     inputs = samples.source[0]
     place = isinstance(inputs, Tensor) and inputs.is_floating_point()
-    few = place and inputs[:1].numel() <= FEW_COORDINATES  # nearest neighbours are tried
+    few = place and inputs[:1].numel() <= MAX_NEIGHBOUR_COLUMNS  # nearest neighbours are tried
     count = min(samples.rows, 4000 if few else 1200)
     order = torch.randperm(samples.rows, generator=torch.Generator().manual_seed(1))[:count]
     return take_rows(samples.source, order)

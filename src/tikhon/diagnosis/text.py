@@ -23,37 +23,37 @@ VERDICTS = {
 }
 
 
-def screen(record: Record, findings: tuple[Finding, ...]) -> str:
+def format_screen(record: Record, findings: tuple[Finding, ...]) -> str:
     """Format verdict, findings with their consequences, and layers in at most 25 lines."""
     lines = [_title(record, findings)]
-    roots = [f for f in findings if not _folded(f, findings)]
+    causes = [f for f in findings if not _is_consequence(f, findings)]
     if _is_well(findings):
-        lines += _reached(record)
-    room = SCREEN - len(lines) - _table_size(record) - 1
-    detail = 6 if len(roots) * 6 <= room else 2
-    shown = roots[: max(1, room // detail)]
+        lines += _result_lines(record)
+    lines_left = SCREEN - len(lines) - _table_size(record) - 1
+    detail = 6 if len(causes) * 6 <= lines_left else 2
+    shown = causes[: max(1, lines_left // detail)]
     for place, finding in enumerate(shown, 1):
         lines += _paragraph(place, finding, findings, detail)
-    if len(shown) < len(roots):
-        lines.append(f" and {', '.join(f.code for f in roots[len(shown) :])}")
+    if len(shown) < len(causes):
+        lines.append(f" and {', '.join(f.code for f in causes[len(shown) :])}")
     return "\n".join([*lines, *_layers(record, SCREEN - len(lines))])
 
 
 def _title(record: Record, findings: tuple[Finding, ...]) -> str:
     layers = sum(s.role in ("weight", "recurrent") for s in record.sites)
     engine = record.optimizer
-    how = (
+    training = (
         f"{engine['name']} lr {engine.get('lr', 0):.3g}, {record.steps} steps"
         if engine
         else ("no optimizer: step 0 only")
     )
     count = f"{layers} weight layer{'s' if layers > 1 else ''}, " if layers else ""
     size = f"{record.model}, {count}batch {record.batch_size}"
-    left = f"tikhon diagnose: {size}, {how}"
+    left = f"tikhon diagnose: {size}, {training}"
     verdict = VERDICTS[worst(findings)]
     if _is_well(findings):
         evidence = Evidence(record)
-        if evidence.still:
+        if evidence.learned_nothing:
             verdict = "NOTHING LEARNED, NO CAUSE FOUND"
         elif evidence.far_behind:
             verdict = "FAR BEHIND A SHALLOW MODEL"
@@ -65,11 +65,11 @@ def _is_well(findings: tuple[Finding, ...]) -> bool:
     return worst(findings) in ("fine", "info")
 
 
-def _folded(finding: Finding, findings: tuple[Finding, ...]) -> bool:
+def _is_consequence(finding: Finding, findings: tuple[Finding, ...]) -> bool:
     return bool(finding.cause) and any(f.code == finding.cause for f in findings)
 
 
-def _root(finding: Finding, findings: tuple[Finding, ...]) -> str:
+def _root_cause(finding: Finding, findings: tuple[Finding, ...]) -> str:
     """Return the code at the end of the chain of causes."""
     by_code = {f.code: f for f in findings}
     seen = {finding.code}
@@ -82,55 +82,55 @@ def _root(finding: Finding, findings: tuple[Finding, ...]) -> str:
 def _paragraph(
     place: int, finding: Finding, findings: tuple[Finding, ...], detail: int
 ) -> list[str]:
-    where = span(finding.where)
+    where = format_names(finding.where)
     lines = [f" {place} {finding.code}  {finding.severity}{f'  in {where}' if where else ''}"]
-    lines += _wrapped(f"   why: {finding.why}", detail > 2)
+    lines += _wrap(f"   why: {finding.why}", detail > 2)
     no_cure = NO_CURE.get(finding.code)
     if detail > 2:
         lines.append(f"   effect: {finding.effect}")
         if finding.advice:
             lines.append(f"   cure: {'; '.join(finding.advice)}")
         if finding.fix:
-            lines += _wrapped(f"   write: {finding.fix}", True)
+            lines += _wrap(f"   write: {finding.fix}", True)
         elif no_cure:
             lines.append(f"   will not help: {no_cure}")
     follow = [f for f in findings if f.cause and f is not finding]
-    follow = [f for f in follow if _root(f, findings) == finding.code]
+    follow = [f for f in follow if _root_cause(f, findings) == finding.code]
     if follow and detail > 2:
-        named = ", ".join(f"{f.code} ({_brief(f)})" for f in follow)
-        lines += _wrapped(f"   leads to: {named}", True)
+        named = ", ".join(f"{f.code} ({_first_evidence(f)})" for f in follow)
+        lines += _wrap(f"   leads to: {named}", True)
     return [line if len(line) <= WIDTH else line[: WIDTH - 1] + "…" for line in lines]
 
 
-def _wrapped(line: str, second: bool) -> list[str]:
-    """Return the line, wrapped into a second one if `second`."""
-    if not second or len(line) <= WIDTH:
+def _wrap(line: str, may_wrap: bool) -> list[str]:
+    """Return the line, wrapped into a second one if `may_wrap`."""
+    if not may_wrap or len(line) <= WIDTH:
         return [line]
     first, *rest = textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8, drop_whitespace=True)
     return [first, " " * 8 + " ".join(part.strip() for part in rest)] if rest else [first]
 
 
-def _brief(finding: Finding) -> str:
+def _first_evidence(finding: Finding) -> str:
     """Format the first number of the evidence."""
     for name, value in finding.evidence.items():
         return f"{name.replace('_', ' ')} {value:.2g}"
     return finding.severity
 
 
-def span(names: tuple[str, ...]) -> str:
+def format_names(names: tuple[str, ...]) -> str:
     """Format module names, more than three as "first .. last (n layers)"."""
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]} .. {names[-1]} ({len(names)} layers)"
 
 
-def _reached(record: Record) -> list[str]:
+def _result_lines(record: Record) -> list[str]:
     """Format the loss of the dry run, and the score beside those of constant and shallow model."""
     end = record.points[-1] if record.points else None
     if end is None or end.eval_loss is None or not record.steps:
         return [" no problem at step 0"]
     told = [f" loss {record.points[0].loss or math.nan:.3g} -> {end.eval_loss:.3g}"]
-    if (yard := Evidence(record).yardstick) is not None:
+    if (yard := Evidence(record).baseline_skills) is not None:
         reached, constant, shallow = (f"{value:.2f}" for value in yard)
         beside = f"constant prediction {constant}, shallow model on held-out rows {shallow}"
         told.append(f" accuracy or R2 {reached} ({beside})")
@@ -141,10 +141,10 @@ def _table_size(record: Record) -> int:
     return min(7, sum(s.role in ("weight", "recurrent") for s in record.sites)) + 2
 
 
-def _layers(record: Record, room: int) -> list[str]:
-    """Format the layer table and a sparkline of the gradient in at most `room` lines."""
+def _layers(record: Record, lines_left: int) -> list[str]:
+    """Format the layer table and a sparkline of the gradient in at most `lines_left` lines."""
     ev = Evidence(record)
-    if ev.first is None or not ev.chain or room < 4:
+    if ev.first is None or not ev.chain or lines_left < 4:
         return []
     gain = {position: value for position, value, _, _ in layer_gains(ev)}
     signals = [ev.first.readings[i].signal for i in ev.chain]
@@ -152,7 +152,7 @@ def _layers(record: Record, room: int) -> list[str]:
     columns = (("gain", 7), ("signal", 8), ("output", 8), ("dead", 5), ("sat", 5), ("update", 7))
     lines.append(f" {'layer':34} {' '.join(f'{name:>{width}}' for name, width in columns)}")
     rows = [_row(ev, i, gain.get(i)) for i in ev.chain]
-    space = room - len(lines)
+    space = lines_left - len(lines)
     if len(rows) > space:
         head, tail = (space - 1 + 1) // 2, (space - 1) // 2
         skipped = f" ... {len(rows) - head - tail} more"
@@ -198,11 +198,11 @@ def sparkline(values: list[float | None]) -> str:
     return "".join(" " if v is None else bars[round((v - low) / reach * 7)] for v in logs)
 
 
-def full(record: Record, findings: tuple[Finding, ...]) -> str:
+def format_full(record: Record, findings: tuple[Finding, ...]) -> str:
     """Format all findings with evidence, wrapped, for a file or a pager."""
     lines = [_title(record, findings)]
     for finding in findings:
-        lines.append(f"{finding.code} ({finding.severity}) {span(finding.where)}")
+        lines.append(f"{finding.code} ({finding.severity}) {format_names(finding.where)}")
         for label, text in (
             ("why", finding.why),
             ("effect", finding.effect),
@@ -222,6 +222,8 @@ def full(record: Record, findings: tuple[Finding, ...]) -> str:
 def html_page(record: Record, findings: tuple[Finding, ...]) -> str:
     """Format the diagnosis for a notebook: no script, all text escaped."""
     head = ("finding", "severity", "where", "why", "cure")
-    rows = [(f.code, f.severity, span(f.where), f.why, "; ".join(f.advice)) for f in findings]
+    rows = [
+        (f.code, f.severity, format_names(f.where), f.why, "; ".join(f.advice)) for f in findings
+    ]
     layers = html.escape("\n".join(_layers(record, 1000)))
     return notebook.html_card(_title(record, findings), (), head, rows, f"<pre>{layers}</pre>")

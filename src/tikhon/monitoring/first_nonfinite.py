@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tikhon.data.nested import tensors
-from tikhon.diagnosis.nonfinite import first_activation, infinite
+from tikhon.diagnosis.nonfinite import find_first_activation, has_nonfinite
 from tikhon.diagnosis.replica import isolated, undisturbed
 from tikhon.regularizer.targets import local
 
@@ -36,7 +36,7 @@ def find_first_nonfinite(
         hasattr(p, "to_local") for p in parameters.values()
     ):  # others would have to pass, too
         with isolated(model, 0), undisturbed(model, training=model.training):
-            layer = first_activation(model, lambda: [m(*a, **k) for m, a, k in calls])
+            layer = find_first_activation(model, lambda: [m(*a, **k) for m, a, k in calls])
         if layer:
             return "activation", layer
     if loss is not None and not _is_finite(loss):
@@ -48,4 +48,4 @@ def find_first_nonfinite(
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not infinite(local(tensor.detach()))
+    return not has_nonfinite(local(tensor.detach()))

@@ -28,10 +28,10 @@ def _constant_inputs(ev: Evidence) -> Iterable[Finding]:
         yield Finding("constant_inputs", "warning", ("inputs",), numbers, why, fix=fix)
         return
     constant_parts = list(w.get("still_parts") or ())
-    if constant_parts and share < 1 and ev.harmed:  # masks and positions may be constant
+    if constant_parts and share < 1 and ev.may_be_harmed:  # masks and positions may be constant
         where = tuple(f"inputs[{k}]" for k in constant_parts)
         why = sentence("why_input_constant", place=", ".join(where))
-        severity = "warning" if ev.learned < e.LITTLE else "info"
+        severity = "warning" if ev.final_skill < e.LITTLE else "info"
         fix = sentence("fix_print_input", name=where[0])
         yield Finding("constant_inputs", severity, where, numbers, why, fix=fix)
         return
@@ -153,7 +153,7 @@ def _inverted_class_weights(ev: Evidence) -> Iterable[Finding]:
     if columns:
         fix = "pos_weight=(1 - y.mean(0)) / y.mean(0)"
     numbers = {"majority": shares[common], "counted_less": times}
-    severity = "critical" if ev.harmed else "warning"
+    severity = "critical" if ev.may_be_harmed else "warning"
     yield Finding("class_imbalance", severity, ("the loss",), numbers, why, fix=fix)
 
 
@@ -219,7 +219,7 @@ def _changed_in_place(ev: Evidence) -> Iterable[Finding]:
     if moved is not None and moved > e.TARGETS_MOVED:
         why = sentence("why_targets_moved", moved=moved)
         fix = sentence("fix_offset_new_tensor")
-        severity = "critical" if ev.harmed else "warning"
+        severity = "critical" if ev.may_be_harmed else "warning"
         numbers = {"targets_moved": moved}
         yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
     drift = ev.fact("drift")
@@ -227,7 +227,7 @@ def _changed_in_place(ev: Evidence) -> Iterable[Finding]:
         return
     why = sentence("why_drift", times=drift)
     fix = sentence("fix_scale_new_tensor")
-    severity = "critical" if ev.harmed else "info"
+    severity = "critical" if ev.may_be_harmed else "info"
     numbers = {"drift": drift}
     yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
 

@@ -19,7 +19,7 @@ _Cause = tuple[tuple[str, ...], dict[str, float], Sentence] | None
 def poor_init(ev: Evidence) -> Finding | None:
     """Find initial weights that block training: too large, too small, all equal, all dead."""
     first = ev.first
-    if first is None or min(ev.learned, ev.generalised) >= e.LEARNED:
+    if first is None or min(ev.final_skill, ev.validation_skill) >= e.LEARNED:
         return _large_initial_logits(ev)
     for test in (_equal_weights, _outlier_layer, _dead_or_saturated, _too_large, _too_small):
         found = test(ev)
@@ -120,7 +120,7 @@ def _too_small(ev: Evidence) -> _Cause:
     if ev.record.failure is not None:
         return None
     ratio, early = ev.first_ratio, ev.early_ratio
-    if ratio is None or early is None or max(ratio, early) >= e.VANISHED or ev.silent:
+    if ratio is None or early is None or max(ratio, early) >= e.VANISHED or ev.has_zero_gradients:
         return None
     weights, slopes, numbers = gradient_decline(ev)
     if weights <= slopes:

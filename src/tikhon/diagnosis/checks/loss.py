@@ -45,7 +45,7 @@ def _ignored_targets(ev: Evidence) -> Iterable[Finding]:
     if w.get("target_is_input") and w.get("scored") and (ev.fact("target_columns") or 0) > 1:
         return  # the output is one log-likelihood per row of its inputs
     related = (ev.fact("relation") or 0.0) >= e.RELATED
-    harmed = ev.reach is not None and ev.learned < e.LEARNED
+    harmed = ev.shallow_gain is not None and ev.final_skill < e.LEARNED
     why = sentence("why_no_targets")
     fix = sentence("fix_compare_target")
     severity = "warning" if harmed else "info"
@@ -67,7 +67,7 @@ def _ignored_columns(ev: Evidence) -> Iterable[Finding]:
     fix = sentence("fix_all_columns")
     numbers = {"columns": float(len(ignored))}
     where = ("the loss",)
-    code, severity = "loss_ignores_targets", "critical" if ev.harmed else "warning"
+    code, severity = "loss_ignores_targets", "critical" if ev.may_be_harmed else "warning"
     yield Finding(code, severity, where, numbers, why, fix=fix)
 
 
@@ -322,7 +322,7 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
             return
         yield Finding(
             "padding_seen",
-            "warning" if ev.harmed else "info",
+            "warning" if ev.may_be_harmed else "info",
             (),
             numbers,
             why,

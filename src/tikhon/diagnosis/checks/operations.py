@@ -140,7 +140,7 @@ def _placed(ev: Evidence) -> Iterable[Finding]:
             continue
         severity = row.severity
         if severity == "harmed":
-            severity = "critical" if ev.harmed else "warning"
+            severity = "critical" if ev.may_be_harmed else "warning"
         where = fact["place"] if isinstance(fact, dict) else fact
         numbers = {"nearer": float(fact["sure"])} if row.fact == "nearer" else {}
         yield Finding(row.code, severity, (where,), numbers, row.reason(fact), fix=row.fix)
@@ -283,7 +283,7 @@ def _violations_inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding
         if breach.get("kind"):
             why = sentence("why_softmax_of_position")
             fix = sentence("fix_softmax_positions")
-        severity = "critical" if ev.harmed else "warning"
+        severity = "critical" if ev.may_be_harmed else "warning"
         yield Finding("head_mismatch", severity, where, {}, why, fix=fix)
 
 
@@ -292,7 +292,7 @@ def _probabilities_given(ev: Evidence, where: tuple[str, ...]) -> Iterable[Findi
         return
     why = sentence("why_given_probabilities")
     fix = sentence("fix_cross_entropy")
-    severity = "critical" if ev.harmed else "warning"
+    severity = "critical" if ev.may_be_harmed else "warning"
     yield Finding("head_mismatch", severity, where, {}, why, fix=fix)
 
 

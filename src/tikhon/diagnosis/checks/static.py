@@ -30,12 +30,12 @@ def scales(ev: Evidence) -> Iterable[Finding]:
     inputs, target = ev.record.data.get("inputs") or {}, ev.record.data.get("target") or {}
     rms = number(inputs.get("rms"))
     normed = any(site.role == "norm" for site in ev.record.sites)
-    only_in_training = normed and ev.modes_apart is not None  # reported otherwise
-    learned = ev.trained and (ev.learned >= e.LEARNED or only_in_training)
+    only_in_training = normed and ev.mode_losses is not None  # reported otherwise
+    learned = ev.trained and (ev.final_skill >= e.LEARNED or only_in_training)
     if rms is not None and not ev.record.data.get("normalised_inside"):
-        if ev.gained("scaled") > e.FREED:
-            numbers = {"rms": rms, **ev.shown("scaled")}
-            why = sentence("why_scaled", size=rms, **ev.shown("scaled"))
+        if ev.skill_gain("scaled") > e.FREED:
+            numbers = {"rms": rms, **ev.skill_evidence("scaled")}
+            why = sentence("why_scaled", size=rms, **ev.skill_evidence("scaled"))
             yield Finding("unscaled_inputs", "warning", ("inputs",), numbers, why)
         elif (rms > 10 or 0 < rms < 0.01) and not learned:
             why = sentence("why_inputs", size=rms)
@@ -61,7 +61,7 @@ def scales(ev: Evidence) -> Iterable[Finding]:
         yield Finding("unscaled_targets", "warning", ("target",), numbers, why, fix=fix)
         return
     size, spread = number(target.get("rms")), number(target.get("std"))
-    explained = ev.trained and ev.learned >= e.LEARNED
+    explained = ev.trained and ev.final_skill >= e.LEARNED
     if size is not None and spread is not None and size > 10 and not explained:
         why = sentence("why_targets", mean=target.get("mean", 0.0), spread=spread)
         yield Finding("unscaled_targets", "warning", ("target",), {"rms": size}, why)
@@ -76,7 +76,7 @@ def _is_far_off(ev: Evidence) -> bool:
 
 def _rectified_scores(ev: Evidence) -> Iterable[Finding]:
     zero = ev.fact("own_score_zero")
-    if zero is not None and zero >= e.UNLIFTED and ev.learned < e.LEARNED:
+    if zero is not None and zero >= e.UNLIFTED and ev.final_skill < e.LEARNED:
         why = sentence("why_rectified_scores", share=zero)
         fix = sentence("fix_remove_relu")
         numbers = {"own_score_zero": zero}
@@ -109,8 +109,8 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         fix = sentence("fix_scale_scores")
         yield Finding("head_mismatch", "critical", (head_site(ev),), {"floor": unit}, why, fix=fix)
         return
-    if ev.gained("bared") > e.STEADIER:
-        where, numbers = tuple(ev.norms_at_end), ev.shown("bared")
+    if ev.skill_gain("bared") > e.STEADIER:
+        where, numbers = tuple(ev.norms_at_end), ev.skill_evidence("bared")
         why = sentence("why_bared", layer=display_name(where[0]), **numbers)
         fix = sentence("fix_remove_last", name=where[0])
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
@@ -122,7 +122,7 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         fix = "loss(torch.sigmoid(output), target)"
         yield Finding("head_mismatch", "critical", ("the loss",), {"loss": lowest}, why, fix=fix)
         return
-    twice = head[-1:] == ["sigmoid"] and ev.harmed and WITH_LOGITS in _loss_functions(ev)
+    twice = head[-1:] == ["sigmoid"] and ev.may_be_harmed and WITH_LOGITS in _loss_functions(ev)
     if not head or (floor < e.FLOOR and not twice):
         return
     if ev.wiring.get("target_is_input") and _is_far_off(ev):
@@ -162,8 +162,8 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
     rates = {n: r for n, r in (ev.static.get("dropout") or {}).items() if 0 < r <= 0.9}
     most = max(rates.values(), default=0.0)
     bar = e.STEADIER if most >= e.FEW_PASS else e.FREED
-    if rates and ev.gained("undropped") > bar and not last:
-        free, learned = ev.control("undropped") or 0.0, max(ev.learned, 0.0)
+    if rates and ev.skill_gain("undropped") > bar and not last:
+        free, learned = ev.control("undropped") or 0.0, max(ev.final_skill, 0.0)
         why = sentence("why_undropped", free=free, learned=learned, count=len(rates), rate=most)
         numbers = {"rate": most, "learned": learned, "undropped": free}
         fix = sentence("fix_dropout_rates")
@@ -172,9 +172,9 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
         why = sentence("why_last_dropout")
         where = tuple(line for line in last if line)
         fix = sentence("fix_dropout_before")
-        severity = "warning" if ev.harmed else "info"
+        severity = "warning" if ev.may_be_harmed else "info"
         yield Finding(
-            "dropout_at_end", severity, where, {"learned": max(ev.learned, 0.0)}, why, fix=fix
+            "dropout_at_end", severity, where, {"learned": max(ev.final_skill, 0.0)}, why, fix=fix
         )
     for name in ev.static.get("dropout_before_norm") or []:
         layer = display_name(name)
@@ -219,13 +219,13 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
     for key, code, severity, why in rows:
         listed = tuple(n for n in static.get(key) or () if key != "unused" or n not in cut)
         numbers = {"parameters": float(len(listed))}
-        if key != "unused" and ev.gained("unfrozen") > e.FREED:
+        if key != "unused" and ev.skill_gain("unfrozen") > e.FREED:
             free = ev.control("unfrozen") or 0.0
             severity = "critical"
-            numbers |= {"learned": max(ev.learned, 0.0), "unfrozen": free}
-            why = sentence("why_unfrozen", why=why, free=free, learned=max(ev.learned, 0.0))
+            numbers |= {"learned": max(ev.final_skill, 0.0), "unfrozen": free}
+            why = sentence("why_unfrozen", why=why, free=free, learned=max(ev.final_skill, 0.0))
         elif key == "unoptimized" and (
-            set(listed) <= cut or (ev.trained and ev.learned >= e.LEARNED)
+            set(listed) <= cut or (ev.trained and ev.final_skill >= e.LEARNED)
         ):
             severity = "info"  # left out on purpose, as in fine-tuning
         if listed:
@@ -250,16 +250,16 @@ def _loss_parameters(ev: Evidence) -> Iterable[Finding]:
 
 
 def _modes(ev: Evidence) -> Iterable[Finding]:
-    if ev.modes_apart is not None:
-        train, evaluated = ev.modes_apart
+    if ev.mode_losses is not None:
+        train, evaluated = ev.mode_losses
         numbers = {"train_mode_loss": train, "eval_mode_loss": evaluated}
         why = sentence("why_modes", train=train, eval=evaluated)
         yield Finding("train_eval_mismatch", "warning", (), numbers, why)
 
 
 def _missing_residual(ev: Evidence) -> Iterable[Finding]:
-    if ev.gained("skipped") > e.STEADIER:
-        layers, numbers = tuple(ev.wiring.get("nothing_past") or ()), ev.shown("skipped")
+    if ev.skill_gain("skipped") > e.STEADIER:
+        layers, numbers = tuple(ev.wiring.get("nothing_past") or ()), ev.skill_evidence("skipped")
         why = sentence("why_skipped", count=len(layers), **numbers)
         fix = "x = x + attention(x)"
         yield Finding("residual_missing", "critical", layers, numbers, why, fix=fix)
@@ -267,7 +267,7 @@ def _missing_residual(ev: Evidence) -> Iterable[Finding]:
 
 def _collapsed_attention(ev: Evidence) -> Iterable[Finding]:
     first = ev.first
-    if first is None or ev.learned >= e.LEARNED:
+    if first is None or ev.final_skill >= e.LEARNED:
         return
     for site, reading in zip(ev.record.sites, first.readings):
         if reading.entropy is not None and reading.entropy < 0.1:

@@ -20,7 +20,7 @@ from tikhon.diagnosis.checks.causes import (
     strong_dropout,
 )
 from tikhon.diagnosis.checks.initial import poor_init
-from tikhon.diagnosis.evidence import Evidence, back_share, middle, number, upward
+from tikhon.diagnosis.evidence import Evidence, mean_rise, middle, number, upward_share
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.record import Point
 from tikhon.languages import Sentence, sentence
@@ -37,7 +37,7 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
         where = (failure.where,) if failure.where != "loss" else ()
         why = sentence("why_first_bad", what=failure.what, where=failure.where, step=failure.step)
     ratio = ev.first_ratio
-    if ratio is not None and ratio > e.EXPLODED and ev.learned < e.LEARNED:
+    if ratio is not None and ratio > e.EXPLODED and ev.final_skill < e.LEARNED:
         numbers["signal_ratio"] = ratio
         grown, why = explain_gain(ev)
         where = where or grown
@@ -45,13 +45,13 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
         factor = max(p.readings[position].weight_factor or 0.0 for p in ev.early)
         # easy late outputs have small gradients, which is no growth
         grown = first >= e.TIME_EXPLODED or (later >= e.TIME_EXPLODED and factor >= 1)
-        if grown and ev.learned < e.LEARNED:
+        if grown and ev.final_skill < e.LEARNED:
             numbers["time_ratio_log10"] = max(first, later)
             where = (ev.site(position).name,)
             why = sentence("why_time_grows", factor=f"10^{max(first, later):.0f}", gain=factor)
     sizes = [g for g in ev.record.gradients if number(g) is not None]
     spike = max(sizes, default=0.0) / sizes[0] if sizes and sizes[0] else 0.0  # type: ignore[operator,type-var]
-    if ev.trained and spike > e.SPIKE and ev.learned < 0.5:
+    if ev.trained and spike > e.SPIKE and ev.final_skill < 0.5:
         numbers["gradient_spike"] = spike
         why = why or sentence("why_jump", factor=spike)
     if not numbers:
@@ -61,14 +61,14 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
 
 def vanishing_gradient(ev: Evidence) -> Finding | None:
     """Find a gradient that vanishes on the way to the first layers or time steps."""
-    if ev.record.failure is not None or not ev.record.probes or ev.learned >= e.LEARNED:
+    if ev.record.failure is not None or not ev.record.probes or ev.final_skill >= e.LEARNED:
         return None
-    if ev.silent:
+    if ev.has_zero_gradients:
         where = _first_site_with_gradient(ev)
         why = sentence("why_no_gradient")
         return Finding("vanishing_gradient", "critical", where, {"signal_ratio": 0.0}, why)
     for position, first, later in ev.time_ratios():
-        if max(first, later) <= e.TIME_VANISHED and ev.learned < 0.5:
+        if max(first, later) <= e.TIME_VANISHED and ev.final_skill < 0.5:
             factor = ev.record.probes[0].readings[position].weight_factor or 0.0
             left = "zero" if first < -300 else f"10^{first:.0f}"
             why = sentence("why_time_falls", left=left, gain=factor)
@@ -80,7 +80,7 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
     if not vanished_at_start or early is None or early >= e.VANISHED:
         return None
     late = middle(ev.ratio(p) for p in ev.record.probes[-3:])
-    if ev.trained and ev.learned >= 0.5 and late is not None and late >= e.VANISHED:
+    if ev.trained and ev.final_skill >= 0.5 and late is not None and late >= e.VANISHED:
         return None  # the gradient has recovered, and the network learns
     where, why = explain_gain(ev)
     numbers = {"signal_ratio": early}
@@ -103,12 +103,12 @@ def dying_relu(ev: Evidence) -> Finding | None:
         return head
     last = ev.last
     first = ev.first
-    if last is None or first is None or ev.learned >= e.LEARNED:
+    if last is None or first is None or ev.final_skill >= e.LEARNED:
         return None
     probe = last if ev.record.failure is None else first
     if penalty_share(ev) >= e.DOMINANT:
         return None
-    affected = ev.dying
+    affected = ev.dead_rectifiers
     if not affected:
         return None
     share = max(probe.readings[i].dead or 0.0 for i in affected)
@@ -122,8 +122,8 @@ def dying_relu(ev: Evidence) -> Finding | None:
     # units that died during the run may be a consequence of another fault
     severity = "critical"
     if ev.control("leaky") is not None:
-        numbers |= ev.shown("leaky")
-        severity = "critical" if ev.gained("leaky") > e.STEADIER else "info"
+        numbers |= ev.skill_evidence("leaky")
+        severity = "critical" if ev.skill_gain("leaky") > e.STEADIER else "info"
     return Finding("dying_relu", severity, where, numbers, _with_cause(ev, why))
 
 
@@ -148,11 +148,11 @@ def saturated_activation(ev: Evidence) -> Finding | None:
         if reading.saturated is None:
             continue
         start = reading.saturated
-        late = start if fails else ev.late("saturated", i)
+        late = start if fails else ev.late_median("saturated", i)
         # after the last layer saturation is a confident prediction
         last = i > max(ev.chain, default=-1)
         limit = e.HARDLY if last and start < e.SATURATED else e.LEARNED
-        harmed = min(ev.learned, ev.generalised) < limit
+        harmed = min(ev.final_skill, ev.validation_skill) < limit
         if (start >= e.SATURATED or late >= e.SATURATED) and harmed and _penalty_is_minor(ev):
             affected.append((i, start, late))
     if not affected:
@@ -164,8 +164,8 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     share, severity = max(start, late), "critical"
     why = sentence("why_saturated", share=share, layer=display_name(where[-1]))
     if not from_start and ev.control("leaky") is not None:
-        numbers |= ev.shown("leaky")
-        severity = "critical" if ev.gained("leaky") > e.STEADIER else "info"
+        numbers |= ev.skill_evidence("leaky")
+        severity = "critical" if ev.skill_gain("leaky") > e.STEADIER else "info"
     return Finding("saturated_activation", severity, where, numbers, _with_cause(ev, why))
 
 
@@ -182,7 +182,7 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
     end = median(curve[-len(curve) // 3 :])
     climbs = end > e.DIVERGED * limit > 0
     steadier = ev.control("steadier")
-    if steadier is not None and steadier - max(ev.usually, 0.0) > e.STEADIER:
+    if steadier is not None and steadier - max(ev.late_skill, 0.0) > e.STEADIER:
         return _heavy_momentum(ev, {"climb": end / limit} if climbs else {})
     if climbs:
         why = sentence("why_climbs", end=end, start=curve[0])
@@ -191,34 +191,34 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         )
     if _learns_at_lower_rate(ev):
         return _steps_too_long(ev)
-    if not ev.swings:
+    if not ev.oscillates:
         return None
     late = curve[len(curve) // 3 :]
-    swing, back = upward(late), back_share(late)
+    swing, back = mean_rise(late), upward_share(late)
     numbers = {"swing": swing, "upward_share": back}
     why = sentence("why_swing", swing=swing, back=back)
     if ev.record.batch_size <= 4:
         why = sentence("why_small_batch", why=why, count=ev.record.batch_size)
     # without a reference, the loss may fluctuate around its minimum
-    known = ev.reach is not None or ev.trivial is not None
+    known = ev.shallow_gain is not None or ev.trivial is not None
     if ev.wiring.get("decides"):
         why = sentence("why_decides", why=why)
         known = False
     # and if smaller steps learn no more, step size is not the cause
     if ev.control("calmer") is not None:
-        numbers |= ev.shown("calmer")
-        known = known and ev.gained("calmer") > e.STEADIER
+        numbers |= ev.skill_evidence("calmer")
+        known = known and ev.skill_gain("calmer") > e.STEADIER
     severity = "warning" if known else "info"
     return Finding("oscillating_loss", severity, (), numbers, _with_cause(ev, why))
 
 
 def _learns_at_lower_rate(ev: Evidence) -> bool:
     """Whether a control run learned more with a tenth of the learning rate."""
-    return ev.gained("calmer") > e.FREED
+    return ev.skill_gain("calmer") > e.FREED
 
 
 def _heavy_momentum(ev: Evidence, climb: dict[str, float]) -> Finding:
-    learned, steadier = max(ev.usually, 0.0), ev.control("steadier") or 0.0
+    learned, steadier = max(ev.late_skill, 0.0), ev.control("steadier") or 0.0
     why = sentence(
         "why_steadier",
         steadier=steadier,
@@ -239,9 +239,9 @@ def _heavy_momentum(ev: Evidence, climb: dict[str, float]) -> Finding:
 
 
 def _steps_too_long(ev: Evidence) -> Finding:
-    numbers = ev.shown("calmer")
+    numbers = ev.skill_evidence("calmer")
     why = sentence("why_calmer", **numbers)
-    if ev.blind:
+    if ev.has_constant_output:
         why = sentence("why_all_alike", why=why)
     return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
 
@@ -249,23 +249,23 @@ def _steps_too_long(ev: Evidence) -> Finding:
 def slow_convergence(ev: Evidence) -> Finding | None:
     """Find steps too small to train in the given time."""
     double = ev.static.get("own_softmax") and head_floor(ev) >= e.FLOOR
-    if double and ev.static.get("head") and not ev.silent:
+    if double and ev.static.get("head") and not ev.has_zero_gradients:
         floor = head_floor(ev)
         why = sentence("why_squashed", floor=floor)
         return Finding("slow_convergence", "warning", (head_site(ev),), {"floor": floor}, why)
-    if not ev.trained or ev.record.failure is not None or ev.learned >= e.LEARNED:
+    if not ev.trained or ev.record.failure is not None or ev.final_skill >= e.LEARNED:
         return None
     masked = _mostly_masked(ev)
     if masked is not None:
         return masked
-    if ev.gained("unhooked") > e.STEADIER:
-        hooked, numbers = tuple(ev.static.get("hooked") or ()), ev.shown("unhooked")
+    if ev.skill_gain("unhooked") > e.STEADIER:
+        hooked, numbers = tuple(ev.static.get("hooked") or ()), ev.skill_evidence("unhooked")
         why = sentence("why_unhooked", free=numbers["unhooked"], learned=numbers["learned"])
         fix = sentence("fix_hook")
         return Finding("slow_convergence", "warning", hooked, numbers, why, fix=fix)
-    if ev.gained("faster") > e.FREED:
+    if ev.skill_gain("faster") > e.FREED:
         return _steps_too_short(ev)
-    update = ev.updates
+    update = ev.median_update
     if (
         update is None
         or update >= e.SLOW_UPDATE
@@ -273,7 +273,7 @@ def slow_convergence(ev: Evidence) -> Finding | None:
         or penalty_share(ev) > e.RESTRAINING
     ):
         return None
-    numbers = {"update_ratio": update, "learned": max(ev.learned, 0.0)}
+    numbers = {"update_ratio": update, "learned": max(ev.final_skill, 0.0)}
     why = _with_cause(ev, sentence("why_small_steps", update=update))
     if update == 0:
         why = sentence("why_unmoved")
@@ -282,9 +282,9 @@ def slow_convergence(ev: Evidence) -> Finding | None:
 
 def _steps_too_short(ev: Evidence) -> Finding:
     """Report that a control run learned more with ten times the learning rate."""
-    numbers = ev.shown("faster")
+    numbers = ev.skill_evidence("faster")
     why = sentence("why_faster", **numbers)
-    numbers["update_ratio"] = ev.updates or 0.0
+    numbers["update_ratio"] = ev.median_update or 0.0
     return Finding("slow_convergence", "warning", (), numbers, _explain_small_steps(ev, why))
 
 
@@ -341,7 +341,7 @@ def overfitting(ev: Evidence) -> Finding | None:
     else:
         gap = ((end.valid_loss or 0.0) - (end.eval_loss or 0.0)) / abs(end.valid_loss or 1.0)
     steady = rise >= 0.05 and _rises_steadily(points)
-    if not (rise >= e.RISE or steady) or gap < e.GAP or ev.learned < 0.5:
+    if not (rise >= e.RISE or steady) or gap < e.GAP or ev.final_skill < 0.5:
         return None
     if (end.eval_loss or 0.0) > (lowest.eval_loss or math.inf):
         return None  # both rise: unstable, not overfitting
@@ -360,29 +360,29 @@ def overfitting(ev: Evidence) -> Finding | None:
 def _rises_steadily(points: list[Point]) -> bool:
     """Whether the validation loss rises steadily over the last half."""
     tail = [p.valid_loss or 0.0 for p in points[len(points) // 2 :]]
-    return len(tail) > 3 and back_share(tail) > 0.7
+    return len(tail) > 3 and upward_share(tail) > 0.7
 
 
 def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     """Find training that ends far below what the data allow, with intact gradients."""
     explained = {"exploding_gradient", "vanishing_gradient", "slow_convergence", "dying_relu"}
     explained |= {"saturated_activation", "oscillating_loss", "poor_init"}
-    if not ev.trained or ev.record.failure is not None or ev.learned >= e.RESTRAINED:
+    if not ev.trained or ev.record.failure is not None or ev.final_skill >= e.RESTRAINED:
         return None
     share = penalty_share(ev)
     dropped = strong_dropout(ev)
-    numbers = {"learned": max(ev.learned, 0.0)}
-    if ev.gained("undecayed") > e.FREED and ev.penalty_share >= e.BALANCED:
-        numbers = ev.shown("undecayed") | {"penalty_share": ev.penalty_share}
+    numbers = {"learned": max(ev.final_skill, 0.0)}
+    if ev.skill_gain("undecayed") > e.FREED and ev.penalty_share >= e.BALANCED:
+        numbers = ev.skill_evidence("undecayed") | {"penalty_share": ev.penalty_share}
         why = sentence("why_penalized", **numbers)
         return Finding("underfitting", "critical", (), numbers, why)
-    if ev.gained("undecayed") > e.FREED:
+    if ev.skill_gain("undecayed") > e.FREED:
         decay = number(ev.record.optimizer.get("weight_decay")) or 0.0
-        numbers = ev.shown("undecayed")
+        numbers = ev.skill_evidence("undecayed")
         why = sentence("why_decayed", decay=decay, **numbers)
         numbers["weight_decay"] = decay
         return Finding("underfitting", "critical", (), numbers, why, fix="weight_decay=1e-2")
-    if share >= (e.DOMINANT if ev.falling else e.RESTRAINING):
+    if share >= (e.DOMINANT if ev.falls_smoothly else e.RESTRAINING):
         numbers["penalty_share"] = share
         why = sentence("why_penalty", share=share)
         return Finding("underfitting", "critical", (), numbers, why)
@@ -392,28 +392,28 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
         why = sentence("why_dropped", share=1 - rate, layer=display_name(dropped[0]))
         return Finding("underfitting", "critical", dropped, numbers, why)
     narrow = _narrow_layers(ev)
-    if ev.learned >= 0.6 or found & explained or (ev.falling and not narrow):
+    if ev.final_skill >= 0.6 or found & explained or (ev.falls_smoothly and not narrow):
         return None
     if narrow:
         width = min(ev.site(i).fan_out for i in ev.chain if ev.site(i).name in narrow)
         numbers["width"] = float(width)
         why = sentence("why_narrow", width=width, layer=display_name(narrow[0]))
         return Finding("underfitting", "warning", narrow, numbers, why)
-    return None if ev.learning else _behind_baseline(ev, numbers)
+    return None if ev.falls_fast else _behind_baseline(ev, numbers)
 
 
 def _behind_baseline(ev: Evidence, numbers: dict[str, float]) -> Finding:
     """Report low skill relative to a reference model for no known reason."""
     end, trivial = ev.end, ev.trivial
     metric = number(end.metric) if end is not None else None
-    if ev.own_loss is not None and ev.reach is not None:
-        gain, constant = ev.own_loss
+    if ev.own_loss_gain is not None and ev.shallow_gain is not None:
+        gain, constant = ev.own_loss_gain
         reached = (number(end.eval_loss) if end is not None else None) or 0.0
         why = sentence(
             "why_own_yardstick", loss=reached, constant=trivial or 0.0, gain=gain / abs(constant)
         )
         return Finding("underfitting", "warning", (), numbers, why)
-    if ev.own_loss is None and ev.reach is not None and metric is not None:
+    if ev.own_loss_gain is None and ev.shallow_gain is not None and metric is not None:
         shallow = number(ev.record.reference.get("shallow")) or 0.0
         why = sentence("why_behind", metric=metric, shallow=shallow)
         return Finding("underfitting", "warning", (), numbers, why)
@@ -441,11 +441,13 @@ def _narrow_layers(ev: Evidence) -> tuple[str, ...]:
 
 def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
     """Find an intact run with low skill whose loss still falls: it takes more steps."""
-    if found or not ev.trained or ev.record.failure is not None or ev.learned >= 0.6:
+    if found or not ev.trained or ev.record.failure is not None or ev.final_skill >= 0.6:
         return None
-    numbers = {"learned": max(ev.learned, 0.0), "update_ratio": ev.updates or 0.0}
+    numbers = {"learned": max(ev.final_skill, 0.0), "update_ratio": ev.median_update or 0.0}
     why = sentence("why_falling", steps=ev.record.steps)
-    behind = ev.learned <= 0 and (ev.updates or 0.0) < e.SMALL_UPDATE  # no better than a constant
+    behind = (
+        ev.final_skill <= 0 and (ev.median_update or 0.0) < e.SMALL_UPDATE
+    )  # no better than a constant
     return Finding("slow_convergence", "warning" if behind else "info", (), numbers, why)
 
 

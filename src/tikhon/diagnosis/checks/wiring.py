@@ -49,7 +49,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         fix = CUT_FIXES.get(name, sentence("fix_loss_of_output"))
         yield Finding("loss_not_connected", "critical", where, numbers, why, fix=fix)
     flat = w.get("flat")
-    if flat and ev.silent:
+    if flat and ev.has_zero_gradients:
         name, place = flat["name"], flat["place"]
         why = sentence("why_flat", name=name, place=place)
         numbers = {"parameters": float(ev.record.trainable)}
@@ -74,7 +74,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
 def _zero_gradients(ev: Evidence) -> Iterable[Finding]:
     """Find a loss whose gradient is 0 at every output."""
     silent = ev.wiring.get("answers_silent")
-    if silent and ev.silent and not ev.wiring.get("flat"):
+    if silent and ev.has_zero_gradients and not ev.wiring.get("flat"):
         why = sentence("why_answers_silent", place=silent)
         fix = sentence("fix_print_factor")
         numbers = {"parameters": float(ev.record.trainable)}
@@ -164,7 +164,12 @@ def _one_step_used(ev: Evidence) -> Iterable[Finding]:
     fix = sentence("fix_last_step")
     numbers = {"only_step": float(step), "input_length": float(length)}
     yield Finding(
-        "inputs_ignored", "critical" if ev.harmed else "info", ("inputs",), numbers, why, fix=fix
+        "inputs_ignored",
+        "critical" if ev.may_be_harmed else "info",
+        ("inputs",),
+        numbers,
+        why,
+        fix=fix,
     )
 
 
@@ -324,7 +329,7 @@ def _no_nonlinearity(ev: Evidence) -> Iterable[Finding]:
         return
     bent, straight = (ev.fact(f"explained_{k}") for k in ("bent", "straight"))
     gain = bent - straight if bent is not None and straight is not None else 0.0
-    harmed = ev.trained and ev.learned < e.LEARNED and not w.get("target_is_input")
+    harmed = ev.trained and ev.final_skill < e.LEARNED and not w.get("target_is_input")
     if (bends or len(layers) < 2) and not (harmed and gain > e.BENDS):
         return  # few rows may lie on one side of what bends; one layer is meant to be straight
     if not bends and len(layers) < 2 and (straight or 0.0) > (bent or 0.0) / 2:
@@ -370,7 +375,7 @@ def _no_positions(ev: Evidence) -> Iterable[Finding]:
         return
     nexts = (ev.fact("target_is_next") or 0.0) >= 0.95
     gain = ev.fact("order_gain") or 0.0
-    harmed = ev.harmed or ev.generalised < e.LEARNED
+    harmed = ev.may_be_harmed or ev.validation_skill < e.LEARNED
     matters = nexts or (gain > e.BENDS and harmed and not _padding_dominates(ev))
     why = sentence("why_no_order")
     if gain > e.BENDS:
@@ -396,7 +401,7 @@ def _posterior_collapse(ev: Evidence) -> Iterable[Finding]:
     later = {"given_back": ev.fact("given_back"), "given_steps": ev.record.steps}
     later |= ev.record.reference
     left, steps = (number(later[k]) or 0.0 for k in ("given_back", "given_steps"))
-    if not ev.given_nothing or left >= e.GIVEN_BACK:
+    if not ev.ignores_code or left >= e.GIVEN_BACK:
         return
     why = sentence("why_given_back", steps=round(steps), left=left)
     fix = sentence("fix_divergence_weight")
@@ -414,7 +419,7 @@ def _random_in_eval(ev: Evidence) -> Iterable[Finding]:
     if carried is not None:
         why = sentence("why_carried", carried=carried)
         fix = sentence("fix_reset_state")
-        harmed = ev.harmed or ev.generalised < e.LEARNED
+        harmed = ev.may_be_harmed or ev.validation_skill < e.LEARNED
         severity = "warning" if harmed and not ev.wiring.get("in_order") else "info"
         yield Finding("random_in_eval", severity, (), {"eval_spread": carried}, why, fix=fix)
     if spread < e.APART:
@@ -436,7 +441,7 @@ def _few_rows_per_norm(ev: Evidence) -> Iterable[Finding]:
     if not few:
         return
     least = min(few.values())
-    harmed = ev.harmed or ev.generalised < e.LEARNED
+    harmed = ev.may_be_harmed or ev.validation_skill < e.LEARNED
     why = sentence("why_few_values", count=least)
     yield Finding(
         "batchnorm_few_rows",
@@ -455,7 +460,7 @@ def _updates_lost(ev: Evidence) -> Iterable[Finding]:
         if (share := middle(p.readings[i].stuck for p in ev.record.probes[-6:])) is not None
     }
     sick = [i for i, share in stuck.items() if share >= e.STUCK]
-    if not sick or ev.learned >= e.LEARNED:
+    if not sick or ev.final_skill >= e.LEARNED:
         return
     worst = max(stuck[i] for i in sick)
     why = sentence("why_stuck", share=worst)
@@ -469,7 +474,7 @@ def _shared_layers(ev: Evidence) -> Iterable[Finding]:
     shared = tuple(ev.static.get("shared") or ())
     if shared:
         why = sentence("why_shared", count=len(shared))
-        harmed = ev.trained and ev.learned < e.LEARNED
+        harmed = ev.trained and ev.final_skill < e.LEARNED
         yield Finding(
             "shared_layers",
             "warning" if harmed else "info",
@@ -503,7 +508,7 @@ def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
         fix = sentence("fix_whole_input")
     yield Finding(
         "inputs_ignored",
-        "critical" if ev.harmed and related else "info",
+        "critical" if ev.may_be_harmed and related else "info",
         where,
         numbers,
         why,
@@ -513,7 +518,7 @@ def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
 
 def _eps_rounds_to_zero(ev: Evidence) -> Iterable[Finding]:
     lost = tuple(ev.static.get("eps_lost") or ())
-    if not lost or (ev.record.failure is None and not ev.harmed):
+    if not lost or (ev.record.failure is None and not ev.may_be_harmed):
         return
     eps = float(ev.record.optimizer.get("eps") or 0.0)
     why = sentence("why_eps_lost", eps=eps)

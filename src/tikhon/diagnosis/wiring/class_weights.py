@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tikhon.data.nested import map_tensors
-from tikhon.diagnosis.reference import MANY_CLASSES, binary
+from tikhon.diagnosis.reference import MAX_CLASSES, binary
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.program import Facts, Program
@@ -37,7 +37,7 @@ def class_weight_facts(program: Program, source: Samples) -> Facts:
     classes = output.shape[1] if output.ndim == 2 else 0
     if whole.is_floating_point() or target.ndim != 1 or not 2 <= classes <= program.rows:
         return {}
-    counts = whole.flatten().clamp(0, MANY_CLASSES).bincount(minlength=classes)
+    counts = whole.flatten().clamp(0, MAX_CLASSES).bincount(minlength=classes)
     each = (torch.arange(program.rows) % classes).to(target)
     found = _gradient_at(program, output, each, 0.0)
     if found is None or len(counts) != classes:

@@ -12,8 +12,15 @@ from torch import Tensor
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from tikhon.data.nested import Batch, split_batch, take_rows, tensors
-from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, middle_half, ridge, within
-from tikhon.diagnosis.samples import Samples, read_on
+from tikhon.diagnosis.reference import (
+    MAX_CLASSES,
+    binary,
+    build_design,
+    clip_outliers,
+    interquartile_range,
+    ridge,
+)
+from tikhon.diagnosis.samples import Samples, read_other_targets
 from tikhon.diagnosis.wiring.program import Facts
 
 MAX_ROWS = 1200  # maximum number of rows tested
@@ -91,7 +98,7 @@ def _outlier_columns(inputs: Any) -> Facts:
     if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not inputs.is_floating_point():
         return {}
     x = inputs.detach().double()
-    inner, spread = middle_half(x), x.std(0)
+    inner, spread = interquartile_range(x), x.std(0)
     varied = inner > 0
     if len(x) < 60 or not bool(varied.any()) or not bool(torch.isfinite(spread).all()):
         return {}
@@ -135,7 +142,7 @@ def _target_facts(target: Tensor) -> Facts:
     whole = bool((distinct == distinct.round()).all())
     facts["target_values"] = len(distinct)
     facts["target_whole"] = whole
-    if whole and 2 <= len(distinct) <= MANY_CLASSES:
+    if whole and 2 <= len(distinct) <= MAX_CLASSES:
         facts["majority"] = float(counts.max()) / len(values)
         facts["majority_value"] = float(distinct[counts.argmax()])
     return facts
@@ -220,7 +227,7 @@ def relation(inputs: Tensor, target: Tensor) -> Facts:
     Ridges fitted to each half of the rows predict the other; the statistic is the sum of
     prediction times target. Given the fitted half, the null distribution is exact.
     """
-    design, straight = design_of(inputs)
+    design, straight = build_design(inputs)
     y = _columns(target)
     if design is None or y is None or len(design) < 60:
         return {}
@@ -364,7 +371,7 @@ def _class_gain(design: Tensor, target: Tensor, halves: tuple[Tensor, ...]) -> F
 def _bag_skill(inputs: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float:
     """Return the held-out variance explained by a bag of tokens, without their order."""
     shuffled = torch.stack([row[torch.randperm(len(row))] for row in inputs.flatten(1)])
-    design, straight = design_of(shuffled)
+    design, straight = build_design(shuffled)
     assert design is not None
     errors = [y - _held_out(design[:, :straight], y, halves, s) for s in (1.0, 100.0)]
     return 1 - float(min(e.square().mean() for e in errors) / y.square().mean())
@@ -387,8 +394,8 @@ def _agreement_z(scores: Tensor, y: Tensor, halves: tuple[Tensor, ...]) -> float
 def _columns(target: Tensor) -> Tensor | None:
     """Return targets as columns, class indices as one-hot; None for other targets."""
     if target.is_floating_point() or target.dtype == torch.bool:
-        return within(target.detach().double().reshape(len(target), -1)[:, :64].cpu())
-    if target.ndim != 1 or not 0 <= int(target.min()) <= int(target.max()) < MANY_CLASSES:
+        return clip_outliers(target.detach().double().reshape(len(target), -1)[:, :64].cpu())
+    if target.ndim != 1 or not 0 <= int(target.min()) <= int(target.max()) < MAX_CLASSES:
         return None
     return torch.nn.functional.one_hot(target.detach().long()).double().cpu()
 
@@ -459,7 +466,7 @@ def loader_facts(source: Samples) -> Facts:
     drawn, reading = _sampler_facts(source.source), iter(source.source)
     read = [split_batch(batch) for batch in itertools.islice(reading, MAX_BATCHES)]
     seen: list[Tensor] = []
-    for _, target in [*read, *(read_on(reading, read) if read else [])]:
+    for _, target in [*read, *(read_other_targets(reading, read) if read else [])]:
         if not isinstance(target, Tensor) or target.reshape(len(target), -1).shape[1] != 1:
             break
         seen.append(target.reshape(-1))
@@ -471,9 +478,9 @@ def loader_facts(source: Samples) -> Facts:
     shares = counts.double() / counts.sum()
     # expected number of classes in a shuffled batch
     expected = sum(float((1 - (1 - shares) ** len(t)).sum()) for t in seen) / len(seen)
-    within = sum(len(t.unique()) for t in seen) / len(seen)
+    clip_outliers = sum(len(t.unique()) for t in seen) / len(seen)
     return drawn | {
-        "classes_in_batch": within,
+        "classes_in_batch": clip_outliers,
         "classes_in_all": len(values),
         "classes_expected": expected,
     }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tikhon.data.nested import map_tensors
 from tikhon.diagnosis.functions import Function
 from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
-from tikhon.diagnosis.replica import number_of, undisturbed
+from tikhon.diagnosis.replica import scalar_loss, undisturbed
 from tikhon.diagnosis.wiring.program import Facts, Program, float_tensors, restored
 from tikhon.diagnosis.wiring.torch_calls import RANDOM_FUNCTIONS, CallTrace
 
@@ -277,7 +277,7 @@ def _output_gradient(program: Program, numel: int) -> float:
     """Return the summed gradient of the loss at outputs with `numel` entries."""
     with torch.enable_grad(), undisturbed(program.model, training=False):
         with replace_outputs(program.model, _as_leaf) as leaves:
-            loss = number_of(program.replica.value(program.batch))
+            loss = scalar_loss(program.replica.value(program.batch))
         own = [t for t in leaves if t.numel() == numel]
         if not own or not loss.requires_grad:
             return 0.0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tikhon.data.nested import Batch
-from tikhon.diagnosis.reference import MANY_CLASSES, binary, design_of, ridge
+from tikhon.diagnosis.reference import MAX_CLASSES, binary, build_design, ridge
 from tikhon.diagnosis.replica import Replica, undisturbed
 from tikhon.diagnosis.wiring.program import Facts
 
@@ -98,7 +98,7 @@ def relation_moved(train: Batch, valid: Batch) -> Facts:
         return {}
     generator = torch.Generator().manual_seed(7)
     parts = [torch.randperm(len(t), generator=generator)[:MAX_FITTED] for t in (x, other)]
-    design, straight = design_of(torch.cat([x[parts[0]], other[parts[1]]]))
+    design, straight = build_design(torch.cat([x[parts[0]], other[parts[1]]]))
     targets = _target_columns(torch.cat([y[parts[0]], goal[parts[1]]]))
     if design is None or targets is None:
         return {}
@@ -118,7 +118,7 @@ def relation_moved(train: Batch, valid: Batch) -> Facts:
 def _target_columns(y: Tensor) -> tuple[Tensor, bool] | None:
     """Return targets as columns, and whether they are classes; None for other targets."""
     if not y.is_floating_point() and y.ndim == 1 and y.dtype != torch.bool:
-        if not 0 <= int(y.min()) <= int(y.max()) < MANY_CLASSES:
+        if not 0 <= int(y.min()) <= int(y.max()) < MAX_CLASSES:
             return None
         return torch.nn.functional.one_hot(y.detach().long()).double().cpu(), True
     flat = y.detach().double().flatten(1) if y.ndim > 1 else y.detach().double()[:, None]

@@ -12,7 +12,7 @@ from tikhon.data.forward import LossFunction
 from tikhon.data.nested import map_tensors
 from tikhon.diagnosis.modes import LOSS
 from tikhon.diagnosis.reference import IGNORED, binary
-from tikhon.diagnosis.replica import number_of, undisturbed
+from tikhon.diagnosis.replica import scalar_loss, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.program import Facts, Program, relative_change, restored
 from tikhon.diagnosis.wiring.torch_calls import CallTrace
@@ -68,7 +68,7 @@ class LossProbe:
     def gradient(self, target: Tensor) -> Gradient:
         """Return the gradients of the loss at the float outputs; None if there are none."""
         with torch.enable_grad():
-            loss = number_of(self.loss(self.output, target))
+            loss = scalar_loss(self.loss(self.output, target))
         if not loss.requires_grad or not bool(torch.isfinite(loss)):
             return None
         found = torch.autograd.grad(loss, self.leaves, allow_unused=True)
@@ -318,7 +318,7 @@ def _cost_facts(loss: LossFunction, output: object, target: Tensor) -> Facts:
     facts: Facts = {}
 
     def cost(prediction: Tensor, goal: Tensor) -> float:
-        return float(number_of(loss(prediction, goal)))
+        return float(scalar_loss(loss(prediction, goal)))
 
     for test in (_below_zero, _ignores_zeros, _cost_of_correct_boxes, _cost_of_correct_shares):
         # the loss may take no such outputs or targets, or the whole batch only
