@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import loops_beside
+import loops_of_losses
 import loops_over_epochs
 import loops_over_weights
 import tikhon as tk
@@ -32,7 +33,13 @@ def test_a_broken_loop_is_named(name):
     health, said = read(loop)
     assert set(health.alarms) == {code}, str(health)
     assert [str(w.message) for w in said if code in str(w.message)], "never said aloud"
-    homes = (training_loops, loops_over_weights, loops_beside, loops_over_epochs)
+    homes = (
+        training_loops,
+        loops_over_weights,
+        loops_beside,
+        loops_over_epochs,
+        loops_of_losses,
+    )
     files = tuple(f"{m.__name__}.py" for m in homes)
     assert all(w.filename.endswith(files) for w in said), "not at the line of the loop"
     alarm = next(a for a in health.findings if a.code == code)

@@ -1,86 +1,115 @@
-"""Losses whose backward pass runs in a sampled step, recorded in `torch.autograd.backward`."""
+"""Losses that go backward, and gradients that are clipped, in a sampled step."""
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad
+from torch.optim import Optimizer
 
-_recorders: list[weakref.ref[BackwardCalls]] = []
-_original: list[Callable[..., Any]] = []  # torch.autograd.backward
+from tikhon.monitoring.loss_graph import LossGraph, read_loss_graph
+
+
+class CallHook:
+    """A function of torch, replaced by one that first calls a method of the open recorders."""
+
+    def __init__(self, module: Any, name: str, method: str) -> None:
+        self._module, self._name, self._method = module, name, method
+        self._recorders: list[weakref.ref[BackwardCalls]] = []
+        self._original: Callable[..., Any] | None = None
+        self._replaced: Callable[..., Any] | None = None
+
+    def add(self, recorder: BackwardCalls) -> None:
+        """Call the method of a recorder, too."""
+        if self._original is None:
+            self._original = original = getattr(self._module, self._name)
+
+            def replaced(*args: Any, **kwargs: Any) -> Any:
+                if not torch.compiler.is_compiling():
+                    for ref in list(self._recorders):
+                        getattr(ref(), self._method, nothing)(*args)
+                return original(*args, **kwargs)
+
+            self._replaced = replaced
+            setattr(self._module, self._name, replaced)
+        self._recorders.append(weakref.ref(recorder))
+
+    def remove(self, recorder: BackwardCalls) -> None:
+        """Call it no more; without any recorder, restore the function."""
+        self._recorders = [ref for ref in self._recorders if ref() not in (None, recorder)]
+        if not self._recorders and getattr(self._module, self._name) is self._replaced:
+            setattr(self._module, self._name, self._original)
+            self._original = None
+
+
+def nothing(*args: object) -> None:
+    """The method of a recorder that is gone."""
+
+
+# `Tensor.backward` and everything built on it, and `clip_grad_norm_`, call these
+_HOOKS = (
+    CallHook(torch.autograd, "backward", "record"),
+    CallHook(clip_grad, "_clip_grads_with_norm_", "record_clip"),
+)
 
 
 class BackwardCalls:
-    """Values of the losses that went backward, and whether they were divided.
-
-    `Tensor.backward` and everything built on it calls `torch.autograd.backward`, which is replaced
-    during a sampled step by a function that records the losses and calls the original.
-    """
+    """The losses that went backward, what their graphs show, and calls of `clip_grad_norm_`."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
-        self.is_share = False  # a loss is multiplied or divided by a number just before
-        self.operations: set[str] = set()  # operations that made them
-        self.share = 1.0  # the numbers by which the last one was divided, as a factor
-        self.factor: Tensor | None = None  # what the last one was multiplied by at its end
+        self.graphs: list[LossGraph] = []
+        self.early_clips: list[Tensor] = []  # norms that were clipped before a backward pass
+        self.has_late_clip = False
+        self._optimized: set[int] = set()
 
-    def start(self) -> None:
+    def start(self, optimizer: Optimizer) -> None:
         """Record, from here to `stop`."""
-        self.losses, self.is_share, self.operations, self.factor = [], False, set(), None
-        self.share = 1.0
-        if not _original:
-            _original.append(torch.autograd.backward)
-            torch.autograd.backward = _recording_backward
-        _recorders.append(weakref.ref(self))
+        self.__init__()
+        self._optimized = {id(p) for g in optimizer.param_groups for p in g["params"]}
+        for hook in _HOOKS:
+            hook.add(self)
 
     def stop(self) -> None:
-        """Record no more; the last recorder restores the original."""
-        _recorders[:] = [ref for ref in _recorders if ref() not in (None, self)]
-        if not _recorders and _original and torch.autograd.backward is _recording_backward:
-            torch.autograd.backward = _original.pop()
+        """Record no more."""
+        for hook in _HOOKS:
+            hook.remove(self)
 
     @property
     def has_equal_losses(self) -> bool:
         """Whether they are losses of one kind, none of them a share."""
-        return len(self.operations) == 1 and not self.is_share
+        is_share = any(graph.share < 1 for graph in self.graphs)
+        return len({graph.operation for graph in self.graphs}) == 1 and not is_share
 
-    def record(self, roots: Sequence[Tensor]) -> None:
+    @property
+    def share(self) -> float:
+        """The numbers by which the last loss was divided, as a factor."""
+        return self.graphs[-1].share if self.graphs else 1.0
+
+    @property
+    def factor(self) -> Tensor | None:
+        """What the last loss was multiplied by at its end."""
+        return self.graphs[-1].factor if self.graphs else None
+
+    def record(self, tensors: Tensor | Sequence[Tensor], *rest: object) -> None:
         """The tensors of one backward pass."""
-        for root in roots:
+        for root in [tensors] if isinstance(tensors, Tensor) else tensors:
             if isinstance(root, Tensor) and root.numel() == 1 and root.is_floating_point():
                 self.losses.append(root.detach().reshape(()))
-                self.operations.add(type(root.grad_fn).__name__)
-                self.share, factors = _factors(root.grad_fn)
-                self.is_share = self.is_share or self.share < 1
-                self.factor = factors[0] if factors else None
+                self.graphs.append(read_loss_graph(root))
 
-
-def _recording_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-    if not torch.compiler.is_compiling():
-        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        for ref in list(_recorders):
-            recorder = ref()
-            if recorder is not None:
-                recorder.record(roots)
-    return _original[0](tensors, *args, **kwargs)
-
-
-def _factors(node: Any) -> tuple[float, list[Tensor]]:
-    """The share that a loss was divided to, and the tensors on its device that multiply it."""
-    shares, found = 1.0, list[Tensor]()
-    for _ in range(4):
-        kind = type(node).__name__
-        if not kind.startswith(("DivBackward", "MulBackward", "ToCopyBackward")):
-            break
-        other = getattr(node, "_saved_other", None)
-        if isinstance(other, Tensor) and other.numel() == 1:
-            if kind.startswith("Mul"):
-                found.append(other.detach().reshape(()).float())
-            if other.is_cpu and float(other):
-                share = 1 / float(other) if kind.startswith("Div") else float(other)
-                shares *= abs(share) if abs(share) < 1 else 1.0
-        node = next((n for n, _ in node.next_functions if n is not None), None)
-    return shares, found
+    def record_clip(
+        self, parameters: Tensor | Iterable[Tensor], limit: float, norm: Tensor, *rest: object
+    ) -> None:
+        """A call of `clip_grad_norm_` on tensors of the optimizer."""
+        clipped = [parameters] if isinstance(parameters, Tensor) else parameters
+        if math.isfinite(limit) and any(id(p) in self._optimized for p in clipped):
+            if self.losses:
+                self.has_late_clip = True
+            else:
+                self.early_clips.append(norm.detach())

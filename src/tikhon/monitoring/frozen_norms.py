@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm
 from tikhon.monitoring.history import Sample, Streak
 from tikhon.monitoring.hooks import Hook
-from tikhon.monitoring.rules import MIN_SAMPLES, Alarm
 
 DRIFT = 0.3  # standard deviations, over the channels of a layer (convention)
 DRIFT_OF_FEW = 0.05  # the same, if a batch has FEW values per channel

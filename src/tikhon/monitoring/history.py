@@ -22,6 +22,13 @@ MIN_TALLY = 5  # sampled steps, not necessarily successive
 MIN_CLEARED_PASSES = (
     3  # passes per step, each cleared before the next: sharpness-aware steps have two
 )
+LOSS_FAULTS = (
+    "loss_upside_down",
+    "broadcast_loss",
+    "head_mismatch",
+    "missing_log",
+    "target_out_of_range",
+)
 MIN_SUMMED_PASSES = 4  # backward passes per step: the halves of a discriminator's loss are two
 
 
@@ -83,6 +90,9 @@ class Sample:
     written_after_step: bool = False  # the gradient of the last sampled step, after it
     live_graphs: int = 0  # of earlier sampled steps that are still alive
     frozen_by_attribute: tuple[str, ...] = ()  # modules whose attribute says so, and that move
+    loss_faults: frozenset[str] = frozenset()  # codes of what the graphs of the losses show
+    loss_shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # outputs, and broadcast
+    clipped_early: bool = False  # only before the backward passes, where gradients are cleared
 
     @property
     def size(self) -> float:
@@ -173,7 +183,9 @@ class StepHistory:
             "scaled_gradients": _uses_scaled_gradients(sample),
             "cleared_micro_batches": _clears_micro_batches(sample),
             "clipped_after_step": sample.written_after_step,
+            "clipped_before_backward": sample.clipped_early and has_gradients,
             "summed_losses": sample.has_equal_losses and sample.backwards >= MIN_SUMMED_PASSES,
+            **{code: code in sample.loss_faults for code in LOSS_FAULTS},
         }.items():
             self.streak(name).add(seen, sample.step)
             if seen:

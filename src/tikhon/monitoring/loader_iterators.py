@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import RandomSampler, SequentialSampler, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from tikhon.monitoring.rules import Alarm
+from tikhon.monitoring.alarms import Alarm
 
 MIN_EPOCHS = 2  # after which a cycle has gone round
 MIN_ENDED = 3  # iterators that were followed to their end

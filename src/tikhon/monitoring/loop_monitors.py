@@ -13,11 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from tikhon.monitoring.alarms import Alarm
 from tikhon.monitoring.frozen_norms import FrozenNorms
 from tikhon.monitoring.history import Sample
 from tikhon.monitoring.loader_iterators import LoaderIterators
 from tikhon.monitoring.loop_variables import LoopVariables
-from tikhon.monitoring.rules import Alarm
 from tikhon.monitoring.saved_states import SavedStates
 from tikhon.monitoring.schedules import Schedules
 from tikhon.monitoring.target_networks import TargetNetworks

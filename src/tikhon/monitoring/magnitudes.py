@@ -7,11 +7,13 @@ from statistics import median
 from typing import TypedDict
 
 from tikhon.diagnosis.thresholds import EXPLODED, SLOW_UPDATE, VANISHED
-from tikhon.monitoring.rules import MIN_SAMPLES, Alarm
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm
 from tikhon.monitoring.spikes import Spike
 
 MOVED_SCALE = 2.0**10  # factor between a loss scale and its start (convention)
 JUMP = 0.2  # update / weight of a step that destroys weights: BatchNorm tolerates 0.18
+REPLACING_STEP = 1.0  # update / weight of a step that leaves nothing of the first weights
+NOT_FALLEN = 0.9  # median loss of the second half / first loss, after such a step (convention)
 GROWN = 4.0  # weight norm / that of the first reading, after such a step
 NEGLIGIBLE_UPDATE = 1e-7  # update / weight: a weight moves by its own size in ten million steps
 
@@ -92,28 +94,27 @@ def _failure_alarm(failure: NonFinite | None) -> list[Alarm]:
 
 def _find_runaway(rows: Sequence[Row], *, is_summed: bool) -> Alarm | None:
     """Detect single steps that enlarged the weights and left dead units or a high loss."""
-    rows_with_update = [row for row in rows if row["update"] is not None]
-    jump = max(
-        (update for row in rows_with_update if (update := row["update"]) is not None), default=0.0
-    )
-    if (
-        len(rows_with_update) <= MIN_SAMPLES
-        or jump < JUMP
-        or rows_with_update[-1]["weight"] < GROWN * rows_with_update[0]["weight"]
-    ):
+    moved = [row for row in rows if row["update"] is not None]
+    jump = max((row["update"] or 0.0 for row in moved), default=0.0)
+    if len(moved) <= MIN_SAMPLES or jump < JUMP:
         return None
-    signals = [ratio for row in rows_with_update if (ratio := row["signal_ratio"]) is not None]
+    before, now = moved[0]["weight"], moved[-1]["weight"]
+    if now < GROWN * before:
+        return None
+    signals = [ratio for row in moved if (ratio := row["signal_ratio"]) is not None]
     late_ratios = signals[len(signals) // 2 :]
     is_dead = bool(signals) and median(late_ratios) < VANISHED < max(signals[:MIN_SAMPLES])
-    losses = [abs(loss) for row in rows_with_update if (loss := row["loss"]) is not None]
+    losses = [abs(loss) for row in moved if (loss := row["loss"]) is not None]
     is_high = len(losses) > MIN_SAMPLES and min(losses[-MIN_SAMPLES:]) > 3 * losses[0]
+    if jump >= REPLACING_STEP and len(losses) > MIN_SAMPLES:
+        is_high = is_high or median(losses[len(losses) // 2 :]) > NOT_FALLEN * losses[0]
     if not is_dead and not is_high:
         return None
-    first = next(row for row in rows_with_update if (row["update"] or 0.0) >= JUMP)
+    first = next(row for row in moved if (row["update"] or 0.0) >= JUMP)
     after = "no signal reaches the first layer" if is_dead else "the loss stays high"
     described = (
-        f"steps of up to {jump:.0%} of the weights' size made them grow from "
-        f"{rows_with_update[0]['weight']:.2g} to {rows_with_update[-1]['weight']:.2g}, and {after}"
+        f"steps of up to {jump:.0%} of the weights' size made them grow from {before:.2g} to "
+        f"{now:.2g}, and {after}"
     )
     if is_summed:
         return Alarm(

@@ -70,11 +70,11 @@ class PassRecorder:
         ] = {}  # of gradients after the last backward pass, by identity
         self._probes = probes
         self._mode = True
-        self._other_steps = 0
+        self.other_steps = 0  # of other optimizers
         self._closure_flags: list[Tensor] = []  # of evaluations of a closure that are over
 
         def count_step(other: Optimizer, args: object, kwargs: object) -> None:
-            self._other_steps += other is not optimizer
+            self.other_steps += other is not optimizer
 
         self._handles = [register_optimizer_step_post_hook(exclude_from_compile(count_step))]
         for probe in probes:
@@ -121,7 +121,7 @@ class PassRecorder:
             for name in names
         }
         found["uncleared"] += self._closure_flags
-        if self._other_steps != 1:  # alternating optimizers alone are judged
+        if self.other_steps != 1:  # alternating optimizers alone are judged
             found["mixed_losses"] = []
         return {name: [_any(flags)] for name, flags in found.items()}
 
@@ -148,7 +148,7 @@ class PassRecorder:
                 norm = torch.linalg.vector_norm(parameter.grad.detach(), dtype=torch.float32)
                 self.norms[id(parameter)] = norm
             self.training, self.unfinished = self._mode, False
-            probe.add_pass(self._other_steps)
+            probe.add_pass(self.other_steps)
 
         return hook
 

@@ -6,73 +6,16 @@ the loop has ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 
 from tikhon.languages import sentence
-from tikhon.monitoring.history import REPLACED_ONCE, StepHistory, Streak
+from tikhon.monitoring import sign_rules
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, LoopState, Rule
+from tikhon.monitoring.history import REPLACED_ONCE, Streak
 
-MIN_SAMPLES = 3  # successive sampled steps
 NEGLIGIBLE_GRADIENT = 1e-5  # of the largest gradient: rounding errors of a zero gradient
 MAX_GRAPHS = 10  # sampled steps whose graphs are alive
 MIN_STEPS = 20  # steps, or forward passes, without a required event
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """One rule that a loop violates.
-
-    `step` is the first step that showed it, `where` the tensors, `meaning` the effect on training,
-    `change` the line to change; `severity` is "warning" or "info".
-    """
-
-    code: str
-    step: int
-    meaning: str
-    change: str
-    where: tuple[str, ...] = ()
-    severity: str = "warning"
-
-    def __str__(self) -> str:
-        tensors = f" ({_shortened(self.where)})" if self.where else ""
-        return f"since step {self.step}{tensors}: {self.meaning}; {self.change}"
-
-    def to_dict(self) -> dict[str, object]:
-        """Return plain values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class LoopState:
-    """State of a loop: counts over all steps, and the history of the sampled ones."""
-
-    steps: int
-    forwards: int  # passes of the model that built a graph
-    backwards: bool  # the model has a gradient
-    steps_without_gradient: (
-        int  # successive steps in which no tensor of the optimizer had a gradient
-    )
-    frozen: frozenset[str]  # tensors that did not require a gradient when the watch began
-    ended: bool
-    history: StepHistory
-    repeated_steps: int = 0  # steps without a pass, along the gradient of the previous step
-    passes_without_step: int = 0  # backward passes since steps became rare
-    max_passes: int = 0  # the most forward passes between two steps
-    is_federated: bool = False  # loaded weights are means over several clients
-    has_improved: bool = False  # a plateau lowered the rate after many epochs had been the best
-
-    @property
-    def sums_losses(self) -> bool:
-        """Whether a step sums micro-batches whose losses were not divided."""
-        return self.is_lasting(self.history.streak("summed_losses"))
-
-    def is_lasting(self, streak: Streak, min_samples: int = MIN_SAMPLES) -> bool:
-        """Whether a streak is long enough to be reported."""
-        minimum = 2 if min_samples <= MIN_SAMPLES else MIN_SAMPLES
-        return streak.count >= (min(minimum, min_samples) if self.ended else min_samples)
-
-
-Rule = Callable[[LoopState], Alarm | None]
 
 
 def alarms(loop: LoopState) -> list[Alarm]:
@@ -80,113 +23,6 @@ def alarms(loop: LoopState) -> list[Alarm]:
     causes = [alarm for rule in ROOT_RULES if (alarm := rule(loop)) is not None]
     others = [alarm for rule in OTHER_RULES if (alarm := rule(loop)) is not None]
     return [*causes[:1], *others]
-
-
-def _rule_of_sign(
-    sign: str,
-    code: str,
-    meaning: str,
-    change: str,
-    *,
-    may_recur: bool = False,
-    min_samples: int = MIN_SAMPLES,
-) -> Rule:
-    """Return a rule that is violated while a sign lasts, or also if it recurs (`may_recur`).
-
-    The meaning may format figures of the `last` sampled step.
-    """
-
-    def rule(loop: LoopState) -> Alarm | None:
-        streak = loop.history.streak(sign)
-        frequent = loop.history.frequent(sign) if may_recur else None
-        if frequent is None and not loop.is_lasting(streak, min_samples):
-            return None
-        description = meaning.format(last=loop.history.last)
-        return Alarm(code, (frequent or streak).first, description, change)
-
-    return rule
-
-
-loss_not_connected = _rule_of_sign(
-    "unconnected",
-    "loss_not_connected",
-    "the weights have gradients, but none comes through an output of a layer: only a penalty on "
-    "the weights is trained",
-    "compute the loss from model(x) itself, without .item(), .detach() or argmax",
-)
-clipped_after_step = _rule_of_sign(
-    "clipped_after_step",
-    "clipped_after_step",
-    "the gradients are changed after the step that used them and before the next pass: clipping "
-    "there does nothing",
-    "call clip_grad_norm_ between loss.backward() and optimizer.step()",
-)
-gradients_not_cleared = _rule_of_sign(
-    "uncleared",
-    "gradients_not_cleared",
-    "the gradients are not cleared: each step moves along the sum of all gradients so far",
-    "call optimizer.zero_grad() once a step, before loss.backward()",
-    may_recur=True,
-)
-gradients_of_another_loss = _rule_of_sign(
-    "mixed_losses",
-    "gradients_of_another_loss",
-    "the gradient that a pass for another optimizer left before that one's step is not cleared: "
-    "this step moves along both losses",
-    "call optimizer.zero_grad() of this optimizer right before its own backward pass, or "
-    ".detach() what the other loss takes from this model",
-    may_recur=True,
-)
-step_before_backward = _rule_of_sign(
-    "step_before_backward",
-    "step_before_backward",
-    "the step comes before the backward pass of its batch: it moves along the gradient of the "
-    "batch before",
-    "call loss.backward() before optimizer.step()",
-)
-eval_mode_in_training = _rule_of_sign(
-    "eval_mode",
-    "eval_mode_in_training",
-    "the model trains in eval mode: dropout is off and BatchNorm keeps its old statistics",
-    "call model.train() before the training batches, after every evaluation",
-)
-clipped_before_unscaling = _rule_of_sign(
-    "clipped_while_scaled",
-    "clipped_before_unscaling",
-    "the gradients are clipped while they are scaled by {last.scale:.0f}: what the step follows "
-    "has a norm of {last.size:.0e}",
-    "call scaler.unscale_(optimizer) before clipping",
-)
-step_of_scaled_gradients = _rule_of_sign(
-    "scaled_gradients",
-    "step_of_scaled_gradients",
-    "the step follows gradients that are still scaled by {last.scale:.0f}",
-    "call scaler.step(optimizer) in place of optimizer.step()",
-)
-micro_batches_lost = _rule_of_sign(
-    "cleared_micro_batches",
-    "micro_batches_lost",
-    "a step follows {last.backwards} backward passes, but the gradients are cleared between them: "
-    "only the last micro-batch counts",
-    "call optimizer.zero_grad() once a step, where optimizer.step() is called",
-)
-optimizer_of_another_model = _rule_of_sign(
-    "foreign_optimizer",
-    "optimizer_of_another_model",
-    "none of the {last.optimizer_count} tensors of the optimizer is a parameter of this model, "
-    "which does not move: it was built for another, perhaps an older, model",
-    "build the optimizer from model.parameters() after the last line that makes, wraps or moves "
-    "the model",
-)
-replicas_differ = _rule_of_sign(
-    "replicas_differ",
-    "replicas_differ",
-    "the weights of the processes differ by {last.replica_distance:.0e} of their size: each "
-    "trains a model of its own",
-    "call the DistributedDataParallel module, not its .module, and change weights on every "
-    "process alike",
-    min_samples=2,
-)
 
 
 def step_never_called(loop: LoopState) -> Alarm | None:
@@ -540,39 +376,41 @@ def _lasting_names(loop: LoopState, streaks: Mapping[str, Streak]) -> list[str]:
     return [name for name, streak in streaks.items() if loop.is_lasting(streak, MIN_SAMPLES + 2)]
 
 
-def _shortened(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 # the first violated one explains the others
 ROOT_RULES: tuple[Rule, ...] = (
     nothing_happened,
     step_never_called,
-    optimizer_of_another_model,
+    sign_rules.optimizer_of_another_model,
     no_gradient,
-    loss_not_connected,
+    sign_rules.loss_not_connected,
 )
 OTHER_RULES: tuple[Rule, ...] = (
     steps_stopped,
     stepped_twice,
-    clipped_before_unscaling,
-    step_of_scaled_gradients,
-    micro_batches_lost,
-    clipped_after_step,
+    sign_rules.clipped_before_unscaling,
+    sign_rules.step_of_scaled_gradients,
+    sign_rules.micro_batches_lost,
+    sign_rules.clipped_after_step,
+    sign_rules.clipped_before_backward,
+    sign_rules.loss_upside_down,
+    sign_rules.broadcast_loss,
+    sign_rules.head_mismatch,
+    sign_rules.missing_log,
+    sign_rules.target_out_of_range,
     frozen_but_moving,
     frozen_by_attribute,
-    gradients_not_cleared,
-    gradients_of_another_loss,
-    step_before_backward,
+    sign_rules.gradients_not_cleared,
+    sign_rules.gradients_of_another_loss,
+    sign_rules.step_before_backward,
     duplicated_parameters,
     missing_from_optimizer,
     parameters_without_gradient,
     unmoved_parameters,
     weights_overwritten,
-    eval_mode_in_training,
+    sign_rules.eval_mode_in_training,
     repeated_batch,
     learning_rate_collapsed,
     warmup_never_ends,
-    replicas_differ,
+    sign_rules.replicas_differ,
     graphs_kept,
 )

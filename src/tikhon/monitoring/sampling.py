@@ -27,6 +27,7 @@ from tikhon.monitoring.tensor_readings import StepTensors
 from tikhon.regularizer.targets import local
 
 MAX_FINGERPRINTS = 8  # batches of a step whose fingerprints are taken
+FLAGGED = ("missing_log", "target_out_of_range")  # faults that numbers in a graph show
 MAX_GRAPHS = 20  # sampled steps whose graphs are followed
 
 NORMS = ("gradients", "weights", "updates", "changes")  # squared, one a tensor
@@ -82,7 +83,7 @@ class Sampler:
         for name in self._ends or self._layers:
             hook = Hook(self._output_hook(name))
             self._output_hooks.append(self._layers[name].register_forward_hook(hook))
-        self.backward_calls.start()
+        self.backward_calls.start(self.optimizer)
         probes = choose_probes(self.model, self.optimizer)
         self._recorder = PassRecorder(probes, self.optimizer)
         self._signals, self._fingerprints = {}, []
@@ -174,6 +175,8 @@ class Sampler:
             "unmoved": list(unmoved.values()),
             "backward_norms": list(left.values()),
             "fingerprints": self._fingerprints,
+            "early_clips": self.backward_calls.early_clips,
+            **self._loss_flags(),
             **others,
         }
         sent = loss if loss is not None else self._backward_loss()
@@ -204,6 +207,28 @@ class Sampler:
         total = torch.stack([v.float().to(losses[0].device) for v in losses]).sum()
         is_mean = self.backward_calls.has_equal_losses and len(losses) >= MIN_SUMMED_PASSES
         return total / len(losses) if is_mean else total
+
+    def _loss_flags(self) -> dict[str, list[Tensor]]:
+        """Flags of the losses, above zero where the numbers in a graph show a fault, by code."""
+        flags: dict[str, list[Tensor]] = {code: [] for code in FLAGGED}
+        for graph in self.backward_calls.graphs:
+            for code, flag in graph.flags.items():
+                flags[code].append(flag)
+        return flags
+
+    def _loss_faults(self, values: Values, shared: int, total: int) -> frozenset[str]:
+        """Codes of what is wrong with the losses; of their sign where this optimizer is alone."""
+        graphs = [g for g in self.backward_calls.graphs if g.signs]
+        faults = {code for graph in self.backward_calls.graphs for code in graph.faults}
+        faults |= {code for code in FLAGGED if any(values[code])}
+        maximizes = {bool(g.get("maximize")) for g in self.optimizer.param_groups}
+        alone = self._recorder is not None and not self._recorder.other_steps
+        if graphs and alone and 2 * shared > total and len(maximizes) == 1:
+            rises = all(g.is_negative for g in graphs)
+            falls = all(g.is_positive for g in graphs)
+            if (rises and maximizes == {False}) or (falls and maximizes == {True}):
+                faults.add("loss_upside_down")
+        return frozenset(faults)
 
     def _layer_signals(self) -> list[Tensor]:
         """Those of the layers as they were called; the next step listens to the ends of them."""
@@ -307,6 +332,11 @@ class Sampler:
             written_after_step=any(values["written_after_step"]),
             live_graphs=sum(ref() is not None for ref in self._graphs),
             frozen_by_attribute=self._frozen_by_attribute(),
+            loss_faults=self._loss_faults(values, len(shared), len(own)),
+            loss_shapes=next((g.shapes for g in backward_calls.graphs if g.shapes), ((), ())),
+            clipped_early=bool(values["early_clips"])
+            and not any(values["early_clips"])
+            and not backward_calls.has_late_clip,
         )
 
     def _frozen_by_attribute(self) -> tuple[str, ...]:

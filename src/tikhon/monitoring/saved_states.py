@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tikhon.monitoring.alarms import Alarm
 from tikhon.monitoring.federated import FederatedRounds
 from tikhon.monitoring.hooks import Hook
-from tikhon.monitoring.rules import Alarm
 
 MAX_STATES = 64  # states that are remembered by their first tensor, as long as someone holds it
 

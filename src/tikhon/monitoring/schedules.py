@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnP
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from tikhon.monitoring.rules import Alarm
+from tikhon.monitoring.alarms import Alarm
 
 MIN_EPOCHS = 2  # after which what is done once an epoch has been seen
 OVERRUN = 3  # times its length, after which a cosine has come back

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from tikhon.data.nested import tensors
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm
 from tikhon.monitoring.history import Sample
 from tikhon.monitoring.hooks import Hook
-from tikhon.monitoring.rules import MIN_SAMPLES, Alarm
 from tikhon.monitoring.tensor_readings import fingerprint, row_norms, rows, tensor_norms
 
 MAX_NETWORKS = 4  # followers that are read

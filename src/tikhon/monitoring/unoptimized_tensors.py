@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm
 from tikhon.monitoring.history import Sample, Streak
 from tikhon.monitoring.passes import receives_gradients
-from tikhon.monitoring.rules import MIN_SAMPLES, Alarm
 from tikhon.monitoring.tensor_readings import rows
 
 MAX_MODULE_TENSORS = 2  # tensors of a module: a network with more may well be left as it is

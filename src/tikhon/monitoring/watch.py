@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 
 from tikhon.diagnosis.record import finite
 from tikhon.errors import InputError
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, LoopState
 from tikhon.monitoring.first_nonfinite import find_first_nonfinite
 from tikhon.monitoring.history import StepHistory
 from tikhon.monitoring.magnitudes import NonFinite, Row, magnitude_alarms, spike_alarms
-from tikhon.monitoring.rules import MIN_SAMPLES, Alarm, LoopState, alarms
+from tikhon.monitoring.rules import alarms
 from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
 from tikhon.monitoring.step_hooks import StepHooks
@@ -242,9 +243,11 @@ class Watch:
         old = kept.value_before if kept is not None else lambda parameter: parameter
         what, where = find_first_nonfinite(self.model, self._hooks.calls, self._guard.loss, old)
         trail = ", ".join(f"{r['gradient']:.2g}" for r in list(self.rows)[-5:])
+        shown = sorted(self._history.last.loss_faults) if self._history.last is not None else ()
         message = (
             f"step {step}: the first non-finite tensor is {what} {where}; "
             f"gradient norms before: {trail or 'none read'}"
+            + (f"; the loss has a fault: {', '.join(shown)}" if shown else "")
         )
         self.failure = {"step": step, "what": what, "where": where, "message": message}
         self._save()
