@@ -147,11 +147,11 @@ def _ignores_missing_targets(
     named: list[torch.Tensor] = [p for p in replica.model.parameters() if p.requires_grad]
     try:
         with undisturbed(replica.model, training=True):
-            loss = replica.value(source.probe)
-            found = gradients(loss, named, replica.model)
+            value = replica.value(source.probe)
+            found = gradients(value, named, replica.model)
     except InputError:  # some losses refuse NaN
         return False
-    numbers = [loss, *(g for g in found if g is not None)]
+    numbers = [value, *(g for g in found if g is not None)]
     return len(numbers) > 1 and all(bool(torch.isfinite(n).all()) for n in numbers)
 
 

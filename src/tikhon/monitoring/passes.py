@@ -16,7 +16,7 @@ _MODAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)  # diff
 
 
 @dataclass
-class Probe:
+class GradientProbe:
     """A trainable tensor, and what the backward passes that reached it found.
 
     The flags are 0-d tensors on its device, above zero for yes; None before the first pass.
@@ -59,7 +59,7 @@ class PassRecorder:
     a cleared gradient.
     """
 
-    def __init__(self, probes: Sequence[Probe], optimizer: Optimizer) -> None:
+    def __init__(self, probes: Sequence[GradientProbe], optimizer: Optimizer) -> None:
         self.forwards = 0
         self.unfinished = False  # a forward pass whose backward pass has not run yet
         self.training: bool | None = None  # the mode of the pass that went backward last
@@ -131,7 +131,7 @@ class PassRecorder:
             handle.remove()
         self._handles = []
 
-    def _before_accumulation(self, probe: Probe) -> Callable[[Tensor], None]:
+    def _before_accumulation(self, probe: GradientProbe) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
             old = probe.parameter.grad
             if gradient.layout != torch.strided or torch.compiler.is_compiling():
@@ -142,7 +142,7 @@ class PassRecorder:
 
         return hook
 
-    def _after_accumulation(self, probe: Probe) -> Callable[[Tensor], None]:
+    def _after_accumulation(self, probe: GradientProbe) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             if parameter.grad is not None and parameter.grad.layout == torch.strided:
                 norm = torch.linalg.vector_norm(parameter.grad.detach(), dtype=torch.float32)
@@ -168,7 +168,7 @@ def is_training_mode(model: nn.Module) -> bool:
     return any(modes) or not modes
 
 
-def choose_probes(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Probe]:
+def choose_probes(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[GradientProbe]:
     """A small tensor from the front and the back of the optimizer, and of the model's first layer.
 
     Sharded tensors are left out: backward passes reach their gathered copies.
@@ -177,8 +177,8 @@ def choose_probes(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Pr
     ends = [min(part, key=Tensor.numel) for part in (optimized[:4], optimized[-4:]) if part]
     own = [p for p in model.parameters() if receives_gradients(p)]
     shared = bool(ends) and id(ends[0]) in {id(p) for p in own}  # one of both suffices
-    chosen = {} if shared else {id(p): Probe("model", p) for p in own[:1]}
-    return list((chosen | {id(p): Probe("optimizer", p) for p in ends}).values())
+    chosen = {} if shared else {id(p): GradientProbe("model", p) for p in own[:1]}
+    return list((chosen | {id(p): GradientProbe("optimizer", p) for p in ends}).values())
 
 
 def receives_gradients(parameter: Tensor) -> bool:

@@ -28,7 +28,7 @@ USUAL_PASSES = 20  # forward passes without a step
 SHORT_LENGTH = 64  # entries that python adds up in less time than a kernel takes to begin
 
 
-class StepHooks:
+class LoopHooks:
     """Hooks on a model and its optimizer: counts, one small gradient, one version, one rate.
 
     After a large batch every function and every object comes from slow memory: what happens in

@@ -19,7 +19,7 @@ from tikhon.monitoring.magnitudes import NonFinite, Row, magnitude_alarms, spike
 from tikhon.monitoring.rules import alarms
 from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
-from tikhon.monitoring.step_hooks import StepHooks
+from tikhon.monitoring.step_hooks import LoopHooks
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.optimizers import inner_optimizer
 from tikhon.runs.files import write_json
@@ -77,7 +77,7 @@ class Watch:
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._sampler = Sampler(self.model, stepped, scaler)
         self._guard = SpikeGuard(stepped, on_spike, keep)
-        self._hooks = StepHooks(
+        self._hooks = LoopHooks(
             self.model,
             stepped,
             every,
