@@ -245,7 +245,7 @@ def cure(
     report_progress("diagnosing")
     net = model if isinstance(model, nn.Module) else draw(model, seed)
     if diagnosis is None:
-        with deadline.fraction(DIAGNOSIS_SHARE).kept():
+        with deadline.fraction(DIAGNOSIS_SHARE).activate():
             diagnosis = diagnose(
                 net,
                 data,
