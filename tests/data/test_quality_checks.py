@@ -127,3 +127,24 @@ def test_few_dates_in_the_order_of_the_rows_are_no_accident(tmp_path):
     days = [f"2021-03-{1 + i // 30:02}" for i in range(300)]
     assert said(table(tmp_path, day=days, y=NOISE), "notice_in_order")
     assert not said(table(tmp_path, day=RNG.permutation(days), y=NOISE), "notice_in_order")
+
+
+CLASSES = np.array(["red", "green", "blue"])[np.arange(300) % 3]
+
+
+@pytest.mark.parametrize(
+    ("columns", "y"),
+    [
+        ({f"is {c}": (CLASSES == c).astype(int) for c in ("red", "green", "blue")}, CLASSES),
+        ({"a": np.arange(300) % 4, "b": np.arange(300) // 7 % 3},
+         np.arange(300) % 4 + np.arange(300) // 7 % 3),
+    ],
+    ids=["one-hot", "sum"],
+)  # fmt: skip
+def test_columns_that_together_are_the_class_are_a_leak(tmp_path, columns, y):
+    data = table(tmp_path, **columns, noise=NOISE, y=y)
+    assert data.task == "classification"
+    [notice] = said(data, "notice_leak_sum")
+    assert all(name in notice for name in columns) and "noise" not in notice
+    shuffled = np.random.default_rng(1).permutation(y)
+    assert not said(table(tmp_path, **columns, noise=NOISE, y=shuffled), "notice_leak_sum")

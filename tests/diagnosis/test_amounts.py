@@ -146,6 +146,41 @@ def targets_that_rise_at_each_reading(wrong: bool) -> Parts:
     return Parts(mlp(5, 16, 1), loader, nn.MSELoss(), steps=60)
 
 
+@pair("data_changed_in_place")
+def a_loss_that_scales_its_batch_in_place(wrong: bool) -> Parts:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        x = x.div_(2.0) if wrong else x / 2
+        return F.mse_loss(model(x), y)
+
+    x = torch.randn(96, 5)
+    return Parts(mlp(5, 16, 1), (x, x[:, :2].sum(1, keepdim=True)), loss, steps=40)
+
+
+class Centred(nn.Module):
+    def __init__(self, wrong: bool) -> None:
+        super().__init__()
+        self.wrong, self.body = wrong, mlp(5, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.sub_(3.0) if self.wrong else x - 3)
+
+
+@pair("data_changed_in_place")
+def a_network_that_shifts_its_inputs_in_place(wrong: bool) -> Parts:
+    x = torch.randn(96, 5)
+    return Parts(Centred(wrong), (x + 3, x[:, :2].sum(1, keepdim=True)), nn.MSELoss(), steps=40)
+
+
+@pair("data_changed_in_place")
+def a_list_of_batches_whose_targets_are_counted_up(wrong: bool) -> Parts:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output, y.add_(0.1) if wrong else y + 0.1)
+
+    rows = torch.randn(6, 16, 5)
+    return Parts(mlp(5, 16, 1), [(x, x[:, :2].sum(1, keepdim=True)) for x in rows], loss, steps=40)
+
+
 @pair("unscaled_inputs")
 def an_autoencoder_of_pixels_that_were_scaled_twice(wrong: bool) -> Parts:
     x = torch.randint(0, 256, (300, 20)) / 127.5 - 1
@@ -249,6 +284,13 @@ def rows_that_rise_within_an_epoch(_: bool) -> Parts:
     x = torch.linspace(-2, 2, 96)[:, None].repeat(1, 4) + 0.1 * torch.randn(96, 4)
     rows = TensorDataset(x, 10 * x[:, :1])
     return Parts(mlp(4, 16, 1), DataLoader(rows, batch_size=16), nn.MSELoss(), steps=60)
+
+
+@meant("data_changed_in_place")
+def a_batch_that_is_clamped_in_place(_: bool) -> Parts:
+    x = torch.randn(96, 4)
+    model = nn.Sequential(nn.ReLU(inplace=True), mlp(4, 16, 1))
+    return Parts(model, (x, x[:, :1].relu()), nn.MSELoss(), steps=40)
 
 
 @meant("ignored_rows")

@@ -149,6 +149,75 @@ def a_divergence_that_outweighs_what_is_given_back(wrong: bool) -> Parts:
     return Parts(Drawn(), (x, x), loss, rate=1e-2, steps=150)
 
 
+def of_pairs(hardest: bool) -> Any:
+    """A loss of the distances in a batch: the hardest triplets, or all pairs up to a margin."""
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        z, same = model(batch[0]), batch[1][:, None] == batch[1][None]
+        apart = ((z[:, None] - z[None]).square().sum(2) + 1e-12).sqrt()
+        if hardest:
+            near, far = (apart * same).amax(1), apart.masked_fill(same, 1e9).amin(1)
+            return F.relu(near - far + 0.3).mean()
+        return torch.where(same, apart.square(), F.relu(2 - apart).square()).mean()
+
+    return loss
+
+
+@pair("embedding_collapse")
+def the_hardest_triplets_of_noisy_classes(wrong: bool) -> Parts:
+    y = torch.randint(4, (96,))
+    x = torch.randn(4, 8)[y] + 4.0 * torch.randn(96, 8)
+    return Parts(mlp(8, 32, 4), (x, y), of_pairs(wrong), rate=2e-2, steps=60)
+
+
+class TwoViews(nn.Module):
+    """Gives the embedding of a view, and what a predictor makes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.predictor = mlp(8, 32, 8), mlp(8, 16, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (z := self.body(x)), self.predictor(z)
+
+
+@pair("embedding_collapse")
+def views_that_are_pulled_together_alone(wrong: bool) -> Parts:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        (z, p), (other, q) = map(model, batch)
+        pulled = F.cosine_similarity(p, other if wrong else other.detach()).mean()
+        pushed = 0.0 if wrong else (F.normalize(z) @ F.normalize(other).T).square().mean()
+        return pushed - pulled - F.cosine_similarity(q, z if wrong else z.detach()).mean()
+
+    x = torch.randn(96, 8)
+    return Parts(TwoViews(), (x, x + 0.2 * torch.randn(96, 8)), loss, rate=2e-2, steps=60)
+
+
+class Pooled(nn.Module):
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis, self.body = axis, mlp(6, 16, 16)
+        self.head = nn.Linear(16 if axis == 1 else 10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu().mean(self.axis))
+
+
+@pair("positions_mixed")
+def a_mean_over_the_features_of_each_step(wrong: bool) -> Parts:
+    y = torch.randint(4, (300,))
+    x = 0.6 * torch.randn(4, 6)[y][:, None] + torch.randn(300, 10, 6)
+    return Parts(Pooled(2 if wrong else 1), (x, y), CE, steps=40)
+
+
+@pair("class_imbalance")
+def a_class_of_which_few_rows_are_known(wrong: bool) -> Parts:
+    y = (torch.rand(400) < (0.03 if wrong else 0.4)).long()
+    x = torch.randn(400, 10)
+    x[:, 0] += 0.8 * y
+    return Parts(mlp(10, 32, 2), (x, y), CE, rate=1e-3, steps=40)
+
+
 @pair("oscillating_loss")
 def a_momentum_of_0_99(wrong: bool) -> Parts:
     x = torch.randn(400, 6)

@@ -46,7 +46,7 @@ def running(tmp_path):
 
 
 def serving(run, port) -> int:
-    connections.ASKING = 1.5
+    connections.REQUEST_SECONDS = 1.5
     serve(str(run), port=port, say=lambda text: print(text, flush=True))
     return 0
 

@@ -26,8 +26,8 @@ from torch import nn, optim
 
 import tikhon as tk
 from tikhon.regularizer import regularizer
-from tikhon.regularizer.activity import BypassDetector
 from tikhon.regularizer.attachment import Attachment
+from tikhon.regularizer.bypass_detection import BypassDetector
 from tikhon.regularizer.hooks import StepHooks
 from tikhon.regularizer.plan import StepPlan
 

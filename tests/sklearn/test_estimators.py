@@ -7,6 +7,8 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, make_regression
@@ -328,6 +330,18 @@ def test_a_flipped_bit_of_a_saved_estimator_is_noticed(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(DataError):
             load(path)
+
+
+def test_a_file_from_before_checksums_is_called_old_and_not_damaged(tmp_path):
+    path = tmp_path / "m.safetensors"
+    RegularizedClassifier((), alpha=0.1, random_state=3).fit(XC, YC).save(path)
+    with safe_open(path, framework="pt") as file:
+        header = {"estimator": file.metadata()["estimator"]}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(DataError, match="older version of tikhon") as caught:
+        load(path)
+    assert "damaged" not in str(caught.value)
 
 
 def test_foreign_files_are_refused(tmp_path):

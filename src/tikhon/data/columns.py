@@ -13,6 +13,7 @@ import numpy as np
 from tikhon.data import dates, number_parsing
 from tikhon.data.raw_column import RawColumn
 from tikhon.data.reading import Source, quote_names
+from tikhon.data.scales import scale_of
 from tikhon.data.text_cells import (
     TRUE,
     TextCells,
@@ -86,6 +87,7 @@ class Column:
     missing: tuple[str, ...] = ()  # texts among numbers or dates read as missing
     short: bool = False  # two-digit years
     serial: bool = False  # some dates are spreadsheet day numbers
+    scale: tuple[str, ...] = ()  # ordered words read as numbers, lowest first
     spellings: tuple[str, ...] = ()  # alternative spellings of its categories
 
     def to_dict(self) -> dict[str, object]:
@@ -96,7 +98,7 @@ class Column:
     @classmethod
     def from_dict(cls, plain: dict[str, Any], *, decimal: str = ".") -> Column:
         """Invert `to_dict`; `decimal` is the mark that older runs stored for all columns."""
-        names = ("categories", "multiples", "words", "missing", "spellings")
+        names = ("categories", "multiples", "words", "missing", "scale", "spellings")
         lists = {k: tuple(plain.get(k, ())) for k in names}
         format = plain.get("format", "")
         found = {"decimal": decimal, **plain, **lists, "format": _FORMATS.get(format, format)}
@@ -127,6 +129,8 @@ class Column:
         found = []
         if self.decimal != ".":
             found.append(sentence("reading_comma" if self.decimal else "reading_own_mark"))
+        if self.scale:
+            found.append(sentence("reading_scale", words=" < ".join(self.scale)))
         if self.unit:
             found.append(sentence("reading_unit", unit=self.unit))
         if self.multiples:
@@ -511,6 +515,8 @@ def _since_1970(numbers: np.ndarray) -> str:
 def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
     present = texts.dropna()
     levels = sorted(present.unique())
+    if not forced and (scale := scale_of(levels)):
+        return Column(name, "number", scale=scale)
     if not forced and len(levels) > _MAX_WORDS:
         distinct = len(levels) >= _DISTINCT * len(present)
         if distinct and _look_like_identifiers(name, levels):

@@ -19,6 +19,7 @@ from tikhon.data.columns import (
 )
 from tikhon.data.raw_column import RawColumn
 from tikhon.data.reading import Source, quote_names
+from tikhon.data.scales import level_key, ranks_of
 from tikhon.data.text_cells import FALSE, TRUE, TextCells, days_since_1970, normalize_label
 from tikhon.errors import DataError
 
@@ -81,6 +82,10 @@ def encode_column(raw: RawColumn, column: Column) -> np.ndarray:
         raise DataError(
             f"{raw.source.name}: column {raw.name!r} holds {raw.foreign}, not one value per cell"
         )
+    if column.scale:
+        ranks = ranks_of(column.scale)
+        values = np.array([ranks.get(level_key(text), np.nan) for text in raw.cells.texts], float)
+        return _with_flags(raw.source, column, raw.cells, values, raw.cells.texts, "levels")
     if column.kind == "number":
         return _numbers(raw, column)
     if column.kind == "date":

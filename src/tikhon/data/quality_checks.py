@@ -11,6 +11,7 @@ import numpy as np
 
 from tikhon.data.columns import Column
 from tikhon.data.encoding import column_slices
+from tikhon.data.number_parsing import parse_number
 from tikhon.data.reading import Source, quote_names
 from tikhon.languages import Sentence, sentence
 
@@ -172,28 +173,56 @@ def _is_monotone(cells: np.ndarray, y: np.ndarray) -> bool:
 
 
 def find_combined_leaks(
-    values: np.ndarray, columns: Sequence[Column], y: np.ndarray, task: str
+    values: np.ndarray, columns: Sequence[Column], y: np.ndarray, target: Column, task: str
 ) -> list[Sentence]:
-    """Report numeric columns whose weighted sum or product of powers equals the target."""
+    """Report columns whose weighted sum, or product of powers, equals the target.
+
+    For classes these are their numbers, or the indicator of every class (one-hot columns).
+    """
     found = [
         (column.name, values[:, place][:_SAMPLE, 0])
         for column, place in zip(columns, column_slices(columns), strict=True)
-        if column.kind == "number"
+        if column.kind in ("number", "boolean")
     ]
-    if task != "regression" or not 2 <= len(found) <= _MAX_COLUMNS:
+    if not 2 <= len(found) <= _MAX_COLUMNS:
         return []
     cells, y = np.stack([part for _, part in found], axis=1), y[:_SAMPLE].astype(float)
-    for key, of in (("notice_leak_sum", lambda v: v), ("notice_leak_product", np.log)):
+    names = [name for name, _ in found]
+    if task == "classification":
+        return _report_combination(
+            "notice_leak_sum", names, _combination_of_classes(cells, y, target)
+        )
+    for key, transform in (("notice_leak_sum", lambda v: v), ("notice_leak_product", np.log)):
         with np.errstate(divide="ignore", invalid="ignore"):
-            parts = _exact_combination(of(cells), of(y))
-        if parts:
-            names = quote_names([found[i][0] for i in parts])
-            options = shlex.join(f"--drop={found[i][0]}" for i in parts)
-            return [sentence(key, columns=names, options=options)]
+            terms = _exact_combination(transform(cells), transform(y))
+        if terms:
+            return _report_combination(key, names, terms)
     return []
 
 
-def _exact_combination(cells: np.ndarray, y: np.ndarray) -> list[int]:
+def _report_combination(key: str, names: Sequence[str], terms: Sequence[int]) -> list[Sentence]:
+    found = [names[i] for i in terms]
+    options = shlex.join(f"--drop={name}" for name in found)
+    return [sentence(key, columns=quote_names(found), options=options)] if found else []
+
+
+def _combination_of_classes(cells: np.ndarray, codes: np.ndarray, target: Column) -> list[int]:
+    """Return the columns that equal the number of the class, or the indicators of all classes."""
+    labels = [parse_number(label) for label in target.categories]
+    numbers = [one.value(".") for one in labels if one is not None]
+    if len(numbers) == len(target.categories) > 2 and None not in numbers:
+        if terms := _exact_combination(cells, np.array(numbers, float)[codes.astype(int)]):
+            return terms
+    found: set[int] = set()
+    for code in range(len(target.categories)):
+        terms = _exact_combination(cells, (codes == code).astype(float), least=1)
+        if not terms:
+            return []
+        found |= set(terms)
+    return sorted(found)
+
+
+def _exact_combination(cells: np.ndarray, y: np.ndarray, *, least: int = 2) -> list[int]:
     """Return the few columns whose weighted sum is y; empty if there are none."""
     usable = np.flatnonzero(np.isfinite(cells).mean(axis=0) > 0.5)
     rows = np.isfinite(cells[:, usable]).all(axis=1) & np.isfinite(y)
@@ -203,7 +232,7 @@ def _exact_combination(cells: np.ndarray, y: np.ndarray) -> list[int]:
     x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
     weights = np.linalg.lstsq(x, y, rcond=None)[0]
     told = np.abs(weights) > 1e-3 * y.std()
-    if not 2 <= told.sum() <= _MAX_TERMS or y.std() == 0:
+    if not least <= told.sum() <= _MAX_TERMS or y.std() == 0:
         return []
     left = y - x[:, told] @ np.linalg.lstsq(x[:, told], y, rcond=None)[0]
     return usable[told].tolist() if left.var() <= _EXACT * y.var() else []

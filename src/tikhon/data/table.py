@@ -101,7 +101,9 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
         notices += quality_checks.find_na_labels(source, options.target)
     notices += quality_checks.find_imbalance(target.y, target.column, target.task)
     leaks = quality_checks.find_leaks(values, columns, target.y, target.task)
-    notices += leaks or quality_checks.find_combined_leaks(values, columns, target.y, target.task)
+    notices += leaks or quality_checks.find_combined_leaks(
+        values, columns, target.y, target.column, target.task
+    )
     notices += quality_checks.find_identifiers(values, columns)
     notices += quality_checks.find_duplicate_columns(values, columns)
     notices += quality_checks.find_sentinels(values, columns)

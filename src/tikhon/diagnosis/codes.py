@@ -43,6 +43,7 @@ NO_CURE = {
     "undefined_operation": "a smaller learning rate only postpones it",
     "no_nonlinearity": "more or wider linear layers do not help",
     "posterior_collapse": "a longer run or a larger code does not help",
+    "embedding_collapse": "a longer run does not separate what is one point",
     "constant_targets": "no network or learning rate finds classes that the targets do not have",
     "inputs_ignored": "no learning rate or number of steps helps",
     "loss_upside_down": "a smaller learning rate only makes it worse more slowly",
@@ -63,7 +64,8 @@ NO_CURE = {
 _DISCONNECTED = "loss_not_connected unregistered_parameters layers_made_in_forward detached"
 _HOPELESS = (
     f"{_DISCONNECTED} "
-    "loss_ignores_targets posterior_collapse dropout_at_end loss_upside_down inputs_ignored "
+    "loss_ignores_targets posterior_collapse embedding_collapse dropout_at_end loss_upside_down "
+    "inputs_ignored "
     "shared_layers target_among_inputs constant_targets padding_seen padding_in_loss "
     "constant_inputs broadcast_loss rows_mixed positions_mixed target_out_of_range missing_log "
     "updates_lost data_changed_in_place unrelated_labels no_nonlinearity no_positions "
@@ -72,6 +74,9 @@ _HOPELESS = (
 )
 _CAUSES = {
     "no_nonlinearity": "head_mismatch",
+    "embedding_collapse": (
+        "constant_targets constant_inputs inputs_ignored loss_upside_down target_among_inputs"
+    ),
     "inputs_ignored": "unscaled_inputs",  # saturated gates give the same output for all rows
     "unused_parameters": _DISCONNECTED,
     "nothing_to_train": _DISCONNECTED,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from tikhon.budget import limit_to_share, out_of_time
 from tikhon.data.forward import LossFunction
@@ -30,6 +31,8 @@ from tikhon.diagnosis.replica import (
 )
 from tikhon.diagnosis.samples import Samples, check_devices, check_target, samples
 from tikhon.diagnosis.wiring import OriginalProgram, wiring_facts
+from tikhon.diagnosis.wiring.batch_changes import batch_changes
+from tikhon.diagnosis.wiring.collapse import collapse_facts
 from tikhon.diagnosis.wiring.loss_extraction import extract_loss
 from tikhon.diagnosis.wiring.loss_parts import loss_part_facts
 from tikhon.diagnosis.wiring.program import make_program
@@ -73,6 +76,8 @@ def measure(
         loss = own_loss if loss is None else loss
         loss, penalty = separate_penalty(unwrap(model), loss, penalty, source)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
+        changes = _batch_changes(replica, source)
+        replica.copies = bool(changes)
         if not replica.whole:
             _check_rows(unwrap(model), source, validation)
             source = _use_one_batch_if_needed(replica, source)
@@ -85,7 +90,8 @@ def measure(
         if has_missing and not data_facts["left_out"]:
             trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
         else:
-            wired, seen = extract_loss(replicate(model, loss), source)  # an untrained copy
+            untrained = replace(replicate(model, loss), copies=replica.copies)
+            wired, seen = extract_loss(untrained, source)
             trial = _start_trial(replica, source, facts, steps, size, seed, validation)
             facts |= static.forward_facts(wired, seen)
             if not has_missing:  # the wiring tests need finite numbers
@@ -94,7 +100,11 @@ def measure(
                 )
                 wiring = wiring_facts(wired, seen, given, sites=trial.sites, batch_size=size)
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
-        wiring |= _input_drift(trial.input_spreads) | _targets_moved(trial.target_levels, source)
+        wiring |= (
+            changes
+            | _input_drift(trial.input_spreads)
+            | _targets_moved(trial.target_levels, source)
+        )
         if trial.steps and trial.failure is None and not has_missing and not out_of_time():
             wiring |= _trained_facts(replica, source, wiring, validation)
         record = Record(
@@ -119,10 +129,21 @@ def measure(
         )
 
         def make_replica() -> Replica:
-            return replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
+            fresh = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
+            return replace(fresh, copies=replica.copies)
 
         found = run_controls(make_replica, CompletedRun(source, trial, record))
         return replace(record, reference={**record.reference, **found})
+
+
+def _batch_changes(replica: Replica, source: Samples) -> dict[str, Any]:
+    """Return what model or loss change in a batch, and whether its rows are stored as given."""
+    try:
+        found = batch_changes(replica, source.probe)
+    except Exception:  # reported where the model is first measured
+        return {}
+    fresh = isinstance(source.source, DataLoader)
+    return found | {"batch_collated": fresh} if found else {}
 
 
 def _use_one_batch_if_needed(replica: Replica, source: Samples) -> Samples:
@@ -185,6 +206,8 @@ def _trained_facts(
         facts |= loss_part_facts(replica, source.probe)
     except Exception as error:  # a loss of the batch as a whole
         facts["parts"] = type(error).__name__
+    if wiring.get("embeds") and wiring.get("embedding_spread"):
+        facts |= collapse_facts(make_program(replica, source), wiring["embedding_spread"])
     if validation is not None and not replica.whole:
         facts |= renumbering_facts(replica, validation)
     if ROUNDING < wiring.get("rows_apart", 0.0) < DISTINCT:  # may be small before training

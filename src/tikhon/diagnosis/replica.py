@@ -23,7 +23,7 @@ from tikhon.data.forward import (
     forward,
     loss_takes_model,
 )
-from tikhon.data.nested import Batch, join_batch, tensors
+from tikhon.data.nested import Batch, join_batch, map_tensors, tensors
 from tikhon.errors import InputError
 from tikhon.regularizer.optimizers import inner_optimizer, wrapped_optimizers
 from tikhon.regularizer.regularizer import regularize
@@ -49,6 +49,7 @@ class Replica:
     left_out: frozenset[int] = frozenset()  # ids of parameters not in the optimizer
     patch: str = ""  # the code that a treatment ran
     source: Samples | None = None  # set by treatments that change the rows
+    copies: bool = False  # model or loss change their batches in place
     finish: Callable[[], Any] | None = None  # called after training
 
     @property
@@ -56,8 +57,13 @@ class Replica:
         """Whether the loss calls the model itself: `loss(model, batch)`, or the model's own."""
         return loss_takes_model(self.loss)
 
+    def given(self, batch: Batch) -> Batch:
+        """Return what model and loss are given: a copy of the batch where they change it."""
+        return map_tensors(batch, torch.clone) if self.copies else batch
+
     def value(self, batch: Batch) -> Tensor:
         """Return the data loss on a batch; raise `InputError` if it fails or is no scalar."""
+        batch = self.given(batch)
         try:
             if self.whole:
                 return scalar_loss(
@@ -73,6 +79,7 @@ class Replica:
         """Return (output, loss) on a batch; output is None if the loss calls the model itself."""
         if self.whole:
             return None, self.value(batch)
+        batch = self.given(batch)
         output = call_model(self.model, batch[0])
         return output, scalar_loss(self.loss(output, batch[1]))
 

@@ -83,6 +83,9 @@ PULL = 0.5
 # spread of a sampling network's reconstructions / of its inputs [ratio]: collapsed codes leave
 # 0.08 and less, trained ones 0.65 and more (twins)
 GIVEN_BACK = 0.2
+# spread of embeddings after / before training [ratio]: collapsed ones leave 0.13 and less, trained
+# ones 0.25 and more (twins)
+COLLAPSED = 0.15
 LONG = 100  # steps after which a latent code should carry information (convention)
 # change of an output when padding is cut off / size of the outputs [ratio]: 1e-6 with a mask, 0.1
 # and more for a mean over padding (twins)
@@ -103,6 +106,7 @@ BENT = 1e-3
 RELATED = 3.0
 RELATED_ROWS = 200  # [rows] below which only unusually strong relations are significant
 ADVANTAGE = 0.05  # final loss on shuffled minus true targets / trivial loss (convention)
+RARE_ROWS = 50  # of other classes than the commonest, below which a relation may stay unseen
 MAJORITY = 0.75  # share of the majority class that can explain an accuracy [share] (convention)
 RARER = 2.0  # commonest / rarest class share [ratio] (convention)
 COUNTED_LESS = 1.5  # class weight of the commonest / of the rarest [ratio] (convention)
@@ -221,6 +225,7 @@ MEASURES: dict[str, Measure] = {
     "rows_apart": Measure("change of outputs / outputs", None, APART),
     "future_apart": Measure("change of outputs / outputs", None, APART),
     "given_back": Measure("spread of outputs / spread of inputs", GIVEN_BACK, None),
+    "embeddings_left": Measure("spread of embeddings, late / first", COLLAPSED, None),
     "only_step": Measure("step of the inputs"),
     "input_length": Measure("steps of the inputs"),
     "unread": Measure("share of the entries of a row", None, 0),

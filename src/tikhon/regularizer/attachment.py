@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn, optim
 
 from tikhon.penalties.base import Proximable
-from tikhon.regularizer.activity import BypassDetector, DriftDetector, GradientArrival
 from tikhon.regularizer.audit import CHECK_STEPS, warn, warn_of_lost_layers
+from tikhon.regularizer.bypass_detection import BypassDetector, DriftDetector, GradientArrival
 from tikhon.regularizer.controller import Controller, Observation
 from tikhon.regularizer.coupled import BorrowedDecay
 from tikhon.regularizer.faces import keep_faces, project_gradients

@@ -21,7 +21,7 @@ from tikhon.regularizer.audit import (
     warn,
     warn_of_contradictions,
 )
-from tikhon.regularizer.bound import BoundTerms
+from tikhon.regularizer.bound_terms import BoundTerms
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.hooks import hook_owners
 from tikhon.regularizer.optimizers import (

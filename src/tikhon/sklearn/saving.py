@@ -95,7 +95,12 @@ def load(path: str | Path) -> Any:
         raise StorageError(f"{path} cannot be read: {error}") from error
     except (SafetensorError, ValueError) as error:
         raise DataError(f"{path} is not an estimator of tikhon.sklearn ({error})") from error
-    if header.get("sha256") != _digest(text, state):
+    if "sha256" not in header:
+        raise DataError(
+            f"{path} was saved by an older version of tikhon, without the checksum that now "
+            "protects it; fit the estimator again and save it"
+        )
+    if header["sha256"] != _digest(text, state):
         raise DataError(
             f"{path} is damaged: it holds other bytes than were written; copy it again"
         )

@@ -116,9 +116,8 @@ def _outlier_steps(
     usual = middle(g for _, g, _, _ in rows)
     if usual is None or len(rows) < 2:
         return []
-    outliers = [
-        r for r in rows if r[1] == 0 or r[1] < usual / e.OUTLIER or r[1] > usual * e.OUTLIER
-    ]
+    low, high = usual / e.OUTLIER, usual * e.OUTLIER
+    outliers = [r for r in rows if r[1] == 0 or not low <= r[1] <= high]
     return outliers if len(outliers) <= max(1, len(rows) // 3) else []
 
 

@@ -45,9 +45,8 @@ def _constant_inputs(ev: Evidence) -> Iterable[Finding]:
         yield Finding("constant_inputs", "critical", ("inputs",), numbers, why, fix=fix)
     else:
         why = sentence("why_some_constant", share=share, count=count)
-        yield Finding(
-            "constant_inputs", "info", ("inputs",), numbers, why, fix="x = x[:, x.std(0) > 0]"
-        )
+        fix = "x = x[:, x.std(0) > 0]"
+        yield Finding("constant_inputs", "info", ("inputs",), numbers, why, fix=fix)
 
 
 def _is_mostly_constant(ev: Evidence) -> bool:
@@ -94,12 +93,8 @@ def _unrelated_labels(ev: Evidence) -> Iterable[Finding]:
         yield Finding("unrelated_labels", "warning", where, numbers, why, fix=fix)
     if z is None or rows is None or rows < e.RELATED_ROWS or z >= e.RELATED:
         return
-    if (
-        w.get("constant_columns") == 1
-        or _is_mostly_constant(ev)
-        or w.get("constant_target")
-        or w.get("indifferent")
-    ):
+    constant = w.get("constant_columns") == 1 or w.get("constant_target")
+    if constant or _is_mostly_constant(ev) or w.get("indifferent"):
         return
     if _few_classes(ev):
         return  # the classes of sorted rows are missing
@@ -115,6 +110,9 @@ def _unrelated_labels(ev: Evidence) -> Iterable[Finding]:
         numbers["advantage"] = advantage
         why = sentence("why_control", why=why)
     severity = "critical" if advantage is not None else "warning"
+    rare = rows * (1 - (ev.fact("majority") or 0.0))
+    if rare < e.RARE_ROWS and any(True for _ in _class_imbalance(ev)):
+        severity, why = "info", sentence("why_few_rare", why=why, count=rare)
     fix = sentence("fix_same_order")
     yield Finding("unrelated_labels", severity, ("target",), numbers, why, fix=fix)
 
@@ -222,6 +220,14 @@ def _changed_in_place(ev: Evidence) -> Iterable[Finding]:
         severity = "critical" if ev.may_be_harmed else "warning"
         numbers = {"targets_moved": moved}
         yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
+    changed = ev.wiring.get("batch_changed")
+    if changed:
+        place = changed["place"] or "the loss"
+        why = sentence("why_batch_changed", part=changed["part"] + 1, times=changed["times"])
+        fix = sentence("fix_new_tensor")
+        severity = "info" if ev.wiring.get("batch_collated") else "warning"
+        code = "data_changed_in_place"
+        yield Finding(code, severity, (place,), {"drift": changed["times"]}, why, fix=fix)
     drift = ev.fact("drift")
     if drift is None or 1 / e.STRETCH <= drift <= e.STRETCH:
         return

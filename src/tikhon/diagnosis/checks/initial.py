@@ -135,8 +135,6 @@ def forward_factors(ev: Evidence) -> dict[int, float]:
     first = ev.first
     if first is None:
         return {}
-    return {
-        i: rms * math.sqrt(ev.site(i).fan_in)
-        for i in ev.chain
-        if ev.site(i).role == "weight" and (rms := first.readings[i].weight_rms) is not None
-    }
+    weights = {i: first.readings[i].weight_rms for i in ev.chain if ev.site(i).role == "weight"}
+    fan_in = {i: math.sqrt(ev.site(i).fan_in) for i in weights}
+    return {i: rms * fan_in[i] for i, rms in weights.items() if rms is not None}

@@ -111,7 +111,9 @@ def _inverted_loss(ev: Evidence) -> Iterable[Finding]:
             numbers = {"pulls_away": pulls_away}
             yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
         return
-    if pulls_away is None or pulls_away < 1 or pull >= e.PULL or _outputs_distances(ev):
+    # distances are >= 0 and have no final sigmoid
+    distances = ev.wiring.get("distances") and not ev.static.get("head")
+    if pulls_away is None or pulls_away < 1 or pull >= e.PULL or distances:
         return
     why = sentence("why_pulls_away")
     numbers = {"pulls_away": pulls_away}
@@ -135,9 +137,8 @@ def _inverted_parts(ev: Evidence) -> Iterator[Finding]:
         yield Finding(code, "critical", where, {}, why, fix=fix)
     far = w.get("answer_without_end")
     if far:
-        why = sentence(
-            "why_answer_without_end", place=far["place"], all=far["of"], loss=float(far["loss"])
-        )
+        cost = float(far["loss"])
+        why = sentence("why_answer_without_end", place=far["place"], all=far["of"], loss=cost)
         fix = sentence("fix_divergence_signs")
         numbers = {"loss": float(far["loss"])}
         yield Finding(code, "critical", where, numbers, why, fix=fix)
@@ -169,11 +170,6 @@ def _accelerating_fall(ev: Evidence) -> tuple[float, float] | None:
     faster = 0 < e.FASTER * drops[0] < drops[1] and e.FASTER * drops[1] < drops[2]
     below = marks[-1] < -e.FAR_BELOW * max(1.0, abs(marks[0]))
     return (marks[0], marks[-1]) if faster and below else None
-
-
-def _outputs_distances(ev: Evidence) -> bool:
-    """Whether outputs for binary targets are distances: >= 0 and without a final sigmoid."""
-    return bool(ev.wiring.get("distances")) and not ev.static.get("head")
 
 
 def _target_range(ev: Evidence) -> Iterable[Finding]:
@@ -249,9 +245,8 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
         values = int(w.get("target_values") or 0)
         why = sentence("why_as_numbers", count=values, gain=gain)
         fix = sentence("fix_class_head", count=values)
-        yield Finding(
-            "classes_as_numbers", "warning", ("the loss",), {"class_gain": gain}, why, fix=fix
-        )
+        numbers = {"class_gain": gain}
+        yield Finding("classes_as_numbers", "warning", ("the loss",), numbers, why, fix=fix)
     turn = ev.fact("turn")
     if turn is not None and turn > e.TURN and one:
         why = sentence("why_turn", times=turn)
@@ -269,9 +264,8 @@ def _kind_of_loss(ev: Evidence) -> Iterable[Finding]:
     if without_gradient >= e.UNHEARD and not ignored_classes:
         why = sentence("why_unheard", share=without_gradient)
         fix = sentence("fix_all_rows")
-        yield Finding(
-            "ignored_rows", "critical", ("the loss",), {"unheard": without_gradient}, why, fix=fix
-        )
+        numbers = {"unheard": without_gradient}
+        yield Finding("ignored_rows", "critical", ("the loss",), numbers, why, fix=fix)
     if ignored_classes:
         named = ", ".join(map(str, ignored_classes[:5]))
         why = sentence("why_ignored", named=named)
@@ -285,19 +279,13 @@ def _operation(ev: Evidence) -> Iterable[Finding]:
     if failure is None or failure.call not in OPERATIONS:
         return
     smallest = number(failure.smallest)
-    numbers = {"step": float(failure.step)} | (
-        {"smallest": smallest} if smallest is not None else {}
-    )
+    numbers = {"step": float(failure.step)}
+    numbers |= {"smallest": smallest} if smallest is not None else {}
     name = failure.call.strip("_")
-    why = sentence(
-        "why_undefined",
-        name=name,
-        place=failure.place,
-        smallest=smallest if smallest is not None else 0,
-        step=failure.step,
-    )
+    values = {"name": name, "place": failure.place, "step": failure.step}
+    why = sentence("why_undefined", **values, smallest=smallest or 0)
     if failure.call in ATTENDING:
-        why = sentence("why_nothing_attended", name=name, place=failure.place, step=failure.step)
+        why = sentence("why_nothing_attended", **values)
     fix = OPERATIONS[failure.call]
     yield Finding("undefined_operation", "critical", (failure.place,), numbers, why, fix=fix)
 

@@ -49,9 +49,8 @@ def scales(ev: Evidence) -> Iterable[Finding]:
     if squeezed and squeezed > e.SQUEEZED and not learned:
         why = sentence("why_far_rows", rows=far or 0, share=squeezed)
         fix = sentence("fix_clamp")
-        yield Finding(
-            "unscaled_inputs", "warning", ("inputs",), {"squeezed": squeezed}, why, fix=fix
-        )
+        numbers = {"squeezed": squeezed}
+        yield Finding("unscaled_inputs", "warning", ("inputs",), numbers, why, fix=fix)
     dominant = ev.wiring.get("drowned") or {}
     times = number(dominant.get("times")) or 0.0
     if times > e.DROWNED:
@@ -87,10 +86,6 @@ def _rectified_scores(ev: Evidence) -> Iterable[Finding]:
 WITH_LOGITS = "binary_cross_entropy_with_logits"
 
 
-def _loss_functions(ev: Evidence) -> list[str]:
-    return ev.wiring.get("loss_functions") or []
-
-
 def _head(ev: Evidence) -> Iterable[Finding]:
     floor = head_floor(ev)
     head = ev.static.get("head") or []
@@ -122,7 +117,8 @@ def _head(ev: Evidence) -> Iterable[Finding]:
         fix = "loss(torch.sigmoid(output), target)"
         yield Finding("head_mismatch", "critical", ("the loss",), {"loss": lowest}, why, fix=fix)
         return
-    twice = head[-1:] == ["sigmoid"] and ev.may_be_harmed and WITH_LOGITS in _loss_functions(ev)
+    used = ev.wiring.get("loss_functions") or ()
+    twice = head[-1:] == ["sigmoid"] and ev.may_be_harmed and WITH_LOGITS in used
     if not head or (floor < e.FLOOR and not twice):
         return
     if ev.wiring.get("target_is_input") and _is_far_off(ev):
@@ -173,9 +169,8 @@ def _dropout(ev: Evidence) -> Iterable[Finding]:
         where = tuple(line for line in last if line)
         fix = sentence("fix_dropout_before")
         severity = "warning" if ev.may_be_harmed else "info"
-        yield Finding(
-            "dropout_at_end", severity, where, {"learned": max(ev.final_skill, 0.0)}, why, fix=fix
-        )
+        numbers = {"learned": max(ev.final_skill, 0.0)}
+        yield Finding("dropout_at_end", severity, where, numbers, why, fix=fix)
     for name in ev.static.get("dropout_before_norm") or []:
         layer = display_name(name)
         why = sentence("why_dropout_norm", layer=layer)
@@ -199,9 +194,9 @@ FREED = {
 def _parameters(ev: Evidence) -> Iterable[Finding]:
     static = ev.static
     if ev.record.trainable == 0:
-        why = (
-            sentence("why_untrainable") if ev.record.parameters else sentence("why_no_parameters")
-        )
+        why = sentence("why_untrainable")
+        if not ev.record.parameters:
+            why = sentence("why_no_parameters")
         yield Finding("nothing_to_train", "critical", (), {}, why)
         return
     if static.get("foreign_optimizer"):

@@ -153,7 +153,8 @@ def saturated_activation(ev: Evidence) -> Finding | None:
         last = i > max(ev.chain, default=-1)
         limit = e.HARDLY if last and start < e.SATURATED else e.LEARNED
         harmed = min(ev.final_skill, ev.validation_skill) < limit
-        if (start >= e.SATURATED or late >= e.SATURATED) and harmed and _penalty_is_minor(ev):
+        saturated = max(start, late) >= e.SATURATED
+        if saturated and harmed and penalty_share(ev) < e.DOMINANT:
             affected.append((i, start, late))
     if not affected:
         return None
@@ -169,10 +170,6 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     return Finding("saturated_activation", severity, where, numbers, _with_cause(ev, why))
 
 
-def _penalty_is_minor(ev: Evidence) -> bool:
-    return penalty_share(ev) < e.DOMINANT
-
-
 def oscillating_loss(ev: Evidence) -> Finding | None:
     """Find a loss on a fixed batch that keeps rising instead of settling."""
     curve = ev.curve
@@ -186,10 +183,9 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         return _heavy_momentum(ev, {"climb": end / limit} if climbs else {})
     if climbs:
         why = sentence("why_climbs", end=end, start=curve[0])
-        return Finding(
-            "oscillating_loss", "critical", (), {"climb": end / limit}, _with_cause(ev, why)
-        )
-    if _learns_at_lower_rate(ev):
+        numbers = {"climb": end / limit}
+        return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
+    if ev.skill_gain("calmer") > e.FREED:  # a tenth of the learning rate
         return _steps_too_long(ev)
     if not ev.oscillates:
         return None
@@ -210,11 +206,6 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         known = known and ev.skill_gain("calmer") > e.STEADIER
     severity = "warning" if known else "info"
     return Finding("oscillating_loss", severity, (), numbers, _with_cause(ev, why))
-
-
-def _learns_at_lower_rate(ev: Evidence) -> bool:
-    """Whether a control run learned more with a tenth of the learning rate."""
-    return ev.skill_gain("calmer") > e.FREED
 
 
 def _heavy_momentum(ev: Evidence, climb: dict[str, float]) -> Finding:
@@ -266,12 +257,8 @@ def slow_convergence(ev: Evidence) -> Finding | None:
     if ev.skill_gain("faster") > e.FREED:
         return _steps_too_short(ev)
     update = ev.median_update
-    if (
-        update is None
-        or update >= e.SLOW_UPDATE
-        or _died_in_training(ev)
-        or penalty_share(ev) > e.RESTRAINING
-    ):
+    small = update is not None and update < e.SLOW_UPDATE
+    if update is None or not small or _died_in_training(ev) or penalty_share(ev) > e.RESTRAINING:
         return None
     numbers = {"update_ratio": update, "learned": max(ev.final_skill, 0.0)}
     why = _with_cause(ev, sentence("why_small_steps", update=update))

@@ -99,9 +99,8 @@ def registration_line(name: str) -> str:
     if not bracket:
         return f"self.{attribute} = nn.Parameter(self.{attribute})"
     kind = "Module" if "." in rest else "Parameter"
-    return (
-        f"self.{attribute} = nn.{kind}{'Dict' if rest[:1] in QUOTES else 'List'}(self.{attribute})"
-    )
+    kind += "Dict" if rest[:1] in QUOTES else "List"
+    return f"self.{attribute} = nn.{kind}(self.{attribute})"
 
 
 QUOTES = ("'", '"')
@@ -163,14 +162,8 @@ def _one_step_used(ev: Evidence) -> Iterable[Finding]:
     why = sentence("why_only_step", length=length, step=step)
     fix = sentence("fix_last_step")
     numbers = {"only_step": float(step), "input_length": float(length)}
-    yield Finding(
-        "inputs_ignored",
-        "critical" if ev.may_be_harmed else "info",
-        ("inputs",),
-        numbers,
-        why,
-        fix=fix,
-    )
+    severity = "critical" if ev.may_be_harmed else "info"
+    yield Finding("inputs_ignored", severity, ("inputs",), numbers, why, fix=fix)
 
 
 def _explained_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
@@ -185,11 +178,8 @@ def _explained_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
             return True
     for i, site in enumerate(ev.record.sites):
         follower = ev.activation_after(i) if site.name in near and i in ev.chain else None
-        here = [
-            first.readings[k]
-            for k in (i if site.name in near else None, follower)
-            if k is not None
-        ]
+        near_site = i if site.name in near else None
+        here = [first.readings[k] for k in (near_site, follower) if k is not None]
         if any((r.dead or 0) > 0.95 or (r.saturated or 0) > 0.95 or r.constant for r in here):
             return True
     return False
@@ -300,6 +290,16 @@ def _positions_mixed(ev: Evidence) -> Iterable[Finding]:
     yield Finding("positions_mixed", "critical", where, {}, why, fix=fix)
 
 
+def _pooled_features(ev: Evidence) -> Iterable[Finding]:
+    found = ev.wiring.get("pooled_features")
+    if not found:
+        return
+    why = sentence("why_pooled_features", **{k: found[k] for k in ("name", "size", "positions")})
+    fix = sentence("fix_pool_positions")
+    severity = "critical" if ev.may_be_harmed else "info"
+    yield Finding("positions_mixed", severity, (found["place"],), {}, why, fix=fix)
+
+
 def _interleaved(ev: Evidence) -> Iterable[Finding]:
     given, read = ev.wiring.get("lines") or (0.0, 0.0)
     if read < e.SMOOTHER * given:
@@ -361,17 +361,16 @@ def _one_sign(ev: Evidence) -> bool:
     first = ev.first
     if first is None:
         return False
-    seen = [
-        (r.dead, r.slope)
-        for s, r in zip(ev.record.sites, first.readings)
-        if s.role == "activation" and r.dead is not None and r.slope is not None
-    ]
+    pairs = zip(ev.record.sites, first.readings)
+    read = [(r.dead, r.slope) for s, r in pairs if s.role == "activation"]
+    seen = [(dead, slope) for dead, slope in read if dead is not None and slope is not None]
     return bool(seen) and all(abs(dead + slope**2 - 1) < e.ONE_SIGN for dead, slope in seen)
 
 
 def _no_positions(ev: Evidence) -> Iterable[Finding]:
     apart = ev.fact("order_apart")
-    if apart is None or apart >= e.APART or _fails_at_once(ev):
+    failure = ev.record.failure  # other tests of outputs that are not finite mean nothing
+    if apart is None or apart >= e.APART or (failure is not None and failure.step == 0):
         return
     nexts = (ev.fact("target_is_next") or 0.0) >= 0.95
     gain = ev.fact("order_gain") or 0.0
@@ -408,9 +407,17 @@ def _posterior_collapse(ev: Evidence) -> Iterable[Finding]:
     yield Finding("posterior_collapse", "critical", (), {"given_back": left}, why, fix=fix)
 
 
-def _fails_at_once(ev: Evidence) -> bool:
-    """Whether outputs of the first pass are not finite, which makes other tests meaningless."""
-    return ev.record.failure is not None and ev.record.failure.step == 0
+def _embedding_collapse(ev: Evidence) -> Iterable[Finding]:
+    left, losses = ev.fact("embeddings_left"), ev.wiring.get("embedding_losses")
+    if left is None or left >= e.COLLAPSED or not losses:
+        return
+    loss, constant = losses
+    if constant - loss > e.LITTLE * abs(constant):
+        return  # they are close together, yet better than one embedding for all
+    why = sentence("why_embedding_collapse", left=left, loss=loss, constant=constant)
+    fix = sentence("fix_all_triplets")
+    where, numbers = (ev.wiring["embeds"],), {"embeddings_left": left, "loss": loss}
+    yield Finding("embedding_collapse", "critical", where, numbers, why, fix=fix)
 
 
 def _random_in_eval(ev: Evidence) -> Iterable[Finding]:
@@ -454,11 +461,9 @@ def _few_rows_per_norm(ev: Evidence) -> Iterable[Finding]:
 
 
 def _updates_lost(ev: Evidence) -> Iterable[Finding]:
-    stuck = {
-        i: share
-        for i in ev.chain
-        if (share := middle(p.readings[i].stuck for p in ev.record.probes[-6:])) is not None
-    }
+    lately = ev.record.probes[-6:]
+    known = {i: middle(p.readings[i].stuck for p in lately) for i in ev.chain}
+    stuck = {i: share for i, share in known.items() if share is not None}
     sick = [i for i, share in stuck.items() if share >= e.STUCK]
     if not sick or ev.final_skill >= e.LEARNED:
         return
@@ -488,7 +493,8 @@ def _shared_layers(ev: Evidence) -> Iterable[Finding]:
 def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
     """Find parts of the inputs that no output depends on, though the targets do."""
     found = ev.wiring.get("unread")
-    if not found or any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows")):
+    mixed = any((ev.fact(k) or 0.0) >= e.APART for k in ("rows_apart", "order_of_rows"))
+    if not found or mixed or "only_step" in ev.wiring:
         return
     every, read = (ev.fact(f"explained_{k}") for k in ("all", "read"))
     gain = every - max(read, 0.0) if every is not None and read is not None else 0.0
@@ -506,14 +512,8 @@ def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
             why = sentence("why_unread_worth", why=why, gain=gain)
         where, numbers = ("inputs",), {"unread": share, "columns": float(entries)}
         fix = sentence("fix_whole_input")
-    yield Finding(
-        "inputs_ignored",
-        "critical" if ev.may_be_harmed and related else "info",
-        where,
-        numbers,
-        why,
-        fix=fix,
-    )
+    severity = "critical" if ev.may_be_harmed and related else "info"
+    yield Finding("inputs_ignored", severity, where, numbers, why, fix=fix)
 
 
 def _eps_rounds_to_zero(ev: Evidence) -> Iterable[Finding]:
@@ -537,11 +537,13 @@ CHECKS = (
     _target_given,
     _shifted_twice,
     _positions_mixed,
+    _pooled_features,
     _interleaved,
     _no_nonlinearity,
     _no_positions,
     _unscaled_attention,
     _posterior_collapse,
+    _embedding_collapse,
     _random_in_eval,
     _few_rows_per_norm,
     _updates_lost,

@@ -87,19 +87,16 @@ class AttentionScores(Functions):
                 keys = masked_keys.flatten(1, -2).all(1) if masked_keys.ndim > 2 else masked_keys
                 self.masked_keys.append((keys.cpu(), place))
 
-    def _record_query_softmax(
-        self, scores: Tensor, output: object, axis: object, place: str
-    ) -> None:
+    def _record_query_softmax(self, scores: Tensor, output: object, axis: object, at: str) -> None:
         """Record a softmax over the queries in self-attention."""
         square = scores.shape[-1] == scores.shape[-2] > 2
         if square and axis in (-2, scores.ndim - 2) and isinstance(output, Tensor):
-            self._over_queries.append((weakref.ref(output), place))
+            self._over_queries.append((weakref.ref(output), at))
 
     def _scaling(self, tensor: Tensor) -> tuple[int, bool]:
         known = self._known_tensors.get(id(tensor))
-        return (
-            self._scalings[id(tensor)] if known is not None and known() is tensor else (0, False)
-        )
+        same = known is not None and known() is tensor
+        return self._scalings[id(tensor)] if same else (0, False)
 
     def _set_scaling(self, output: object, size: int, divided: bool) -> None:
         for part in output if isinstance(output, tuple | list) else (output,):
@@ -120,13 +117,8 @@ class AttentionScores(Functions):
             entropy_now = relative_entropy(scores.detach().double())
             entropy_scaled = relative_entropy(scores.detach().double() / math.sqrt(size))
         if entropy_now is not None and entropy_scaled is not None:
-            measured = {
-                "size": size,
-                "divided": divided,
-                "now": entropy_now,
-                "then": entropy_scaled,
-            }
-            self.found.append({**measured, "place": place})
+            entropies = {"now": entropy_now, "then": entropy_scaled}
+            self.found.append({"size": size, "divided": divided, **entropies, "place": place})
 
 
 def _axis(args: Args, kwargs: Options) -> object:
@@ -167,11 +159,8 @@ def _find_inverted_mask(program: Program, trace: AttentionScores) -> str:
         padded = torch.arange(part.shape[1]) >= ends[:, None]
         for keys, place in trace.masked_keys:
             if keys.shape == padded.shape and padded.any():
-                tokens_masked, padding_masked = (
-                    keys[~padded].double().mean(),
-                    keys[padded].double().mean(),
-                )
-                if tokens_masked >= INVERTED and padding_masked <= 1 - INVERTED:
+                on_tokens, on_padding = (keys[m].double().mean() for m in (~padded, padded))
+                if on_tokens >= INVERTED and on_padding <= 1 - INVERTED:
                     return place
     return ""
 
@@ -181,21 +170,14 @@ def residual_facts(program: Program) -> Facts:
 
     With the output of any one of them zeroed, all rows get the same output.
     """
-    layers = [
-        (n, m)
-        for n, m in program.model.named_modules()
-        if isinstance(m, torch.nn.MultiheadAttention)
-    ]
+    named = program.model.named_modules()
+    layers = [(n, m) for n, m in named if isinstance(m, torch.nn.MultiheadAttention)]
     for _, module in layers[:MAX_LAYERS]:
-        with module.register_forward_hook(_zero_output):
+        with module.register_forward_hook(lambda m, a, out: (torch.zeros_like(out[0]), *out[1:])):
             answers = program.outputs(program.batch)
         if not answers or max(map(row_spread, answers)) > SAME_ROWS:
             return {}
     return {"nothing_past": [n for n, _ in layers]} if len(layers) > 1 else {}
-
-
-def _zero_output(module: torch.nn.Module, args: Any, output: Any) -> Any:
-    return (torch.zeros_like(output[0]), *output[1:])
 
 
 def attention_facts(program: Program) -> dict[str, Any]:

@@ -50,10 +50,9 @@ def class_weight_facts(program: Program, source: Samples) -> Facts:
 def _column_weights(program: Program, whole: Tensor, output: Tensor, target: Tensor) -> Facts:
     if not binary(whole):
         return {}
+    tried = [(logit, value) for logit in (0.0, LOW_LOGIT) for value in (0.0, 1.0)]
     gradients = {
-        (logit, value): _gradient_at(program, output, torch.full_like(target, value), logit)
-        for logit in (0.0, LOW_LOGIT)
-        for value in (0.0, 1.0)
+        (z, y): _gradient_at(program, output, torch.full_like(target, y), z) for z, y in tried
     }
     sizes = {k: g.abs().reshape(len(g), -1).mean(0) for k, g in gradients.items() if g is not None}
     if len(sizes) < 4 or any(not bool((s > 0).all()) for s in sizes.values()):

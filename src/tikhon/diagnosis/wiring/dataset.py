@@ -121,9 +121,7 @@ def _adjacent_lines(inputs: Tensor) -> Facts:
         return {}
     read = inputs.reshape(rows, height, width, channels).permute(0, 3, 1, 2)
     spread = float(inputs.double().std())
-    lines = [
-        float(x.double().diff(dim=2).abs().mean()) / max(spread, 1e-30) for x in (inputs, read)
-    ]
+    lines = [float(x.double().diff(dim=2).abs().mean() / spread) for x in (inputs, read)]
     return {"lines": lines}
 
 
@@ -212,13 +210,9 @@ def _linear_in_target(x: Tensor, goal: Tensor) -> Tensor:
     """Return a mask of columns that are linear functions of the target up to rounding."""
     a, b = x - x.mean(0), goal - goal.mean(0)
     size = (a.square().sum(0) * b.square().sum(0)).sqrt()
-    # with few columns a linear relation is the task, not a leak
-    few = x.shape[1] < 3
-    return (
-        torch.zeros_like(size, dtype=torch.bool)
-        if few
-        else ((a * b).sum(0).abs() > (1 - 1e-9) * size) & (size > 0)
-    )
+    if x.shape[1] < 3:  # with few columns a linear relation is the task, not a leak
+        return torch.zeros_like(size, dtype=torch.bool)
+    return ((a * b).sum(0).abs() > (1 - 1e-9) * size) & (size > 0)
 
 
 def relation(inputs: Tensor, target: Tensor) -> Facts:
@@ -278,12 +272,8 @@ def _neighbouring_rows(data: Batch, known: Facts) -> Facts:
     if not own or max(own) > UNEXPLAINED or len(inputs) < RELATED_ROWS or inputs.ndim != 2:
         return {}
     y = _columns(target)
-    if (
-        y is None
-        or not inputs.is_floating_point()
-        or _is_autocorrelated(inputs.double().cpu())
-        or _is_autocorrelated(y)
-    ):
+    table = inputs.is_floating_point() and not _is_autocorrelated(inputs.double().cpu())
+    if y is None or not table or _is_autocorrelated(y):
         return {}
     best: tuple[float, int] = (0.0, 0)
     for shift in (-1, 1):
@@ -478,12 +468,9 @@ def loader_facts(source: Samples) -> Facts:
     shares = counts.double() / counts.sum()
     # expected number of classes in a shuffled batch
     expected = sum(float((1 - (1 - shares) ** len(t)).sum()) for t in seen) / len(seen)
-    clip_outliers = sum(len(t.unique()) for t in seen) / len(seen)
-    return drawn | {
-        "classes_in_batch": clip_outliers,
-        "classes_in_all": len(values),
-        "classes_expected": expected,
-    }
+    within = sum(len(t.unique()) for t in seen) / len(seen)
+    found = {"classes_in_batch": within, "classes_in_all": len(values)}
+    return drawn | found | {"classes_expected": expected}
 
 
 def _batch_mean_variance(seen: list[Tensor]) -> Facts:

@@ -34,9 +34,8 @@ def graph_facts(program: Program, optimizer_ids: set[int]) -> Facts:
     second, _, _ = _training_pass(program)
     facts["connected"] = any(g is not None for g in found)
     if facts["connected"]:
-        facts |= _foreign_tensors(
-            program, first, second, optimizer_ids, slopes=bool(trace.named("grad"))
-        )
+        slopes = bool(trace.named("grad"))
+        facts |= _foreign_tensors(program, first, second, optimizer_ids, slopes=slopes)
         if optimizer_ids and facts["outside"]:
             facts["judge"] = _untrained_loss_layer(program, optimizer_ids)
         made = [c.line for c in trace.named(*INITIALISERS) if c.line and c.module != LOSS]
@@ -95,19 +94,15 @@ def _foreign_tensors(
     own = {id(p) for p in program.model.parameters()}
     named = list(_unregistered_tensors(program.model))
     given = {t.data_ptr() for t in tensors(program.batch) if t.layout == torch.strided}
-    foreign = [
-        t
-        for t in gradient_leaves(first)
-        if id(t) not in own | optimizer_ids and t.data_ptr() not in given
-    ]
+    held = own | optimizer_ids
+    loose = [t for t in gradient_leaves(first) if id(t) not in held]
+    foreign = [t for t in loose if t.data_ptr() not in given]
     if slopes:
         foreign = [t for t in foreign if isinstance(t, nn.Parameter)]
     second_ids = {id(t) for t in gradient_leaves(second)}
     known = [(t, next((n for n, other in named if other is t), "")) for t in foreign]
     small = [t for t, n in known if not n and isinstance(t, nn.Parameter) and id(t) in second_ids]
-    own_weights = (
-        optimizer_ids and small and all(t.numel() <= MAX_WEIGHTS for t, n in known if not n)
-    )
+    own_weights = optimizer_ids and all(t.numel() <= MAX_WEIGHTS for t, n in known if not n)
     return {
         "weights_of_loss": len(small) if own_weights else 0,
         "unregistered": [n for _, n in known if n],
@@ -123,18 +118,11 @@ def _untrained_loss_layer(program: Program, optimizer_ids: set[int]) -> str:
 
     def enter(module: nn.Module, args: tuple[object, ...]) -> None:
         given = [t.flatten() for t in tensors(args)]
-        has_targets = any(
-            a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
-            for a in given
-            for b in goals
-        )
+        pairs = [(a, b) for a in given for b in goals if a.shape == b.shape and a.dtype == b.dtype]
+        has_targets = any(torch.equal(a, b) for a, b in pairs)
         params = [p for p in module.parameters() if p.requires_grad]
-        if (
-            has_targets
-            and module not in own
-            and params
-            and not any(id(p) in optimizer_ids for p in params)
-        ):
+        untrained = bool(params) and not any(id(p) in optimizer_ids for p in params)
+        if has_targets and module not in own and untrained:
             found.append(type(module).__name__)
 
     with torch.no_grad(), undisturbed(program.model, training=True):
@@ -201,10 +189,5 @@ def _find_cuts(program: Program, without: list[str], trace: CallTrace) -> Facts:
     elif detached:
         cuts = [c for c in cuts if c.silent or c.name in ("detach", "data")] or cuts
     distinct = {(c.name, c.place): c for c in cuts}.values()
-    return {
-        "without_gradient": without,
-        "detached": detached,
-        "cuts": [{"name": "no_grad" if c.silent else c.name, "place": c.place} for c in distinct][
-            :3
-        ],
-    }
+    cuts = [{"name": "no_grad" if c.silent else c.name, "place": c.place} for c in distinct]
+    return {"without_gradient": without, "detached": detached, "cuts": cuts[:3]}

@@ -104,11 +104,9 @@ def _unbounded(program: Program) -> Facts:
     """
     whole = program.replica.whole
     with torch.no_grad(), undisturbed(program.model, training=True):
-        with (
-            CallTrace(program.model) as trace,
-            replace_outputs(program.model, Tensor.detach) as given,
-        ):
-            start = float(program.replica.value(program.batch))
+        with replace_outputs(program.model, Tensor.detach) as given:
+            with CallTrace(program.model) as trace:
+                start = float(program.replica.value(program.batch))
     draws = any(c.module != "the loss" for c in trace.named(*RANDOM_FUNCTIONS))
     count = len(float_tensors(program.forward(program.batch))) if given else 0
     if not given or not math.isfinite(start) or (count < 2 and not whole):
@@ -257,10 +255,8 @@ def _determinant_gradient(program: Program) -> Facts:
         single = [t for t in outputs if t.numel() == len(leaf) and t.requires_grad]
         if len(moved) != 1 or len(single) != 1:
             return {}
-        columns = [
-            torch.autograd.grad(moved[0][:, k].sum(), leaf, retain_graph=True)[0]
-            for k in range(leaf.shape[1])
-        ]
+        entries = moved[0].sum(0)
+        columns = [torch.autograd.grad(e, leaf, retain_graph=True)[0] for e in entries]
         expected = torch.linalg.slogdet(torch.stack(columns, 1).double()).logabsdet
         log_determinant = single[0].detach().flatten().double()
         pull = _output_gradient(program, single[0].numel())

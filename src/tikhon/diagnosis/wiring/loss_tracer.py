@@ -73,6 +73,10 @@ DECISIONS = {"multinomial", "bernoulli", "poisson", "binomial"}  # samplers with
 SQUASHING = {"sigmoid": "binary_cross_entropy_with_logits", "softmax": "cross_entropy"}
 LAYERS = {*PRODUCTS, "linear", "addmm", "conv1d", "conv2d", "conv3d"}
 MIN_Z = 5.0  # z-score of negatives being nearer than positives
+EMBEDDED = set(
+    "cosine_similarity pairwise_distance cdist triplet_margin_loss cosine_embedding_loss "
+    "triplet_margin_with_distance_loss".split()
+)
 COMPARED = {*REGRESSIONS, *("poisson_nll_loss", "gaussian_nll_loss", "kl_div", "soft_margin_loss")}
 
 
@@ -136,17 +140,9 @@ class LossTracer(Located):
         shapes = [tuple(t.shape) for t in inputs]
         output = func(*args, **options)
         with torch._C.DisableTorchFunction(), torch.no_grad():
+            results = tensors(output)
             step = TracedCall(
-                name,
-                args,
-                options,
-                inputs,
-                shapes,
-                origins,
-                tensors(output),
-                line,
-                written,
-                self.facts,
+                name, args, options, inputs, shapes, origins, results, line, written, self.facts
             )
             found = breach(step)
             if found is not None:
@@ -172,6 +168,7 @@ class LossTracer(Located):
         self._check_denoising(step)
         self._check_self_contrast(step)
         self._check_triplets(step)
+        self._check_embeddings(step)
         self._check_double_squash(step)
         self._check_bootstrap_gradient(step)
         self._check_discriminator(step)
@@ -211,9 +208,8 @@ class LossTracer(Located):
         if not step.attached:
             mixed = any(n.mixed for n in step.origins) or len(step.inputs) > 1
             return replace(origin, sampled=sample, mixed=mixed)
-        beside = [
-            n for t, n in zip(step.inputs, step.origins) if not t.requires_grad and n.sampled
-        ]
+        detached = [n for t, n in zip(step.inputs, step.origins) if not t.requires_grad]
+        beside = [n for n in detached if n.sampled]
         if step.written and step.name in ADDING and beside and all(n.mixed for n in beside):
             return replace(origin, summands=(*origin.summands, Summand("sampled", *sample)))
         return origin
@@ -235,11 +231,8 @@ class LossTracer(Located):
 
     def _check_broadcast(self, step: TracedCall, origin: Origin) -> Origin:
         """Detect rows broadcast against rows on another axis, and whether pairs are intended."""
-        spread = (
-            broadcast_shape(step.shapes)
-            if len(step.shapes) > 1 and step.name not in JOINING
-            else None
-        )
+        joins = len(step.shapes) < 2 or step.name in JOINING
+        spread = None if joins else broadcast_shape(step.shapes)
         table = spread is not None and row_pairs(spread, self.rows)
         if table and spread is not None and not any(row_pairs(s, self.rows) for s in step.shapes):
             same = all(tuple(r.shape) == spread for r in step.results) or step.name in COMPARED
@@ -252,11 +245,8 @@ class LossTracer(Located):
                 pair = step.shapes[0], step.shapes[1]
                 found = Broadcast(step.name, pair, step.place, explicit, unrelated)
                 return replace(origin, broadcasts=(*origin.broadcasts, found))
-        others = [
-            n
-            for n, s in zip(step.origins, step.shapes)
-            if row_pairs(s, self.rows) and not n.broadcasts
-        ]
+        tables = [n for n, s in zip(step.origins, step.shapes) if row_pairs(s, self.rows)]
+        others = [n for n in tables if not n.broadcasts]
         kept = step.plain and tuple(step.results[0].shape) in step.shapes
         whole = step.plain and step.results[0].ndim == 0
         for broadcast in origin.broadcasts:
@@ -322,9 +312,7 @@ class LossTracer(Located):
             if step.name == "cross_entropy" and target.ndim == 1 and target.numel() == len(table):
                 if torch.equal(target.cpu(), torch.arange(len(target))):
                     step.facts.setdefault("finds_itself", step.place)
-            elif (
-                step.name in TIMES | SHARES and step.plain and step.results[0].shape == table.shape
-            ):
+            elif step.name in TIMES | SHARES and [t.shape for t in step.results] == [table.shape]:
                 self._similarities = [*self._similarities, weakref.ref(step.results[0])]
 
     def _check_double_squash(self, step: TracedCall) -> None:
@@ -336,13 +324,21 @@ class LossTracer(Located):
                 found = {"by": name, "loss": step.name, "place": step.place}
                 step.facts.setdefault("squashed_twice", found)
 
+    def _check_embeddings(self, step: TracedCall) -> None:
+        """Detect outputs that are compared with each other: by distance, cosine or product."""
+        known = self._arguments_of.keys()
+        rows = [t for t, n in zip(step.inputs, step.origins) if n.roots & known]
+        compared = len(rows) > 1 and all(t.ndim > 1 for t in rows)
+        pairs = any(row_pairs(tuple(t.shape), self.rows) for t in step.results)
+        if compared and (step.name in EMBEDDED or (pairs and step.name in PRODUCTS | ADDING)):
+            step.facts.setdefault("embeds", step.place)
+
     def _check_triplets(self, step: TracedCall) -> None:
         """Detect triplets whose input negatives are nearer to the anchor than the positives."""
         if step.name != "triplet_margin_loss" or len(step.inputs) < 3:
             return
-        given = [
-            [self._inputs_of[r] for r in n.roots if r in self._inputs_of] for n in step.origins[:3]
-        ]
+        known = self._inputs_of
+        given = [[known[r] for r in n.roots if r in known] for n in step.origins[:3]]
         places = [[t for t in parts if t.is_floating_point()] for parts in given]
         if any(len(parts) != 1 for parts in places):
             return
@@ -366,11 +362,8 @@ def loss_facts(program: Program) -> Facts:
     unintended = [b for b in origin.broadcasts if b.is_unintended]
     if unintended:
         first = unintended[0]
-        facts["broadcast"] = {
-            "function": first.function,
-            "shapes": [list(s) for s in first.shapes],
-            "place": first.place,
-        }
+        shapes = [list(s) for s in first.shapes]
+        facts["broadcast"] = {"function": first.function, "shapes": shapes, "place": first.place}
     if raises_random_samples(trace.outputs, loss):
         facts["draws_above"] = True
     for summand in origin.summands:
@@ -411,9 +404,8 @@ def has_explicit_axes(step: TracedCall) -> bool:
 def masked_share(step: TracedCall) -> float:
     """Return the share of entries zeroed by a mask; stored in `facts` if averaged."""
     before = max((n.masked_share for n in step.origins), default=0.0)
-    averaged = step.name == "mean" or (
-        step.name in COMPARED and step.kwargs.get("reduction", "mean") == "mean"
-    )
+    reduced = step.kwargs.get("reduction", "mean") == "mean"
+    averaged = step.name == "mean" or (step.name in COMPARED and reduced)
     if averaged and before and step.attached:
         known = step.facts.get("masked_mean", {"share": 0.0})
         if before > known["share"]:

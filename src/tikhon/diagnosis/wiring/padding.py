@@ -137,9 +137,8 @@ def _padding_share_in_loss(program: Program, ends: Tensor, size: int) -> Facts:
     axis = next((k for k in range(1, pull.ndim) if pull.shape[k] == size), None)
     if axis is None:
         return {}
-    counted = (
-        pull.movedim(axis, 1).flatten(2).sum(2).cpu() > 0 if pull.ndim > 2 else pull.cpu() > 0
-    )
+    pull = pull.movedim(axis, 1).cpu()
+    counted = pull.reshape(*pull.shape[:2], -1).sum(2) > 0
     padded = torch.arange(size) >= ends[:, None]
     filler = target.cpu()[padded]
     if not bool(counted.any()) or not filler.numel() or bool((filler != filler[:1]).any()):

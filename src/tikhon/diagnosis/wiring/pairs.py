@@ -19,13 +19,16 @@ def pair_facts(program: Program, source: Samples) -> Facts:
     A distance is nearly 0 between a row and itself; similar pairs have the closer inputs.
     """
     target = source.probe[1]
-    if program.replica.whole or not isinstance(target, Tensor) or not _is_binary_label(target):
+    if program.replica.whole or not isinstance(target, Tensor):
+        return {}
+    if target.numel() != len(target) or not binary(target) or len(target.unique()) != 2:
         return {}
     found = _split_pairs(program.batch[0])
     known = _split_pairs(source.probe[0])
     if found is None or known is None:
         return {}
-    same = _pairs_with_themselves(program.batch[0], found[0])
+    twice = (found[0], found[0])  # each row with itself, in the form of the inputs
+    same = twice if isinstance(program.batch[0], tuple) else torch.stack(twice, 1)
     usual, itself = (program.outputs((x, program.batch[1])) for x in (program.batch[0], same))
     if len(usual) != 1 or bool((usual[0] < 0).any()):
         return {}
@@ -41,10 +44,6 @@ def pair_facts(program: Program, source: Samples) -> Facts:
     return {"alike_label": float(z_score < 0)} if abs(z_score) >= MIN_Z else {}
 
 
-def _is_binary_label(target: Tensor) -> bool:
-    return target.numel() == len(target) and binary(target) and len(target.unique()) == 2
-
-
 def _split_pairs(inputs: object) -> tuple[Tensor, Tensor] | None:
     """Return the two rows of each pair: from a tuple, or from the second axis."""
     if isinstance(inputs, Tensor) and inputs.ndim > 2 and inputs.shape[1] == 2:
@@ -57,8 +56,3 @@ def _split_pairs(inputs: object) -> tuple[Tensor, Tensor] | None:
         return None
     alike = first.shape == second.shape and first.is_floating_point() and first.ndim > 1
     return (first, second) if alike else None
-
-
-def _pairs_with_themselves(inputs: object, row: Tensor) -> object:
-    """Return pairs of each row with itself, in the form of the inputs."""
-    return (row, row) if isinstance(inputs, tuple) else torch.stack([row, row], 1)

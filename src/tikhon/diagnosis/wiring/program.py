@@ -46,7 +46,7 @@ class Program:
     def forward(self, batch: Batch) -> Any:
         """Return the output of the model on a batch, in the current modes."""
         if not self.replica.whole:
-            return call_model(self.model, batch[0])
+            return call_model(self.model, self.replica.given(batch)[0])
         found, _ = self.outputs_and_loss(batch)
         return found[-1] if found else None
 

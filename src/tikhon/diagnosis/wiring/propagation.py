@@ -79,12 +79,7 @@ def check_cosine_over_rows(step: TracedCall, rows: int) -> None:
 
 def check_mixed_derivatives(step: TracedCall) -> None:
     """Detect second derivatives of a sum of first ones, which include all mixed derivatives."""
-    if (
-        step.name != "grad"
-        or not step.origins
-        or not step.origins[0].derivative
-        or not step.results
-    ):
+    if step.name != "grad" or not any(n.derivative for n in step.origins[:1]) or not step.results:
         return
     given = step.inputs[0]
     columns = given.shape[1] if given.ndim == 2 else 1
@@ -117,9 +112,8 @@ def follow_log_targets(step: TracedCall) -> bool:
     if step.name in TIMES and step.attached and len(step.inputs) == 2:
         for logs, scores in ((0, 1), (1, 0)):
             values = step.inputs[scores].detach()
-            shares = float(values.max()) <= 1 and (
-                float(values.min()) >= 0 or not (values > 0).any()
-            )
+            low, high = float(values.min()), float(values.max())
+            shares = high <= 1 and (low >= 0 or high <= 0)
             if step.origins[logs].log_targets and not shares:
                 step.facts.setdefault("logs_of_targets", step.place)
     made = step.name == "log_softmax" and not step.attached
@@ -207,9 +201,8 @@ def raises_random_samples(outputs: list[tuple[Tensor, bool]], loss: Tensor) -> b
     values = torch.cat([t.detach().flatten() for t, _ in scores])
     if bool((values >= 0).all()) or bool((values <= 0).all()):
         return False
-    slopes = torch.autograd.grad(
-        loss, [t for t, _ in scores], allow_unused=True, retain_graph=True
-    )
+    wanted = [t for t, _ in scores]
+    slopes = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True)
     for (_, drawn), slope in zip(scores, slopes):
         if slope is None or not bool(slope.any()):
             return False

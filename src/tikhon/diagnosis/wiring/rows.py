@@ -53,11 +53,8 @@ def random_facts(program: Program) -> Facts:
     active = [n for n, m in program.model.named_modules() if "Dropout" in type(m).__name__]
     calls = [call for call in drawn if call.module not in active or call.line]
     left = relative_change(*(program.outputs(program.batch, seed=k) for k in (1, 2)))
-    return {
-        "eval_spread": apart,
-        "eval_dropout": left < apart / 100,
-        "eval_places": list(dict.fromkeys(call.place for call in calls))[:3],
-    }
+    places = list(dict.fromkeys(call.place for call in calls))[:3]
+    return {"eval_spread": apart, "eval_dropout": left < apart / 100, "eval_places": places}
 
 
 def row_facts(program: Program) -> Facts:
@@ -72,11 +69,7 @@ def row_facts(program: Program) -> Facts:
     noise = relative_change(before, again, ~odd) if own else 0.0
     if not own or noise > 0:
         return {}
-    moved = max(
-        relative_change([a], [b], ~odd)
-        for a, b in zip(before, after)
-        if a.ndim and len(a) == program.rows
-    )
+    moved = max(relative_change([a], [b], ~odd) for a, b in zip(own, program.by_row(after)))
     facts: Facts = {"rows_apart": moved, "order_of_rows": _change_when_rolled(program, before)}
     if moved > 1e-4:
         facts["rows_place"] = _mixing_place(program, swapped, ~odd)
@@ -130,10 +123,7 @@ def reconstruction_facts(program: Program) -> dict[str, Any]:
             answers = float_tensors(call_model(program.model, inputs))
         same = [t for t in answers if len(t) == len(inputs) and t.numel() == inputs.numel()]
         passes += [(t - t.mean(0)).double() for t in same[:1]]
-    sizes = [
-        (inputs - inputs.mean(0)).double().square().mean(),
-        *(p.square().mean() for p in passes),
-    ]
+    sizes = [(t - t.mean(0)).double().square().mean() for t in (inputs, *passes)]
     if len(passes) < PASSES or not float(sizes[0]):
         return {}
     first, second = (sum(passes[k::2], torch.zeros(())) / (PASSES // 2) for k in (0, 1))
@@ -206,9 +196,8 @@ def _mixing_place(program: Program, swapped: Batch, even: Tensor) -> dict[str, s
     for (name, ins, outs), (_, other_ins, other_outs) in zip(*passes):
         arrived = program.by_row(ins)
         kind = type(modules[name]).__name__
-        leaf = not any(True for _ in modules[name].children()) or isinstance(
-            modules[name], nn.MultiheadAttention
-        )
+        whole = isinstance(modules[name], nn.MultiheadAttention)
+        leaf = whole or not any(True for _ in modules[name].children())
         if arrived and _moved(ins, other_ins, even, program.rows) > 1e-5:
             return {"after": last, "before": f"{name} ({kind})"}
         fits = program.by_row(outs)
@@ -361,10 +350,8 @@ def _target_given(program: Program, part: Tensor) -> dict[str, Any]:
     size = part.shape[1]
     place = size // 2
     inputs = _with_others(program, part, slice(place, place + 1))
-    here, before, behind = (
-        _change_at(program, inputs, size, where)
-        for where in (slice(place, place + 1), slice(0, place), slice(place + 1, None))
-    )
+    parts = slice(place, place + 1), slice(0, place), slice(place + 1, None)
+    here, before, behind = (_change_at(program, inputs, size, where) for where in parts)
     alone = len(tensors(program.batch[0])) == 1
     elsewhere = alone and (before > EQUAL or behind < DISTINCT)
     given = here >= 1e-3 and here >= MIN_LOCALITY * before and not elsewhere

@@ -13,6 +13,7 @@ from tikhon.diagnosis.wiring.program import FIXED_LENGTH_ERRORS, Facts, Program,
 from tikhon.diagnosis.wiring.torch_calls import Call, CallTrace
 
 SHORTER_LENGTHS = (11, 7, 5)  # lengths of shortened sequences: primes, rarely heads or channels
+POOLING = ("mean", "sum", "amax", "adaptive_avg_pool1d", "logsumexp")
 RESHAPES = ("view", "reshape", "view_as", "reshape_as", "unflatten")
 
 
@@ -25,29 +26,17 @@ def shape_facts(program: Program) -> Facts:
     facts: Facts = {}
     if calls:
         call = calls[0]
-        facts["reshape"] = {
-            "from": list(call.shapes[0]),
-            "to": list(call.output or ()),
-            "place": call.place,
-        }
-    facts |= _unit_scores(program, trace)
-    over_rows = [
-        c
-        for c in trace.calls
-        if c.dim == 0 and len(c.shapes[0]) > 1 and c.shapes[0][0] == program.rows
-    ]
+        before, after = list(call.shapes[0]), list(call.output or ())
+        facts["reshape"] = {"from": before, "to": after, "place": call.place}
+    facts |= _unit_scores(program, trace) | _pooled_features(program, trace)
+    wide = [c for c in trace.calls if c.dim == 0 and len(c.shapes[0]) > 1]
+    over_rows = [c for c in wide if c.shapes[0][0] == program.rows]
     if over_rows:
         facts["softmax_over_rows"] = over_rows[0].place
-    singles = [
-        c
-        for c in trace.named("softmax", "log_softmax")
-        if c.module == LOSS and c.dim is not None and c.shapes[0] and c.shapes[0][c.dim] == 1
-    ]
-    entropies = [
-        c
-        for c in trace.named("cross_entropy")
-        if c.shapes and len(c.shapes[0]) > 1 and c.shapes[0][1] == 1
-    ]
+    softmaxes = trace.named("softmax", "log_softmax")
+    own = [c for c in softmaxes if c.module == LOSS and c.dim is not None and c.shapes[0]]
+    singles = [c for c in own if c.shapes[0][c.dim or 0] == 1]
+    entropies = [c for c in trace.named("cross_entropy") if c.shapes and c.shapes[0][1:2] == (1,)]
     if singles or entropies:
         facts["softmax_over_one"] = (singles or entropies)[0].place
     return facts
@@ -70,6 +59,26 @@ def _reorders_shorter(program: Program) -> list[Call]:
         return []
     # networks of fixed length flatten whole rows by a view
     return [c for c in trace.named(*RESHAPES) if reorders(c) and short in (c.output or ())]
+
+
+def _pooled_features(program: Program, trace: CallTrace) -> Facts:
+    """Return the call that pools the features of each position in place of the positions.
+
+    A layer then takes one number per position: an axis of the inputs is left where one that the
+    network made is gone.
+    """
+    known = {size for t in tensors(program.batch[0]) if t.ndim < 4 for size in t.shape[1:]}
+    pooled: Call | None = None
+    for call in trace.calls:
+        shape: tuple[int, ...] = call.shapes[0] if call.shapes else ()
+        if call.name in POOLING and len(shape) == 3 and call.output in (shape[:2], shape[::2]):
+            gone = set(shape[1:]) - set(call.output or ())
+            pooled = call if gone and not gone & known and set(shape[1:]) & known else None
+        elif call.name == "linear" and pooled is not None and shape == pooled.output:
+            size = next(s for s in pooled.shapes[0][1:] if s not in shape)
+            found = {"name": pooled.name, "size": size, "positions": call.shapes[0][1]}
+            return {"pooled_features": {**found, "place": pooled.place}}
+    return {}
 
 
 def _unit_scores(program: Program, trace: CallTrace) -> Facts:

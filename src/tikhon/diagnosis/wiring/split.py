@@ -27,13 +27,9 @@ def split_facts(train: Batch, valid: Batch | None) -> Facts:
     (x, y), (other, goal) = train, valid
     if not isinstance(x, Tensor) or not isinstance(other, Tensor):
         return {}
-    if (
-        x.shape[1:] != other.shape[1:]
-        or x.dtype != other.dtype
-        or x.ndim < 2
-        or len(x) < 2 * NEIGHBOURS
-        or not len(other)
-    ):
+    if x.shape[1:] != other.shape[1:] or x.dtype != other.dtype or x.ndim < 2:
+        return {}
+    if len(x) < 2 * NEIGHBOURS or not len(other):
         return {}
     facts: Facts = {"windows_in_both": windows_in_both(x, other)}
     if x.is_floating_point() and x[0].numel() >= MIN_COLUMNS:
@@ -164,11 +160,8 @@ def renumbering_facts(replica: Replica, valid: Batch) -> Facts:
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(goal):
         return {}
     classes = output.shape[1]
-    if (
-        classes < 2
-        or not 0 <= int(goal.min()) <= int(goal.max()) < classes
-        or len(goal) < MIN_ROWS
-    ):
+    known = 0 <= int(goal.min()) <= int(goal.max()) < classes
+    if classes < 2 or not known or len(goal) < MIN_ROWS:
         return {}
     table = torch.zeros(classes, classes)
     table.index_put_((goal.cpu(), output.argmax(1).cpu()), torch.ones(len(goal)), accumulate=True)
@@ -177,8 +170,6 @@ def renumbering_facts(replica: Replica, valid: Batch) -> Facts:
     if len(given.unique()) < len(given):
         return {}
     names = [[int(g), int(c)] for c, g in zip(there.tolist(), given.tolist()) if c != g]
-    return {
-        "valid_right": float(table.diagonal().sum()) / len(goal),
-        "valid_mapped": float(table[there].max(1).values.sum()) / len(goal),
-        "valid_names": names,
-    }
+    right, mapped = float(table.diagonal().sum()), float(table[there].max(1).values.sum())
+    found: Facts = {"valid_right": right / len(goal), "valid_mapped": mapped / len(goal)}
+    return found | {"valid_names": names}

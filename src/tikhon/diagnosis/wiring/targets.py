@@ -99,10 +99,9 @@ def _effects(program: Program, probe: LossProbe, base: Gradient, target: Tensor)
     facts: Facts = {"loss_connected": True} | _misplaced_outputs(probe, target, rows)
     if not any(t.ndim and len(t) == rows for t in probe.leaves):
         return facts
-    found = [
-        _column_effects(probe, target, column)
-        for column in range(min(columns_of(target), TESTED_COLUMNS))
-    ]
+    several = target.ndim == 2 and target.is_floating_point()
+    columns = min(target.shape[1], TESTED_COLUMNS) if several else 1
+    found = [_column_effects(probe, target, column) for column in range(columns)]
     others = [share for shares, _ in found for share in shares]
     if others:
         # minimum over rows, maximum over columns
@@ -110,10 +109,8 @@ def _effects(program: Program, probe: LossProbe, base: Gradient, target: Tensor)
     signs = [sign for _, column in found for sign in column]
     if len(signs) >= 3:
         facts["pulls_away"] = sum(sign > 0 for sign in signs) / len(signs)
-    size = sum(
-        (_sizes_by_row(g, rows) for g in (base, *_gradients_at_ends(probe, target))),
-        torch.zeros(rows),
-    )
+    gradients = (base, *_gradients_at_ends(probe, target))
+    size = sum((_sizes_by_row(g, rows) for g in gradients), torch.zeros(rows))
     counts = target.flatten(1) != IGNORED if target.ndim > 1 else (target != IGNORED)[:, None]
     labelled = counts.any(1).cpu()
     if bool(labelled.any()) and bool((size > 0).any()):
@@ -182,11 +179,6 @@ def _depends_near_targets(probe: LossProbe, target: Tensor, rolled: list[Tensor]
 
 def _varies(t: Tensor) -> bool:
     return t.ndim > 0 and len(t) > 1 and bool((t != t[:1]).any())
-
-
-def columns_of(target: Tensor) -> int:
-    """Return the number of target columns of a float matrix; else 1."""
-    return target.shape[1] if target.ndim == 2 and target.is_floating_point() else 1
 
 
 def _column_effects(
@@ -342,10 +334,9 @@ def _below_zero(cost: Cost, output: Tensor, target: Tensor) -> Facts:
     def value(z: Tensor, goal: Tensor) -> float:
         return cost(z, goal.reshape(target.shape).to(target.dtype))
 
-    same = any(
-        abs(value(a, y) - value(b, 1 - y)) <= 1e-4 * (1 + abs(value(a, y)))
-        for a, b in ((p, 1 - p), (4 * p - 2, 2 - 4 * p))
-    )
+    mirrored = (p, 1 - p), (4 * p - 2, 2 - 4 * p)
+    costs = [(value(a, y), value(b, 1 - y)) for a, b in mirrored]
+    same = any(abs(one - other) <= 1e-4 * (1 + abs(one)) for one, other in costs)
     sure = torch.where(y > 0.5, 0.99, 0.01).to(p)
     lowest = min(value(sure, y), value(20 * sure - 10, y))
     inside = y.clamp(0, 1)  # a binary loss is >= 0 here
@@ -449,10 +440,8 @@ def _classes_without_gradient(base: list[Tensor], target: Tensor, rows: int) -> 
 def _classes_without_gradient_inside(base: list[Tensor], target: Tensor) -> Facts:
     """Return classes without gradient inside of rows; at the ends they are padding."""
     leaf = max(base, key=Tensor.numel)
-    axis = next(
-        (k for k in (1, leaf.ndim - 1) if leaf.shape[:k] + leaf.shape[k + 1 :] == target.shape),
-        None,
-    )
+    others = {k: leaf.shape[:k] + leaf.shape[k + 1 :] for k in (1, leaf.ndim - 1)}
+    axis = next((k for k, shape in others.items() if shape == target.shape), None)
     if leaf.ndim != target.ndim + 1 or axis is None or target.shape[1] < 3:
         return {}
     has_gradient = leaf.abs().sum(axis) > 0
@@ -520,11 +509,8 @@ def _target_kinds(output: object, target: Tensor) -> Facts:
     facts: Facts = {"target_shape": list(target.shape[1:])}
     if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
         # distances, which should be small for similar pairs (label 1)
-        facts["distances"] = (
-            output.numel() == target.numel()
-            and len(target.unique()) <= 2
-            and bool((output >= 0).all())
-        )
+        two = output.numel() == target.numel() and len(target.unique()) <= 2
+        facts["distances"] = two and bool((output >= 0).all())
     if isinstance(output, Tensor):
         facts["output_shape"] = list(output.shape[1:])
     if target.ndim == 2 and target.shape[1] > 1 and target.is_floating_point():

@@ -42,9 +42,7 @@ class Call:
     cut: bool = False  # and the output does not
     parts: bool = False  # and a part of the output does not
     silent: bool = False  # called without gradients in a pass that has them
-    target_range: tuple[float, float] | None = (
-        None  # range of the targets of a binary cross-entropy
-    )
+    target_range: tuple[float, float] | None = None  # of a binary cross-entropy
     swapped: bool = False  # of a loss: only the target argument requires a gradient
 
     @property
@@ -73,9 +71,8 @@ class CallTrace(Located):
         output = func(*args, **kwargs)
         name = function_name(func)
         has = isinstance(output, Tensor)
-        target_range, swapped = (
-            _target_range(name, args, kwargs) if name in ONE_SIDED else (None, False)
-        )
+        checked = name in ONE_SIDED
+        target_range, swapped = _target_range(name, args, kwargs) if checked else (None, False)
         self.calls.append(
             Call(
                 name,

@@ -112,9 +112,8 @@ def _change_between(program: Program, batch: Batch) -> float:
     found = []
     for one in (program.batch, batch):
         seen = program.outputs(one)
-        found.append(
-            [*seen, *(_loss_and_gradients(program, one) if program.replica.whole else [])]
-        )
+        whole = program.replica.whole
+        found.append([*seen, *(_loss_and_gradients(program, one) if whole else [])])
     if not found[0] or not any(bool((t != t.flatten()[0]).any()) for t in found[0]):
         return 1.0  # constant outputs are reported otherwise
     return relative_change(found[0], found[1])
@@ -151,11 +150,9 @@ def _zero_gradient_entries(program: Program, x: Tensor) -> Tensor:
     with torch.enable_grad(), undisturbed(program.model, training=False), WithoutDropout():
         answers: list[Any] = float_tensors(program.forward((leaf, program.batch[1])))
         generator = torch.Generator().manual_seed(5)
-        weighted = [
-            (t * torch.randn(t.shape, generator=generator).to(t)).sum()
-            for t in answers
-            if t.requires_grad
-        ]
+        learned = [t for t in answers if t.requires_grad]
+        noise = [torch.randn(t.shape, generator=generator).to(t) for t in learned]
+        weighted = [(t * weight).sum() for t, weight in zip(learned, noise)]
         if not weighted:
             return torch.zeros_like(x[0], dtype=torch.bool)
         (gradient,) = torch.autograd.grad(torch.stack(weighted).sum(), leaf, allow_unused=True)

@@ -1,0 +1,67 @@
+"""Scales of ordered words, as in surveys: `low, medium, high`, `strongly disagree ... agree`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tikhon.data.number_parsing import normalize_text
+
+_FEWEST = 3  # different levels: the order of two does not matter
+
+# one scale a line, its levels in order, synonyms separated by a slash
+_SCALES = tuple(
+    tuple(tuple(level.strip().split("/")) for level in line.split(","))
+    for line in (
+        "strongly disagree, disagree, slightly disagree/somewhat disagree, neutral/undecided/"
+        "neither agree nor disagree, slightly agree/somewhat agree, agree, strongly agree",
+        "very dissatisfied, dissatisfied, neutral/neither satisfied nor dissatisfied, satisfied, "
+        "very satisfied",
+        "very unlikely, unlikely, neutral, likely, very likely",
+        "very low, low, medium/moderate/mid/med, high, very high",
+        "extra small/xs, small/s, medium/m, large/l, extra large/xl, xxl",
+        "never, rarely/seldom, sometimes/occasionally, often/frequently/usually, always",
+        "none, mild, moderate, severe, very severe",
+        "very poor, poor, fair/average, good, very good, excellent",
+        "非常不同意, 不同意, 一般/中立, 同意, 非常同意",
+        "非常不满意, 不满意, 一般/中立, 满意, 非常满意",
+        "很低, 低, 中/中等, 高, 很高",
+        "小, 中, 大",
+        "从不, 很少, 有时, 经常, 总是",
+        "无, 轻度, 中度, 重度",
+        "差, 一般/中, 良, 优",
+    )
+)
+
+
+def scale_of(levels: Sequence[str]) -> tuple[str, ...]:
+    """Return the levels in the order of a known scale that has them all; () if there is none.
+
+    >>> scale_of(["High", "low", "medium"]), scale_of(["low", "green", "high"])
+    (('low', 'medium', 'High'), ())
+    """
+    keys = {level: level_key(level) for level in levels}
+    for scale in _SCALES:
+        rank = {word: i for i, words in enumerate(scale) for word in words}
+        if all(key in rank for key in keys.values()):
+            if len({rank[key] for key in keys.values()}) >= _FEWEST:
+                return tuple(sorted(levels, key=lambda level: (rank[keys[level]], level)))
+    return ()
+
+
+def level_key(level: str) -> str:
+    """Return the key under which spellings of a level are one."""
+    return " ".join(normalize_text(level).lower().replace("-", " ").replace("_", " ").split())
+
+
+def ranks_of(levels: Sequence[str]) -> dict[str, float]:
+    """Return the rank of every level of the scale that has these, by `level_key`.
+
+    >>> ranks = ranks_of(["low", "medium", "high"])
+    >>> ranks["very low"], ranks["high"]
+    (0.0, 3.0)
+    """
+    for scale in _SCALES:
+        rank = {word: float(i) for i, words in enumerate(scale) for word in words}
+        if all(level_key(level) in rank for level in levels):
+            return rank
+    return {}
