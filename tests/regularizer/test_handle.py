@@ -61,7 +61,7 @@ def test_audit_says_who_gets_what():
     assert "before" in lines[0] and "BatchNorm1d" in next(x for x in lines if "0.weight" in x)
     before = asdict(tk.audit(model, {"0.weight": [tk.L2(0.1), tk.L1(0.2)]})["0.weight"])
     assert asdict(row) | {"time_scales": (None, None), "note": before["note"]} == before
-    assert row.note == before["note"] + "; forgets over 100 steps"
+    assert row.note == before["note"] + "; decay time 100 steps"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_groups_added_later_are_matched():
     optimizer.add_param_group({"params": model[0].parameters()})
     push(model, optimizer)
     torch.testing.assert_close(model[0].weight.detach(), before / 2)
-    assert reg.audit()["0.weight"].note == "forgets over 2 steps"
+    assert reg.audit()["0.weight"].note == "decay time 2 steps"
 
 
 def test_an_optimizer_of_other_parameters_is_refused():

@@ -259,8 +259,12 @@ def _time_scale(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> floa
 
 
 def _time_scale_text(time_scale: float, steps_per_epoch: int | None) -> str:
-    epochs = f" ({time_scale / steps_per_epoch:.3g} epochs)" if steps_per_epoch else ""
-    return f"forgets over {time_scale:,.0f} steps{epochs}"
+    """Return the steps in which weights without a gradient shrink to 1/e."""
+    found = f"decay time {time_scale:,.0f} steps"
+    if not steps_per_epoch:
+        return found
+    epochs = f"{time_scale / steps_per_epoch:.3g}"
+    return f"{found} ({epochs} {'epoch' if epochs == '1' else 'epochs'})"
 
 
 def _mode_text(how: str, route: str) -> str:

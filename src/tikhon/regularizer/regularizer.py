@@ -372,14 +372,14 @@ class Regularizer:
         """Return the audit: every parameter with its terms, mode and strength, or why it is
         excluded.
 
-        L2 that decays at one rate is also given as the steps in which weights are forgotten, and
-        with `steps_per_epoch` in epochs.
+        L2 that decays at one rate is also given as its time constant in steps, and with
+        `steps_per_epoch` in epochs.
 
         >>> model = nn.Linear(3, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> reg = tk.regularize(model, optimizer, tk.L2(1e-3))
         >>> reg.audit(steps_per_epoch=50)["weight"].note
-        'forgets over 1,000 steps (20 epochs)'
+        'decay time 1,000 steps (20 epochs)'
         """
         self._check_active()
         entries, bound = entries_of(self.model), self._bound.bindings

@@ -85,7 +85,7 @@ class SearchAudit:
     @property
     def _default(self) -> str:
         epochs = "1 epoch" if self.default_epoch == 1 else f"{self.default_epoch} epochs"
-        return f"{self.default_score:.4f} in {epochs}, its best number"
+        return f"{self.default_score:.4f} after {epochs}, where it was best"
 
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-serialisable dict."""
