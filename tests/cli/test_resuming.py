@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -49,3 +50,25 @@ def test_a_run_over_a_table_that_was_killed_goes_on(verb, rows, monkeypatch, cap
     assert "the configuration changed" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
     assert main([*arguments, "--resume"]) == 2  # it is finished
+
+
+def test_a_fit_that_is_killed_before_its_page_has_its_whole_result(tmp_path, monkeypatch, capsys):
+    table = tmp_path / "table.csv"
+    rows = (f"{k % 7},{k % 5},{'yes' if k % 2 else 'no'}" for k in range(60))
+    table.write_text("\n".join(["a,b,kind", *rows]))
+    given = ["fit", str(table), "--target", "kind", "--epochs", "2", "--quiet", "--output"]
+    assert main([*given, str(tmp_path / "whole")]) == 0
+
+    def killed(*args, **options):
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tikhon.cli.fit_job.conclude_fit", killed)
+        with pytest.raises(SystemExit):
+            main([*given, str(tmp_path / "killed")])
+    assert main([*given, str(tmp_path / "killed"), "--resume"]) == 0
+    whole, found = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")
+    )
+    assert found.keys() == whole.keys() and found["predictions"] == whole["predictions"]
+    assert (tmp_path / "killed" / "report.html").exists()

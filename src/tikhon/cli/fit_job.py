@@ -12,7 +12,7 @@ from tikhon.cli import exporting, tables
 from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.options import parse_penalty, parse_strength
 from tikhon.cli.progress import FitProgress
-from tikhon.cli.results import conclude_fit
+from tikhon.cli.results import conclude_fit, fit_entries
 from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.cli.startup import limit_threads
 from tikhon.cli.tables import print_notices
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.data import Split
     from tikhon.training.recipe import Recipe
+    from tikhon.training.result import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,11 @@ def run_fit(request: FitRequest) -> int:
     _print_plan(terminal, job)
     limit_threads(job.about["model"]["parameters"] * request.training["batch_size"])
     showing = FitProgress(terminal, verbose=run.verbose)
+
+    def conclude(trained: Run) -> dict[str, Any]:
+        more = _test_results(terminal, request.network, job, trained.model)
+        return fit_entries(trained, job.path, more, job.parts.train.classes)
+
     with interruptible() as interrupt, showing as progress:
         found = fit(
             job.network,
@@ -76,13 +82,13 @@ def run_fit(request: FitRequest) -> int:
             on_tick=progress.tick,
             on_epoch=progress.epoch,
             on_warning=lambda text: terminal.note(f"warning: {text}", "yellow"),
+            conclude=conclude,
             **job.training,
         )
     if found.ended == "stopped":
         kept = f"step {progress.step:,} is saved in {job.path}"
         return report_interruption(terminal, interrupt, job.about["command"], kept)
-    more = _test_results(terminal, request.network, job, found.model)
-    conclude_fit(terminal, found, job.path, more, job.parts.train.classes)
+    conclude_fit(terminal, job.path)
     return 0
 
 

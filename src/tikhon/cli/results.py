@@ -31,18 +31,25 @@ _HOW_IT_ENDED = {
 }
 
 
-def conclude_fit(
-    terminal: Terminal, run: Run, path: Path, more: Mapping[str, Any], classes: Sequence[str]
-) -> None:
-    """Write the result and page of a fit, and print them."""
-    from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
+def fit_entries(
+    run: Run, path: Path, more: Mapping[str, Any], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the result of a fit with the names of classes and with `more` entries."""
+    from tikhon.runs.run_directory import CONFIG, RunDirectory
     from tikhon.training.result import result_document
 
-    folder = RunDirectory(path)
     result = result_document(run, classes) | dict(more)
-    result["next"] = with_rerun_without_leaks(folder.read(CONFIG), result["next"])
-    folder.write(RESULT, result)
-    ended = _HOW_IT_ENDED[run.ended].format_map(result).replace("all 1 epochs", "1 epoch")
+    config = RunDirectory(path).read(CONFIG)
+    return {**result, "next": with_rerun_without_leaks(config, result["next"])}
+
+
+def conclude_fit(terminal: Terminal, path: Path) -> None:
+    """Write the page of a fit whose result is saved, and print it."""
+    from tikhon.runs.run_directory import RESULT, RunDirectory
+
+    result = RunDirectory(path).read(RESULT)
+    result.pop("schema_version")
+    ended = _HOW_IT_ENDED[result["ended"]].format_map(result).replace("all 1 epochs", "1 epoch")
     conclude_saved(terminal, result, path, ending=f", {ended}.", left_out=_ONLY_IN_FILE)
 
 

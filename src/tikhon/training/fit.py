@@ -76,6 +76,7 @@ def fit(
     on_tick: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
+    conclude: Callable[[Run], Mapping[str, object]] | None = None,
 ) -> Run:
     """Train `model` in place with `recipe`; the global random state of torch is restored.
 
@@ -112,6 +113,8 @@ def fit(
         stop: called after each step; once it returns true, the run is saved and returns.
         on_tick, on_epoch, on_warning: called a few times a second, after each epoch, and on
             problems that do not end the run.
+        conclude: called with the finished run before `output` is sealed; the entries that it
+            returns join `result.json`.
 
     Raises `InputError` for settings out of range or a loss that is not finite, `DataError` for
     invalid data, `StorageError` when the folder cannot be written.
@@ -178,7 +181,7 @@ def fit(
             where, command = str(folder.path), tuple(config.get("command", ()))
             run = _build_run(training, ended, where, test_rows, command, linear=linear)
             if ended != "stopped":
-                _write_results(folder, training, run)
+                _write_results(folder, training, run, conclude(run) if conclude else {})
             return run
 
 
@@ -227,12 +230,14 @@ def _open_folder(
     folder.rewrite_history(training.history)
 
 
-def _write_results(folder: RunDirectory, training: Training, run: Run) -> None:
+def _write_results(
+    folder: RunDirectory, training: Training, run: Run, more: Mapping[str, object]
+) -> None:
     """Write weights, history and result, and seal the folder."""
     write_tensors(folder.path / MODEL, dict(training.model.state_dict()))
     if not (folder.path / HISTORY).exists():
         write_bytes(folder.path / HISTORY, b"")
-    folder.write(RESULT, result_document(run))
+    folder.write(RESULT, result_document(run) | dict(more))
     folder.finish()
 
 
