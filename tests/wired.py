@@ -512,7 +512,7 @@ OUTSIDE: list[tuple[str, Callable[[], nn.Module], str]] = [
                 head=nn.Linear(16, 4)), "class Block(nn.Module)"),
     ("held by a function",
      lambda: Fn(lambda m, x: m.head(torch.relu(m.hidden(x))), hidden=inside_of_a_function(),
-                head=nn.Linear(16, 4)), "keep the layer itself: self.hidden"),
+                head=nn.Linear(16, 4)), "keep the layer itself as self.hidden"),
     ("scaled parameter",
      lambda: Fn(lambda m, x: m.head(torch.relu(x @ m.w)), head=nn.Linear(16, 4),
                 w=nn.Parameter(torch.randn(16, 16)) * 0.3), "self.w = nn.Parameter(self.w)"),

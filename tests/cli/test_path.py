@@ -74,7 +74,7 @@ def test_a_spline_is_refused_before_anything_is_written(tmp_path, command):
         "r",
     ]
     told = command.run(*asked, cwd=tmp_path)
-    assert told.code == 2 and "take 'mlp:8'" in told.err
+    assert told.code == 2 and "use 'mlp:8'" in told.err
     assert not (tmp_path / "r").exists()
 
 

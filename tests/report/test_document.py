@@ -383,7 +383,10 @@ def test_a_path_says_what_its_choice_gives_up(pathed, tmp_path):
     best = min(range(len(losses)), key=losses.__getitem__)
     config = {"kind": "path"}
     run = save(tmp_path / "sparser", config, [], {**result, "chosen": best - 1})
-    assert f", {elements.number(losses[best])} with {result['counts'][best]} feat" in sentence(run)
+    assert (
+        f", {elements.format_number(losses[best])} with {result['counts'][best]} feat"
+        in sentence(run)
+    )
     run = save(tmp_path / "lowest", config, [], {**result, "chosen": best})
     assert "have the lowest validation loss" in sentence(run)
 
@@ -600,7 +603,7 @@ def test_verdict_of_a_comparison(compared, tmp_path):
     wide = {**error, "low": -6.3, "high": 2.5}  # of two splits, around a mean of numbers > 0
     of(wide, {**wide, "tied": False}, metric="rmse")
     assert "0.000–6.300" in html(tmp_path / "run") or "0–6.300" in html(tmp_path / "run")
-    shown = Comparison("d", "rmse", (wide,), 1, 2, 1, 1.0)._shown(wide)
+    shown = Comparison("d", "rmse", (wide,), 1, 2, 1, 1.0)._shown_interval(wide)
     assert shown == (2.5, 0.0, 6.3)
     assert "no_such" not in of(best, {**other, "low": None, "high": None, "tied": True})
 

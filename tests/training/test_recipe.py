@@ -71,7 +71,7 @@ def test_every_public_penalty_has_a_name_and_survives():
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), received 1.0"),
         ({"dropout": {"fc*": -0.1}}, "dropout must be in"),
         ({"mixup": float("nan")}, "mixup must be finite and >= 0"),
-        ({"mixup": 1.0, "cutmix": 1.0}, "give one of them"),
+        ({"mixup": 1.0, "cutmix": 1.0}, "choose one of them"),
         ({"clip_norm": 0}, "clip_norm must be > 0"),
         ({"label_smoothing": "much"}, "label_smoothing must be"),
         ({"averaging": "emma"}, "did you mean 'ema'"),

@@ -167,7 +167,7 @@ def calls(path: Path) -> set[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = ast.unparse(node.func.value)
             if node.func.attr == "backward" or (
-                node.func.attr == "step" and any(w in owner for w in ("optim", "solver", "twin"))
+                node.func.attr == "step" and any(w in owner for w in ("optim", "solver", "clone"))
             ):
                 found.add(f"{owner}.{node.func.attr}")
     return found

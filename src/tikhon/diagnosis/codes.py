@@ -21,7 +21,8 @@ CODES = tuple(
 def treatment_sentence(family: Literal["effect", "cures"], code: str, why: str) -> Sentence:
     """Return the effect or cures of a reason, else of the reason nested in it, else of the code.
 
-    >>> words("cures", "slow_convergence", sentence("why_rate_zero", why=sentence("why_unmoved")))
+    >>> why = sentence("why_rate_zero", why=sentence("why_unmoved"))
+    >>> treatment_sentence("cures", "slow_convergence", why)
     'a learning rate above 0'
     """
     reason: object = why

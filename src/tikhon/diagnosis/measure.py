@@ -70,14 +70,12 @@ def measure(
     with isolated(unwrap(model), seed):
         source = samples(data)
         optimizer, is_foreign = _choose_optimizer(optimizer, loss, unwrap(model))
-        loss = None if loss is None else unaligned_loss(loss, source.probe[1])
+        loss = own_loss if loss is None else unaligned_loss(loss, source.probe[1])
         validation = samples(valid, rows=512, name="valid").probe if valid is not None else None
         check_devices(unwrap(model), source.probe)
-        loss = own_loss if loss is None else loss
         loss, penalty = separate_penalty(unwrap(model), loss, penalty, source)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
-        changes = _batch_changes(replica, source)
-        replica.copies = bool(changes)
+        wiring = _batch_changes(replica, source)
         if not replica.whole:
             _check_rows(unwrap(model), source, validation)
             source = _use_one_batch_if_needed(replica, source)
@@ -86,25 +84,20 @@ def measure(
         has_missing = bool(data_facts["nonfinite"])
         data_facts["left_out"] = _ignores_missing_targets(model, loss, source, data_facts)
         facts = static.model_facts(replica, size) | {"foreign_optimizer": is_foreign}
-        trial, wiring = DryRun(), dict[str, Any]()
         if has_missing and not data_facts["left_out"]:
-            trial.failure = Failure(0, "input", data_facts["nonfinite"][0])
+            trial = DryRun(failure=Failure(0, "input", data_facts["nonfinite"][0]))
         else:
-            untrained = replace(replicate(model, loss), copies=replica.copies)
-            wired, seen = extract_loss(untrained, source)
+            wired, seen = extract_loss(
+                replace(replicate(model, loss), copies=replica.copies), source
+            )
             trial = _start_trial(replica, source, facts, steps, size, seed, validation)
             facts |= static.forward_facts(wired, seen)
             if not has_missing:  # the wiring tests need finite numbers
-                given = OriginalProgram(
-                    source, validation, replica.whole, _parameter_ids(optimizer)
-                )
-                wiring = wiring_facts(wired, seen, given, sites=trial.sites, batch_size=size)
+                ids = _parameter_ids(optimizer)
+                given = OriginalProgram(source, validation, replica.whole, ids)
+                wiring |= wiring_facts(wired, seen, given, sites=trial.sites, batch_size=size)
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
-        wiring |= (
-            changes
-            | _input_drift(trial.input_spreads)
-            | _targets_moved(trial.target_levels, source)
-        )
+        wiring |= _input_drift(trial.input_spreads) | _targets_moved(trial.target_levels, source)
         if trial.steps and trial.failure is None and not has_missing and not out_of_time():
             wiring |= _trained_facts(replica, source, wiring, validation)
         record = Record(
@@ -137,11 +130,15 @@ def measure(
 
 
 def _batch_changes(replica: Replica, source: Samples) -> dict[str, Any]:
-    """Return what model or loss change in a batch, and whether its rows are stored as given."""
+    """Return what model or loss change in a batch, and whether its rows are stored as given.
+
+    If they change anything, the replica is given copies from here on.
+    """
     try:
         found = batch_changes(replica, source.probe)
     except Exception:  # reported where the model is first measured
         return {}
+    replica.copies = bool(found)
     fresh = isinstance(source.source, DataLoader)
     return found | {"batch_collated": fresh} if found else {}
 

@@ -64,16 +64,19 @@ def _reorders_shorter(program: Program) -> list[Call]:
 def _pooled_features(program: Program, trace: CallTrace) -> Facts:
     """Return the call that pools the features of each position in place of the positions.
 
-    A layer then takes one number per position: an axis of the inputs is left where one that the
-    network made is gone.
+    A layer then takes one number per position: the axis of positions of the inputs, the first
+    after the rows or for convolutions the last, is left where one that the network made is gone.
     """
-    known = {size for t in tensors(program.batch[0]) if t.ndim < 4 for size in t.shape[1:]}
+    inputs = [t for t in tensors(program.batch[0]) if t.ndim < 4]
+    known = {size for t in inputs for size in t.shape[1:]}
+    kept = 2 if trace.named("conv1d") else 1  # axis of positions
+    lengths = {t.shape[kept] for t in inputs if t.ndim > kept}
     pooled: Call | None = None
     for call in trace.calls:
         shape: tuple[int, ...] = call.shapes[0] if call.shapes else ()
-        if call.name in POOLING and len(shape) == 3 and call.output in (shape[:2], shape[::2]):
-            gone = set(shape[1:]) - set(call.output or ())
-            pooled = call if gone and not gone & known and set(shape[1:]) & known else None
+        if call.name in POOLING and len(shape) == 3:
+            left = call.output == (shape[0], shape[kept]) and shape[kept] in lengths
+            pooled = call if left and shape[3 - kept] not in {shape[kept], *known} else None
         elif call.name == "linear" and pooled is not None and shape == pooled.output:
             size = next(s for s in pooled.shapes[0][1:] if s not in shape)
             found = {"name": pooled.name, "size": size, "positions": call.shapes[0][1]}
