@@ -87,9 +87,8 @@ def measure(
         if has_missing and not data_facts["left_out"]:
             trial = DryRun(failure=Failure(0, "input", data_facts["nonfinite"][0]))
         else:
-            wired, seen = extract_loss(
-                replace(replicate(model, loss), copies=replica.copies), source
-            )
+            untrained = replace(replicate(model, loss), copies=replica.copies)
+            wired, seen = extract_loss(untrained, source)
             trial = _start_trial(replica, source, facts, steps, size, seed, validation)
             facts |= static.forward_facts(wired, seen)
             if not has_missing:  # the wiring tests need finite numbers
