@@ -15,6 +15,7 @@ import loops_over_weights
 import tikhon as tk
 import training_loops
 from tikhon.errors import InputError
+from tikhon.monitoring.loss_graph import read_loss_graph
 from training_loops import BROKEN, HEALTHY, STEPS, batches, net, sgd, step
 
 
@@ -178,3 +179,10 @@ def test_a_step_that_calls_its_parents_step_is_one():
     assert health.step == 40
     assert [row["step"] for row in health.rows] == list(range(0, 40, 5))
     assert not health.alarms, str(health)
+
+
+def test_a_weight_that_is_learned_is_read_without_a_warning():
+    scale = torch.tensor(2.0, requires_grad=True)
+    outputs = torch.randn(4, 3, requires_grad=True)
+    graph = read_loss_graph(nn.functional.mse_loss(outputs, torch.zeros(4, 3)) * scale / scale)
+    assert graph.is_positive

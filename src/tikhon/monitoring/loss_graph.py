@@ -76,8 +76,8 @@ def _add_factors(graph: LossGraph, node: Any) -> None:
         other = getattr(node, "_saved_other", None)
         if isinstance(other, Tensor) and other.numel() == 1:
             factors += [other.detach().reshape(()).float()] if _kind(node) == "Mul" else []
-            if other.is_cpu and float(other):
-                size = abs(float(other))
+            size = abs(other.detach().item()) if other.is_cpu else 0.0
+            if size:
                 graph.share *= min(1.0, size if _kind(node) == "Mul" else 1 / size)
         node = next(iter(_inputs(node)), None)
     graph.factor = next(iter(factors), None)
@@ -129,7 +129,7 @@ def _sign(node: Any, kind: str) -> int:
     if isinstance(other, Tensor):
         if other.numel() != 1:
             return 0
-        other = float(other) if other.device.type == "cpu" else 1.0
+        other = other.detach().item() if other.is_cpu else 1.0
     return -1 if isinstance(other, int | float) and other < 0 else 1
 
 
