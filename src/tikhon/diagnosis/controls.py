@@ -18,7 +18,16 @@ from tikhon.diagnosis.evidence import Evidence, late_scores, number
 from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.thresholds import BALANCED, FEW_PASS, HEAVY, LEARNED, RELATED, SMALL_UPDATE
+from tikhon.diagnosis.thresholds import (
+    BALANCED,
+    COLLAPSED,
+    FEW_PASS,
+    HEAVY,
+    LEARNED,
+    RELATED,
+    SMALL_UPDATE,
+)
+from tikhon.diagnosis.wiring.collapse import collapse_facts
 from tikhon.diagnosis.wiring.program import make_program
 from tikhon.diagnosis.wiring.rows import reconstruction_facts
 from tikhon.diagnosis.wiring.torch_calls import LeakyActivations
@@ -101,6 +110,11 @@ def _run_due_controls(
         trial = run.repeat(replica, run.source, times=LONGER_RUN)
         later: dict[str, object] = {"given_steps": trial.steps}
         yield later | reconstruction_facts(make_program(replica, run.source))
+    if (ev.fact("embeddings_left") or 1.0) < COLLAPSED:  # hard triplets may part them later
+        replica = make()
+        run.repeat(replica, run.source, times=LONGER_RUN)
+        before = run.record.wiring["embedding_spread"]
+        yield collapse_facts(make_program(replica, run.source), before)
     for control in CONTROLS:
         if not control.is_due(ev, run):
             continue

@@ -408,7 +408,8 @@ def _posterior_collapse(ev: Evidence) -> Iterable[Finding]:
 
 
 def _embedding_collapse(ev: Evidence) -> Iterable[Finding]:
-    left, losses = ev.fact("embeddings_left"), ev.wiring.get("embedding_losses")
+    later: dict[str, Any] = ev.wiring | ev.record.reference
+    left, losses = number(later.get("embeddings_left")), later.get("embedding_losses")
     if left is None or left >= e.COLLAPSED or not losses:
         return
     loss, constant = losses
