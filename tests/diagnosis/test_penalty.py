@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,24 @@ def run(penalty=None, optimizer=None, **options):
     return tk.diagnose(
         model, classes(), CE, optimizer=engine, steps=120, penalty=penalty, **options
     )
+
+
+def trained(model, engine, loss, steps, penalty=lambda parameters: 0.0):
+    """The losses of the user's own loop, without the penalty that it adds to them."""
+    x, y = classes()
+    batches = (
+        rows
+        for epoch in itertools.count()
+        for rows in order(len(x), seed=0, epoch=epoch).split(64)
+    )
+    losses = []
+    for rows in itertools.islice(batches, steps):
+        engine.zero_grad()
+        value = loss(model(x[rows]), y[rows])
+        (value + penalty(model.parameters())).backward()
+        engine.step()
+        losses.append(float(value.detach()))
+    return losses
 
 
 TERMS = [
@@ -58,16 +78,8 @@ def test_terms_train_as_regularize_does():
     model = he(deep(2, nn.ReLU, 32))
     engine = sgd(0.1)(model.parameters())
     tk.regularize(model, engine, {"*.weight": tk.L1(1e-2)})
-    x, y = classes()
-    losses = []
-    for epoch in range(60):
-        for rows in order(len(x), seed=0, epoch=epoch).split(64):
-            engine.zero_grad()
-            loss = CE(model(x[rows]), y[rows])
-            loss.backward()
-            engine.step()
-            losses.append(float(loss.detach()))
-    assert found.record.losses == pytest.approx(losses[:120], rel=1e-5)
+    losses = trained(model, engine, CE, 120)
+    assert found.record.losses == pytest.approx(losses, rel=1e-5)
 
 
 def test_clipping_is_the_users_and_its_share_of_slowness_is_seen():
@@ -159,16 +171,8 @@ def test_a_penalty_in_the_loss_trains_the_copy_and_is_no_part_of_its_losses(name
     for parameter, (value, address, required) in zip(model.parameters(), before, strict=True):
         assert parameter.grad is None and parameter.requires_grad == required
         assert parameter.data_ptr() == address and torch.equal(parameter, value)
-    x, y = classes()
-    losses = []
-    for epoch in range(2):
-        for rows in order(len(x), seed=0, epoch=epoch).split(64):
-            engine.zero_grad()
-            data = CE(model(x[rows]), y[rows])
-            (data + penalty(model.parameters())).backward()
-            engine.step()
-            losses.append(float(data.detach()))
-    assert found.record.losses == pytest.approx(losses[:12], rel=1e-4)
+    losses = trained(model, engine, CE, 12, penalty)
+    assert found.record.losses == pytest.approx(losses, rel=1e-4)
     assert any(r.penalty for r in found.record.probes[0].readings)
 
 
@@ -197,15 +201,8 @@ def test_a_loss_that_reads_the_weights_otherwise_reads_those_of_the_copy():
     model = he(deep(1, nn.ReLU, 32))
     engine, loss = sgd(0.05)(model.parameters()), anchored(model)
     found = tk.diagnose(model, classes(), loss, optimizer=engine, steps=6)
-    x, y = classes()
-    losses = []
-    for rows in order(len(x), seed=0, epoch=0).split(64):
-        engine.zero_grad()
-        value = loss(model(x[rows]), y[rows])
-        value.backward()
-        engine.step()
-        losses.append(float(value.detach()))
-    assert found.record.losses == pytest.approx(losses[:6], rel=1e-4)
+    losses = trained(model, engine, loss, 6)
+    assert found.record.losses == pytest.approx(losses, rel=1e-4)
 
 
 def test_what_depends_on_the_rows_stays_in_the_loss():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -94,11 +94,6 @@ class _Program:
     user: nn.Module  # the model that a loss(output, target) refers to
 
     @property
-    def name(self) -> str:
-        """The name of the loss."""
-        return getattr(self.loss, "__name__", type(self.loss).__name__)
-
-    @property
     def whole(self) -> bool:
         """Whether the loss calls the model."""
         return loss_takes_model(self.loss)
@@ -109,9 +104,8 @@ class _Program:
             with torch.no_grad():
                 output = call_model(model, batch[0])
             return self.judge(model, output, batch[1], weights)
-        if weights is None:
-            return scalar_loss(call_with_gradients(lambda: self.loss(model, join_batch(batch))))
-        with weights_outside_forward(model, weights):
+        replaced = nullcontext() if weights is None else weights_outside_forward(model, weights)
+        with replaced:
             return scalar_loss(call_with_gradients(lambda: self.loss(model, join_batch(batch))))
 
     def judge(
@@ -134,12 +128,16 @@ class _Program:
         return sum(((p - p.detach()) * slope).sum() for p, slope in found) + loss.detach()
 
 
-class DataLoss:
-    """A loss(model, batch) without its penalty on the weights."""
+class _Loss:
+    """A loss made from the user's, under the name of it."""
 
     def __init__(self, program: _Program) -> None:
         self.program = program
-        self.__name__ = program.name
+        self.__name__ = getattr(program.loss, "__name__", type(program.loss).__name__)
+
+
+class DataLoss(_Loss):
+    """A loss(model, batch) without its penalty on the weights."""
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of `model` on the data."""
@@ -147,24 +145,16 @@ class DataLoss:
             return self.program.loss(model, batch)
 
 
-class DataLossOfOutputs:
+class DataLossOfOutputs(_Loss):
     """A loss(output, target) without its penalty on the weights."""
-
-    def __init__(self, program: _Program) -> None:
-        self.program = program
-        self.__name__ = program.name
 
     def __call__(self, output: Any, target: Any) -> Tensor:
         """Return the loss of an output on the data."""
         return self.program.judge(self.program.user, output, target, torch.zeros_like)
 
 
-class ReboundLoss:
+class ReboundLoss(_Loss):
     """A loss(model, batch) from a loss(output, target) that reads the weights of one model."""
-
-    def __init__(self, program: _Program) -> None:
-        self.program = program
-        self.__name__ = program.name
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of `model`, as if the loss read its weights."""
