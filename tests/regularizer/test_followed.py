@@ -12,6 +12,7 @@ from torch import nn, optim
 from torch.nn.utils import prune
 
 import tikhon as tk
+from regularizer.rules import Lion
 from tikhon.regularizer.attachment import CHECK_STEPS
 from tikhon.regularizer.controller import Controller
 
@@ -364,3 +365,29 @@ def test_weights_that_get_another_type_later_are_moved_as_weights_of_that_type()
             optimizer.step()
         ends.append(float(model.weight.detach().float().norm() / before))
     assert ends == pytest.approx([(1 - 1e-3) ** 1000] * 2, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, Lion])
+@pytest.mark.parametrize(
+    "penalty",
+    [tk.L1(0.1, weights=torch.tensor(2.0)), tk.GroupLasso(0.1), tk.MaxNorm(0.5)],
+    ids=lambda penalty: type(penalty).__name__,
+)
+def test_data_of_another_shape_are_another_weight(kind, penalty):
+    """As Gaussian splatting and pruning by `param.data` leave them; the handle starts anew."""
+    ends = []
+    for early in (True, False):
+        model = nn.Linear(3, 2, dtype=torch.bfloat16 if kind is optim.SGD else None)
+        optimizer = kind(model.parameters(), lr=0.01)
+        if early:
+            reg = tk.regularize(model, optimizer, penalty)
+            push(model, optimizer)
+            optimizer.state.clear()
+        model.weight.data = torch.ones(4, 3, dtype=model.weight.dtype)
+        if not early:
+            reg = tk.regularize(model, optimizer, penalty)
+        push(model, optimizer)
+        push(model, optimizer)
+        assert reg.audit()["weight"].shape == (4, 3)
+        ends.append(model.weight.detach())
+    assert torch.equal(*ends)

@@ -61,10 +61,10 @@ def averaged(model):
     for p in average.parameters():
         nn.init.normal_(p)
 
+    @torch.no_grad()
     def act():
         for own, p in zip(average.parameters(), model.parameters()):
-            own.data.lerp_(p.data, 0.5)
-            p.data.copy_(own.data)
+            p.copy_(own.lerp_(p, 0.5))
 
     return act
 
@@ -83,6 +83,22 @@ def test_a_loop_that_undoes_a_penalty_is_named_once_at_its_own_line(fault):
     (caught,) = run(penalty, after, steps=30)
     assert message in str(caught.message) and "between the steps of SGD" in str(caught.message)
     assert caught.filename == __file__
+
+
+@pytest.mark.parametrize("epoch", [3, 13])
+def test_a_loop_that_does_so_once_an_epoch_is_named(epoch):
+    (caught,) = run(tk.L1(0.5), averaged, steps=6 * epoch, every=epoch)
+    assert "L1 loses its zeros" in str(caught.message)
+
+
+def test_weights_of_another_size_are_no_loss():
+    model = nn.Linear(3, 2)
+    tk.regularize(model, optimizer := optim.SGD(model.parameters(), lr=0.1), tk.L1(0.1))
+    for rows in (2, 4, 5):
+        model.weight.data = torch.ones(rows, 3)
+        model.weight.grad = torch.zeros(rows, 3)
+        optimizer.step()
+        assert torch.equal(model.weight.detach(), torch.full((rows, 3), 0.99))
 
 
 @pytest.mark.parametrize("make", [optim.SGD, optim.Adam, optim.Adafactor])
@@ -126,10 +142,11 @@ def evaluated_on_average(model):
     return act
 
 
+@pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("after", [masked, clipped, perturbed, evaluated_on_average])
 @pytest.mark.parametrize("penalty", [tk.L1(0.05), tk.MaxNorm(1.0), tk.L2(0.1)], ids=repr)
-def test_what_keeps_zeros_and_bounds_is_silent(after, penalty):
-    assert not run(penalty, after)
+def test_what_keeps_zeros_and_bounds_is_silent(after, penalty, every):
+    assert not run(penalty, after, steps=14 + 6 * every, every=every)
 
 
 def test_weights_loaded_once_are_silent():

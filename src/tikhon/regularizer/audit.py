@@ -217,7 +217,7 @@ def build_audit(
         rows.append(
             Assignment(
                 parameter=entry.name,
-                shape=() if is_lazy(entry.param) else tuple(entry.param.shape),
+                shape=entry.shape,
                 tied_to=entry.names[1:],
                 before_norm=norm,
                 terms=tuple(type(b.base).__name__ for b in own),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import is_
 
 from torch import nn
 
 from tikhon.regularizer.plan import Location
 from tikhon.regularizer.rounding import RoundingErrors
-from tikhon.regularizer.targets import Entry, entries_of, is_lazy
+from tikhon.regularizer.targets import Entry, entries_of, shape_of
 from tikhon.regularizer.terms import Binding, How, Terms, bind
 
 
@@ -24,7 +25,6 @@ class BoundTerms:
         entries: the parameters of the model.
         bindings: the terms on them.
         rounding: rounding errors of 16-bit weights.
-        lazy: whether a parameter had no shape yet.
     """
 
     model: nn.Module
@@ -33,7 +33,6 @@ class BoundTerms:
     entries: tuple[Entry, ...]
     bindings: tuple[Binding, ...]
     rounding: RoundingErrors
-    lazy: bool
 
     @classmethod
     def of(cls, model: nn.Module, terms: Terms, how: How) -> BoundTerms:
@@ -46,27 +45,30 @@ class BoundTerms:
         cls, model: nn.Module, terms: Terms, how: How, seen: list[Entry], found: list[Binding]
     ) -> BoundTerms:
         rounding = found[0].rounding if found else RoundingErrors()
-        lazy = any(is_lazy(entry.param) for entry in seen)
-        return cls(model, terms, how, tuple(seen), tuple(found), rounding, lazy)
+        return cls(model, terms, how, tuple(seen), tuple(found), rounding)
 
     @property
     def places(self) -> list[Location]:
         """Return where the model holds the parameters of the terms."""
         bound = {id(param) for binding in self.bindings for param in binding.target.params}
         return [
-            Location(owner._parameters, name.rpartition(".")[2], entry.param, entry.param.dtype)
+            Location(
+                owner._parameters,
+                name.rpartition(".")[2],
+                entry.param,
+                entry.param.dtype,
+                entry.shape,
+            )
             for entry in self.entries
             if id(entry.param) in bound
             for name, owner in zip(entry.names, entry.owners)
         ]
 
     def is_current(self) -> bool:
-        """Return whether the model has the identical parameters under the same names."""
+        """Return whether the model has the identical parameters, of the same names and shapes."""
         now = entries_of(self.model)
-        if self.lazy and not any(is_lazy(entry.param) for entry in now):
-            return False
         return len(now) == len(self.entries) and all(
-            new.param is old.param and new.names == old.names
+            new.param is old.param and new.names == old.names and new.shape == old.shape
             for new, old in zip(now, self.entries)
         )
 
@@ -77,42 +79,39 @@ class BoundTerms:
         patterns without a match.
         """
         seen = entries_of(self.model)
+        reshaped = {e.param for e in self.entries if e.shape != shape_of(e.param)}
         known = {binding.name: binding for binding in self.bindings}
         live_strengths = {binding.live.name: binding.live for binding in self.bindings}
         found: list[Binding] = []
         for binding in bind(self.model, seen, self.terms, self.how, on_missing=on_missing):
             before = known.get(binding.name)
-            if before is not None and not self.lazy and _has_same_params(before, binding):
-                found.append(before)
-                continue
             if before is not None:
+                params = binding.target.params
+                same = len(params) == len(before.target.params) and all(
+                    map(is_, params, before.target.params)
+                )
+                if same and reshaped.isdisjoint(params):
+                    found.append(before)
+                    continue
                 for name in before.target.names:
                     self.rounding.errors.pop(name, None)
                 binding.live = before.live
             binding.live = live_strengths.get(binding.live.name, binding.live)
             binding.rounding = self.rounding
             found.append(binding)
-        _clear_memory_of_reshaped(self.bindings, found)
         fresh = self._on(self.model, self.terms, self.how, seen, found)
-        return fresh if found else BoundTerms(**{**vars(fresh), "rounding": self.rounding})
+        fresh = fresh if found else replace(fresh, rounding=self.rounding)
+        known_shapes, shapes = self._shapes(), fresh._shapes()
+        for live in {id(binding.live): binding.live for binding in found}.values():
+            if live.name in known_shapes and known_shapes[live.name] != shapes[live.name]:
+                live.memory.clear()  # a controller's, of weights whose shapes changed
+        return fresh
 
-
-def _has_same_params(one: Binding, other: Binding) -> bool:
-    ours, theirs = one.target.params, other.target.params
-    return len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs))
-
-
-def _clear_memory_of_reshaped(before: Sequence[Binding], now: Sequence[Binding]) -> None:
-    """Clear controller memory of weights whose shapes changed."""
-    known, shapes = _shapes(before), _shapes(now)
-    for live in {id(binding.live): binding.live for binding in now}.values():
-        if live.name in known and known[live.name] != shapes[live.name]:
-            live.memory.clear()
-
-
-def _shapes(bindings: Sequence[Binding]) -> dict[str, dict[str, object]]:
-    found: dict[str, dict[str, object]] = {}
-    for binding in bindings:
-        shapes = tuple(() if is_lazy(p) else tuple(p.shape) for p in binding.target.params)
-        found.setdefault(binding.live.name, {})[binding.name] = shapes
-    return found
+    def _shapes(self) -> dict[str, dict[str, object]]:
+        """Return the shapes of each strength's parameters, by binding."""
+        shapes = {id(entry.param): entry.shape for entry in self.entries}
+        found: dict[str, dict[str, object]] = {}
+        for binding in self.bindings:
+            own = tuple(shapes[id(param)] for param in binding.target.params)
+            found.setdefault(binding.live.name, {})[binding.name] = own
+        return found

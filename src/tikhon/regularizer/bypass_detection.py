@@ -130,7 +130,7 @@ class DriftDetector:
         self._drifted_at_gradient = self._has_drifted(_sample_weights(self._param))
 
     def _has_drifted(self, now: Tensor) -> bool:
-        if self._at_end is None or self._at_start is None:
+        if self._at_end is None or self._at_start is None or now.shape != self._at_end.shape:
             return False
         between, ours = (now - self._at_end).norm(), (self._at_end - self._at_start).norm()
         rounding = 4 * torch.finfo(now.dtype).eps * self._at_end.norm()

@@ -37,7 +37,9 @@ class Location(NamedTuple):
     parameters: dict[str, nn.Parameter | None]  # the module's parameters
     attribute: str
     param: nn.Parameter
-    dtype: torch.dtype  # at planning time: `model.bfloat16()` keeps the parameter
+    # at planning time: `model.bfloat16()` and a new `param.data` keep the parameter
+    dtype: torch.dtype
+    shape: tuple[int, ...]  # () if not known yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,6 @@ class StepPlan:
     # the parameters of each of its groups when the plan was made
     params: tuple[tuple[nn.Parameter, ...], ...]
     places: tuple[Location, ...]  # where the model held the parameters of the terms
-    lazy: tuple[nn.Parameter, ...]  # parameters of the terms without a shape yet
     bindings: tuple[Binding, ...]  # those of parameters held by the optimizer
     groups: dict[int, int]  # group index by parameter id
     group_indices: tuple[int, ...]  # indices of groups with terms
@@ -94,7 +95,6 @@ class StepPlan:
             rule=rule,
             params=tuple(tuple(group["params"]) for group in optimizer.param_groups),
             places=tuple(places),
-            lazy=tuple(place.param for place in places if is_lazy(place.param)),
             bindings=tuple(held),
             groups=groups,
             group_indices=tuple({groups[id(p)]: None for b in held for p in b.target.params}),
@@ -139,10 +139,12 @@ class StepPlan:
         for group, params in zip(groups, self.params):
             if len(group["params"]) != len(params) or not all(map(is_, group["params"], params)):
                 return False
-        for parameters, attribute, param, dtype in self.places:
+        for parameters, attribute, param, dtype, shape in self.places:
             if parameters.get(attribute) is not param or param.dtype is not dtype:
                 return False
-        return not self.lazy or any(map(is_lazy, self.lazy))
+            if not is_lazy(param) and param.shape != shape:
+                return False
+        return True
 
     @property
     def constant(self) -> bool:

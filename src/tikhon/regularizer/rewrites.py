@@ -15,6 +15,7 @@ from tikhon.regularizer.targets import is_lazy, local
 from tikhon.regularizer.terms import Binding
 
 _CHECKED = {1, 2, 10, 11, 100, 101, 1000, 1001}  # steps compared with the start of the next
+_PREDICTED = 5  # edits once an epoch whose next one is predicted, and compared
 _SAMPLE_SIZE = 4096  # entries of a parameter
 _RESTORED = 0.1  # of a change of the norm: what may be left when it has been undone
 _CHANGED = 1e-5  # relative change of a norm that counts
@@ -26,11 +27,15 @@ class RewriteDetector:
 
     So by clipping, renormalising, or copying an average into the model after each step. Changes
     that keep them (masks, a stricter bound) do not count, nor does a single one (a checkpoint).
-    In other than a few steps nothing is read, and on a device nothing waits.
+    In other than a few steps nothing is read, and on a device nothing waits. Edits once an epoch
+    are noticed by the version of a parameter, and the next one is expected as much later.
     """
 
     def __init__(self) -> None:
         self._steps = 0
+        self._checked = set(_CHECKED)
+        self._version: tuple[Tensor, int] | None = None  # of a parameter, at the last step's end
+        self._last_edit = 1  # the step before which it was edited last
         self._norms: dict[Binding, Tensor] = {}  # at the start of the step
         self._recorded: list[tuple[Binding, str, Tensor]] = []  # at its end
         self._flags: list[tuple[Found, Tensor | DeferredFlag]] = []
@@ -38,19 +43,32 @@ class RewriteDetector:
 
     def begin(self, bindings: Sequence[Binding]) -> Found | None:
         """Note a step's start; return a term whose effect was lost twice, and what it loses."""
+        self._steps += 1
+        self._predict_edit()
+        if self._steps in self._checked:
+            self._norms = {b: _norm(b) for b in bindings if _decays(b) and _is_readable(b)}
+        if not (self._flags or self._recorded):
+            return None
         self._losses.update(found for found, flag in self._flags if flag)
         self._flags = [
             ((b.name, what), _later(_is_lost(b, what, w))) for b, what, w in self._recorded
         ]
         self._recorded = []
-        self._steps += 1
-        if self._steps in _CHECKED:
-            self._norms = {b: _norm(b) for b in bindings if _decays(b) and _is_readable(b)}
         return next((found for found, count in self._losses.items() if count > 1), None)
+
+    def _predict_edit(self) -> None:
+        """Check the next edit too, if the weights were edited since the last step."""
+        if self._version is None or self._version[0]._version == self._version[1]:
+            return
+        spacing, self._last_edit = self._steps - self._last_edit, self._steps
+        if spacing > 1 and not self.is_done:
+            self._checked.add(self._steps + spacing - 1)
 
     def end(self, bindings: Sequence[Binding]) -> None:
         """Note its end."""
-        if self._steps not in _CHECKED:
+        param = bindings[0].target.params[0] if bindings else None
+        self._version = None if param is None else (param, param._version)
+        if self._steps not in self._checked:
             return
         for binding in filter(_is_readable, bindings):
             if binding.base.constraint:
@@ -64,8 +82,10 @@ class RewriteDetector:
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps have been checked."""
-        return self._steps > max(_CHECKED) + 1
+        """Whether enough steps have been checked."""
+        return len(self._checked) >= len(_CHECKED) + _PREDICTED and self._steps > (
+            max(self._checked) + 1
+        )
 
 
 def _is_lost(binding: Binding, what: str, recorded: Tensor) -> Tensor:
@@ -73,7 +93,8 @@ def _is_lost(binding: Binding, what: str, recorded: Tensor) -> Tensor:
     if what == "bound":
         return (recorded == 0) & (binding.base.value(binding.read()) > 0)
     if what == "zeros":
-        return (recorded & (_sample(binding) != 0)).any()
+        now = _sample(binding)  # of another shape if the parameter's data were replaced
+        return (recorded & (now != 0)).any() if now.shape == recorded.shape else now.new_zeros(())
     start, end = recorded
     change = (end - start).abs()
     restored = (_norm(binding) - start).abs() <= _RESTORED * change

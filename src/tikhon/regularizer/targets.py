@@ -134,10 +134,11 @@ class Product(Target):
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One parameter with all its names, and why a glob excludes it (or "")."""
+    """One parameter with all its names, its shape (or ()), and why a glob excludes it (or "")."""
 
     names: tuple[str, ...]
     param: nn.Parameter
+    shape: tuple[int, ...]
     owners: tuple[nn.Module, ...]
     excluded: str
 
@@ -202,6 +203,11 @@ def is_lazy(param: Tensor) -> bool:
     return nn.parameter.is_lazy(param)
 
 
+def shape_of(param: Tensor) -> tuple[int, ...]:
+    """Return the parameter's shape, () if not yet known."""
+    return () if is_lazy(param) else tuple(param.shape)
+
+
 def entries_of(model: nn.Module) -> list[Entry]:
     """Return every parameter of the (unwrapped) model once, in order, with all its names."""
     found: dict[int, tuple[list[str], nn.Parameter, list[nn.Module]]] = {}
@@ -212,7 +218,13 @@ def entries_of(model: nn.Module) -> list[Entry]:
             names.append(name)
             owners.append(module)
     return [
-        Entry(tuple(names), param, tuple(owners), _exclusion_reason(names, param, owners))
+        Entry(
+            tuple(names),
+            param,
+            shape_of(param),
+            tuple(owners),
+            _exclusion_reason(names, param, owners),
+        )
         for names, param, owners in found.values()
     ]
 
