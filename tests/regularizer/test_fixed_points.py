@@ -26,17 +26,18 @@ def kkt_point(penalty, shape):
     return w, w - z
 
 
-def step_from(name, penalty, how="objective"):
+def step_from(name, penalty, how="objective", last_rate=1.0):
     """The weights before and after one more step, once the optimizer's state is steady."""
     kind, options, steps = WITH_GAIN[name]
     model = linear()
     optimizer = kind(model.parameters(), **options)
     tk.regularize(model, optimizer, {"weight": penalty}, how=how)
     w, g = kkt_point(penalty, model.weight.shape)
-    for _ in range(steps + 1):
+    for count in range(steps + 1):
         with torch.no_grad():
             model.weight.copy_(w)
         model.weight.grad = g.clone()
+        optimizer.param_groups[0]["lr"] *= last_rate if count == steps else 1
         optimizer.step()
     return w, model.weight.detach()
 
@@ -54,6 +55,13 @@ def test_one_step_leaves_a_stationary_point(name, penalty):
             step_from(name, penalty)
         return
     before, after = step_from(name, penalty)
+    torch.testing.assert_close(after, before, rtol=1e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize("penalty", [tk.L1(0.3), tk.GroupLasso(0.5)], ids=describe)
+@pytest.mark.parametrize("name", WITH_GAIN)
+def test_so_does_a_step_whose_rate_has_changed(name, penalty):
+    before, after = step_from(name, penalty, last_rate=0.3)
     torch.testing.assert_close(after, before, rtol=1e-7, atol=3e-7)
 
 

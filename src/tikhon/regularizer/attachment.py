@@ -37,6 +37,7 @@ from tikhon.regularizer.step import (
     apply_proxes,
     bound_gains,
     check_rates,
+    note_gains,
     reading_of,
     store_weights,
     undo_decay,
@@ -176,6 +177,7 @@ class Attachment:
             self._on_change()
         plan = self.plan
         check_rates(plan)
+        note_gains(plan)
         for live in plan.tensors:
             live.update(self.steps)
         for live in plan.scheduled:

@@ -83,6 +83,7 @@ class Rule(NamedTuple):
     memory: MemoryOf | None
     uniform: bool
     couples_decay: bool = False  # adds `weight_decay` to gradients, unless a group disables it
+    renewed: str = ""  # key of the state's gain of the next step: a step uses it, then renews it
 
 
 _rules: dict[type[optim.Optimizer], Rule] = {}
@@ -270,7 +271,7 @@ def _adadelta(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
 
 
 def _asgd(optimizer: optim.Optimizer, group: Group, state: State) -> Gain:
-    # the state already has eta of the next step
+    # unless lr changed: the state already has eta of the next step
     lr, steps = group["lr"], as_number(state["step"]) - 1
     return Gain(lr / (1 + group["lambd"] * lr * steps) ** group["alpha"])
 
@@ -296,7 +297,7 @@ _ADAM_MEMORY = _adam_memory(lambda group: group["betas"][1])
 _rules.update(
     {
         optim.SGD: Rule(_sgd, None, uniform=True, couples_decay=True),
-        optim.ASGD: Rule(_asgd, None, uniform=True, couples_decay=True),
+        optim.ASGD: Rule(_asgd, None, uniform=True, couples_decay=True, renewed="eta"),
         optim.Adam: Rule(_adam, _ADAM_MEMORY, uniform=False, couples_decay=True),
         optim.AdamW: Rule(_adam, _ADAM_MEMORY, uniform=False),
         optim.NAdam: Rule(_nadam, _ADAM_MEMORY, uniform=False, couples_decay=True),

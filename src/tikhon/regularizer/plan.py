@@ -317,6 +317,8 @@ class FusedProx:
         strength = self.binding.live.value
         if self.binding.how != "objective" or rule is None:
             gain = Gain(decoupled_rate(self.binding.how, group))
+        elif param in self.binding.gains:
+            gain = Gain(self.binding.gains[param])
         else:
             state = optimizer.state[param]
             gain = rule.gain(optimizer, group, state)

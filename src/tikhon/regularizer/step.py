@@ -15,6 +15,7 @@ from tikhon.regularizer.controller import Controller, Reading
 from tikhon.regularizer.metric import (
     Gain,
     Group,
+    as_number,
     decoupled_rate,
     group_of,
     has_gain,
@@ -329,6 +330,8 @@ def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group, param: nn.
     """Return the gain of a term on one of its parameters."""
     if binding.how != "objective":
         return Gain(decoupled_rate(binding.how, group))
+    if param in binding.gains:
+        return Gain(binding.gains[param])
     return stationary_gain(optimizer, group, optimizer.state[param])
 
 
@@ -414,6 +417,14 @@ def reading_of(binding: Binding, plan: StepPlan, before: Tensor | None) -> Readi
         rate=rate,
         arrange=binding.arrange,
     )
+
+
+def note_gains(plan: StepPlan) -> None:
+    """Note the gains that the optimizer will use in this step and then renew."""
+    key = plan.rule.renewed if plan.rule else ""
+    for binding in plan.routes["prox"] if key else ():
+        states = ((p, plan.optimizer.state.get(p)) for p in binding.target.params)
+        binding.gains = {p: as_number(state[key].clone()) for p, state in states if state}
 
 
 def check_rates(plan: StepPlan) -> None:

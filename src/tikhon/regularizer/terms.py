@@ -174,6 +174,8 @@ class Binding:
     orthant_point: Tensor | None = None  # the orthant of the current step
     face: Tensor | None = None  # normals of the bound that holds weights in the current step
     weights_before: Tensor | None = None  # before the step, for cautious decay and faces
+    # gains of this step, if the optimizer renews them within it
+    gains: dict[nn.Parameter, float | Tensor] = field(default_factory=dict)
     had_gradients: bool = False  # whether it had gradients, if the optimizer may clear them
 
     @property
