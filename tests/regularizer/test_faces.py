@@ -16,6 +16,7 @@ GRAM = X.T @ X / len(X)
 COUPLING = torch.eye(4, dtype=torch.float64) + 0.2  # rows act on each other
 LENGTHS = GOAL.norm(dim=1, keepdim=True)
 ON_SPHERE = torch.where(LENGTHS > 4, 4 * GOAL / LENGTHS, GOAL)
+IN_SHELL = GOAL / LENGTHS * LENGTHS.clamp(3, 4)  # the last row is shorter
 CLAMPED = GOAL.clamp(-1, 2)
 MAKERS = {
     "Muon": lambda params: optim.Muon(params, lr=0.1, weight_decay=0.0),
@@ -25,6 +26,7 @@ MAKERS = {
 SETS = {
     "MaxNorm": (tk.MaxNorm(4.0), ON_SPHERE, torch.where(LENGTHS > 4, GOAL / LENGTHS, 0)),
     "L2Ball": (tk.L2Ball(float(GOAL.norm())), GOAL, GOAL / 5),
+    "MinMaxNorm": (tk.MinMaxNorm(3.0, 4.0), IN_SHELL, (GOAL - IN_SHELL) / LENGTHS),
     "NonNegative": (tk.NonNegative(), GOAL.clamp(min=0), GOAL.clamp(max=0)),
     "Box": (tk.Box(-1.0, 2.0), CLAMPED, GOAL - CLAMPED),
 }

@@ -322,9 +322,10 @@ def test_constraints_hold_after_every_step(name, constraint):
         (target,) = tk.select(model, "weight", rows=constraint.rows)
         assert constraint.value(target.read()) == 0
     plain = name == "Adam" and not isinstance(constraint, tk.SpectralBall | tk.TopK)
-    along = isinstance(constraint, tk.MaxNorm | tk.L2Ball | tk.UnitNorm)
+    along = isinstance(constraint, tk.MaxNorm | tk.MinMaxNorm | tk.L2Ball | tk.UnitNorm)
     flat = not (constraint.elementwise or plain or (along and name != "Adam"))
     assert reg.audit()["weight"].route == ("project, Euclidean" if flat else "project",)
+    assert ("not at the minimum on it" in reg.audit()["weight"].note) == flat
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ class Constraint(Proximable):
     constraint: ClassVar[bool] = True
     unweighted: ClassVar[str] = "a constraint has no strength that they could multiply"
 
+    @property
+    def has_interior(self) -> bool:
+        """Whether a row (or entry) on the bound may leave it inwards."""
+        return True
+
     def value(self, w: Tensor) -> Tensor:
         """0 where w is in the set up to rounding, otherwise infinite."""
         moved = (upcast(w) - upcast(self.prox(w, 1.0))).abs()
@@ -195,8 +200,13 @@ class UnitNorm(Constraint):
         scaled = _scale_to(_with_direction(rows), metric, 1.0, inside=False)
         return scaled.reshape(w.shape).to(w.dtype)
 
+    @property
+    def has_interior(self) -> bool:
+        """False: every row belongs on the sphere."""
+        return False
+
     def normals(self, w: Tensor) -> Tensor:
-        """Directions of the rows, all of which belong on the sphere."""
+        """Directions of the rows."""
         return _sphere_normals(w, 0.0)
 
 
@@ -249,6 +259,18 @@ class MinMaxNorm(Constraint):
             inside = torch.where(row_norms(rows) < self.min_value, outward, inside)
         moved = inside if self.rate == 1 else rows.lerp(inside, self.rate)
         return moved.reshape(w.shape).to(w.dtype)
+
+    @property
+    def has_interior(self) -> bool:
+        """Whether lengths may differ."""
+        return self.min_value < self.max_value
+
+    def normals(self, w: Tensor) -> Tensor:
+        """Directions of the rows on the outer sphere, and against them on the inner one."""
+        norms = row_norms(as_rows(w))
+        inner = norms <= self.min_value * (1 + 8 * torch.finfo(norms.dtype).eps)
+        outward = as_rows(_sphere_normals(w, self.max_value))
+        return torch.where(inner, -as_rows(_sphere_normals(w, 0.0)), outward).reshape(w.shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -211,9 +211,12 @@ def build_audit(
         norm = next((norms[id(owner)] for owner in entry.owners if id(owner) in norms), "")
         norm = norm if entry.name.rpartition(".")[2] != "bias" else ""
         scales = tuple(_time_scale(b, optimizers or ()) for b in own)
+        routes = tuple(_route(b, optimizers or ()) for b in own)
         notes = [_note(entry, own, norm, optimizers is None or id(entry.param) in held)]
         if entry.param.requires_grad:  # what is frozen forgets nothing
             notes += [_time_scale_text(scale, steps_per_epoch) for scale in scales if scale]
+        if any(route.endswith("Euclidean") for route in routes):
+            notes.append("kept within its set, but not at the minimum on it")
         rows.append(
             Assignment(
                 parameter=entry.name,
@@ -223,7 +226,7 @@ def build_audit(
                 terms=tuple(type(b.base).__name__ for b in own),
                 strengths=tuple(float(b.live.value) for b in own),
                 how=tuple("constraint" if b.base.constraint else b.how for b in own),
-                route=tuple(_route(b, optimizers or ()) for b in own),
+                route=routes,
                 note="; ".join(filter(None, notes)),
                 time_scales=scales,
             )

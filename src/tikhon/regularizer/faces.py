@@ -57,7 +57,9 @@ def _face(binding: Binding, gradient: Tensor, skipped: Tensor | None) -> Tensor:
     average = torch.where(_sum(binding, normals.abs()) > 0, average, 0)
     fine = average.isfinite() if skipped is None else average.isfinite() & ~skipped.bool()
     binding.average = torch.where(fine, average, earlier)
-    return torch.where(binding.average > 0, normals, 0) if binding.base.convex else normals
+    if not cast(Constraint, binding.base).has_interior:
+        return normals
+    return torch.where(binding.average > 0, normals, 0)
 
 
 @torch.no_grad()
