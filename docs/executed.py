@@ -26,8 +26,7 @@ HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "images"
 PAGES = [
     HERE.parent / "README.md",
-    HERE / "quickstart.md",
-    HERE / "sparsity.md",
+    *(HERE / f"{name}.md" for name in ("quickstart", "regularize", "sparsity")),
     *(p for p in sorted((HERE / "tutorials").glob("*.md")) if ".zh-CN" not in p.name),
 ]
 BLOCK = re.compile(
