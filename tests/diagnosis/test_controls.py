@@ -49,6 +49,26 @@ def test_steps_are_called_too_short_where_longer_ones_were_tried():
         assert "ten times" in slow[0].why, str(found)
 
 
+def test_decay_that_keeps_the_loss_at_chance_is_named_though_the_accuracy_is_fair():
+    torch.manual_seed(1)
+    x, y = kinds()
+    data = x, (y > 1).long()
+    found = asked(mlp(10, 32, 2), lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=50.0), data)
+    finding = next(f for f in found.findings if f.code == "underfitting")
+    assert finding.severity == "critical" and "weight decay" in finding.why, str(found)
+    assert finding.evidence["undecayed"] < finding.evidence["loss"] - 0.3, str(found)
+
+
+def test_decay_that_keeps_noisy_labels_from_being_memorised_is_no_fault():
+    torch.manual_seed(1)
+    x, y = kinds(400)
+    y = torch.where(torch.rand(400) < 0.7, torch.randint(2, (400,)), (y > 1).long())
+    engine = lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=20.0)  # noqa: E731
+    found = diagnose(mlp(10, 128, 2), (x, y), CE, optimizer=engine, steps=250, batch_size=32)
+    severe = {f.code for f in found.findings if f.severity == "critical"}
+    assert "underfitting" not in severe, str(found)
+
+
 @pytest.mark.parametrize("steps", [20, 60])
 def test_a_short_run_that_falls_with_steps_of_usual_size_is_no_fault(steps: int) -> None:
     torch.manual_seed(1)

@@ -188,6 +188,30 @@ def test_layers_side_by_side_are_no_line_of_layers(stacked):
     assert ("no_nonlinearity" in {f.code for f in found.findings}) == stacked, str(found)
 
 
+class Discarding(nn.Module):
+    """Activations whose results are thrown away, or multiplied by a factor that starts at zero."""
+
+    def __init__(self, gated):
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(10, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+        self.gate = nn.Parameter(torch.zeros(1)) if gated else None
+
+    def forward(self, x):
+        for layer in (self.one, self.two):
+            x = layer(x)
+            bent = torch.relu(x)
+            x = x if self.gate is None else x + self.gate * bent
+        return self.out(x)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_discarded_activations_are_named_where_a_linear_model_fits_too(gated):
+    torch.manual_seed(0)
+    x = torch.randn(400, 10)
+    found = tk.diagnose(Discarding(gated), (x, x[:, :4].argmax(1)), CE, optimizer=adam(1e-2))
+    assert ("no_nonlinearity" in {f.code for f in found.findings}) != gated, str(found)
+
+
 class Asking(nn.Module):
     """The inputs ask for slopes, so that a first segment can be recomputed."""
 

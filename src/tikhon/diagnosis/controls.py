@@ -223,13 +223,14 @@ def _disable_dropout(replica: Replica, run: CompletedRun) -> None:
 
 
 def _has_strong_weight_decay(ev: Evidence, run: CompletedRun) -> bool:
-    """Whether a penalty dominates, or weight decay shrinks weights by 2 %, and skill is low."""
+    """Whether a penalty dominates or decay shrinks weights by 2 %, and little was learned."""
+    is_low = _has_low_skill(ev) or ev.loss_at_chance
     if ev.penalty_share >= BALANCED:
-        return _has_low_skill(ev)
+        return is_low
     numbers = run.record.optimizer
     decay, rate = (number(numbers.get(k)) or 0.0 for k in ("weight_decay", "lr"))
     shrinks = rate * decay * run.trial.steps >= 0.02
-    return decay > DEFAULT_WEIGHT_DECAY and shrinks and _has_low_skill(ev)
+    return decay > DEFAULT_WEIGHT_DECAY and shrinks and is_low
 
 
 def _disable_weight_decay(replica: Replica, run: CompletedRun) -> None:

@@ -13,6 +13,8 @@ from statistics import median
 
 from tikhon.diagnosis.record import Point, Probe, Record, Site
 from tikhon.diagnosis.thresholds import (
+    AT_CHANCE,
+    ATTAINABLE,
     BACK,
     DEAD,
     EXCESS,
@@ -349,6 +351,22 @@ class Evidence:
         """Return the gain in skill of a control run; 0 if not run."""
         known = self.control(name)
         return 0.0 if known is None else known - max(self.final_skill, 0.0)
+
+    def loss_gain(self, name: str) -> float:
+        """Return the share of the trivial loss that a control run ends lower; 0 if not run."""
+        known = number(self.record.reference.get(f"{name}_loss"))
+        if known is None or self.end is None:
+            return 0.0
+        return self._loss_skill(known) - max(self._loss_skill(self.end.eval_loss), 0.0)
+
+    @cached_property
+    def loss_at_chance(self) -> bool:
+        """Whether a finished run ends near the trivial loss, whatever its accuracy."""
+        if not self.trained or self.end is None or not self.trivial:
+            return False
+        if (self.shallow_gain or 0.0) < ATTAINABLE:
+            return False  # noisy targets: a low loss would be memorised
+        return self._loss_skill(self.end.eval_loss) < AT_CHANCE
 
     def skill_evidence(self, name: str) -> dict[str, float]:
         """Return the skills of the run and of a control run, as evidence."""

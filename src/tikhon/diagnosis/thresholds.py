@@ -32,6 +32,8 @@ SMALL_WEIGHTS = 0.25  # lower limit of the same
 OUTLIER = 20.0  # factor between a layer's weights and the median layer's
 LEARNED = 0.9  # skill relative to a shallow model on the same data (convention)
 LIVELY = 0.21  # late decrease of the loss / range of its curve (recordings)
+AT_CHANCE = 0.05  # fall below the loss of a constant prediction [share] (convention)
+ATTAINABLE = 0.2  # gain in accuracy or R2 that implies a loss below AT_CHANCE [share]
 FAR_BEHIND = 0.5  # skill relative to a shallow model on the same data (convention)
 STILL = 0.02  # skill, and relative fall of the loss, below which nothing was learned (convention)
 RISE = 0.15  # relative rise of the loss above its minimum (convention)
@@ -193,6 +195,7 @@ MEASURES: dict[str, Measure] = {
     "gap": Measure("training minus validation metric", None, GAP),
     "rise": Measure("share of the lowest validation loss", None, RISE),
     "best_step": Measure("optimizer steps"),
+    "constant": Measure("loss of a constant prediction"),
     "learned": Measure("skill (0 = constant prediction, 1 = shallow model)", LEARNED, None),
     "penalty_share": Measure("share of the gradient", None, RESTRAINING),
     "weight_decay": Measure("of the optimizer"),

@@ -354,7 +354,11 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     """Find training that ends far below what the data allow, with intact gradients."""
     explained = {"exploding_gradient", "vanishing_gradient", "slow_convergence", "dying_relu"}
     explained |= {"saturated_activation", "oscillating_loss", "poor_init"}
-    if not ev.trained or ev.record.failure is not None or ev.final_skill >= e.RESTRAINED:
+    if not ev.trained or ev.record.failure is not None:
+        return None
+    if ev.final_skill >= e.FAR_BEHIND and ev.loss_at_chance:
+        return _small_outputs(ev)
+    if ev.final_skill >= e.RESTRAINED:
         return None
     share = penalty_share(ev)
     dropped = strong_dropout(ev)
@@ -387,6 +391,21 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
         why = sentence("why_narrow", width=width, layer=display_name(narrow[0]))
         return Finding("underfitting", "warning", narrow, numbers, why)
     return None if ev.falls_fast else _behind_baseline(ev, numbers)
+
+
+def _small_outputs(ev: Evidence) -> Finding | None:
+    """Report decay or a penalty that keeps outputs near constant though they rank rows well."""
+    if ev.loss_gain("undecayed") <= e.FREED or ev.end is None:
+        return None
+    numbers = {
+        "loss": ev.end.eval_loss or 0.0,
+        "constant": ev.trivial or 0.0,
+        "undecayed": number(ev.record.reference.get("undecayed_loss")) or 0.0,
+    }
+    why = sentence("why_decayed_loss", **numbers)
+    if ev.penalty_share >= e.BALANCED:
+        return Finding("underfitting", "critical", (), numbers, why)
+    return Finding("underfitting", "critical", (), numbers, why, fix="weight_decay=1e-2")
 
 
 def _behind_baseline(ev: Evidence, numbers: dict[str, float]) -> Finding:

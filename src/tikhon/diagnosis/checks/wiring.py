@@ -17,6 +17,7 @@ from tikhon.diagnosis.checks.initial import bias_share, poor_init
 from tikhon.diagnosis.checks.static import scales
 from tikhon.diagnosis.evidence import Evidence, middle, number, sizes
 from tikhon.diagnosis.findings import Finding
+from tikhon.diagnosis.record import Site
 from tikhon.languages import sentence
 
 CUT_FIXES = {
@@ -330,8 +331,9 @@ def _no_nonlinearity(ev: Evidence) -> Iterable[Finding]:
     bent, straight = (ev.fact(f"explained_{k}") for k in ("bent", "straight"))
     gain = bent - straight if bent is not None and straight is not None else 0.0
     harmed = ev.trained and ev.final_skill < e.LEARNED and not w.get("target_is_input")
-    if (bends or len(layers) < 2) and not (harmed and gain > e.BENDS):
-        return  # few rows may lie on one side of what bends; one layer is meant to be straight
+    may_bend = bool(bends) and not _are_discarded(ev, bends)  # on rows that were not tried
+    if (may_bend or len(layers) < 2) and not (harmed and gain > e.BENDS):
+        return  # one layer is meant to be straight
     if not bends and len(layers) < 2 and (straight or 0.0) > (bent or 0.0) / 2:
         return  # yes and no bend at their edge alone, which a straight function finds
     numbers = {"bend": bend, "layers": float(len(layers))}
@@ -354,6 +356,16 @@ def _no_nonlinearity(ev: Evidence) -> Iterable[Finding]:
     elif gain > e.BENDS and (harmed or not ev.trained) and len(layers) > 1:
         severity = "critical"  # one layer may be meant to be straight
     yield Finding("no_nonlinearity", severity, names, numbers, why, fix=fix)
+
+
+def _are_discarded(ev: Evidence, activations: list[Site]) -> bool:
+    """Whether no gradient comes back through any of the activations: their results are unused."""
+    first = ev.first
+    if first is None:
+        return False
+    names = {s.name for s in activations}
+    signals = [r.signal for s, r in zip(ev.record.sites, first.readings) if s.name in names]
+    return all(signal is None for signal in signals)
 
 
 def _one_sign(ev: Evidence) -> bool:
