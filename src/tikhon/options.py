@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,14 @@ def remove_options(command: Iterable[str], *options: str) -> list[str]:
 def rerun_command(command: Sequence[str]) -> list[str]:
     """Return the command to run again, without output and verbosity options."""
     return remove_options(command, *"--output -o --overwrite --json --quiet -q --verbose".split())
+
+
+def with_rerun_without_leaks(config: Mapping[str, Any], commands: Sequence[str]) -> list[str]:
+    """Suggest what to run next, starting with a rerun without columns that leak the target."""
+    notices = (config["data"].get("table") or {}).get("notices", ())
+    leaks = [n["values"] for n in notices if n.get("key", "").startswith("notice_leak")]
+    drop = [part for values in leaks for part in shlex.split(values["options"])]
+    return [*([shlex.join([*rerun_command(config["command"]), *drop])] if drop else []), *commands]
 
 
 def data_arguments(command: Sequence[str]) -> list[str]:

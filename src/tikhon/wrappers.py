@@ -1,8 +1,9 @@
-"""Wrapper modules of torch and its frameworks, recognised by type."""
+"""Wrapper modules of torch and its frameworks, recognised by type; the modes of modules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -31,6 +32,17 @@ def wrapped_name(module: nn.Module) -> str | None:
         if found is not None:
             return found
     return None
+
+
+@contextmanager
+def modes_restored(*models: nn.Module) -> Iterator[None]:
+    """Give each module back the mode that it has now, also in a model that is partly frozen."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def require_module(model: object) -> None:

@@ -56,6 +56,8 @@ def test_regression_answers_in_the_unit_of_the_target(tmp_path, command):
     asked = ["path", "rows.csv", "--target", "target", "--strengths", "20", "--output", "run"]
     told = command.run(*asked, cwd=tmp_path)
     assert told.code == 0 and "next:   tikhon predict run rows.csv" in told.out
+    page = (tmp_path / "run/report.html").read_text()
+    assert "354 rows to choose and train on, 88 to test" in page  # of 442, in folds
     command.run("predict", "run", "rows.csv", "--output", "p.csv", cwd=tmp_path)
     guess = pd.read_csv(tmp_path / "p.csv")["prediction"]
     assert guess.mean() == pytest.approx(frame["target"].mean(), rel=0.05)

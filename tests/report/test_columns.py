@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -36,10 +35,10 @@ TABLE = {
 RELIED = {"rows": 364, "columns": [["age", 0.2, 0.1, 0.3], ["plan", 0.01, -0.01, 0.03]]}
 
 
-def page(folder: Path, relied: dict, *, statements: Sequence = ({"code": "one_epoch"},)) -> Page:
+def page(folder: Path, relied: dict, **more: object) -> Page:
     config = {"kind": "fit", "data": {"name": "t", "table": TABLE}}
-    told = [{"level": "watch"} | statement for statement in statements]
-    result = {"kind": "fit", "importances": relied, "statements": told}
+    told = [{"level": "watch", "code": "one_epoch"}]
+    result = {"kind": "fit", "importances": relied, "statements": told, **more}
     return report.build(read(save(folder, config, [], result)))
 
 
@@ -92,10 +91,7 @@ def test_only_a_certain_rise_is_relied_on(tmp_path):
 
 
 def test_a_model_that_is_no_better_than_one_answer_relies_on_nothing(tmp_path):
-    worse = [
-        {"code": "no_better_mean", "rows": "9", "part": "test", "score": "1", "baseline": "1"}
-    ]
-    told = page(tmp_path / "run", RELIED, statements=worse)
+    told = page(tmp_path / "run", RELIED, margins={"constant": {"rmse": [0.1, 0.2]}})
     assert not any("elies" in shown(s) for s in (told.verdict, *told.remarks))
     assert all(s.title.key != "relies" for s in told.sections)
 

@@ -10,6 +10,7 @@ from sklearn.metrics import confusion_matrix, median_absolute_error
 from torch import nn
 
 from tikhon.layers import expected_calibration_error
+from tikhon.training import measures
 from tikhon.training.evaluation import MOST_CLASSES, MOST_ROWS, evaluate
 
 
@@ -56,3 +57,10 @@ def test_numbers_are_in_their_own_unit():
     assert found["largest_error"] == pytest.approx(float((true - predicted).abs().max()))
     assert len(found["pairs"]) <= MOST_ROWS
     assert np.allclose(found["pairs"][0], [float(true[0]), float(predicted[0])])
+
+
+def test_scoring_gives_each_module_its_own_mode_back():
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 2)).train()
+    model[0].eval()  # frozen by its owner
+    measures.predict(model, torch.randn(8, 6))
+    assert [module.training for module in model.modules()] == [True, False, True, True]

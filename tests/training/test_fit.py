@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -228,3 +230,9 @@ def test_seeds_that_are_none_are_refused_by_every_verb(verb):
     for seed in (-1, 2**32, None, 1.5):
         with pytest.raises(InputError, match="seed must be a whole number"):
             verb(seed)
+
+
+def test_a_kept_run_of_a_data_set_names_its_classes(iris, tmp_path):
+    fit(network(iris), iris.train, valid=iris.valid, epochs=1, output=tmp_path / "run")
+    saved = json.loads((tmp_path / "run/result.json").read_text())
+    assert saved["answer"] in [repr(name) for name in iris.train.classes]

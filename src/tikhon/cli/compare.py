@@ -22,6 +22,7 @@ from tikhon.options import (
     TRAINING,
     data_arguments,
     format_penalty,
+    with_rerun_without_leaks,
 )
 
 if TYPE_CHECKING:
@@ -185,8 +186,6 @@ def _run_comparison(
 
 def _suggest_next(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Suggest what to run next: a search, or the best method as tuned on one split."""
-    from tikhon.cli.results import with_rerun_without_leaks
-
     named, rows = data_arguments(config["command"]), result["methods"]
     bare = any(row["method"] == "none" and row["tied"] for row in rows)
     # no method beats plain training

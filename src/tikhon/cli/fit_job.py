@@ -12,7 +12,7 @@ from tikhon.cli import exporting, tables
 from tikhon.cli.folders import about_data, command_of, output_of
 from tikhon.cli.options import parse_penalty, parse_strength
 from tikhon.cli.progress import FitProgress
-from tikhon.cli.results import conclude_fit, fit_entries
+from tikhon.cli.results import conclude_fit
 from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.cli.startup import limit_threads
 from tikhon.cli.tables import print_notices
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
     from tikhon.data import Split
     from tikhon.training.recipe import Recipe
-    from tikhon.training.result import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +58,6 @@ def run_fit(request: FitRequest) -> int:
     limit_threads(job.about["model"]["parameters"] * request.training["batch_size"])
     showing = FitProgress(terminal, verbose=run.verbose)
 
-    def conclude(trained: Run) -> dict[str, Any]:
-        more = _test_results(terminal, request.network, job, trained.model)
-        return fit_entries(trained, job.path, more, job.parts.train.classes)
-
     with interruptible() as interrupt, showing as progress:
         found = fit(
             job.network,
@@ -82,7 +77,7 @@ def run_fit(request: FitRequest) -> int:
             on_tick=progress.tick,
             on_epoch=progress.epoch,
             on_warning=lambda text: terminal.note(f"warning: {text}", "yellow"),
-            conclude=conclude,
+            conclude=lambda run: _test_results(terminal, request.network, job, run.model),
             **job.training,
         )
     if found.ended == "stopped":

@@ -62,12 +62,24 @@ def config_of(
 
 
 def about_data(
-    source: Dataset, parts: Split, valid: float, test: float, table: TableOptions | None
+    source: Dataset,
+    parts: Split,
+    valid: float,
+    test: float,
+    table: TableOptions | None,
+    *,
+    folds: bool = False,
 ) -> dict[str, object]:
-    """Describe the data for `config.json`: enough to predict, and to recognise it."""
+    """Describe the data for `config.json`: enough to predict, and to recognise it.
+
+    With `folds` the validation rows are trained on too.
+    """
     from tikhon.data.description import describe_table
 
     fitted = parts.preprocessing
+    rows = {name: len(getattr(parts, name).x) for name in ("train", "valid", "test")}
+    if folds:
+        rows |= {"train": rows["train"] + rows["valid"], "valid": 0}
     more: dict[str, object] = {} if fitted is None else {"preprocessing": fitted.to_dict()}
     if table is not None and fitted is not None:
         more["format"] = asdict(table.format) if table.format else {}
@@ -75,11 +87,7 @@ def about_data(
     return more | {
         "name": source.name,
         "task": source.task,
-        "rows": {
-            "train": len(parts.train.x),
-            "valid": len(parts.valid.x),
-            "test": len(parts.test.x),
-        },
+        "rows": rows,
         "features": parts.train.x[0].numel(),
         "feature_names": list(parts.train.feature_names),
         "classes": list(source.classes),

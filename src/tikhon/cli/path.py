@@ -11,7 +11,7 @@ from tikhon.cli.option_groups import flag
 from tikhon.cli.options import Data, DataDir, Resumable, Seed, TestShare
 from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.errors import InputError, unknown_name
-from tikhon.options import DATA, MODEL, MODELS, REGULARIZATION
+from tikhon.options import DATA, MODEL, MODELS, REGULARIZATION, with_rerun_without_leaks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -136,7 +136,7 @@ def path(
         "shape": list(parts.train.shape),
         "outputs": source.outputs,
     }
-    about = about_data(source, parts, tables.VALID, test, options)
+    about = about_data(source, parts, tables.VALID, test, options, folds=build is None)
     config = config_of("path", folder_path, about, network, seed=seed)
     with RunDirectory(folder_path) as folder:
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
@@ -173,7 +173,7 @@ def _save(
     config: dict[str, Any],
     data: str,
 ) -> dict[str, Any]:
-    from tikhon.cli.results import suggest_predict, with_rerun_without_leaks
+    from tikhon.cli.results import suggest_predict
     from tikhon.report.kinds.path import selected
     from tikhon.runs.files import write_tensors
     from tikhon.runs.run_directory import MODEL, RESULT

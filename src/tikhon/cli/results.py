@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tikhon.options import rerun_command
 from tikhon.report.kinds.scores import learned_nothing
 from tikhon.report.page import Label, Mark, Page, PageTable
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
-    from tikhon.training.fit import Run
 
 _ONLY_IN_FILE = (
     "weights",
@@ -29,18 +27,6 @@ _HOW_IT_ENDED = {
     "early stopping": "stopped after {epochs} epochs, the state of epoch {best_epoch} was kept",
     "budget": "its time was over after {epochs} epochs",
 }
-
-
-def fit_entries(
-    run: Run, path: Path, more: Mapping[str, Any], classes: Sequence[str]
-) -> dict[str, Any]:
-    """Return the result of a fit with the names of classes and with `more` entries."""
-    from tikhon.runs.run_directory import CONFIG, RunDirectory
-    from tikhon.training.result import result_document
-
-    result = result_document(run, classes) | dict(more)
-    config = RunDirectory(path).read(CONFIG)
-    return {**result, "next": with_rerun_without_leaks(config, result["next"])}
 
 
 def conclude_fit(terminal: Terminal, path: Path) -> None:
@@ -116,14 +102,6 @@ def print_page(terminal: Terminal, page: Page) -> None:
             terminal.print_wrapped(english(table.note))
     for sentence in page.sentences:
         terminal.print_wrapped(english(sentence))
-
-
-def with_rerun_without_leaks(config: Mapping[str, Any], commands: Sequence[str]) -> list[str]:
-    """Suggest what to run next, starting with a rerun without columns that leak the target."""
-    notices = (config["data"].get("table") or {}).get("notices", ())
-    leaks = [n["values"] for n in notices if n.get("key", "").startswith("notice_leak")]
-    drop = [part for values in leaks for part in shlex.split(values["options"])]
-    return [*([shlex.join([*rerun_command(config["command"]), *drop])] if drop else []), *commands]
 
 
 def suggest_predict(result: Mapping[str, Any], path: Path, data: str) -> list[str]:

@@ -19,7 +19,16 @@ from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed, TestShare
 from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.errors import InputError
 from tikhon.numbers import format_duration
-from tikhon.options import DATA, LOSSES, MODEL, MODELS, TRAINING, remove_options, with_mode
+from tikhon.options import (
+    DATA,
+    LOSSES,
+    MODEL,
+    MODELS,
+    TRAINING,
+    remove_options,
+    with_mode,
+    with_rerun_without_leaks,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,7 +140,7 @@ def tune(
     entries = None if space is None else Space.from_toml(space)
     _check_sharing(workers, join, storage)
 
-    from tikhon.cli.results import conclude_saved, suggest_predict, with_rerun_without_leaks
+    from tikhon.cli.results import conclude_saved, suggest_predict
     from tikhon.cli.startup import limit_threads
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import CONFIG, JOURNAL, RunDirectory
@@ -151,7 +160,7 @@ def tune(
     config = config_of(
         "tune",
         path,
-        about_data(source, parts, tables.VALID, test, options),
+        about_data(source, parts, tables.VALID, test, options, folds=True),
         {
             "name": names[0],
             "shape": list(parts.train.shape),

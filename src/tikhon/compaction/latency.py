@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.errors import unknown_name
+from tikhon.wrappers import modes_restored
 
 Way = Literal["eager", "compile", "onnx"]
 
@@ -46,19 +47,14 @@ def speedup(
     if way not in get_args(Way):
         raise ValueError(unknown_name("way", way, get_args(Way)))
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    modes = [(module, module.training) for module in (model, small)]
-    try:
-        with torch.no_grad():
-            a, b = (_RUNNERS[way](module.eval(), inputs) for module in (model, small))
-            counts = _calls_within(a, seconds), _calls_within(b, seconds)
-            ratios = []
-            for _ in range(rounds):
-                a1, b1 = _seconds_per_call(a, counts[0]), _seconds_per_call(b, counts[1])
-                b2, a2 = _seconds_per_call(b, counts[1]), _seconds_per_call(a, counts[0])
-                ratios.append((a1 + a2) / (b1 + b2))
-    finally:
-        for module, training in modes:
-            module.train(training)
+    with modes_restored(model, small), torch.no_grad():
+        a, b = (_RUNNERS[way](module.eval(), inputs) for module in (model, small))
+        counts = _calls_within(a, seconds), _calls_within(b, seconds)
+        ratios = []
+        for _ in range(rounds):
+            a1, b1 = _seconds_per_call(a, counts[0]), _seconds_per_call(b, counts[1])
+            b2, a2 = _seconds_per_call(b, counts[1]), _seconds_per_call(a, counts[0])
+            ratios.append((a1 + a2) / (b1 + b2))
     return statistics.median(ratios)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tikhon.arguments import MAX_FLOAT32, MIN_POSITIVE, check_number, is_count
 from tikhon.errors import describe
+from tikhon.wrappers import modes_restored
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
@@ -231,14 +232,10 @@ def scale_temperature(
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     whole = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        batches: Iterable[Any] = [data] if whole else data
+    batches: Iterable[Any] = [data] if whole else data
+    with modes_restored(model):
+        model.eval()
         found = [(model(x.to(device)), y.to(device)) for x, y in map(_pair, batches)]
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if not found:
         raise ValueError("data has no batch: nothing to fit a temperature on")
     logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -15,7 +15,7 @@ from tikhon.arguments import check_number, is_count, is_one_of
 from tikhon.errors import describe, unknown_name
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.sources import noise_sources
-from tikhon.wrappers import named_modules
+from tikhon.wrappers import modes_restored, named_modules
 
 # their fast paths in evaluation would skip the noise of their children
 WITH_FAST_PATH = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -48,16 +48,12 @@ def montecarlo(model: nn.Module, *, also: str | Sequence[str] = ()) -> Iterator[
             "dropout, or name modules that call F.dropout in `also`"
         )
     noisy += [m for _, m in modules if _reads_a_childs_rate(m)]
-    before = [(module, module.training) for _, module in modules]
-    for module, _ in before:
-        module.training = False
-    for module in noisy:
-        module.training = True
-    try:
+    with modes_restored(model):
+        for _, module in modules:
+            module.training = False
+        for module in noisy:
+            module.training = True
         yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 def _as_globs(also: object) -> list[str]:

@@ -20,6 +20,7 @@ from tikhon.compaction.tracing import trace
 from tikhon.compaction.transformer_layers import with_traceable_layers
 from tikhon.sparsity.allocation import CostFunction, Counts
 from tikhon.sparsity.units import Layer
+from tikhon.wrappers import modes_restored
 
 _LINEAR = (nn.Linear, InputsFirst)
 _WEIGHTED = (*_LINEAR, nn.modules.conv._ConvNd)
@@ -56,15 +57,10 @@ class Graph:
     def of(cls, model: nn.Module, example: object) -> Graph:
         """Trace the model in evaluation mode, and restore its mode."""
         inputs = example if isinstance(example, tuple) else (example,)
-        modes = [(module, module.training) for module in model.modules()]
-        try:
+        with modes_restored(model), torch.no_grad():
             model.eval()
-            with torch.no_grad():
-                interpreter = Interpreter(trace(with_traceable_layers(model), inputs), RULES)
-                _run(interpreter, inputs)
-        finally:
-            for module, training in modes:
-                module.training = training
+            interpreter = Interpreter(trace(with_traceable_layers(model), inputs), RULES)
+            _run(interpreter, inputs)
         return cls(model, interpreter.analysis, interpreter.analysis.registry.roots())
 
     # -- who makes which units ----------------------------------------------------------------

@@ -13,6 +13,7 @@ from tikhon.data.forward import LossFunction, call_model, compute_loss, loss_tak
 from tikhon.data.nested import map_tensors
 from tikhon.errors import InputError
 from tikhon.regularizer.targets import is_distributed
+from tikhon.wrappers import modes_restored
 
 _STATISTICS = ("running_", "moving_")  # prefixes of running averages used in eval mode
 
@@ -114,14 +115,11 @@ def without_noise(model: nn.Module) -> Iterator[None]:
     averaging = [module for module in training if _has_running_statistics(module)]
     kept = [(b, b.clone()) for module in averaging for b in module.buffers(recurse=False)]
     try:
-        for module in training:
-            module.training = False
-        for module in averaging:
-            module.training = True
-        yield
+        with modes_restored(model):
+            for module in training:
+                module.training = module in averaging
+            yield
     finally:
-        for module in training:
-            module.training = True
         with torch.no_grad():
             for buffer, value in kept:
                 buffer.copy_(value)

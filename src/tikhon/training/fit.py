@@ -18,10 +18,11 @@ from tikhon.budget import parse_seconds
 from tikhon.copying import copy_with_model
 from tikhon.data.batches import pair
 from tikhon.data.classes import check_classes
-from tikhon.data.dataset import fingerprint
+from tikhon.data.dataset import Dataset, fingerprint
 from tikhon.data.forward import LossFunction
 from tikhon.data.nested import tensors, to_device
 from tikhon.errors import DataError, InputError, StorageError, describe, describe_misplaced
+from tikhon.options import with_rerun_without_leaks
 from tikhon.runs import checkpoint
 from tikhon.runs.files import to_plain, write_bytes, write_tensors
 from tikhon.runs.interrupt import ignore_messages, never_stop
@@ -127,20 +128,13 @@ def fit(
     recipe, stop = _check_arguments(model, recipe, unit), stop or never_stop
     if not checkpoint_every >= 0:
         raise InputError(f"checkpoint_every must be >= 0, received {checkpoint_every!r}")
+    seconds = parse_seconds(budget)
     settings = Settings(
-        loss,
-        optimizer,
-        lr,
-        momentum,
-        schedule,
-        batch_size,
-        epochs,
-        seed,
-        device,
-        parse_seconds(budget),
+        loss, optimizer, lr, momentum, schedule, batch_size, epochs, seed, device, seconds
     )
     if output is not None:  # fail before any training
         RunDirectory(output).check(resume=resume, overwrite=overwrite)
+    classes = train.classes if isinstance(train, Dataset) else ()
     train = pair(train, name="train") if isinstance(train, Iterator) else train  # readable once
     held_out = None if valid is None else pair(valid, name="valid")
     test_rows = None if test is None else pair(test, name="test")
@@ -181,7 +175,8 @@ def fit(
             where, command = str(folder.path), tuple(config.get("command", ()))
             run = _build_run(training, ended, where, test_rows, command, linear=linear)
             if ended != "stopped":
-                _write_results(folder, training, run, conclude(run) if conclude else {})
+                document = result_document(run, classes) | dict(conclude(run) if conclude else {})
+                _write_results(folder, training, config, document)
             return run
 
 
@@ -231,13 +226,18 @@ def _open_folder(
 
 
 def _write_results(
-    folder: RunDirectory, training: Training, run: Run, more: Mapping[str, object]
+    folder: RunDirectory,
+    training: Training,
+    config: Mapping[str, Any],
+    document: dict[str, Any],
 ) -> None:
     """Write weights, history and result, and seal the folder."""
+    if config.get("command"):
+        document["next"] = with_rerun_without_leaks(config, document["next"])
     write_tensors(folder.path / MODEL, dict(training.model.state_dict()))
     if not (folder.path / HISTORY).exists():
         write_bytes(folder.path / HISTORY, b"")
-    folder.write(RESULT, result_document(run) | dict(more))
+    folder.write(RESULT, document)
     folder.finish()
 
 

@@ -14,6 +14,7 @@ from tikhon.errors import InputError
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.runs.documents import SavedPenalty
 from tikhon.training.losses import Kind, Loss
+from tikhon.wrappers import modes_restored
 
 Epoch = dict[str, float]  # one row of the history: "epoch", "valid/loss", "penalty/l1/zeros"
 
@@ -21,7 +22,7 @@ _BINS = 41
 
 
 def predict(model: nn.Module, x: object) -> Tensor:
-    """Return the model's outputs in eval mode, restoring its mode.
+    """Return the model's outputs in eval mode, restoring its modes.
 
     Raises `InputError` for a model that does not return one tensor.
     """
@@ -44,14 +45,10 @@ def try_predict(model: nn.Module, x: object) -> Tensor | None:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode without gradients, and restore the mode."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+    """Run in eval mode without gradients, and restore the modes."""
+    with modes_restored(model), torch.no_grad():
+        model.eval()
+        yield
 
 
 def score(
@@ -65,7 +62,7 @@ def score(
 
 
 def mean_loss(model: nn.Module, x: object, y: Tensor, loss: Loss) -> float:
-    """Mean loss in eval mode, batches weighted by their rows; restores the mode."""
+    """Mean loss in eval mode, batches weighted by their rows; restores the modes."""
     with eval_mode(model):
         parts = iterate_slices((x, y))
         return sum(float(loss.on(model, part)) * len(part[1]) for part in parts) / len(y)

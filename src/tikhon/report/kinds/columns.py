@@ -8,6 +8,7 @@ from typing import Any
 
 from tikhon.report import charts
 from tikhon.report.kinds.elements import as_mapping, worst
+from tikhon.report.kinds.scores import learned_nothing
 from tikhon.report.page import (
     Chart,
     Label,
@@ -144,7 +145,7 @@ def importances(run: SavedRun) -> Section | None:
     """Plot the permutation importance of each column with its interval."""
     found = as_mapping(run.result.get("importances"))
     columns = list(found.get("columns") or ())[:_DRAWN]
-    if not columns or is_no_better_than_constant(run):
+    if not columns or learned_nothing(run.result):
         return None
     names, means, lows, highs = zip(*columns, strict=True)
     colours = ["series-1" if low > 0 else "muted" for low in lows]
@@ -157,17 +158,11 @@ def importances(run: SavedRun) -> Section | None:
     return Section(label("relies"), (Chart(label("loss_rise"), figure, alt, note, wide=True),))
 
 
-def is_no_better_than_constant(run: SavedRun) -> bool:
-    """Return whether the model was no better than a constant prediction: no column matters."""
-    told = [as_mapping(statement).get("code") for statement in run.result.get("statements") or ()]
-    return any(str(code).startswith("no_better") for code in told)
-
-
 def important_columns(run: SavedRun) -> Label | None:
     """Name the columns whose shuffling significantly raises the loss."""
     found = as_mapping(run.result.get("importances"))
     columns: list[tuple[str, float, float, float]] = list(found.get("columns") or [])
-    if not columns or is_no_better_than_constant(run):
+    if not columns or learned_nothing(run.result):
         return None
     certain = [(name, mean) for name, mean, low, _ in columns if low > 0][:_NAMED]
     if not certain:

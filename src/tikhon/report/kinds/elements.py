@@ -113,8 +113,9 @@ def about_data(data: Mapping[str, object]) -> list[tuple[Label, Label | str]]:
     count = {k: f"{v:,}" for k, v in as_mapping(rows).items() if isinstance(v, int)}
     values = {"name": data.get("name", "–"), "features": data.get("features", "–")}
     if {"train", "valid", "test"} <= count.keys():
+        key = "data_split" if count["valid"] != "0" else "data_folds"
         found: list[tuple[Label, Label | str]] = [
-            (label("about_data"), label("data_split", **count, **values))
+            (label("about_data"), label(key, **count, **values))
         ]
     else:
         known = f"{rows:,}" if isinstance(rows, int) else "–"
