@@ -26,7 +26,10 @@ HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "images"
 PAGES = [
     HERE.parent / "README.md",
-    *(HERE / f"{name}.md" for name in ("quickstart", "regularize", "sparsity", "tuning")),
+    *(
+        HERE / f"{name}.md"
+        for name in ("quickstart", "regularize", "hypergradient", "tuning", "sparsity")
+    ),
     *(p for p in sorted((HERE / "tutorials").glob("*.md")) if ".zh-CN" not in p.name),
 ]
 BLOCK = re.compile(
