@@ -28,7 +28,7 @@ PAGES = [
     HERE.parent / "README.md",
     *(
         HERE / f"{name}.md"
-        for name in ("quickstart", "regularize", "hypergradient", "tuning", "sparsity")
+        for name in ("quickstart", "regularize", "hypergradient", "tuning", "layers", "sparsity")
     ),
     *(p for p in sorted((HERE / "tutorials").glob("*.md")) if ".zh-CN" not in p.name),
 ]
