@@ -24,12 +24,10 @@ from unittest import mock
 
 HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "images"
+GUIDES = "quickstart regularize diagnosis hypergradient tuning layers sparsity"
 PAGES = [
     HERE.parent / "README.md",
-    *(
-        HERE / f"{name}.md"
-        for name in ("quickstart", "regularize", "hypergradient", "tuning", "layers", "sparsity")
-    ),
+    *(HERE / f"{name}.md" for name in GUIDES.split()),
     *(p for p in sorted((HERE / "tutorials").glob("*.md")) if ".zh-CN" not in p.name),
 ]
 BLOCK = re.compile(
