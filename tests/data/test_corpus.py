@@ -13,7 +13,7 @@ import pytest
 from data import corpus
 from data.corpus import Case, Flag, Text
 from tikhon.data import split
-from tikhon.data.columns import Column
+from tikhon.data.column import Column
 from tikhon.data.encoding import column_slices, encode_columns
 from tikhon.data.reading import Format, read_table
 from tikhon.data.table import TableOptions, load_table

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import tikhon as tk
-from tikhon.data.columns import Column
+from tikhon.data.column import Column
 from tikhon.data.quality_checks import find_leaks
 from tikhon.errors import DataError, InputError
 

@@ -10,7 +10,7 @@ import pytest
 
 from sample_runs import save
 from tikhon import report
-from tikhon.data.columns import Column
+from tikhon.data.column import Column
 from tikhon.languages import sentence
 from tikhon.report.kinds import columns
 from tikhon.report.kinds.columns import PARTS

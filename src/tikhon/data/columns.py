@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from tikhon.data import dates, number_parsing
+from tikhon.data.column import DAYS_AS_NUMBERS, Column
 from tikhon.data.raw_column import RawColumn
 from tikhon.data.reading import Source, quote_names
 from tikhon.data.scales import scale_of
@@ -22,12 +22,10 @@ from tikhon.data.text_cells import (
     normalize_label,
 )
 from tikhon.errors import DataError
-from tikhon.languages import Sentence, sentence
+from tikhon.languages import sentence
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Kind = Literal["number", "boolean", "category", "date", "time", "text", "dropped"]
 
 _MOSTLY = 0.5  # share of numbers (or dates) above which a column is numeric
 _MISSPELT_SHARE = 0.05  # share of other texts below which they are misspelt numbers
@@ -44,123 +42,12 @@ _TIME_NAME = re.compile(
     r"(?i:(?:^|[\W_])(?:ts|epoch|unix|utc)(?:[\W_]|$)|(?:time|stamp|date|[\W_]at)(?:[\W_]|s?$))"
     r"|(?<=[a-z])(?:At|Time|Timestamp|Date)$"
 )
-_DAYS_AS_NUMBERS = "%Y%m%d"
 _FEW_DAYS = 8  # fewest distinct values: of such numbers, 1 in 30 is a date by chance
 _DISTINCT = 0.9  # least share of distinct cells of an identifier: rows may repeat, cells be empty
 _MEASURED = re.compile(r"[-+(]?\d*[.,]\d+(?![\d.,])")  # a number with a fraction, then anything
 _WORD = re.compile(r"\b\w\w+\b")  # a hashed word
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
 _PHONE = re.compile(r"(?=(?:\D*\d){7})[+(\d][-+(). /\d]*")  # (555) 123-4567, +49 170 1234567
-_FORMATS = {
-    "ISO8601": "ymd",
-    "%Y/%m/%d": "ymd",
-    "%d.%m.%Y": "dmy",
-    "%d/%m/%Y": "dmy",
-    "%m/%d/%Y": "mdy",
-}  # names in older runs
-
-
-_FORMAT_READINGS = {
-    "dmy": "reading_day_first",
-    "mdy": "reading_month_first",
-    _DAYS_AS_NUMBERS: "reading_days",
-    "duration": "reading_spans",
-    "calendar": "reading_spans_long",
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its kind, and everything needed to parse and encode new cells like it."""
-
-    name: str
-    kind: Kind
-    categories: tuple[str, ...] = ()
-    format: str = ""  # of dates: ymd, dmy, mdy, or a strptime format; of text: words or letters
-    clock: bool = False  # dates include a time of day
-    reason: Sentence | None = None  # why it was dropped
-    decimal: str = "."  # "" if each cell determines its own decimal mark
-    unit: str = ""  # a currency, "%" or letters around the numbers
-    multiples: tuple[str, ...] = ()  # suffixes that scale the number: k, M, million
-    hashes: int = 0  # number of hashed features of free text
-    words: tuple[str, ...] = ()  # texts and bounds among numbers or dates, each with a flag
-    missing: tuple[str, ...] = ()  # texts among numbers or dates read as missing
-    short: bool = False  # two-digit years
-    serial: bool = False  # some dates are spreadsheet day numbers
-    scale: tuple[str, ...] = ()  # ordered words read as numbers, lowest first
-    spellings: tuple[str, ...] = ()  # alternative spellings of its categories
-
-    def to_dict(self) -> dict[str, object]:
-        """Return plain values; inverse of `from_dict`."""
-        usual = {f.name: f.default for f in fields(self)}
-        return {key: value for key, value in asdict(self).items() if value != usual[key]}
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any], *, decimal: str = ".") -> Column:
-        """Invert `to_dict`; `decimal` is the mark that older runs stored for all columns."""
-        names = ("categories", "multiples", "words", "missing", "scale", "spellings")
-        lists = {k: tuple(plain.get(k, ())) for k in names}
-        format = plain.get("format", "")
-        found = {"decimal": decimal, **plain, **lists, "format": _FORMATS.get(format, format)}
-        return cls(**found)
-
-    @property
-    def width(self) -> int:
-        """Number of values that encode one cell."""
-        if self.kind == "text":
-            return 1 + self.hashes
-        return 2 if self.words else 1
-
-    @property
-    def reading(self) -> Sentence | None:
-        """All `readings` as one sentence."""
-        told = self.readings
-        return (
-            reduce(
-                lambda rest, first: sentence("evidence_and", first=first, rest=rest), told[::-1]
-            )
-            if told
-            else None
-        )
-
-    @property
-    def readings(self) -> tuple[Sentence, ...]:
-        """Describe unusual formats detected in its cells."""
-        found = []
-        if self.decimal != ".":
-            found.append(sentence("reading_comma" if self.decimal else "reading_own_mark"))
-        if self.scale:
-            found.append(sentence("reading_scale", words=" < ".join(self.scale)))
-        if self.unit:
-            found.append(sentence("reading_unit", unit=self.unit))
-        if self.multiples:
-            found.append(sentence("reading_multiples", words=quote_names(self.multiples)))
-        if self.format in _FORMAT_READINGS:
-            found.append(sentence(_FORMAT_READINGS[self.format]))
-        if self.kind == "date" and self.format in dates.UNITS:
-            found.append(sentence("reading_epoch", unit=self.format))
-        if self.serial:
-            found.append(sentence("reading_serial"))
-        if self.short:
-            found.append(sentence("reading_years"))
-        if bounds := [w for w in self.words if w in number_parsing.FLAGS]:
-            key = "reading_marks" if bounds == ["*"] else "reading_limits"
-            found.append(sentence(key, marks=" ".join(bounds)))
-        if words := [w for w in self.words if w not in number_parsing.FLAGS]:
-            found.append(sentence("reading_words", words=quote_names(words)))
-        if self.missing:
-            found.append(sentence("reading_missing", words=quote_names(self.missing)))
-        if self.kind == "boolean" and self.spellings:
-            true, false = (
-                quote_names([w for w in self.spellings if (w.lower() in TRUE) is truth])
-                for truth in (True, False)
-            )
-            found.append(sentence("reading_truth", true=true, false=false))
-        elif self.spellings:
-            found.append(sentence("reading_spelling", words=quote_names(self.spellings)))
-        if self.kind == "text":
-            found.append(sentence(f"reading_text_{self.format}"))
-        return tuple(found)
 
 
 def infer_column(raw: RawColumn, *, category: bool = False) -> Column:
@@ -484,7 +371,7 @@ def _number(column: Column, values: np.ndarray) -> Column:
     distinct = np.unique(present)
     known = len(distinct)
     if whole and not column.words and _look_like_days(distinct):
-        return Column(column.name, "date", format=_DAYS_AS_NUMBERS)
+        return Column(column.name, "date", format=DAYS_AS_NUMBERS)
     if whole and not column.words and _TIME_NAME.search(column.name):
         if unit := _since_1970(distinct):
             return Column(column.name, "date", format=unit, clock=True)
@@ -501,7 +388,7 @@ def _look_like_days(numbers: np.ndarray) -> bool:
     if len(numbers) < _FEW_DAYS or numbers[0] < 19000101 or numbers[-1] > 21001231:
         return False
     texts = [f"{number:.0f}" for number in numbers]
-    return not np.isnan(parse_dates_as(texts, _DAYS_AS_NUMBERS)).any()
+    return not np.isnan(parse_dates_as(texts, DAYS_AS_NUMBERS)).any()
 
 
 def _since_1970(numbers: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     import numpy as np
 
-    from tikhon.data.columns import Column
+    from tikhon.data.column import Column
     from tikhon.languages import Sentence
 
 Task = Literal["classification", "regression"]

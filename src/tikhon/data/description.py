@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tikhon.data.columns import Column
+from tikhon.data.column import Column
 from tikhon.data.dates import format_day
 from tikhon.data.encoding import column_slices
 

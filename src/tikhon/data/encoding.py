@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tikhon.data import dates, number_parsing
+from tikhon.data.column import Column
 from tikhon.data.columns import (
-    Column,
     find_never_dates,
     parse_dates_as,
     refuse_infinite,

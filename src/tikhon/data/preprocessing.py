@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tikhon.data.columns import Column
+from tikhon.data.column import Column
 from tikhon.data.dataset import Table
 from tikhon.data.encoding import column_slices, encode_columns
 from tikhon.data.reading import Source, quote_names

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 
-from tikhon.data.columns import Column
+from tikhon.data.column import Column
 from tikhon.data.encoding import column_slices
 from tikhon.data.number_parsing import parse_number
 from tikhon.data.reading import Source, quote_names

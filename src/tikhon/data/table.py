@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from tikhon.data import quality_checks
-from tikhon.data.columns import Column, infer_column
+from tikhon.data.column import Column
+from tikhon.data.columns import infer_column
 from tikhon.data.dataset import Dataset, Table
 from tikhon.data.encoding import concatenate_columns, encode_column
 from tikhon.data.memory import refuse_too_large

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from tikhon.data import number_parsing
+from tikhon.data.column import Column
 from tikhon.data.columns import (
-    Column,
     infer_decimal_mark,
     number_column,
     refuse_infinite,
