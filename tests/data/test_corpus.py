@@ -17,7 +17,7 @@ from tikhon.data.column import Column
 from tikhon.data.encoding import column_slices, encode_columns
 from tikhon.data.reading import Format, read_table
 from tikhon.data.table import TableOptions, load_table
-from tikhon.errors import DataError
+from tikhon.errors import InputError
 
 CASES = corpus.cases()
 
@@ -40,7 +40,7 @@ def expected(cell: Any) -> Any:
     if isinstance(cell, datetime):
         return (cell - datetime(1970, 1, 1)).total_seconds() / 86400
     if isinstance(cell, time):
-        return (cell.hour * 60 + cell.minute) / 1440
+        return (cell.hour * 3600 + cell.minute * 60 + cell.second) / 86400
     return len(cell.text) if isinstance(cell, Text) else cell
 
 
@@ -54,7 +54,7 @@ def test_a_file_is_read_as_it_was_written_down(case: Case, tmp_path: Path):
     path.write_bytes(case.content)
     options = TableOptions("y", format=Format(**case.options))
     if case.error:
-        with pytest.raises(DataError, match=case.error):
+        with pytest.raises(InputError, match=case.error):
             load_table(path, options)
         return
     data = load_table(path, options)
@@ -144,3 +144,29 @@ def test_another_column_of_the_new_file_decides_for_one_in_doubt(sure, right, tm
     data = load_table(tmp_path / "learnt.csv", TableOptions("y"))
     assert data.table is not None
     assert encode_columns(read_table(tmp_path / "new.csv"), data.table.columns)[0, 0] == right
+
+
+REMARKS = [
+    ("5% | 7.5% | 90%", "0.05 | 0.5", "'a': no cell says '%', as in training"),
+    ("yes | no | ", "yes | maybe | Y", "'a': 1 value that training never saw"),
+    ("<1 | 2.5 | 7.5", "<1 | >9 | 3", "'a': 1 value that training never saw"),
+]
+
+
+@pytest.mark.parametrize(("learnt", "new", "said"), REMARKS)
+def test_new_rows_unlike_those_of_training_are_told(learnt, new, said, tmp_path):
+    for name, cells in (("learnt", learnt), ("new", new)):
+        (tmp_path / f"{name}.csv").write_bytes(corpus.column(name, f"{cells} | {cells}").content)
+    fitted = split(load_table(tmp_path / "learnt.csv", TableOptions("y"))).preprocessing
+    assert fitted is not None
+    source = read_table(tmp_path / "new.csv")
+    (told,) = [r for r in fitted.remarks(source, encode_columns(source, fitted.columns))
+               if "'y'" not in r and "far outside" not in r]  # fmt: skip
+    assert told.startswith(said.replace("1 value", "2 values"))
+
+
+def test_words_of_older_runs_stay_words(tmp_path):
+    path = tmp_path / "new.csv"
+    path.write_bytes(corpus.column("new", "7 years | 10+ years").content)
+    column = Column("a", "number", unit="years", words=("10+ years",))
+    np.testing.assert_array_equal(encode_columns(read_table(path), [column])[1], [np.nan, 0])

@@ -29,6 +29,8 @@ _FORMAT_READINGS = {
     DAYS_AS_NUMBERS: "reading_days",
     "duration": "reading_spans",
     "calendar": "reading_spans_long",
+    "minutes": "reading_minutes",
+    "hours": "reading_hours",
 }
 
 
@@ -52,6 +54,7 @@ class Column:
     serial: bool = False  # some dates are spreadsheet day numbers
     scale: tuple[str, ...] = ()  # ordered words read as numbers, lowest first
     spellings: tuple[str, ...] = ()  # alternative spellings of its categories
+    unread: str = ""  # a text of a category or free text that holds numbers: 120/80
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values; inverse of `from_dict`."""
@@ -123,4 +126,6 @@ class Column:
             found.append(sentence("reading_spelling", words=quote_names(self.spellings)))
         if self.kind == "text":
             found.append(sentence(f"reading_text_{self.format}"))
+        if self.unread:
+            found.append(sentence("reading_unread", cell=self.unread))
         return tuple(found)

@@ -32,6 +32,7 @@ _MISSPELT_SHARE = 0.05  # share of other texts below which they are misspelt num
 _LARGEST = 1e150
 _MAX_WORDS = 20  # most distinct words among numbers, and most levels that are always a category
 _MAX_UNITS = 8  # most units in one column of numbers
+_UNITS_SHARE = 0.8  # least share of numbers among texts for several units to be a fault
 _PROSE_WORDS = 3  # mean number of words from which a column is free text
 _WIDTHS = {"words": 64, "letters": 32}  # hashed features of free text
 _ID_NAME = re.compile(
@@ -46,8 +47,10 @@ _FEW_DAYS = 8  # fewest distinct values: of such numbers, 1 in 30 is a date by c
 _DISTINCT = 0.9  # least share of distinct cells of an identifier: rows may repeat, cells be empty
 _MEASURED = re.compile(r"[-+(]?\d*[.,]\d+(?![\d.,])")  # a number with a fraction, then anything
 _WORD = re.compile(r"\b\w\w+\b")  # a hashed word
+_PAIR = re.compile(r"[-+~$€£(\[]*#.*#", re.DOTALL)  # two numbers in a cell
+_SAMPLE = 1_000  # texts examined for numbers
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
-_PHONE = re.compile(r"(?=(?:\D*\d){7})[+(\d][-+(). /\d]*")  # (555) 123-4567, +49 170 1234567
+_PHONE = re.compile(r"(?=(?:\D*\d){7,15}\D*$)[+(\d][-+(). /\d]*")  # (555) 123-4567
 
 
 def infer_column(raw: RawColumn, *, category: bool = False) -> Column:
@@ -130,16 +133,8 @@ def _number_column(raw: RawColumn) -> Column | None:
         return None
     units = number_parsing.common_unit(numbers)
     if units is None:
-        different = sorted({one.unit.strip("*") or "none" for one in numbers})
-        many = len(different) > max(
-            _MAX_UNITS, len(cells.texts) / 10
-        )  # 12 Baker Street, 7 Elm Road
-        if cells.share(is_number) < 1 or len(cells.texts) <= _MAX_WORDS or many:
-            return None
-        raise DataError(
-            f"column {name!r} holds numbers in several units ({quote_names(different)}); write "
-            f"one unit, or say --categorical {name}"
-        )
+        refuse_units(name, cells, numbers, f"or say --categorical {name}")
+        return None
     decimal = infer_decimal_mark(raw)
     values, bounds = number_parsing.values_and_bounds(found, decimal)
     refuse_infinite(source, name, cells.expand_to_rows(values))
@@ -151,6 +146,21 @@ def _number_column(raw: RawColumn) -> Column | None:
         name, numbers, units, decimal, bounds, words=words, missing=cells.missing
     )
     return _number(column, cells.expand_to_rows(values))
+
+
+def refuse_units(
+    name: str, cells: TextCells, numbers: Sequence[number_parsing.ParsedNumber], remedy: str
+) -> None:
+    """Raise for many numbers in a few units, unless these are words (`12 Baker Street`)."""
+    different = sorted({one.unit.strip("*") or "none" for one in numbers})
+    many = len(different) > max(_MAX_UNITS, len(cells.texts) / 10)
+    phrases = any(" " in unit.replace("per ", "") for unit in different)
+    few = len(cells.texts) <= _MAX_WORDS or len(numbers) < _UNITS_SHARE * len(cells.texts)
+    if not (many or phrases or few):
+        raise DataError(
+            f"column {name!r} holds numbers in several units ({quote_names(different)}); write "
+            f"one unit, {remedy}"
+        )
 
 
 def number_column(
@@ -292,7 +302,8 @@ def _order(raw: RawColumn) -> str:
     parsed_dates = [one for one in found if one is not None]
     fitting = [o for o in dates.ORDERS if all(o in one.days for one in parsed_dates)]
     dashed = any(one.separator == "-" for one in parsed_dates)
-    if len(fitting) > 1 and not dashed and any(one.short for one in parsed_dates):
+    short = any(one.short and len(set(one.days.values())) > 1 for one in parsed_dates)
+    if len(fitting) > 1 and not dashed and short:
         fitting = _without_years_first(fitting, parsed_dates)
     if not fitting:
         raise DataError(
@@ -355,8 +366,7 @@ def _time_column(raw: RawColumn) -> Column | None:
     if cells.share(fits) <= _MOSTLY:
         return None
     words = _flag_words(raw.source, raw.name, cells, fits, "times") or ()
-    spans = {dates.duration_kind(text) for text in cells.texts}
-    format = min(spans - {""}, default="")  # "calendar" sorts before "duration"
+    format = dates.time_format([text for text, fit in zip(cells.texts, fits) if fit])
     return Column(raw.name, "time", format=format, words=words, missing=cells.missing)
 
 
@@ -413,9 +423,10 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
             return Column(name, "dropped", reason=reason)
         spaces = sum(level.count(" ") for level in levels) / len(levels)
         if spaces + 1 >= _PROSE_WORDS or len(levels) > len(present) / 2:
-            words = sum(len(_WORD.findall(level)) for level in levels) / len(levels)
-            by = "words" if spaces >= 1 and words >= 1 else "letters"
-            return Column(name, "text", format=by, hashes=_hashes(by, len(texts)))
+            bags = {tuple(_WORD.findall(level)) for level in levels} - {()}
+            by = "words" if spaces >= 1 and len(bags) > len(levels) / 2 else "letters"
+            hashes, unread = _hashes(by, len(texts)), find_unread_numbers(levels)
+            return Column(name, "text", format=by, hashes=hashes, unread=unread)
     counts = present.value_counts()
     chosen: dict[str, str] = {}
     for level in sorted(levels, key=lambda level: (-counts[level], level)):
@@ -425,7 +436,27 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
         "category",
         categories=tuple(sorted(chosen.values())),
         spellings=tuple(sorted(set(levels) - set(chosen.values()))),
+        unread="" if forced else find_unread_numbers(levels),
     )
+
+
+def find_unread_numbers(levels: Sequence[str]) -> str:
+    """Return a text if most hold numbers that text hides: two in a cell (120/80), or several units
+    ($5, €4); else "".
+    """
+    some = levels[:_SAMPLE]
+    shapes = {level: re.sub(r"\d+(?:[.,]\d+)*", "#", level) for level in some}
+    pairs = [level for level, shape in shapes.items() if _PAIR.match(shape)]
+    alike = len(set(shapes.values())) <= max(3, len(some) / 5)
+    if len(some) > _MAX_UNITS and alike and len(pairs) > _MOSTLY * len(some):
+        return pairs[0][:40]
+    parsed = [number_parsing.parse_number(level) for level in some]
+    numbers = [one for one in parsed if one is not None]
+    few = len(numbers) <= max(2, _UNITS_SHARE * len(some))
+    if few or any(one.bound for one in numbers) or any(re.match(r"0\d", level) for level in some):
+        return ""
+    plain = [one.unit for one in numbers if not one.unit or number_parsing.is_currency(one.unit)]
+    return some[0][:40] if plain or any("%" in one.unit for one in numbers) else ""
 
 
 def _hashes(by: str, rows: int) -> int:

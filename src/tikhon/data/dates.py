@@ -46,7 +46,8 @@ _ZONES = {
     **{"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7},
 }
 _ZONE = rf"(?:\s*(?P<zone>{'|'.join(_ZONES)}|(?:UTC|GMT)?[-+]\d\d:?\d\d|[-+]\d\d))?"
-_TAIL = rf"(?:(?:T|,?\s+(?:(?:at|um|à)\s+)?){_CLOCK}{_ZONE})?"
+_DATE_CLOCK = _CLOCK.replace("[:h]", "[:h.]").replace("(?::", "(?:[:.]", 1)  # 10.30.45 after it
+_TAIL = rf"(?:(?:T|:|,?\s+(?:(?:at|um|à)\s+)?){_DATE_CLOCK}{_ZONE}(?:\s+\([\w\s]+\))?)?"
 _WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
 _ANY_DAY = r"(?:[^\W\d_]{2,10}\.?,\s+)?"  # weekday in any language, before a comma
 _MONTH = r"(?P<name>[^\W\d_]{3,10})\.?"
@@ -65,8 +66,10 @@ _FORMS = [
         r"(?P<y>\d{4})[-/](?P<m>\d\d)",
         r"(?P<m>\d\d?)[-/](?P<y>\d{4})",
         rf"{_MONTH}[-. /,]*(?P<y>\d{{4}})",
+        r"(?P<y>(?:19|20)\d\d)(?P<m>\d\d)(?P<d>\d\d)",
         r"(?P<y>\d{4})[-\s]?Q(?P<q>[1-4])",
-        r"Q(?P<q>[1-4])[-\s/]?(?P<y>\d{4})",
+        r"(?:Q(?P<q>[1-4])|(?P<quarter>[1-4])Q|H(?P<half_year>[12]))[-\s/']*(?P<y>\d{4}|\d\d)",
+        r"(?:CW|KW|W|Week|Wk)\.?\s*(?P<w>[0-5]?\d)[-\s/,]+(?P<y>\d{4})",
         rf"{_WEEKDAY}{_MONTH}\s+(?P<d>\d{{1,2}})\s+{_CLOCK}{_ZONE}\s+(?P<y>\d{{4}})",
         r"(?P<y>\d{4})\s*[年년]\s*(?P<m>\d{1,2})\s*[月월]"
         rf"(?:\s*(?P<d>\d{{1,2}})\s*[日일号號]{_TAIL})?",
@@ -77,9 +80,10 @@ _FORMS = [
     )
 ]
 _TIME = re.compile(
-    rf"(?:(?P<days>-?\d{{1,5}})\s+days?,?\s+\+?)?{_CLOCK.replace('{1,2}', '{1,3}', 1)}",
+    rf"(?:(?P<days>-?\d{{1,5}})\s+days?,?\s+\+?)?{_CLOCK.replace('{1,2}', '{1,3}', 1)}{_ZONE}",
     re.IGNORECASE,
 )  # durations may include days and more than 24 hours
+_MINUTES = re.compile(r"(?P<min>\d{1,3}):(?P<s>[0-5]\d)(?:[.,](?P<f>\d{1,9}))?")  # 1:23.4
 _DOTTED = re.compile(r"(?P<h>\d{1,2})\.(?P<min>\d\d)\.(?P<s>\d\d)")  # 18.00.00
 _SPAN = re.compile(
     r"(?:P(?=[T\d]))?(?:(?P<y>\d{1,4})\s*y(?:(?:ea)?rs?)?\.?)?(?:,|\s+and)?\s*"
@@ -145,8 +149,10 @@ def parse_serial_date(text: str) -> ParsedDate | None:
     return ParsedDate(dict.fromkeys(ORDERS, days), clock=days % 1 > 0)
 
 
-def parse_time(text: str) -> float | None:
+def parse_time(text: str, *, minutes: bool = False) -> float | None:
     """Parse a time of day or a duration, in days; None for other text.
+
+    `1:23.4` is minutes and seconds; with `minutes` so is `12:30`.
 
     >>> parse_time("6:00 PM"), parse_time("36:00:00"), parse_time("1 days 12:00:00")
     (0.75, 1.5, 1.5)
@@ -154,6 +160,8 @@ def parse_time(text: str) -> float | None:
     (0.05, 2.25, 0.125)
     """
     text = normalize_text(text)
+    if (short := _MINUTES.fullmatch(text)) and (minutes or short["f"]):
+        return (int(short["min"]) * 60 + float(f"{short['s']}.{short['f'] or 0}")) / 86400
     if hour := _HOUR.fullmatch(text):
         return _day_fraction(hour)
     found = _TIME.fullmatch(text)
@@ -161,10 +169,31 @@ def parse_time(text: str) -> float | None:
         dotted = _DOTTED.fullmatch(text)
         return _parse_duration(text) if dotted is None else _day_fraction(dotted)
     fraction = _day_fraction(found, hours=999)
-    return None if fraction is None else int(found["days"] or 0) + fraction
+    if fraction is None:
+        return None
+    return fraction % 1 if found["zone"] else int(found["days"] or 0) + fraction
 
 
-def duration_kind(text: str) -> str:
+def time_format(texts: Sequence[str]) -> str:
+    """Return what the times of a column are: "" of day, "duration", "calendar" (durations with
+    months or years), "minutes" where `12:30` is proved to be minutes and seconds, or "hours" where
+    it is not, beside times with seconds.
+
+    >>> time_format(["59:30", "1:02:15"]), time_format(["12:30", "1:02:15"])
+    ('minutes', 'hours')
+    """
+    if kinds := {_duration_kind(text) for text in texts} - {""}:
+        return min(kinds)
+    short = [found for text in texts if (found := _MINUTES.fullmatch(normalize_text(text)))]
+    longest = max((parse_time(text) or 0.0 for text in texts), default=0.0)
+    has_seconds = any(text.count(":") > 1 for text in texts)
+    beyond = any(int(found["min"]) >= 24 for found in short)
+    if any(found["f"] for found in short) or (has_seconds and beyond):
+        return "minutes"
+    return "duration" if longest > 1 else "hours" if short and has_seconds else ""
+
+
+def _duration_kind(text: str) -> str:
     """Return "duration" for text with named units, "calendar" if they include months or years,
     "" for other text.
     """
@@ -230,11 +259,13 @@ def _from_named_fields(found: re.Match[str]) -> ParsedDate | None:
     """Parse a date with a named month, or whose fields admit only one order."""
     parts = found.groupdict()
     name = parts.get("name")
-    month = _month(name) if name else int(parts.get("m") or 3 * int(parts.get("q") or 0) - 2)
+    half = int(parts.get("half_year") or 1)
+    quarter = int(parts.get("q") or parts.get("quarter") or 2 * half - 1)
+    month = _month(name) if name else int(parts.get("m") or 3 * quarter - 2)
     fraction = _day_fraction(found)
     day = None if month is None else _day(parts["y"], month, int(parts.get("d") or 1))
     if parts.get("w"):
-        day = _from_week(int(parts["y"]), int(parts["w"]), int(parts["wd"] or 1))
+        day = _from_week(int(parts["y"]), int(parts["w"]), int(parts.get("wd") or 1))
     if day is None or fraction is None:
         return None
     short = len(parts["y"]) == 2

@@ -46,11 +46,12 @@ def encode_columns(source: Source, columns: Sequence[Column]) -> np.ndarray:
     if not columns:
         return np.zeros((len(source.frame), 0))
     return concatenate_columns(
-        [encode_column(_matching_column(source, column), column) for column in columns]
+        [encode_column(matching_column(source, column), column) for column in columns]
     )
 
 
-def _matching_column(source: Source, column: Column) -> RawColumn:
+def matching_column(source: Source, column: Column) -> RawColumn:
+    """Return the column of a source with this name, outer blanks aside."""
     named = column.name in source.frame.columns
     return RawColumn(source, column.name if named else column.name.strip())
 
@@ -92,7 +93,8 @@ def encode_column(raw: RawColumn, column: Column) -> np.ndarray:
         return _dates(raw, column)
     if column.kind == "time":
         cells = time_cells(raw)
-        return _with_flags(raw.source, column, cells, raw.times, cells.texts, "times")
+        values = raw.parse_times(minutes=column.format == "minutes")
+        return _with_flags(raw.source, column, cells, values, cells.texts, "times")
     if column.kind == "text":
         return _hashed(column, raw.texts)
     return _codes(column, raw.texts)[:, None]
@@ -118,6 +120,9 @@ def _numbers(raw: RawColumn, column: Column) -> np.ndarray:
     values, bounds = number_parsing.values_and_bounds(raw.parsed_numbers, mark)
     refuse_infinite(source, column.name, cells.expand_to_rows(values))
     words = [bound or text for bound, text in zip(bounds, cells.texts, strict=True)]
+    for i, text in enumerate(cells.texts):
+        if text in column.words:  # in runs of versions that did not read `3 or more`
+            values[i], words[i] = np.nan, text
     return _with_flags(source, column, cells, values, words, "numbers")
 
 
@@ -201,7 +206,8 @@ def _with_flags(
         return cells.expand_to_rows(values)[:, None]
     index = {word: code for code, word in enumerate(column.words)}
     codes = np.array([index.get(word, np.nan) for word in words], float)
-    codes[other & np.isnan(codes)] = -1
+    unseen = np.array([w in number_parsing.FLAGS and w not in index for w in words], bool)
+    codes[(other & np.isnan(codes)) | unseen] = -1
     return np.stack([cells.expand_to_rows(values), cells.expand_to_rows(codes)], axis=1)
 
 

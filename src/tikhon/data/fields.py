@@ -74,6 +74,24 @@ def detect_separator(path: Path, text: TextLines) -> str:
     return fitting[0] if fitting else usual
 
 
+def repair_quotes(text: str, told: str | None, usual: str) -> tuple[str, str]:
+    """Return a text with quotes as in CSV, and the key of a notice ("" if nothing was done).
+
+    Repaired are quotes inside cells written `\\"`, and rows quoted as a whole (`"1,a"`).
+    """
+    mark = told or usual
+    widths = set(count_fields(TextLines(text), mark))
+    if widths == {0} and '\\"' in text:
+        doubled = re.sub(r'(?<!\\)((?:\\\\)*)\\"', r'\1""', text)
+        if count_fields(TextLines(doubled), mark) != [0]:
+            return doubled, "notice_backslashes"
+    if widths == {1} and text.startswith('"') and mark in text.partition("\n")[0]:
+        with allow_long_fields(), suppress(csv.Error):
+            rows = list(csv_rows(TextLines(text), mark))
+            return "\n".join("".join(row) for row in rows) + "\n", "notice_quoted_rows"
+    return text, ""
+
+
 def blank_titles(text: str, told: str | None, usual: str) -> tuple[str, int]:
     """Replace title lines above the header by blank ones; return the text and their number."""
     head = TextLines(TextLines(text).head(_FIRST))

@@ -50,6 +50,12 @@ _BOUND_WORDS = {
     **dict.fromkeys(("more than", "over", "above", "at least"), ">"),
     **dict.fromkeys(("about", "approx", "approximately", "around", "ca", "circa"), "~"),
 }  # ignoring case
+_REACH = (
+    r"(?i:(?:or|and|&)\s+(?:(?P<more>more|over|above|older|up|greater|higher)"
+    r"|less|under|below|younger|fewer|lower))"
+)  # 3 or more, 65 and older
+_WORD = r"(?!(?i:or|and)\s)°?[^\W\d_]{1,12}\.?[23]?"
+_UNIT = rf"(?:/\s*|(?i:per)\s+)?{_WORD}(?:\s*/\s*{_WORD}|\s+{_WORD}){{0,2}}"  # kg, mg/dL, sq. ft.
 _IN_WORDS = "|".join(_BOUND_WORDS).replace(" ", "[ ]")
 _NUMBER = re.compile(
     rf"""(?P<bound><=|>=|[<>≤≥~≈]|(?i:{_IN_WORDS})\.?(?=[\s.]))?\s*
@@ -58,11 +64,11 @@ _NUMBER = re.compile(
     \s*(?P<second>[-+])?
     (?P<digits>[\d.,'’_ ]*\d[.,]?)
     (?P<exponent>[eE][-+]?\d{{1,4}}|[dD][-+]\d{{1,4}}|\s*[xX×*·]\s*10\s*\^\s*[-+]?\d{{1,4}})?
-    (?P<spread>\s*(?:±|\+/-|\+-)\s*\d[\d.,]*)?
+    (?P<spread>\s*(?:±|\+/-|\+-)\s*\d[\d.,]*)?(?P<plus>\+)?
     (?:\s*(?P<multiple>(?i:{_MULTIPLE}))\.?\s*(?=[{_SYMBOLS}]|[A-Z]{{3}}\b))?
-    \s*(?P<after>[%‰{_SYMBOLS}]|/(?:5|10|20|50|100)|°?[^\W\d_]{{1,12}}(?:/[^\W\d_]{{1,5}})?[23]?
-    |°|'|")?(?:(?<=[^\W\d_])\.)?
-    \s*(?P<trail>[-+])?\s*(?P<close>\))?(?P<note>\s*[*†‡§]{{1,3}})?""",
+    \s*(?P<after>[%‰{_SYMBOLS}]|/(?:5|10|20|50|100)|{_UNIT}|°|'|")?
+    \s*(?P<trail>[-+])?\s*(?P<close>\))?(?P<reach>\s+{_REACH})?
+    (?P<note>\s*(?:[*†‡§]{{1,3}}|\[\w{{1,3}}\]|\([^\W\d_][^()\d]{{0,30}}\)))?""",
     re.VERBOSE,
 )
 _GROUPED = {
@@ -88,6 +94,8 @@ _FRACTION = re.compile(
 )  # without a whole number, 1/2 may be a date; ½ may not
 _LENGTHS = {"'": "ft", "foot": "ft", "feet": "ft", '"': "in", "inch": "in", "inches": "in"}
 _INFINITE = re.compile(r"([-+]?)(?:inf|infinity|∞)", re.IGNORECASE)
+_NOTHING = re.compile(rf"([A-Z]{{0,3}}[{_SYMBOLS}])\s*-")  # $ -, zero in accounts
+_PRICE_END = re.compile(r"(?<=\d)[.,/][-\u2010-\u2013](?=\s|$)")  # 955,- and 282/-
 _PLAIN = re.compile(r"[-+]?\d+")
 
 
@@ -165,12 +173,14 @@ def parse_number(text: str) -> ParsedNumber | None:
     >>> parse_number("1.036").decimal_mark
     '?'
     """
-    text = normalize_text(text)
+    text = _PRICE_END.sub("", normalize_text(text))
     if _PLAIN.fullmatch(text):
         value = float(text)
         return ParsedNumber(value, value)
     found = _NUMBER.fullmatch(text)
     if not found:
+        if nothing := _NOTHING.fullmatch(text):
+            return ParsedNumber(0.0, 0.0, unit=nothing[1])
         if infinite := _INFINITE.fullmatch(text):
             value = math.copysign(math.inf, -1 if infinite[1] == "-" else 1)
             return ParsedNumber(value, value)
@@ -223,12 +233,14 @@ def _parse_fraction(text: str) -> ParsedNumber | None:
 
 
 def _bound(found: re.Match[str]) -> str:
+    if found["reach"]:
+        return ">" if found["more"] else "<"
     bound = " ".join((found["bound"] or "").rstrip(".").lower().split())
     if bound:
         return _BOUND_WORDS.get(bound) or _BOUNDS.get(bound, bound)
     if found["spread"]:
         return "~"
-    return ">" if found["trail"] == "+" else "*" if found["note"] else ""
+    return ">" if "+" in (found["plus"], found["trail"]) else "*" if found["note"] else ""
 
 
 def _has_conflicting_signs(found: re.Match[str]) -> bool:
@@ -240,10 +252,11 @@ def _has_conflicting_signs(found: re.Match[str]) -> bool:
 
 def _unit(before: str | None, multiple: str | None, after: str | None) -> tuple[str | None, float]:
     """Return the unit (None if the text is not a number) and the factor of its multiple."""
+    after = (after or "").removesuffix(".")
     before = (before or "").removesuffix(".")
     if before and before[-1] not in _SYMBOLS and before not in _CURRENCIES | _WORDS:
         return None, 1.0
-    after = "" if (after or "").lower() in _ORDINALS else after or ""  # the 37th
+    after = "" if after.lower() in _ORDINALS else after  # the 37th
     if multiple:  # 3 Mio. €
         factor = _factor(multiple)
         told = factor is not None and not before and is_currency(after)
@@ -251,7 +264,8 @@ def _unit(before: str | None, multiple: str | None, after: str | None) -> tuple[
     if factor := _factor(after):
         return before or f"*{after}", factor
     if before and after and after not in _CURRENCIES:
-        return None, 1.0
+        told = before + after if after.startswith("/") else f"{before} {after}"
+        return told if re.match(r"/|per\s", after) else None, 1.0  # $10/hr
     return before or after or "", 1.0
 
 
@@ -286,7 +300,7 @@ def normalize_unit(unit: str) -> str:
     """
     if unit.startswith("*"):
         return "*"
-    unit = _LENGTHS.get(unit.lower(), unit)
+    unit = re.sub(r"\s*/\s*", "/", _LENGTHS.get(unit.lower(), unit).replace(".", ""))
     if len(unit) > 3 or unit[:1] not in _BY_CASE:
         unit = unit.lower()
     return unit[:-1] if len(unit) > 2 and unit.endswith("s") and "/" not in unit else unit

@@ -11,8 +11,10 @@ import numpy as np
 
 from tikhon.data.column import Column
 from tikhon.data.dataset import Table
-from tikhon.data.encoding import column_slices, encode_columns
+from tikhon.data.encoding import column_slices, encode_columns, matching_column
+from tikhon.data.number_parsing import is_currency, parse_number
 from tikhon.data.reading import Source, quote_names
+from tikhon.data.text_cells import FALSE, TRUE
 from tikhon.errors import DataError
 from tikhon.languages import sentence
 
@@ -181,6 +183,8 @@ class Preprocessing:
         found: list[str] = (
             [sentence("notice_left_out", columns=quote_names(extra))] if extra else []
         )
+        for column in self.columns:
+            found += _remarks_on_texts(source, column)
         for column, codes in _iterate_codes(values, self.columns):
             if unseen := int((codes == -1).sum()):
                 found.append(sentence("remark_unseen", name=column.name, count=unseen))
@@ -223,6 +227,22 @@ class Preprocessing:
                 "train again"
             ) from error
         return found
+
+
+def _remarks_on_texts(source: Source, column: Column) -> list[str]:
+    """Report truth values that no cell of training could be, and numbers without their unit."""
+    measured = column.unit and not is_currency(column.unit)
+    if not measured and column.kind != "boolean":
+        return []
+    cells = matching_column(source, column).cells
+    texts = [text for text, none in zip(cells.texts, cells.is_missing) if not none]
+    if measured:
+        parsed = [one for text in texts if (one := parse_number(text)) is not None]
+        bare = parsed and not any(one.unit for one in parsed)
+        return [sentence("remark_no_unit", name=column.name, unit=column.unit)] if bare else []
+    other = np.array([text.lower() not in TRUE | FALSE for text in cells.texts], bool)
+    unseen = int(cells.counts[other & ~cells.is_missing].sum())
+    return [sentence("remark_unseen", name=column.name, count=unseen)] if unseen else []
 
 
 def _names_of(column: Column, levels: LevelEncoding) -> list[str]:
@@ -386,7 +406,7 @@ _CYCLES = {
 
 def _cycles(column: Column) -> tuple[str, ...]:
     if column.kind == "time":
-        return () if column.format else ("day",)  # a duration has no time of day
+        return ("day",) if column.format in ("", "hours") else ()  # a duration has no time of day
     if column.kind == "date":
         return ("year", "week", "day") if column.clock else ("year", "week")
     return ()

@@ -11,8 +11,9 @@ import numpy as np
 
 from tikhon.data.column import Column
 from tikhon.data.encoding import column_slices
-from tikhon.data.number_parsing import parse_number
+from tikhon.data.number_parsing import MISSING, parse_number
 from tikhon.data.reading import Source, quote_names
+from tikhon.data.text_cells import FALSE, TRUE
 from tikhon.languages import Sentence, sentence
 
 _RARE_SHARE = 0.1
@@ -24,11 +25,16 @@ _EXACT = 1e-8  # residual share of the target's variance for an exact combinatio
 _MAX_TERMS = 6  # most columns in such a sum or product
 _MAX_COLUMNS = 50  # most numeric columns searched for it
 _CHANCE_LEVEL = 1e-3  # probability that columns are equal by accident
+_WIDE, _REPEATED = 10, 0.01  # a range, and a share of rows, of numbers with a sentinel beside them
+_ABBREVIATION = 4  # letters
+_DAY_AND_MONTH = re.compile(r"\d{1,2}-[A-Z][a-z]{2}|[A-Z][a-z]{2}-\d\d")
+_RANGE = re.compile(r"\d+ ?- ?\d+")
 _MIN_GROUPS = 10  # fewest distinct values of a column of groups
 _BLOCK = 10_000  # rows hashed at a time
 _TOTAL = re.compile(
     r"\s*(?:(?:grand|sub)[- ]?)?(?:totals?|sum|overall|all|summe|gesamt|insgesamt|total général|"
-    r"totale|suma|итого|всего|合计|总计|合計|総計)\s*:?\s*",
+    r"totale|suma|итого|всего|合计|总计|合計|総計|average|mean|mittelwert|平均)"
+    r"(?:\s+\d{4})?\s*:?\s*|.*\s(?:sub)?total\s*",
     re.IGNORECASE,
 )
 _GROUP_NAME = re.compile(
@@ -37,9 +43,8 @@ _GROUP_NAME = re.compile(
     r"|(?<=[a-z])I[dD]$"
 )
 _SENTINELS = frozenset(
-    [sign * (10.0**k - 1) for k in range(1, 8) for sign in (-1, 1)]
-    + [-1.0, 777.0, 888.0, 7777.0, 8888.0, 32767.0, 65535.0, 2147483647.0]
-)
+    [-1.0, 777.0, 888.0, 7777.0, 8888.0, 32767.0, 65535.0, 2147483647.0, -999.25, 1e20, 9.96921e36]
+)  # with those of nines (-999, -99.9): of surveys, instruments and well logs, and of netCDF
 
 
 def report_formats(columns: Sequence[Column]) -> list[Sentence]:
@@ -71,14 +76,47 @@ def find_na_labels(source: Source, target: str) -> list[Sentence]:
 
 
 def find_similar_labels(name: str, labels: Sequence[str]) -> list[Sentence]:
-    """Report labels that are kept apart although they differ only in case (single letters) or in
-    trailing punctuation (`>50K.`).
+    """Report labels that are kept apart although they differ only in case (single letters), in
+    trailing punctuation (`>50K.`), or as an abbreviation and its word.
     """
     letters = [label for label in labels if len(label) == 1 and label.isalpha()]
     found = [label for label in letters if label.swapcase() in set(labels) - {label}]
     bare = [re.sub(r"[\s.,;:!]+$", "", label).lower() for label in labels]
     found += [label for label, b in zip(labels, bare) if len(label) > 1 and bare.count(b) > 1]
+    for truths in (TRUE, FALSE):  # Y, yes, N, no, unknown
+        spelt = [label for label in labels if label.lower() in truths and label.isalpha()]
+        found += spelt if len(spelt) > 1 else []
+    pairs = {
+        label: short
+        for short in (label for label in labels if len(label) <= _ABBREVIATION and label.isalpha())
+        for label in labels
+        if len(label) > len(short) + 2 and label.lower().startswith(short.lower())
+    }
+    if len(pairs) > 1:
+        found += [word for pair in pairs.items() for word in pair[::-1]]  # M, male, F, female
+    found = list(dict.fromkeys(found))
     return [sentence("notice_kept_apart", labels=quote_names(found), name=name)] if found else []
+
+
+def find_missing_levels(column: Column) -> list[Sentence]:
+    """Report several levels of one category that all look like "no value"."""
+    marks = MISSING - {"none", "nil", "-", "--", "."}
+    found = [level for level in column.categories if level.lower() in marks]
+    if len(found) < 2:
+        return []
+    options = shlex.join(f"--na-values={level}" for level in found)
+    labels = quote_names(found)
+    return [sentence("notice_no_values", labels=labels, name=column.name, options=options)]
+
+
+def find_mangled_ranges(column: Column) -> list[Sentence]:
+    """Report levels such as `5-Mar` among ranges such as `6-9`, which a spreadsheet changed."""
+    found = [level for level in column.categories if _DAY_AND_MONTH.fullmatch(level)]
+    ranges = [level for level in column.categories if _RANGE.fullmatch(level)]
+    if not found or not ranges:
+        return []
+    name = quote_names([column.name])
+    return [sentence("notice_dates_by_spreadsheet", cells=quote_names(found), column=name)]
 
 
 def find_imbalance(y: np.ndarray, target: Column, task: str) -> list[Sentence]:
@@ -296,9 +334,13 @@ def find_sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Senten
     return found[:8]
 
 
-def target_sentinels(y: np.ndarray, name: str) -> list[Sentence]:
-    """Report them in the target, which would be learned as they are."""
-    return _sentinels(y, name)
+def target_sentinels(y: np.ndarray, target: Column) -> list[Sentence]:
+    """Report them in a target of numbers, or of numbers as classes, which would be learned."""
+    numbers = [parse_number(label) for label in target.categories]
+    values = [one.value(".") if one is not None else None for one in numbers]
+    if None in values:
+        return []
+    return _sentinels(np.array(values, float)[y] if values else y, target.name)
 
 
 def _sentinels(cells: np.ndarray, name: str) -> list[Sentence]:
@@ -309,13 +351,36 @@ def _sentinels(cells: np.ndarray, name: str) -> list[Sentence]:
         count = len(present) - len(rest)
         if count < 2 or len(np.unique(rest)) < 5:
             continue
-        if mark not in _SENTINELS and not (mark == np.floor(mark) and mark < 0 <= rest.min()):
+        negative = mark < 0 <= rest.min()
+        if not (_is_sentinel(mark) or (negative and mark == np.floor(mark))):
             continue
         width = max(float(np.ptp(rest)), 1e-12)
-        if min(abs(mark - rest.min()), abs(mark - rest.max())) > width:
+        gap = min(abs(mark - rest.min()), abs(mark - rest.max()))
+        if negative and mark == -1 and width >= _WIDE and count >= _REPEATED * len(present):
+            gap = np.inf  # -1 in 0 to 100
+        if gap > width:
             column = quote_names([name])
             found.append(sentence("notice_sentinel", column=column, mark=float(mark), rows=count))
     return found
+
+
+def find_merged_cells(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
+    """Report columns with values at regular distances and empty cells below them."""
+    found = []
+    for column, place in zip(columns, column_slices(columns), strict=True):
+        cells = values[:, place.start]
+        rows = np.flatnonzero(~np.isnan(cells))
+        blocks = np.diff(np.append(rows, len(cells)))
+        regular = len(rows) > 1 and rows[0] == 0 and blocks.std() < 0.5 * blocks.mean()
+        if regular and len(rows) <= len(cells) / 2 and not column.words and column.kind != "text":
+            if np.all(np.diff(cells[rows]) != 0):
+                name, count = quote_names([column.name]), len(cells) - len(rows)
+                found.append(sentence("notice_merged_cells", column=name, count=count))
+    return found
+
+
+def _is_sentinel(mark: float) -> bool:
+    return mark in _SENTINELS or set(f"{abs(mark):.10g}") <= {"9", "."}
 
 
 def find_garbled_text(source: Source) -> list[Sentence]:
@@ -323,8 +388,12 @@ def find_garbled_text(source: Source) -> list[Sentence]:
     for name in source.frame.columns:
         cells = source.frame[name].head(_SAMPLE)
         for cell in cells.unique() if cells.dtype == object or cells.dtype == "string" else ():
-            if isinstance(cell, str) and (meant := _redecode(cell)):
-                column = quote_names([str(name)])
+            if not isinstance(cell, str):
+                continue
+            column = quote_names([str(name)])
+            if "\ufffd" in cell:
+                return [sentence("notice_lost", column=column, cell=cell[:40])]
+            if meant := _redecode(cell):
                 return [
                     sentence("notice_garbled", column=column, cell=cell[:40], meant=meant[:40])
                 ]
@@ -341,15 +410,35 @@ def _redecode(text: str) -> str | None:
         return None
 
 
-def find_total_row(source: Source) -> list[Sentence]:
-    """Report a last row that is a total by its label."""
+def find_total_row(
+    source: Source, values: np.ndarray, columns: Sequence[Column]
+) -> list[Sentence]:
+    """Report rows that are totals: the last by its label or its sums, others by their label."""
+    last = source.line(len(source.frame) - 1)
     for name in source.frame.columns:
         cells = source.frame[name].to_numpy(object)
-        cell = cells[-1]
+        cell, column = cells[-1], quote_names([str(name)])
         if isinstance(cell, str) and _TOTAL.fullmatch(cell) and cell not in cells[:-1]:
-            line, column = source.line(len(source.frame) - 1), quote_names([str(name)])
-            return [sentence("notice_total", line=line, word=cell.strip(), column=column)]
-    return []
+            return [sentence("notice_total", line=last, word=cell.strip(), column=column)]
+    for column in columns:
+        if found := [c for c in column.categories if _TOTAL.fullmatch(c) and "total" in c.lower()]:
+            name = quote_names([column.name])
+            return [sentence("notice_totals", words=quote_names(found), column=name)]
+    summed = [
+        column.name
+        for column, place in zip(columns, column_slices(columns), strict=True)
+        if column.kind == "number" and _is_summed(values[:, place.start])
+    ]
+    if len(summed) < 2:
+        return []
+    return [sentence("notice_total_sums", line=last, columns=quote_names(summed))]
+
+
+def _is_summed(cells: np.ndarray) -> bool:
+    """Return whether the last cell is the sum of several different ones above it."""
+    above = cells[:-1][~np.isnan(cells[:-1])]
+    total = float(above.sum())
+    return len(np.unique(above)) > 2 and total != 0 and abs(cells[-1] - total) < 1e-6 * abs(total)
 
 
 def find_sorted_dates(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:

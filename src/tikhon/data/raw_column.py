@@ -133,5 +133,9 @@ class RawColumn:
     @cached_property
     def times(self) -> np.ndarray:
         """The time of day parsed from each distinct text, NaN for none."""
-        found = (dates.parse_time(text) for text in self.cells.texts)
+        return self.parse_times()
+
+    def parse_times(self, *, minutes: bool = False) -> np.ndarray:
+        """Return `times`; with `minutes`, `12:30` is minutes and seconds."""
+        found = (dates.parse_time(text, minutes=minutes) for text in self.cells.texts)
         return np.array([np.nan if value is None else value for value in found], float)

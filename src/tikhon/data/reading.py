@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from tikhon.data import typed_files
 from tikhon.data.fields import (
     BLANKS,
@@ -27,6 +29,7 @@ from tikhon.data.fields import (
     csv_rows,
     default_separator,
     detect_separator,
+    repair_quotes,
     skip_blanks,
 )
 from tikhon.data.text_cells import detect_decimal_mark, stripped_texts
@@ -164,12 +167,17 @@ def read_table(
         frame, foreign = typed_files.read_workbook(path, content)
     else:
         frame, foreign = typed_files.read_arrow(path, content, kind)
-    others, above = frame.attrs.pop("others", None), frame.attrs.pop("titles", None)
+    told, frame.attrs = frame.attrs, {}
     if format.missing:
         frame = frame.replace(list(format.missing), None)
-    notices = [sentence("notice_titles", count=above)] if above else []
-    notices += [sentence("notice_sheet", others=quote_names(others))] if others else []
-    return Source(frame, path.name, (), tuple(notices), origin, format, foreign)
+    notices = [sentence("notice_titles", count=told["titles"])] if told.get("titles") else []
+    if told.get("filled"):
+        notices.append(sentence("notice_filled", columns=quote_names(told["filled"])))
+    if told.get("others"):
+        others = quote_names(told["others"])
+        notices.append(sentence("notice_sheet", name=told["sheet"], others=others))
+    lines = told.get("lines", ())
+    return Source(frame, path.name, lines, tuple(notices), origin, format, foreign)
 
 
 def refuse_other_types(path: Path) -> None:
@@ -196,7 +204,7 @@ def _detect_type(path: Path, name: str, content: bytes) -> str:
             f"{path} is an ARFF file: save it as .csv, with the names of its attributes as header"
         )
     named = next((kind for suffix, kind in _NAMED.items() if name.endswith(suffix)), "csv")
-    return "json" if named == "csv" and _is_object(content) else named
+    return "json" if named == "csv" and _is_json(content) else named
 
 
 _NAMED = {
@@ -211,6 +219,7 @@ _NAMED = {
 }
 _SIGNS = ((0, b"PAR1", "Parquet"), (0, b"ARROW1", "Feather"), (0, b"FEA1", "Feather"))
 _OTHERS = (
+    (30, b"mimetypeapplication/vnd.oasis.opendocument", "an OpenDocument file"),
     (0, b"PK\3\4", "a zip archive (unpack it first)"),
     (0, b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"),
     (0, b"\x1f\x8b", "compressed twice (unpack it first)"),
@@ -225,6 +234,13 @@ _OTHERS = (
     (0, b"\x80\x05", "a pickle, which is never opened"),
     (0, b"Obj\x01", "an Avro file"),
     (0, b"ORC", "an ORC file"),
+    (0, b"<stata_dta>", "a Stata file (.dta)"),
+    (0, b"$FL2", "an SPSS file (.sav)"),
+    (12, b"\xc2\xea\x81\x60", "a SAS file (.sas7bdat)"),
+    (0, b"X\n\0\0", "an R file (.rds)"),
+    (0, b"RDX", "an R file (.RData)"),
+    (0, b"<?xml", "an XML document"),
+    (0, b"{\\rtf", "an RTF document"),
     (0, b"SQLite format 3", "a SQLite database"),
     (0, b"version https://git-lfs", "a pointer of Git LFS (fetch the file with: git lfs pull)"),
     (257, b"ustar", "a tar archive (unpack it first)"),
@@ -234,8 +250,12 @@ _OTHERS = (
 _ARFF = re.compile(rb"(?:\s|%[^\n]*\n)*@relation\b", re.IGNORECASE)
 
 
-def _is_object(content: bytes) -> bool:
-    """Return whether the first line is a JSON object, which a CSV row never is."""
+def _is_json(content: bytes) -> bool:
+    """Return whether the first line is a JSON object, or a list begins with one, which a CSV row
+    never is.
+    """
+    if re.match(rb'\s*\[\s*\{\s*"', content[:_HEAD_SIZE]):
+        return True
     line = content[:_HEAD_SIZE].lstrip().partition(b"\n")[0]
     try:
         return line.startswith(b"{") and isinstance(json.loads(line), dict)
@@ -264,19 +284,29 @@ def _preamble(
     """
     if found := re.match(r'"?sep=(.)"?\n', text, re.IGNORECASE):
         return TextLines("\n" + text[found.end() :]), separator or found[1], ()
-    notices = []
+    notices: list[Sentence] = []
+    text, repaired = repair_quotes(text, separator, default_separator(path))
+    if repaired:
+        notices.append(sentence(repaired))
     if comments := re.match(r"(?:#[^\n]*\n)+", text):
         header = text[comments.end() :].partition("\n")[0]
         marks = [separator] if separator else SEPARATORS
         lines = comments[0].splitlines()
         if any(0 < line.count(mark) == header.count(mark) for line in lines for mark in marks):
-            return TextLines(text), separator, ()
+            return TextLines(text), separator, tuple(notices)
         notices.append(sentence("notice_comments", count=len(lines)))
         text = "\n" * len(lines) + text[comments.end() :]
     text, titles = blank_titles(text, separator, default_separator(path))
     if titles:
         notices.append(sentence("notice_titles", count=titles))
+    if rule := _RULE.match(text):
+        notices.append(sentence("notice_rule", line=text.count("\n", 0, rule.start(1)) + 1))
+        text = text[: rule.start(1)] + text[rule.end(1) :]
     return TextLines(text), separator, tuple(notices)
+
+
+# dashes below the header, as in Markdown and in the output of databases
+_RULE = re.compile(r"\s*[^\n]+\n([ \t|+:]*-{3,}[-:= \t]*[|+][-|+:= \t]*)(?=\n)")
 
 
 def _csv(
@@ -318,6 +348,10 @@ def _csv(
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     notices = [*above, *_find_missing_header(header)]
+    if again := _find_repeated_headers(frame):
+        frame = frame.drop(index=again).reset_index(drop=True)
+        notices.append(sentence("notice_headers", count=len(again), line=lines[again[0]]))
+        lines = [line for row, line in enumerate(lines) if row not in set(again)]
     if empty:
         frame = frame.drop(columns=[header[i] for i in empty])
         notices.append(sentence("notice_nameless", count=len(empty)))
@@ -326,6 +360,13 @@ def _csv(
     if told is None and separator[0] != default_separator(path):
         notices.append(sentence("notice_separator", mark=separator[0]))
     return Source(frame, path.name, lines, tuple(notices), origin, format)
+
+
+def _find_repeated_headers(frame: pd.DataFrame) -> list[int]:
+    """Return the rows that hold the names of the columns, as in files joined end to end."""
+    names = list(frame.columns)
+    like = np.flatnonzero((frame[names[0]] == names[0]).to_numpy(bool)) if len(names) > 1 else ()
+    return [int(row) for row in like if [str(c).strip() for c in frame.iloc[row]] == names]
 
 
 def _extend_header(
@@ -353,7 +394,8 @@ def _wrong_length(
     """Explain rows with a different number of fields than the header."""
     line, width = skipped[0]
     widths = [width for _, width in skipped]
-    if len(skipped) > len(lines) and (width := max(widths, key=widths.count)) > len(header) + 1:
+    least = len(header) + (2 if line == 2 else 1)  # with one more, a name may be missing
+    if len(skipped) > len(lines) and (width := max(widths, key=widths.count)) >= least:
         return (
             f"{path} line {line}: {width} fields{_more_rows(len(skipped) - 1)}, what stands for "
             f"the header has {len(header)} ({quote_names(header)}): remove the lines above the "
@@ -394,6 +436,9 @@ def _decode(path: Path, content: bytes, format: Format) -> str:
     except UnicodeError as error:
         raise DataError(f"{path} is not {encoding} text: {error}") from error
     if "\0" in text:
+        if not marked and text[1:200:2].count("\0") + text[:200:2].count("\0") > 60:
+            order = "le" if text[1] == "\0" else "be"
+            raise DataError(f"{path} is UTF-16 without a mark: say --encoding utf-16-{order}")
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path} line {line} holds a NUL byte: the file is damaged or not text")
     text = text.removesuffix("\x1a")  # DOS end of file
@@ -406,7 +451,7 @@ def _suggest_encodings(content: bytes, place: int) -> str:
     piece = re.split(rb"[\n,;\t]", content[start : start + 60])[0].strip(b'\r"')
     pairs = all(len(run) % 2 == 0 for run in re.findall(rb"[\x80-\xff]+", piece))
     found: dict[str, str] = {}
-    for encoding in ("gb18030", "shift_jis", "cp1252", "cp1251") if pairs else _ENCODINGS:
+    for encoding in _OF_PAIRS if pairs else _ENCODINGS:
         with suppress(UnicodeDecodeError):
             text = piece.decode(encoding)
             if text.isprintable() and not _HALF_WIDTH.search(text):
@@ -414,6 +459,7 @@ def _suggest_encodings(content: bytes, place: int) -> str:
     return ": " + ", ".join(found.values()) if found else ", for example --encoding latin-1"
 
 
+_OF_PAIRS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "cp1251")
 _ENCODINGS = ("shift_jis", "cp1252", "cp1250", "cp1251")
 _HALF_WIDTH = re.compile("[\uff61-\uff9f]")  # accented letters decoded as shift_jis
 

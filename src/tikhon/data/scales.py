@@ -21,6 +21,10 @@ _SCALES = tuple(
         "extra small/xs, small/s, medium/m, large/l, extra large/xl, xxl",
         "never, rarely/seldom, sometimes/occasionally, often/frequently/usually, always",
         "none, mild, moderate, severe, very severe",
+        "primary school/primary/no degree, high school/secondary school/secondary, "
+        "associate/college/some college, bachelor/bachelors/bachelor's/undergraduate, "
+        "master/masters/master's/graduate, phd/doctorate/doctoral",
+        "never, yearly/annually, quarterly, monthly, weekly, daily, hourly",
         "very poor, poor, fair/average, good, very good, excellent",
         "非常不同意, 不同意, 一般/中立, 同意, 非常同意",
         "非常不满意, 不满意, 一般/中立, 满意, 非常满意",

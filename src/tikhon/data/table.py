@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_TOP = 20  # rows in which the header is looked for
 _WHOLE = 2**53  # from here float64 cannot represent all integers
 
 
@@ -98,6 +99,8 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     notices += quality_checks.report_dropped(dropped)
     for column in columns:
         notices += quality_checks.find_similar_labels(column.name, column.categories)
+        notices += quality_checks.find_missing_levels(column)
+        notices += quality_checks.find_mangled_ranges(column)
     if target.task == "classification":
         notices += quality_checks.find_na_labels(source, options.target)
     notices += quality_checks.find_imbalance(target.y, target.column, target.task)
@@ -108,9 +111,9 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     notices += quality_checks.find_identifiers(values, columns)
     notices += quality_checks.find_duplicate_columns(values, columns)
     notices += quality_checks.find_sentinels(values, columns)
-    if target.task == "regression":
-        notices += quality_checks.target_sentinels(target.y, options.target)
-    notices += quality_checks.find_total_row(source)
+    notices += quality_checks.find_merged_cells(values, columns)
+    notices += quality_checks.target_sentinels(target.y, target.column)
+    notices += quality_checks.find_total_row(source, values, columns)
     notices += quality_checks.find_garbled_text(source)
     if options.time is None and options.group is None:
         notices += quality_checks.find_groups(values, columns) + quality_checks.find_sorted_dates(
@@ -153,6 +156,12 @@ def _check_names(source: Source, names: list[str], options: TableOptions) -> Non
                     "separates the fields with --sep"
                 )
             shown = unknown_name("column", name, names)
+            for row, cells in enumerate(source.frame.head(_TOP).to_numpy(object)):
+                if any(isinstance(cell, str) and cell.strip() == name for cell in cells):
+                    raise InputError(
+                        f"{source.name}: the first line names no column {name!r}, "
+                        f"{source.line(row)} does: remove the lines above it"
+                    )
             doubt = next((f"; {n}" for n in source.notices if n.key == "notice_headless"), "")
             raise InputError(f"{source.name}: {shown}{doubt}")
 

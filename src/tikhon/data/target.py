@@ -12,10 +12,12 @@ import numpy as np
 from tikhon.data import number_parsing
 from tikhon.data.column import Column
 from tikhon.data.columns import (
+    find_unread_numbers,
     infer_decimal_mark,
     number_column,
     refuse_infinite,
     refuse_misspelt,
+    refuse_units,
 )
 from tikhon.data.quality_checks import find_similar_labels
 from tikhon.data.raw_column import RawColumn
@@ -129,14 +131,23 @@ def _select_rows(source: Source, there: np.ndarray) -> Source:
 
 
 def _refuse_mixtures(raw: RawColumn) -> None:
-    """Raise for a target of many numbers and some texts, or of many dates."""
+    """Raise for a target of many numbers and some texts or several units, or of many dates or
+    times.
+    """
     cells = raw.cells
+    numbers = [one for one in raw.parsed_numbers if one is not None]
     is_number = np.array([one is not None for one in raw.parsed_numbers])
+    if number_parsing.common_unit(numbers) is None:
+        refuse_units(raw.name, cells, numbers, "or name another target")
     if is_number.sum() > _FEW and cells.share(is_number) > 0.5 and not is_number.all():
         refuse_misspelt(raw.source, raw.name, cells, ~is_number, "numbers", target=True)
     is_date = np.array([one is not None for one in raw.parsed_dates])
     if is_date.sum() > _FEW and cells.share(is_date) > 0.5:
         raise DataError(sentence("refused_dates", name=raw.name, count=int(is_date.sum())))
+    is_time = ~np.isnan(raw.times)
+    if is_time.sum() > _FEW and cells.share(is_time) > 0.5:
+        text = cells.texts[cells.codes[cells.first(is_time)]]
+        raise DataError(sentence("refused_times", name=raw.name, text=text))
 
 
 def _classes(
@@ -183,6 +194,9 @@ def _classes(
     if values is None:
         told += find_similar_labels(name, [label[key] for key in shown])
         told += _find_combined_labels(name, [label[key] for key in shown])
+        if cell := find_unread_numbers(sorted(label.values())):
+            reading = sentence("reading_unread", cell=cell)
+            told.append(sentence("notice_target_read", name=name, reading=reading))
     code = {key: i for i, key in enumerate(shown)}
     y = np.array([code[key] for key in keys], np.int64)[cells.codes]
     if task is None:

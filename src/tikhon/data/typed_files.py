@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -120,12 +122,27 @@ def _json_objects(text: str, *, wrapped: bool) -> tuple[list[dict[str, Any]], st
     except (ValueError, RecursionError):
         return [], None  # the error is reported by line
     if isinstance(found, dict):
+        if rows := _rows_of_columns(found):
+            return rows, None
         lists = [key for key, value in found.items() if isinstance(value, list) and value]
         if len(lists) != 1:
             return [], None
         name = lists[0]
         found = found[name]
     return (found, name) if all(isinstance(row, dict) for row in found) else ([], None)
+
+
+def _rows_of_columns(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of `{"a": [...], "y": [...]}` or `{"columns": [...], "data": [[...]]}`."""
+    lists = [cells for cells in document.values() if isinstance(cells, list)]
+    names, data = document.get("columns"), document.get("data", [0])
+    if names in lists and data in lists and all(isinstance(row, list) for row in data):
+        return [dict(zip(map(str, names), row)) for row in data]
+    if len(lists) < max(2, len(document)) or len({len(cells) for cells in lists}) > 1:
+        return []
+    if any(isinstance(cell, dict) for cells in lists for cell in cells):
+        return []
+    return [dict(zip(document, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
 def _json_lines(path: Path, text: str) -> tuple[list[dict[str, object]], list[int]]:
@@ -159,45 +176,95 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, object]:
 
 
 def read_workbook(path: Path, content: bytes) -> Frame:
-    """Read the first sheet of an .xlsx file; formulas as their saved values."""
+    """Read the first sheet of an .xlsx file that holds a table: formulas as their saved values,
+    merged cells each with the value of the first.
+
+    The frame's `attrs` tell the numbers of its rows, and what was done.
+    """
     try:
         import openpyxl
     except ImportError as error:
         raise InputError("Excel files need openpyxl: pip install 'tikhon[tables]'") from error
     try:
-        book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-        rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
-        others = [sheet.title for sheet in book.worksheets[1:]]
+        merged, formulas = _features_of_sheets(content)
+        book = openpyxl.load_workbook(io.BytesIO(content), read_only=not merged, data_only=True)
+        sheets = [(sheet, _rows_of(sheet)) for sheet in book.worksheets]
     except Exception as error:  # damaged files raise anything from zipfile, XML or openpyxl
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise DataError(
             f"{path} is not a complete .xlsx file ({reason}); copy it again"
         ) from error
-    rows = [row for row in rows if any(cell is not None for cell in row)]
+    sheet, rows = next((s for s in sheets if _is_tabular(s[1])), sheets[0])
     if not rows:
         raise DataError(f"{path} is empty: a header and rows are needed")
-    above = count_titles(
-        [["" if c is None else str(c).strip() for c in row] for row in rows[:100]]
-    )
-    rows = rows[above or 0 :]
-    header = ["" if cell is None else str(cell).strip() for cell in rows[0]]
+    above = count_titles([_stripped(row) for _, row in rows[:100]])
+    header = _stripped(rows[above or 0][1])
+    rows = [(line, row) for line, row in rows[(above or 0) + 1 :] if _stripped(row) != header]
+    filled = _fill_merged(sheet, dict(rows)) if merged else set[int]()
     while (
         header
         and not header[-1]
-        and all(len(r) < len(header) or r[len(header) - 1] is None for r in rows[1:])
+        and all(len(r) < len(header) or r[len(header) - 1] is None for _, r in rows)
     ):
         header.pop()  # formatted but empty columns
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise DataError(f"{path}: column {twice[:60]!r} appears twice; rename one of them")
-    if len(rows) < 2:
+    if not rows:
         raise DataError(f"no data rows in {path}: its first sheet holds the header alone")
     cells = {
-        name: [row[i] if i < len(row) else None for row in rows[1:]]
+        name: [row[i] if i < len(row) else None for _, row in rows]
         for i, name in enumerate(header)
     }
+    empty = (n for n, column in cells.items() if n and all(cell is None for cell in column))
+    if formulas and (name := next(empty, None)):
+        raise DataError(
+            f"{path}: column {name!r} holds formulas without their values: open the file in a "
+            "spreadsheet program and save it, or save it as .csv"
+        )
     frame, foreign = build_frame(cells)
-    frame.attrs |= {"others": others, "titles": above}
+    frame.attrs |= {
+        "lines": [line for line, _ in rows],
+        "titles": above,
+        "filled": [name for i, name in enumerate(header) if i in filled],
+        "sheet": sheet.title,
+        "others": [other.title for other, _ in sheets if other is not sheet],
+    }
     return frame, foreign
+
+
+def _features_of_sheets(content: bytes) -> tuple[bool, bool]:
+    """Return whether there are merged cells, and formulas whose values were not saved."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = [name for name in archive.namelist() if name.startswith("xl/worksheets/sheet")]
+        sheets = [archive.read(name) for name in names]
+    merged = any(b"<mergeCell " in sheet for sheet in sheets)
+    return merged, any(re.search(rb"</f>(?:<v\s*/>|<v></v>|</c>)", sheet) for sheet in sheets)
+
+
+def _rows_of(sheet: Any) -> list[tuple[int, list[Any]]]:
+    """Return the rows of a sheet that are not empty, with their numbers."""
+    rows = enumerate(sheet.iter_rows(values_only=True), start=1)
+    return [(line, list(row)) for line, row in rows if any(cell is not None for cell in row)]
+
+
+def _stripped(row: Sequence[object]) -> list[str]:
+    return ["" if cell is None else str(cell).strip() for cell in row]
+
+
+def _is_tabular(rows: Sequence[tuple[int, list[Any]]]) -> bool:
+    return len(rows) > 1 and any(sum(c is not None for c in row) > 1 for _, row in rows[1:])
+
+
+def _fill_merged(sheet: Any, rows: dict[int, list[Any]]) -> set[int]:
+    """Write the value of cells merged down a column into each of them; return the columns."""
+    filled: set[int] = set()
+    for cells in sheet.merged_cells.ranges:
+        first, last, column = cells.min_row, cells.max_row, cells.min_col - 1
+        if first in rows and last > first:
+            filled.add(column)
+            for line in rows.keys() & range(first, last + 1):
+                rows[line][column] = rows[first][column]
+    return filled
 
 
 def build_frame(columns: Mapping[str, list[Any]]) -> Frame:
