@@ -165,3 +165,16 @@ def test_other_arguments_are_checked():
         layers.WeightDrop(parametrized)
     with pytest.raises(ValueError, match="uniforms must have the mask's shape"):
         layers.functional.dropout(torch.ones(3), 0.5, uniforms=torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        layers.functional.gaussian_noise,
+        layers.functional.token_dropout,
+        layers.functional.drop_block,
+    ],
+)
+def test_functions_of_noise_refuse_a_misspelt_keyword(noise):
+    with pytest.raises(TypeError, match="trainin"):
+        noise(torch.ones(1, 2, 9), 0.1, trainin=False)

@@ -137,7 +137,7 @@ class VariationalDropout(NoiseLayer):
         if self.module.bias is not None:
             state["bias"] = torch.zeros_like(self.module.bias)
         variance = functional_call(self.module, state, (x.square(),))
-        return mean + (variance + 1e-8).sqrt() * draw_normal(mean, self.generator, None)
+        return mean + (variance + 1e-8).sqrt() * draw_normal(mean, {"generator": self.generator})
 
     def divergence(self) -> Tensor:
         """Kullback-Leibler divergence to the log-uniform prior, summed over weights (a fit)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypedDict, TypeGuard
 
 import torch
 from torch import Generator, Tensor, nn
@@ -59,10 +60,28 @@ def is_batched(x: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # type: ignore[attr-defined]
 
 
-def draw(
-    shape: Sequence[int], like: Tensor, g: Generator | None, uniforms: Tensor | None
-) -> Tensor:
+class Draws(TypedDict, total=False):
+    """Keyword arguments of every function of noise: whether it draws, and from what."""
+
+    training: bool  # True by default; else the function returns its input or mean
+    generator: Generator | None  # in place of torch's global one
+    uniforms: Tensor | None  # numbers in [0, 1) of the mask's shape, in place of drawn ones
+
+
+def is_off(*, training: bool = True, generator: object = None, uniforms: object = None) -> bool:
+    """Return whether these `Draws` ask for no noise; TypeError for another keyword."""
+    return not training
+
+
+def uses_torch(rate: Rate, draws: Draws) -> TypeGuard[float]:
+    """Return whether torch's own dropout draws the same noise: a plain rate and generator."""
+    own = draws.get("generator") is None and draws.get("uniforms") is None
+    return type(rate) is float and own
+
+
+def draw(shape: Sequence[int], like: Tensor, draws: Draws) -> Tensor:
     """Draw uniform numbers in [0, 1) in float32, as half precision would round the rate."""
+    g, uniforms = draws.get("generator"), draws.get("uniforms")
     if uniforms is None:
         # torch.rand refuses symbolic sizes if a generator is passed, even None
         if g is None:
@@ -75,14 +94,15 @@ def draw(
     return uniforms
 
 
-def draw_normal(like: Tensor, g: Generator | None, uniforms: Tensor | None) -> Tensor:
+def draw_normal(like: Tensor, draws: Draws) -> Tensor:
     """Draw standard normal numbers of `like`'s shape and dtype, or map uniforms by quantiles."""
-    if uniforms is None:
+    if draws.get("uniforms") is None:
+        g = draws.get("generator")
         if g is None:
             return torch.randn(like.shape, dtype=like.dtype, device=like.device)
         return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=g)
     tiny = torch.finfo(torch.float32).eps / 2
-    return torch.special.ndtri(draw(like.shape, like, g, uniforms).clamp(tiny, 1 - tiny)).to(like)
+    return torch.special.ndtri(draw(like.shape, like, draws).clamp(tiny, 1 - tiny)).to(like)
 
 
 def check_dims(x: Tensor, dims: Sequence[int], where: Caller) -> None:

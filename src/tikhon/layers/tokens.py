@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from tikhon.layers.masks import Caller, Rate, check_rank, draw, error_prefix, is_batched
+from tikhon.layers.masks import (
+    Caller,
+    Draws,
+    Rate,
+    check_rank,
+    draw,
+    error_prefix,
+    is_batched,
+    is_off,
+)
 
 PATCH_SLACK = 1e-6  # a float32 rate of 0.3 slightly exceeds 0.3
 
@@ -19,10 +29,8 @@ def patch_dropout(
     prefix: int = 1,
     ordered: bool = False,
     remove: bool = True,
-    training: bool = True,
-    generator: Generator | None = None,
-    uniforms: Tensor | None = None,
     where: Caller = "patch_dropout",
+    **draws: Unpack[Draws],
 ) -> Tensor:
     """Keep `prefix` tokens of `x` (N, L, D) and a random max(1, int((L - prefix)(1 - rate))).
 
@@ -32,11 +40,11 @@ def patch_dropout(
     Reference: Liu et al. 2022, https://arxiv.org/abs/2208.07220
     """
     check_rank(x, [3], where, "(batch, tokens, features)")
-    if not training:
+    if is_off(**draws):
         return x
     head, body = x[:, :prefix], x[:, prefix:]
     length = body.shape[1]
-    order = draw(body.shape[:2], x, generator, uniforms).argsort(dim=1)
+    order = draw(body.shape[:2], x, draws).argsort(dim=1)
     if not remove:
         count = (length * (1 - rate + PATCH_SLACK) // 1) + 0 * order[:1, :1]
         kept = order.argsort(dim=1) < count.clamp(min(1, length), length)
@@ -53,22 +61,15 @@ def patch_dropout(
 
 
 def word_dropout(
-    ids: Tensor,
-    rate: Rate,
-    *,
-    unknown: int,
-    protect: Sequence[int] = (),
-    training: bool = True,
-    generator: Generator | None = None,
-    uniforms: Tensor | None = None,
+    ids: Tensor, rate: Rate, *, unknown: int, protect: Sequence[int] = (), **draws: Unpack[Draws]
 ) -> Tensor:
     """Replace token ids by `unknown` with probability `rate`, except the ids in `protect`.
 
     Reference: Bowman et al. 2016, https://arxiv.org/abs/1511.06349
     """
-    if not training:
+    if is_off(**draws):
         return ids
-    kept = draw(ids.shape, ids, generator, uniforms) >= rate
+    kept = draw(ids.shape, ids, draws) >= rate
     for special in protect:
         kept = kept | (ids == special)
     return torch.where(kept, ids, unknown)
