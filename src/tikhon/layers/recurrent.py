@@ -63,7 +63,7 @@ class _RecurrentNoise(NoiseLayer):
 
     rowwise: bool = False
 
-    def __init__(self, module: nn.RNNBase, rate: float) -> None:
+    def __init__(self, module: nn.RNNBase, rate: float = 0.5) -> None:
         kind = type(self).__name__
         if not isinstance(module, nn.RNNBase):
             raise TypeError(f"{kind}: expected an LSTM, GRU or RNN, received {describe(module)}")
@@ -106,9 +106,6 @@ class WeightDrop(_RecurrentNoise):
     >>> WeightDrop(nn.LSTM(3, 4), 0.5)(torch.ones(5, 1, 3))[0].shape
     torch.Size([5, 1, 4])
     """
-
-    def __init__(self, module: nn.RNNBase, rate: float = 0.5) -> None:
-        super().__init__(module, rate)
 
     def forward(self, x: Tensor | PackedSequence, hx: State | None = None) -> Result:
         """Output and last states, as in torch."""

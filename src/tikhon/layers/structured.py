@@ -47,10 +47,7 @@ class _SpatialDropout(TorchDropout):
 
 
 class Dropout1d(_SpatialDropout):
-    """Zero whole channels with probability `rate`, scale the rest by 1 / (1 - rate).
-
-    Shapes: (N, C, L), or (C, L) without a batch. `rate` is in [0, 1]. Raises ValueError for
-    another rank or rate. Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
+    """`Dropout2d` for (N, C, L), or (C, L) without a batch; ValueError for another rank.
 
     >>> Dropout1d(0.5).eval()(torch.ones(1, 2, 3)).shape
     torch.Size([1, 2, 3])
@@ -78,11 +75,9 @@ class Dropout2d(_SpatialDropout):
 
 
 class Dropout3d(_SpatialDropout):
-    """Zero whole channels with probability `rate`, scale the rest by 1 / (1 - rate).
+    """`Dropout2d` for (N, C, D, H, W), or (C, D, H, W) without a batch.
 
-    Shapes: (N, C, D, H, W), or (C, D, H, W) without a batch; other ranks are read as (C, ...)
-    with a warning, as in torch. `rate` is in [0, 1]. Raises ValueError for
-    another rate. Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
+    Other ranks are read as (C, ...) with a warning, as in torch.
 
     >>> Dropout3d(0.5).eval()(torch.ones(1, 2, 3, 3, 3)).shape
     torch.Size([1, 2, 3, 3, 3])
@@ -102,7 +97,12 @@ class _DropBlock(NoiseLayer):
     def __init__(self, rate: float = 0.1, block_size: int = 7, *, shared: bool = False) -> None:
         super().__init__(rate)
         self.block_size = check_number(
-            self.label, "block_size", block_size, "odd and positive", _is_odd, whole=True
+            self.label,
+            "block_size",
+            block_size,
+            "odd and positive",
+            lambda n: is_count(n, 1) and n % 2 == 1,
+            whole=True,
         )
         self.shared = check_flag(self.label, "shared", shared)
 
@@ -120,11 +120,7 @@ class _DropBlock(NoiseLayer):
 
 
 class DropBlock1d(_DropBlock):
-    """Zero blocks of `block_size` steps of a channel, keep the mean of the mask at 1.
-
-    Shapes: (N, C, L) with L >= block_size. `rate` is in [0, 1], `block_size` is odd; `shared`
-    gives all channels one mask. Raises ValueError otherwise. Reference: Ghiasi et al. 2018,
-    https://arxiv.org/abs/1810.12890
+    """`DropBlock2d` for (N, C, L): blocks are `block_size` steps of a channel.
 
     >>> DropBlock1d(0.1, 3).eval()(torch.ones(1, 1, 5)).shape
     torch.Size([1, 1, 5])
@@ -148,11 +144,7 @@ class DropBlock2d(_DropBlock):
 
 
 class DropBlock3d(_DropBlock):
-    """Zero cubes of side `block_size` of a channel, keep the mean of the mask at 1.
-
-    Shapes: (N, C, D, H, W) with D, H, W >= block_size. `rate` is in [0, 1], `block_size` is odd;
-    `shared` gives all channels one mask. Raises ValueError otherwise.
-    Reference: Ghiasi et al. 2018, https://arxiv.org/abs/1810.12890
+    """`DropBlock2d` for (N, C, D, H, W): blocks are cubes of side `block_size`.
 
     >>> DropBlock3d(0.1, 3).eval()(torch.ones(1, 1, 5, 5, 5)).shape
     torch.Size([1, 1, 5, 5, 5])
@@ -161,7 +153,21 @@ class DropBlock3d(_DropBlock):
     dims = 3
 
 
-class DropPath(NoiseLayer):
+class _BranchNoise(NoiseLayer):
+    _options = ("mode",)
+    mode: str
+
+    def __init__(self, rate: float, mode: str) -> None:
+        super().__init__(rate)
+        if not is_one_of(mode, ("row", "batch")):
+            raise ValueError(
+                f"{self.label}: mode must be 'row' or 'batch', received {describe(mode)}"
+            )
+        self.mode = mode
+        self.rowwise: bool = mode == "row"
+
+
+class DropPath(_BranchNoise):
     """Stochastic depth: zero a residual branch for a row or for the batch, scale the survivors.
 
     Shapes: (N, ...). `rate` is in [0, 1]; `mode` is "row" or "batch". Raises ValueError otherwise.
@@ -172,14 +178,9 @@ class DropPath(NoiseLayer):
     """
 
     _function = functional.drop_path
-    _options = ("mode",)
-    mode: str
 
     def __init__(self, rate: float = 0.1, *, mode: str = "row") -> None:
-        super().__init__(rate)
-        _check_mode(mode, self.label)
-        self.mode = mode
-        self.rowwise: bool = mode == "row"
+        super().__init__(rate, mode)
 
     @property
     def drop_prob(self) -> float:
@@ -191,7 +192,7 @@ class DropPath(NoiseLayer):
         self.set_rate(rate)
 
 
-class ShakeDrop(NoiseLayer):
+class ShakeDrop(_BranchNoise):
     """Stochastic depth that perturbs a branch, forward and backward, where it would drop it.
 
     Shapes: (N, ...). `rate` is in [0, 1], the probability of perturbing; `mode` is "batch" (one
@@ -203,14 +204,9 @@ class ShakeDrop(NoiseLayer):
     """
 
     _function = functional.shake_drop
-    _options = ("mode",)
-    mode: str
 
     def __init__(self, rate: float = 0.5, *, mode: str = "batch") -> None:
-        super().__init__(rate)
-        _check_mode(mode, self.label)
-        self.mode = mode
-        self.rowwise: bool = mode == "row"
+        super().__init__(rate, mode)
 
 
 class TokenDropout(NoiseLayer):
@@ -365,22 +361,10 @@ class InputDropout(NoiseLayer):
         return functional.input_dropout(x, self.rate, where=self, **self.draws)
 
 
-def _check_mode(mode: str, where: str) -> None:
-    if not is_one_of(mode, ("row", "batch")):
-        raise ValueError(f"{where}: mode must be 'row' or 'batch', received {describe(mode)}")
-
-
-def _is_odd(size: float) -> bool:
-    return 0 < size < math.inf and size % 2 == 1
-
-
 def _token(where: str, name: str, given: object) -> int:
     """Validate a token id."""
-    return check_number(where, name, given, "the id of a token, >= 0", _is_id, whole=True)
-
-
-def _is_id(number: float) -> bool:
-    return 0 <= number < 2**31
+    allowed = "the id of a token, >= 0"
+    return check_number(where, name, given, allowed, lambda n: 0 <= n < 2**31, whole=True)
 
 
 def _tokens(where: str, given: Sequence[int]) -> tuple[int, ...]:
