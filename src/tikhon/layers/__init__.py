@@ -21,14 +21,7 @@ from tikhon.layers.edit import Edit, insert_dropout, replace_dropout
 from tikhon.layers.learned import ConcreteDropout, VariationalDropout
 from tikhon.layers.montecarlo import Distribution, montecarlo, predict_distribution
 from tikhon.layers.noise import NoiseLayer
-from tikhon.layers.rates import (
-    Curriculum,
-    Early,
-    Late,
-    RateSchedule,
-    set_rate,
-    set_rate_by_depth,
-)
+from tikhon.layers.rates import Curriculum, Early, Late, RateSchedule, set_rate, set_rate_by_depth
 from tikhon.layers.recurrent import RecurrentDropout, WeightDrop
 from tikhon.layers.shared_noise import common_noise
 from tikhon.layers.sources import NoiseAudit, NoiseSource, audit

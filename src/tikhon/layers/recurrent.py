@@ -255,11 +255,7 @@ def _fused(
 
 
 def _unrolled(
-    rnn: Layers,
-    own: Sequence[Sequence[Tensor]],
-    x: Tensor,
-    initial: State,
-    noise: Noise | None,
+    rnn: Layers, own: Sequence[Sequence[Tensor]], x: Tensor, initial: State, noise: Noise | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run step by step: for masks on states, and for `vmap`, which has no fused rule."""
     initial = initial if isinstance(initial, tuple) else (initial,)

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from tikhon.errors import describe
-from tikhon.penalties.base import (
-    Proximable,
-    Slopes,
-    as_tensor,
-    keep_nonfinite,
-    upcast,
-    weighted,
-)
+from tikhon.penalties.base import Proximable, Slopes, as_tensor, keep_nonfinite, upcast, weighted
 
 
 def soft_threshold(w: Tensor, threshold: float | Tensor) -> Tensor:

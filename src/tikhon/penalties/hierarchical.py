@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from tikhon.arguments import check_field, is_count
-from tikhon.penalties.base import (
-    Proximable,
-    as_tensor,
-    check_number,
-    refuse_metric,
-    upcast,
-)
+from tikhon.penalties.base import Proximable, as_tensor, check_number, refuse_metric, upcast
 from tikhon.penalties.group import row_factors
 
 

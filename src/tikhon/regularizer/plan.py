@@ -71,10 +71,7 @@ class StepPlan:
 
     @classmethod
     def of(
-        cls,
-        optimizer: optim.Optimizer,
-        bindings: Sequence[Binding],
-        places: Sequence[Location],
+        cls, optimizer: optim.Optimizer, bindings: Sequence[Binding], places: Sequence[Location]
     ) -> StepPlan:
         """Plan for the optimizer's current groups."""
         groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}

@@ -98,12 +98,7 @@ class Regularizer:
     model: nn.Module
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizers,
-        terms: Terms,
-        *,
-        how: How = "objective",
+        self, model: nn.Module, optimizer: Optimizers, terms: Terms, *, how: How = "objective"
     ) -> None:
         if isinstance(model, AveragedModel):
             raise TypeError(

@@ -21,12 +21,7 @@ ROWS = ("tensor", "out", "in", "filter", "channel", "head", "feature", "product"
 ALL_PARAMETERS = "all"  # the pattern for every parameter
 Pattern = str | type[nn.Module] | tuple["str | type[nn.Module]", ...]
 
-NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

@@ -12,13 +12,7 @@ from torch import Tensor
 from tikhon.arguments import check_field, is_count, is_one_of, require
 from tikhon.penalties.base import Penalty, Proximable, is_metric
 from tikhon.penalties.group import GroupLasso, GroupMCP, LInf
-from tikhon.regularizer.controller import (
-    Controller,
-    Observation,
-    Per,
-    Reading,
-    summed_over_shards,
-)
+from tikhon.regularizer.controller import Controller, Observation, Per, Reading, summed_over_shards
 
 _SAMPLE = 65536  # weights or rows sampled by TargetSparsity
 _TOLERANCE = 1e-3  # allowed excess over the share

@@ -31,11 +31,7 @@ class ValidationResult(NamedTuple):
 
 
 def validate(
-    model: nn.Module,
-    loss: LossFunction,
-    batch: tuple[Any, Any],
-    *,
-    pooled: bool = False,
+    model: nn.Module, loss: LossFunction, batch: tuple[Any, Any], *, pooled: bool = False
 ) -> ValidationResult:
     """Return the loss on a batch and its gradient, detached, leaving the model's state unchanged.
 
