@@ -53,7 +53,6 @@ class Penalty(ABC):
     diagonal: ClassVar[bool] = True  # the prox is exact for a tensor step (a diagonal metric)
     real: ClassVar[bool] = False  # it orders or bounds numbers, so complex weights have no place
     rows: ClassVar[str] = "tensor"  # the view of the weights that it sees by default
-    reference: ClassVar[str] = ""
     above: ClassVar[dict[str, float]] = {}  # fields that are numbers, and what each is above
     shares: ClassVar[tuple[str, ...]] = ()  # fields in [0, 1]
     flags: ClassVar[tuple[str, ...]] = ()

@@ -136,7 +136,6 @@ class MaxNorm(Constraint):
 
     rows: ClassVar[str] = "out"
     above: ClassVar[dict[str, float]] = {"limit": 0}
-    reference: ClassVar[str] = "Srebro, Rennie and Jaakkola 2004"
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows outside the ball moved onto the sphere."""
@@ -164,7 +163,6 @@ class L2Ball(Constraint):
     radius: float = 1.0
 
     above: ClassVar[dict[str, float]] = {"radius": 0}
-    reference: ClassVar[str] = "Ivanov 1962"
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """A point outside the ball moved onto the sphere."""
@@ -192,7 +190,6 @@ class UnitNorm(Constraint):
 
     convex: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
-    reference: ClassVar[str] = "Salimans and Kingma 2016"
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows moved onto the unit sphere."""
@@ -240,7 +237,6 @@ class MinMaxNorm(Constraint):
 
     convex: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
-    reference: ClassVar[str] = "Salimans and Kingma 2016"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -285,7 +281,6 @@ class NonNegative(Constraint):
 
     elementwise: ClassVar[bool] = True
     real: ClassVar[bool] = True
-    reference: ClassVar[str] = "Lee and Seung 1999"
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """max(w, 0)."""
@@ -315,7 +310,6 @@ class Box(Constraint):
 
     elementwise: ClassVar[bool] = True
     real: ClassVar[bool] = True
-    reference: ClassVar[str] = "Arjovsky, Chintala and Bottou 2017"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -351,7 +345,6 @@ class Simplex(Constraint):
 
     real: ClassVar[bool] = True
     above: ClassVar[dict[str, float]] = {"total": 0}
-    reference: ClassVar[str] = "Duchi et al. 2008"
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Each row minus one level (times the steps), clipped at 0."""
@@ -379,7 +372,6 @@ class L1Ball(Constraint):
     radius: float = 1.0
 
     above: ClassVar[dict[str, float]] = {"radius": 0}
-    reference: ClassVar[str] = "Duchi et al. 2008"
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Rows outside the ball soft-thresholded until their absolute values sum to the radius."""
@@ -423,7 +415,6 @@ class SpectralBall(Constraint):
     diagonal: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
     above: ClassVar[dict[str, float]] = {"radius": 0}
-    reference: ClassVar[str] = "Gouk et al. 2021"
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Singular values clipped at the radius."""
@@ -450,7 +441,6 @@ class TopK(Constraint):
     k: int = 1
 
     convex: ClassVar[bool] = False
-    reference: ClassVar[str] = "Blumensath and Davies 2009"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,6 @@ class L1(Proximable):
     `strength * sum(weights * |w|)`, with weights 1 unless given.
 
     Args:
-        strength: lambda >= 0.
         weights: factors >= 0, a tensor that broadcasts to w, or a mapping from
             parameter names to such tensors: the adaptive lasso.
 
@@ -50,7 +49,6 @@ class L1(Proximable):
     weights: Tensor | Mapping[str, Tensor] | None = None
 
     elementwise: ClassVar[bool] = True
-    reference: ClassVar[str] = "Tibshirani 1996"
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * |w|)."""
@@ -77,7 +75,6 @@ class L2(Proximable):
     means what `weight_decay` means in torch.
 
     Args:
-        strength: lambda >= 0.
         center: the point that weights are pulled towards (default 0): a tensor of w's shape, or a
             mapping from parameter names to tensors, such as the `state_dict` of the model that is
             fine-tuned (L2-SP).
@@ -98,7 +95,6 @@ class L2(Proximable):
 
     smooth: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
-    reference: ClassVar[str] = "Hoerl and Kennard 1970"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,7 +133,6 @@ class ElasticNet(Proximable):
     `strength * sum(weights * (l1_ratio * |w| + (1 - l1_ratio)/2 * |w|^2))`.
 
     Args:
-        strength: lambda >= 0.
         l1_ratio: share of the L1 part, in [0, 1].
         weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
@@ -152,7 +147,6 @@ class ElasticNet(Proximable):
 
     elementwise: ClassVar[bool] = True
     shares: ClassVar[tuple[str, ...]] = ("l1_ratio",)
-    reference: ClassVar[str] = "Zou and Hastie 2005"
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * (l1_ratio * |w| + (1 - l1_ratio)/2 * |w|^2))."""
@@ -188,7 +182,6 @@ class Huber(Proximable):
     delta * (|w| - delta/2) beyond.
 
     Args:
-        strength: lambda >= 0.
         delta: where the quadratic part ends and the linear one begins, > 0.
         weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
@@ -204,7 +197,6 @@ class Huber(Proximable):
     smooth: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
     above: ClassVar[dict[str, float]] = {"delta": 0}
-    reference: ClassVar[str] = "Huber 1964"
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * h(w))."""
@@ -249,7 +241,6 @@ class MCP(Proximable):
     convex: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
     above: ClassVar[dict[str, float]] = {"gamma": 0}
-    reference: ClassVar[str] = "Zhang 2010"
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the concave quadratic up to gamma*strength, constant beyond."""
@@ -313,7 +304,6 @@ class SCAD(Proximable):
     convex: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
     above: ClassVar[dict[str, float]] = {"a": 2}
-    reference: ClassVar[str] = "Fan and Li 2001"
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the three pieces."""
@@ -361,7 +351,6 @@ class LogSum(Proximable):
     `strength * sum(weights * log(1 + |w|/epsilon))`.
 
     Args:
-        strength: lambda >= 0.
         epsilon: the size above which shrinking fades, > 0.
         weights: factors >= 0, a tensor that broadcasts to w, or a mapping.
 
@@ -377,7 +366,6 @@ class LogSum(Proximable):
     convex: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
     above: ClassVar[dict[str, float]] = {"epsilon": 0}
-    reference: ClassVar[str] = "Candes, Wakin and Boyd 2008"
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum(weights * log(1 + |w|/epsilon))."""

@@ -99,7 +99,6 @@ class GroupLasso(Proximable):
     `strength * sum_g weights_g * |w_g|`, |w_g| the Euclidean norm of row g.
 
     Args:
-        strength: lambda >= 0.
         weights: factors >= 0, one per row, shape (rows,), or a mapping from
             parameter names to such tensors.
         scale_by_size: multiply by sqrt(entries of a row), the convention of Yuan and Lin.
@@ -119,7 +118,6 @@ class GroupLasso(Proximable):
 
     rows: ClassVar[str] = "out"
     flags: ClassVar[tuple[str, ...]] = ("scale_by_size",)
-    reference: ClassVar[str] = "Yuan and Lin 2006"
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of weighted row norms."""
@@ -157,7 +155,6 @@ class SparseGroupLasso(Proximable):
     `strength * sum_g weights_g * (l1_ratio * sum|w_g| + (1 - l1_ratio) * |w_g|)`.
 
     Args:
-        strength: lambda >= 0.
         l1_ratio: share of the L1 part, in [0, 1].
         scale_by_size: multiply the row norms by sqrt(entries of a row).
         weights: factors >= 0, one per row, shape (rows,), or a mapping.
@@ -177,7 +174,6 @@ class SparseGroupLasso(Proximable):
     rows: ClassVar[str] = "out"
     shares: ClassVar[tuple[str, ...]] = ("l1_ratio",)
     flags: ClassVar[tuple[str, ...]] = ("scale_by_size",)
-    reference: ClassVar[str] = "Simon et al. 2013"
 
     def value(self, w: Tensor) -> Tensor:
         """Sum of the two parts."""
@@ -234,7 +230,6 @@ class GroupMCP(Proximable):
     diagonal: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
     above: ClassVar[dict[str, float]] = {"gamma": 0}
-    reference: ClassVar[str] = "Huang, Breheny and Ma 2012"
 
     def value(self, w: Tensor) -> Tensor:
         """Sum over rows of the penalty of their norm."""
@@ -272,7 +267,6 @@ class LInf(Proximable):
     `strength * sum_g weights_g * max|w_g|`.
 
     Args:
-        strength: lambda >= 0.
         weights: factors >= 0, one per row, shape (rows,), or a mapping.
 
     Reference: Turlach, Venables and Wright (2005), https://doi.org/10.1198/004017005000000139.
@@ -285,7 +279,6 @@ class LInf(Proximable):
     weights: Tensor | Mapping[str, Tensor] | None = None
 
     rows: ClassVar[str] = "out"
-    reference: ClassVar[str] = "Turlach, Venables and Wright 2005"
 
     def value(self, w: Tensor) -> Tensor:
         """strength * sum of the weighted largest sizes."""

@@ -24,7 +24,6 @@ class Hierarchical(Proximable):
     rows="feature")` gives these rows.
 
     Args:
-        strength: lambda >= 0.
         M: hierarchy coefficient, > 0: how large a first-layer weight may be for a skip weight of
             1. Small values approach a linear model.
         skip: how many leading entries of a row are skip weights, >= 1.
@@ -46,7 +45,6 @@ class Hierarchical(Proximable):
     diagonal: ClassVar[bool] = False
     real: ClassVar[bool] = True
     rows: ClassVar[str] = "feature"
-    reference: ClassVar[str] = "Lemhadri et al. 2021"
 
     def __post_init__(self) -> None:
         super().__post_init__()

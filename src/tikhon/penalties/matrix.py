@@ -39,9 +39,6 @@ class NuclearNorm(Proximable):
 
     `strength * sum(sigma(w))`. The prox is exact for a single step; a per-weight step is refused.
 
-    Args:
-        strength: lambda >= 0.
-
     Reference: Fazel (2002), https://faculty.washington.edu/mfazel/thesis-final.pdf; prox: Cai,
     Candes and Shen (2010), https://doi.org/10.1137/080738970.
 
@@ -52,7 +49,6 @@ class NuclearNorm(Proximable):
 
     diagonal: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
-    reference: ClassVar[str] = "Fazel 2002"
     unweighted: ClassVar[str] = _WHOLE
 
     def value(self, w: Tensor) -> Tensor:
@@ -81,9 +77,6 @@ class SpectralNorm(Proximable):
 
     `strength * max(sigma(w))`. The prox is exact for a single step; a per-weight step is refused.
 
-    Args:
-        strength: lambda >= 0.
-
     Reference: Yoshida and Miyato (2017), https://arxiv.org/abs/1705.10941.
 
     >>> SpectralNorm(1.0).prox(torch.diag(torch.tensor([3.0, 0.5])), step=1.0).diag()
@@ -92,7 +85,6 @@ class SpectralNorm(Proximable):
 
     diagonal: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
-    reference: ClassVar[str] = "Yoshida and Miyato 2017"
     unweighted: ClassVar[str] = _WHOLE
 
     def value(self, w: Tensor) -> Tensor:
@@ -125,9 +117,6 @@ class Orthogonal(Penalty):
     `strength * |G - I|_F^2`, G = W W' or W' W, whichever is smaller; no factor 1/2. It is smooth:
     it adds a gradient and needs no prox.
 
-    Args:
-        strength: lambda >= 0.
-
     Reference: Bansal, Chen and Wang (2018), https://arxiv.org/abs/1810.09102.
 
     >>> Orthogonal(0.1).value(2 * torch.eye(3))
@@ -137,7 +126,6 @@ class Orthogonal(Penalty):
     smooth: ClassVar[bool] = True
     convex: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
-    reference: ClassVar[str] = "Bansal, Chen and Wang 2018"
     unweighted: ClassVar[str] = "it compares rows with each other"
 
     def value(self, w: Tensor) -> Tensor:

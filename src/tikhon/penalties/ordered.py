@@ -26,7 +26,6 @@ class SLOPE(Proximable):
     exact for a single step; a per-weight step is refused.
 
     Args:
-        strength: lambda >= 0.
         weights: a non-increasing sequence, >= 0, one number per entry of a row. By default the
             Benjamini-Hochberg sequence: the normal quantiles at 1 - i*q/(2n).
         q: false discovery rate of that sequence, in (0, 1).
@@ -42,7 +41,6 @@ class SLOPE(Proximable):
     q: float = 0.1
 
     diagonal: ClassVar[bool] = False
-    reference: ClassVar[str] = "Bogdan et al. 2015"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,9 +103,6 @@ class TotalVariation(Proximable):
     `strength * sum |w[r, i+1] - w[r, i]|`. The prox is exact for a single step; a per-weight step
     is refused.
 
-    Args:
-        strength: lambda >= 0.
-
     Reference: Rudin, Osher and Fatemi (1992), https://doi.org/10.1016/0167-2789(92)90242-F; prox:
     Hochbaum (2001), https://doi.org/10.1145/502090.502093, by splitting at level sets.
 
@@ -117,7 +112,6 @@ class TotalVariation(Proximable):
 
     diagonal: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
-    reference: ClassVar[str] = "Rudin, Osher and Fatemi 1992"
     unweighted: ClassVar[str] = "it is a sum over jumps between entries, not over entries"
     real: ClassVar[bool] = True
 
