@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tikhon.layers.masks import (
     Caller,
-    Draws,
+    NoiseDraws,
     Rate,
     check_rank,
     draw,
@@ -35,7 +35,9 @@ from tikhon.layers.masks import (
 from tikhon.layers.tokens import patch_dropout as patch_dropout, word_dropout as word_dropout
 
 
-def dropout(x: Tensor, rate: Rate, *, tied: Sequence[int] = (), **draws: Unpack[Draws]) -> Tensor:
+def dropout(
+    x: Tensor, rate: Rate, *, tied: Sequence[int] = (), **draws: Unpack[NoiseDraws]
+) -> Tensor:
     """Zero every entry with probability `rate` in [0, 1] and scale the rest by 1 / (1 - rate).
 
     `x` has any shape; the mask is constant along the `tied` dimensions, where `uniforms` have
@@ -56,7 +58,7 @@ def dropout(x: Tensor, rate: Rate, *, tied: Sequence[int] = (), **draws: Unpack[
     return x * (kept.to(x.dtype) * inverse_keep(rate, x.dtype))
 
 
-def spatial_dropout(x: Tensor, rate: Rate, **draws: Unpack[Draws]) -> Tensor:
+def spatial_dropout(x: Tensor, rate: Rate, **draws: Unpack[NoiseDraws]) -> Tensor:
     """Zero whole channels of `x` (N, C, ...) with probability `rate`; `uniforms` (N, C, 1, ...).
 
     Reference: Tompson et al. 2015, https://arxiv.org/abs/1411.4280
@@ -67,7 +69,7 @@ def spatial_dropout(x: Tensor, rate: Rate, **draws: Unpack[Draws]) -> Tensor:
     return dropout(x, rate, tied=range(2, x.ndim), **draws)
 
 
-def locked_dropout(x: Tensor, rate: Rate, *, time: int = 1, **draws: Unpack[Draws]) -> Tensor:
+def locked_dropout(x: Tensor, rate: Rate, *, time: int = 1, **draws: Unpack[NoiseDraws]) -> Tensor:
     """Dropout with one mask for all steps along the dimension `time` (variational dropout).
 
     Reference: Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287
@@ -75,12 +77,12 @@ def locked_dropout(x: Tensor, rate: Rate, *, time: int = 1, **draws: Unpack[Draw
     return dropout(x, rate, tied=(time,), **draws)
 
 
-def token_dropout(x: Tensor, rate: Rate, **draws: Unpack[Draws]) -> Tensor:
+def token_dropout(x: Tensor, rate: Rate, **draws: Unpack[NoiseDraws]) -> Tensor:
     """Zero whole tokens of `x` (..., tokens, features) with probability `rate`, scale the rest."""
     return dropout(x, rate, tied=(-1,), **draws)
 
 
-def drop_path(x: Tensor, rate: Rate, *, mode: str = "row", **draws: Unpack[Draws]) -> Tensor:
+def drop_path(x: Tensor, rate: Rate, *, mode: str = "row", **draws: Unpack[NoiseDraws]) -> Tensor:
     """Zero a residual branch for a row, or for the whole batch, with probability `rate`.
 
     `x` is (N, ...); `mode` is "row" or "batch". Reference: Huang et al. 2016 (stochastic depth),
@@ -96,7 +98,7 @@ SELU_FLOOR = -1.7580993408473766  # -scale * alpha of SELU, its output when satu
 
 
 def alpha_dropout(
-    x: Tensor, rate: Rate, *, tied: Sequence[int] = (), **draws: Unpack[Draws]
+    x: Tensor, rate: Rate, *, tied: Sequence[int] = (), **draws: Unpack[NoiseDraws]
 ) -> Tensor:
     """Set entries to SELU's floor with probability `rate`, then restore mean 0 and variance 1.
 
@@ -116,7 +118,7 @@ def alpha_dropout(
     return (x * noise).add_(shift.to(x.dtype))
 
 
-def feature_alpha_dropout(x: Tensor, rate: Rate, **draws: Unpack[Draws]) -> Tensor:
+def feature_alpha_dropout(x: Tensor, rate: Rate, **draws: Unpack[NoiseDraws]) -> Tensor:
     """Alpha dropout of whole channels of `x` (N, C, ...); `uniforms` are (N, C, 1, ...).
 
     Reference: Klambauer et al. 2017, https://arxiv.org/abs/1706.02515
@@ -127,7 +129,7 @@ def feature_alpha_dropout(x: Tensor, rate: Rate, **draws: Unpack[Draws]) -> Tens
     return alpha_dropout(x, rate, tied=range(2, x.ndim), **draws)
 
 
-def gaussian_dropout(x: Tensor, rate: Rate, **draws: Unpack[Draws]) -> Tensor:
+def gaussian_dropout(x: Tensor, rate: Rate, **draws: Unpack[NoiseDraws]) -> Tensor:
     """Multiply every entry by normal noise of mean 1 and of dropout's variance rate / (1 - rate).
 
     Zeros at rate 1, where the variance is undefined.
@@ -140,7 +142,7 @@ def gaussian_dropout(x: Tensor, rate: Rate, **draws: Unpack[Draws]) -> Tensor:
     return x * draw_normal(x, draws).mul(scale).add_(mean).to(x.dtype)
 
 
-def gaussian_noise(x: Tensor, rate: Rate, **draws: Unpack[Draws]) -> Tensor:
+def gaussian_noise(x: Tensor, rate: Rate, **draws: Unpack[NoiseDraws]) -> Tensor:
     """Add normal noise of standard deviation `rate` >= 0.
 
     Reference: Bishop 1995, https://doi.org/10.1162/neco.1995.7.1.108
@@ -157,7 +159,7 @@ def drop_block(
     *,
     shared: bool = False,
     where: Caller = "drop_block",
-    **draws: Unpack[Draws],
+    **draws: Unpack[NoiseDraws],
 ) -> Tensor:
     """Zero blocks of `block_size` in every spatial dimension of `x` (N, C, ...), rescale the rest.
 
@@ -194,7 +196,9 @@ def drop_block(
     return x * (kept * torch.where(mean > 0, 1 / mean, 0.0).to(x.dtype))
 
 
-def shake_drop(x: Tensor, rate: Rate, *, mode: str = "batch", **draws: Unpack[Draws]) -> Tensor:
+def shake_drop(
+    x: Tensor, rate: Rate, *, mode: str = "batch", **draws: Unpack[NoiseDraws]
+) -> Tensor:
     """Multiply a residual branch by b + a - ba forward and b + c - bc backward.
 
     b is 0 with probability `rate`, for the batch or a row; a in [-1, 1) and c in [0, 1) are
@@ -212,7 +216,7 @@ def shake_drop(x: Tensor, rate: Rate, *, mode: str = "batch", **draws: Unpack[Dr
 
 
 def input_dropout(
-    x: Tensor, rate: Rate, *, where: Caller = "input_dropout", **draws: Unpack[Draws]
+    x: Tensor, rate: Rate, *, where: Caller = "input_dropout", **draws: Unpack[NoiseDraws]
 ) -> Tensor:
     """Zero one square of `x` (N, C, H, W) whose area is `rate` of the image (Cutout).
 
@@ -234,7 +238,7 @@ def input_dropout(
     return x * (~inside).to(x.dtype)
 
 
-def mixout(weight: Tensor, target: Tensor, rate: Rate, **draws: Unpack[Draws]) -> Tensor:
+def mixout(weight: Tensor, target: Tensor, rate: Rate, **draws: Unpack[NoiseDraws]) -> Tensor:
     """Dropout of `weight - target`: entries fall back to the target with probability `rate`.
 
     Reference: Lee et al. 2020, https://arxiv.org/abs/1909.11299
@@ -245,7 +249,7 @@ def mixout(weight: Tensor, target: Tensor, rate: Rate, **draws: Unpack[Draws]) -
 
 
 def concrete_dropout(
-    x: Tensor, rate: Tensor, *, temperature: float = 0.1, **draws: Unpack[Draws]
+    x: Tensor, rate: Tensor, *, temperature: float = 0.1, **draws: Unpack[NoiseDraws]
 ) -> Tensor:
     """Dropout whose mask is differentiable in `rate`: a sigmoid, not a step.
 

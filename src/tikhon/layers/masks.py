@@ -60,7 +60,7 @@ def is_batched(x: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # type: ignore[attr-defined]
 
 
-class Draws(TypedDict, total=False):
+class NoiseDraws(TypedDict, total=False):
     """Keyword arguments of every function of noise: whether it draws, and from what."""
 
     training: bool  # True by default; else the function returns its input or mean
@@ -69,17 +69,17 @@ class Draws(TypedDict, total=False):
 
 
 def is_off(*, training: bool = True, generator: object = None, uniforms: object = None) -> bool:
-    """Return whether these `Draws` ask for no noise; TypeError for another keyword."""
+    """Return whether these `NoiseDraws` ask for no noise; TypeError for another keyword."""
     return not training
 
 
-def uses_torch(rate: Rate, draws: Draws) -> TypeGuard[float]:
+def uses_torch(rate: Rate, draws: NoiseDraws) -> TypeGuard[float]:
     """Return whether torch's own dropout draws the same noise: a plain rate and generator."""
     own = draws.get("generator") is None and draws.get("uniforms") is None
     return type(rate) is float and own
 
 
-def draw(shape: Sequence[int], like: Tensor, draws: Draws) -> Tensor:
+def draw(shape: Sequence[int], like: Tensor, draws: NoiseDraws) -> Tensor:
     """Draw uniform numbers in [0, 1) in float32, as half precision would round the rate."""
     g, uniforms = draws.get("generator"), draws.get("uniforms")
     if uniforms is None:
@@ -94,7 +94,7 @@ def draw(shape: Sequence[int], like: Tensor, draws: Draws) -> Tensor:
     return uniforms
 
 
-def draw_normal(like: Tensor, draws: Draws) -> Tensor:
+def draw_normal(like: Tensor, draws: NoiseDraws) -> Tensor:
     """Draw standard normal numbers of `like`'s shape and dtype, or map uniforms by quantiles."""
     if draws.get("uniforms") is None:
         g = draws.get("generator")

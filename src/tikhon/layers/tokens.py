@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tikhon.layers.masks import (
     Caller,
-    Draws,
+    NoiseDraws,
     Rate,
     check_rank,
     draw,
@@ -30,7 +30,7 @@ def patch_dropout(
     ordered: bool = False,
     remove: bool = True,
     where: Caller = "patch_dropout",
-    **draws: Unpack[Draws],
+    **draws: Unpack[NoiseDraws],
 ) -> Tensor:
     """Keep `prefix` tokens of `x` (N, L, D) and a random max(1, int((L - prefix)(1 - rate))).
 
@@ -61,7 +61,12 @@ def patch_dropout(
 
 
 def word_dropout(
-    ids: Tensor, rate: Rate, *, unknown: int, protect: Sequence[int] = (), **draws: Unpack[Draws]
+    ids: Tensor,
+    rate: Rate,
+    *,
+    unknown: int,
+    protect: Sequence[int] = (),
+    **draws: Unpack[NoiseDraws],
 ) -> Tensor:
     """Replace token ids by `unknown` with probability `rate`, except the ids in `protect`.
 
