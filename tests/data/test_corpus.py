@@ -14,7 +14,7 @@ from data import corpus
 from data.corpus import Case, Flag, Text
 from tikhon.data import split
 from tikhon.data.column import Column
-from tikhon.data.encoding import column_slices, encode_columns
+from tikhon.data.encoding import encode_columns, iterate_columns
 from tikhon.data.reading import Format, read_table
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import InputError
@@ -73,8 +73,8 @@ def test_a_file_is_read_as_it_was_written_down(case: Case, tmp_path: Path):
 
 
 def judge(columns: tuple[Column, ...], values: np.ndarray, case: Case) -> None:
-    for column, place in zip(columns, column_slices(columns), strict=True):
-        found = [decoded(column, row) for row in values[:, place]]
+    for column, cells in iterate_columns(values, columns):
+        found = [decoded(column, row) for row in cells]
         for row, (received, right) in enumerate(
             zip(found, case.columns[column.name], strict=True)
         ):

@@ -8,14 +8,4 @@ from tikhon.data.sources import NAMES, load
 from tikhon.data.splits import Split, split
 from tikhon.data.table import TableOptions
 
-__all__ = [
-    "NAMES",
-    "Dataset",
-    "Split",
-    "TableOptions",
-    "load",
-    "order",
-    "pair",
-    "slices",
-    "split",
-]
+__all__ = ["NAMES", "Dataset", "Split", "TableOptions", "load", "order", "pair", "slices", "split"]

@@ -170,9 +170,8 @@ def from_arrays(
     if x.dtype.kind not in "biuf":
         raise DataError(f"{name}: X must be numeric, received {x.dtype}")
     names = tuple(str(n) for n in feature_names) if feature_names is not None else ()
-    _refuse_non_finite(x, "X", name, names)
+    _refuse_unusable(x, "X", name, names)
     image = x.dtype == np.uint8 and (x.ndim > 2 or x.max(initial=0) > 127)
-    _refuse_large(x, "X", name, names)
     inputs = torch.from_numpy(np.array(x, np.float32))
     if image:
         inputs.div_(255)
@@ -190,8 +189,7 @@ def from_arrays(
 
 
 def _target(y: np.ndarray, name: str, classes: Any) -> tuple[Tensor, Task, tuple[str, ...]]:
-    if y.dtype.kind == "f":
-        _refuse_non_finite(y, "y", name, ())
+    _refuse_unusable(y, "y", name, ())
     whole = y.dtype.kind in "biuUS" or (classes is not None and bool(np.all(y == np.floor(y))))
     if (
         y.ndim > 1
@@ -202,7 +200,6 @@ def _target(y: np.ndarray, name: str, classes: Any) -> tuple[Tensor, Task, tuple
     ):
         if y.dtype.kind not in "biuf":
             raise DataError(f"{name}: y must be numbers or labels, received {y.dtype}")
-        _refuse_large(y, "y", name, ())
         return torch.from_numpy(np.array(y, np.float32)), "regression", ()
     found, codes = np.unique(y, return_inverse=True)
     if len(found) < 2:
@@ -216,31 +213,21 @@ def _target(y: np.ndarray, name: str, classes: Any) -> tuple[Tensor, Task, tuple
     return torch.from_numpy(codes.reshape(-1).astype(np.int64)), "classification", tuple(labels)
 
 
-def _refuse_non_finite(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
-    if values.dtype.kind == "f":
-        bad = ~np.isfinite(values)
-        _refuse(bad, "that are NaN or infinite", "remove or fill them", what, name, columns)
-
-
-def _refuse_large(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
-    if values.dtype.kind in "iuf":
+def _refuse_unusable(values: np.ndarray, what: str, name: str, columns: tuple[str, ...]) -> None:
+    """Raise for numbers that are not finite, or too large for float32, naming the first one."""
+    if values.dtype.kind not in "iuf":
+        return
+    bad, why = ~np.isfinite(values), "that are NaN or infinite, {}; remove or fill them"
+    if not bad.any():
         bad = np.abs(values.astype(float)) > MAX_FLOAT32
-        _refuse(bad, f"beyond {MAX_FLOAT32:g}", "correct or rescale them", what, name, columns)
-
-
-def _refuse(
-    bad: np.ndarray, why: str, remedy: str, what: str, name: str, columns: tuple[str, ...]
-) -> None:
+        why = f"beyond {MAX_FLOAT32:g}, {{}}; correct or rescale them"
     if not bad.any():
         return
-    row = int(np.argwhere(bad)[0][0])
-    where = ""
+    row, where = int(np.argwhere(bad)[0][0]), ""
     if bad.ndim == 2:
         column = int(np.argwhere(bad[row])[0][0])
-        label = repr(columns[column]) if column < len(columns) else str(column)
-        where = f" column {label}"
+        where = f" column {columns[column]!r}" if column < len(columns) else f" column {column}"
         bad = bad[:, column]
     found = sentence("told_values", count=int(bad.sum()))
-    raise DataError(
-        f"{name}: {what}{where} has {found} {why}, first in row {row}; {remedy} before training"
-    )
+    first = why.format(f"first in row {row}")
+    raise DataError(f"{name}: {what}{where} has {found} {first} before training")

@@ -9,7 +9,7 @@ import numpy as np
 
 from tikhon.data.column import Column
 from tikhon.data.dates import format_day
-from tikhon.data.encoding import column_slices
+from tikhon.data.encoding import iterate_columns
 
 if TYPE_CHECKING:
     from tikhon.data.dataset import Dataset
@@ -29,20 +29,18 @@ def describe_table(source: Dataset, parts: Split) -> dict[str, object]:
     table, fitted = source.table, parts.preprocessing
     if table is None or fitted is None:
         return {}
-    cells, inputs = source.x.numpy(), fitted.inputs
+    values, inputs = source.x.numpy(), fitted.inputs
     return {
         "columns": [
             {
                 "name": column.name,
                 "kind": column.kind,
-                "missing": _missing(column, cells[:, place]),
+                "missing": _missing(column, cells),
                 "inputs": len(inputs[i]),
                 "readings": [told.with_text() for told in column.readings],
-                **_cells(column, cells[:, place]),
+                **_cells(column, cells),
             }
-            for i, (column, place) in enumerate(
-                zip(table.columns, column_slices(table.columns), strict=True)
-            )
+            for i, (column, cells) in enumerate(iterate_columns(values, table.columns))
         ],
         "left_out": [
             {"name": c.name, "reason": c.reason.with_text()} for c in table.dropped if c.reason

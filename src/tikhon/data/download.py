@@ -14,13 +14,7 @@ from tikhon.errors import DataError, StorageError
 _BLOCK = 1 << 16
 
 
-def fetch(
-    name: str,
-    mirrors: Sequence[str],
-    *,
-    sha256: str,
-    folder: Path,
-) -> Path:
+def fetch(name: str, mirrors: Sequence[str], *, sha256: str, folder: Path) -> Path:
     """Return the file `name` in `folder`, downloading it from the first mirror with intact
     content.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -71,10 +71,14 @@ def concatenate_columns(parts: list[np.ndarray]) -> np.ndarray:
     return found
 
 
-def column_slices(columns: Sequence[Column]) -> list[slice]:
-    """Return the slice of each column in the result of `encode_columns`."""
-    ends = np.cumsum([column.width for column in columns]).tolist()
-    return [slice(end - c.width, end) for c, end in zip(columns, ends, strict=True)]
+def iterate_columns(
+    values: np.ndarray, columns: Sequence[Column]
+) -> Iterator[tuple[Column, np.ndarray]]:
+    """Yield each column with its part (rows, width) of the result of `encode_columns`."""
+    start = 0
+    for column in columns:
+        yield column, values[:, start : start + column.width]
+        start += column.width
 
 
 def encode_column(raw: RawColumn, column: Column) -> np.ndarray:

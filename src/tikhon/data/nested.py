@@ -208,19 +208,18 @@ def _row_tensors(value: object) -> list[Tensor]:
 
 def take_rows(batch: object, index: Tensor) -> Any:
     """Select rows of a nested batch."""
-    if isinstance(batch, Tensor):
-        plain = batch.layout in (torch.strided, torch.sparse_coo)
-        return (batch if plain else batch.to_sparse()).index_select(0, index.to(batch.device))
-    if isinstance(batch, Mapping):
-        return _named_like(batch, {k: take_rows(v, index) for k, v in batch.items()})
-    if isinstance(batch, PackedSequence):
-        rows, lengths = pad_packed_sequence(batch, batch_first=True)
+
+    def take(part: Tensor) -> Tensor:
+        plain = part.layout in (torch.strided, torch.sparse_coo)
+        return (part if plain else part.to_sparse()).index_select(0, index.to(part.device))
+
+    def take_sequences(packed: PackedSequence) -> PackedSequence:
+        rows, lengths = pad_packed_sequence(packed, batch_first=True)
         return pack_padded_sequence(
             rows[index], lengths[index], batch_first=True, enforce_sorted=False
         )
-    if isinstance(batch, tuple | list):
-        return _tuple_like(batch, (take_rows(v, index) for v in batch))
-    return batch
+
+    return map_tensors(batch, take, take_sequences)
 
 
 def concatenate(parts: list[Any]) -> Any:
@@ -253,20 +252,27 @@ def to_device(value: object, device: torch.device) -> Any:
     return map_tensors(value, lambda part: part.to(device))
 
 
-def map_tensors(value: object, change: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor of a nested value."""
+def map_tensors(
+    value: object,
+    change: Callable[[Tensor], Tensor],
+    change_packed: Callable[[PackedSequence], PackedSequence] | None = None,
+) -> Any:
+    """Apply a function to every tensor of a nested value, and another to packed sequences."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return _named_like(value, {k: map_tensors(v, change) for k, v in value.items()})
+        mapped = {k: map_tensors(v, change, change_packed) for k, v in value.items()}
+        return _named_like(value, mapped)
     if isinstance(value, PackedSequence):
+        if change_packed:
+            return change_packed(value)
         moved: Any = value
         return moved.to(change(torch.empty(0)).device)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(v, change) for v in value))
+        return type(value)(*(map_tensors(v, change, change_packed) for v in value))
     if isinstance(value, tuple | list):
-        return _tuple_like(value, (map_tensors(v, change) for v in value))
+        return _tuple_like(value, (map_tensors(v, change, change_packed) for v in value))
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)}
-        return type(value)(**changed)
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        return type(value)(**{k: map_tensors(v, change, change_packed) for k, v in parts.items()})
     return value

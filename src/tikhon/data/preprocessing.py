@@ -11,7 +11,7 @@ import numpy as np
 
 from tikhon.data.column import Column
 from tikhon.data.dataset import Table
-from tikhon.data.encoding import column_slices, encode_columns, matching_column
+from tikhon.data.encoding import encode_columns, iterate_columns, matching_column
 from tikhon.data.number_parsing import is_currency, parse_number
 from tikhon.data.reading import Source, quote_names
 from tikhon.data.text_cells import FALSE, TRUE
@@ -160,10 +160,9 @@ class Preprocessing:
                 means = levels.mean_of(codes) if targets is None else _out_of_fold(codes, targets)
                 for mean in means.T:
                     found[:, next(places)] = mean
-        for column, place in zip(self.columns, column_slices(self.columns), strict=True):
-            if column.kind == "text":
-                for i in range(place.start + 1, place.stop):
-                    found[:, next(places)] = values[rows, i]
+        for column, cells in iterate_columns(values, self.columns):
+            for hashed in cells[:, 1:].T if column.kind == "text" else ():
+                found[:, next(places)] = hashed[rows]
         return found
 
     def transform(self, source: Source) -> np.ndarray:
@@ -376,10 +375,10 @@ def _iterate_codes(
     values: np.ndarray, columns: tuple[Column, ...], rows: Rows = _ALL
 ) -> Iterator[tuple[Column, np.ndarray]]:
     """Yield codes of categories and of flags beside numbers; -2 if missing or without flag."""
-    for column, place in zip(columns, column_slices(columns), strict=True):
+    for column, cells in iterate_columns(values, columns):
         if column.kind == "category" or column.words:
-            cells = values[rows, place.stop - 1]
-            yield column, np.where(np.isnan(cells), _NO_CODE, cells).astype(int)
+            codes = cells[rows, -1]
+            yield column, np.where(np.isnan(codes), _NO_CODE, codes).astype(int)
 
 
 def _iterate_numbers(
@@ -388,12 +387,11 @@ def _iterate_numbers(
     """Yield numbers, truth values, text lengths and date parts: name, cells, and whether it is the
     first of its column.
     """
-    for column, place in zip(columns, column_slices(columns), strict=True):
-        names = _number_names(column)
-        if names:
-            cells = values[rows, place.start]
-            yield names[0], cells, True
-            for name, part in zip(names[1:], _cyclic_parts(cells, column), strict=True):
+    for column, cells in iterate_columns(values, columns):
+        if names := _number_names(column):
+            numbers = cells[rows, 0]
+            yield names[0], numbers, True
+            for name, part in zip(names[1:], _cyclic_parts(numbers, column), strict=True):
                 yield name, part, False
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence, Set
 import numpy as np
 
 from tikhon.data.column import Column
-from tikhon.data.encoding import column_slices
+from tikhon.data.encoding import iterate_columns
 from tikhon.data.number_parsing import MISSING, parse_number
 from tikhon.data.reading import Source, quote_names
 from tikhon.data.text_cells import FALSE, TRUE
@@ -27,6 +27,7 @@ _MAX_COLUMNS = 50  # most numeric columns searched for it
 _CHANCE_LEVEL = 1e-3  # probability that columns are equal by accident
 _WIDE, _REPEATED = 10, 0.01  # a range, and a share of rows, of numbers with a sentinel beside them
 _ABBREVIATION = 4  # letters
+_NO_VALUES = MISSING - {"none", "nil", "-", "--", "."}  # also in a category
 _DAY_AND_MONTH = re.compile(r"\d{1,2}-[A-Z][a-z]{2}|[A-Z][a-z]{2}-\d\d")
 _RANGE = re.compile(r"\d+ ?- ?\d+")
 _MIN_GROUPS = 10  # fewest distinct values of a column of groups
@@ -98,25 +99,24 @@ def find_similar_labels(name: str, labels: Sequence[str]) -> list[Sentence]:
     return [sentence("notice_kept_apart", labels=quote_names(found), name=name)] if found else []
 
 
-def find_missing_levels(column: Column) -> list[Sentence]:
-    """Report several levels of one category that all look like "no value"."""
-    marks = MISSING - {"none", "nil", "-", "--", "."}
-    found = [level for level in column.categories if level.lower() in marks]
-    if len(found) < 2:
-        return []
-    options = shlex.join(f"--na-values={level}" for level in found)
-    labels = quote_names(found)
-    return [sentence("notice_no_values", labels=labels, name=column.name, options=options)]
-
-
-def find_mangled_ranges(column: Column) -> list[Sentence]:
-    """Report levels such as `5-Mar` among ranges such as `6-9`, which a spreadsheet changed."""
-    found = [level for level in column.categories if _DAY_AND_MONTH.fullmatch(level)]
-    ranges = [level for level in column.categories if _RANGE.fullmatch(level)]
-    if not found or not ranges:
-        return []
-    name = quote_names([column.name])
-    return [sentence("notice_dates_by_spreadsheet", cells=quote_names(found), column=name)]
+def check_levels(column: Column) -> list[Sentence]:
+    """Report levels of a category that may be one, several that all look like "no value", and
+    `5-Mar` among ranges such as `6-9`, which a spreadsheet changed.
+    """
+    levels, name = column.categories, quote_names([column.name])
+    notices = find_similar_labels(column.name, levels)
+    missing = [level for level in levels if level.lower() in _NO_VALUES]
+    if len(missing) > 1:
+        options = shlex.join(f"--na-values={level}" for level in missing)
+        labels = quote_names(missing)
+        notices.append(
+            sentence("notice_no_values", labels=labels, name=column.name, options=options)
+        )
+    dates = [level for level in levels if _DAY_AND_MONTH.fullmatch(level)]
+    if dates and any(map(_RANGE.fullmatch, levels)):
+        cells = quote_names(dates)
+        notices.append(sentence("notice_dates_by_spreadsheet", cells=cells, column=name))
+    return notices
 
 
 def find_imbalance(y: np.ndarray, target: Column, task: str) -> list[Sentence]:
@@ -137,11 +137,10 @@ def find_leaks(
     """Report columns that alone determine the target, often recorded after it."""
     some = np.random.default_rng(0).permutation(len(y))[:_SAMPLE]  # a leak shows in a sample
     certain, nearly = [], []
-    for column, place in zip(columns, column_slices(columns), strict=True):
+    for column, cells in iterate_columns(values, columns):
         unordered = column.kind == "category"
-        cells = [] if column.kind == "text" else values[:, place].T
         share = 0.0
-        for part in cells:
+        for part in () if column.kind == "text" else cells.T:
             told = _leak_share(part[some], y[some], task, unordered)
             if told and len(y) > _SAMPLE:
                 told = _leak_share(part, y, task, unordered)
@@ -218,8 +217,8 @@ def find_combined_leaks(
     For classes these are their numbers, or the indicator of every class (one-hot columns).
     """
     found = [
-        (column.name, values[:, place][:_SAMPLE, 0])
-        for column, place in zip(columns, column_slices(columns), strict=True)
+        (column.name, cells[:_SAMPLE, 0])
+        for column, cells in iterate_columns(values, columns)
         if column.kind in ("number", "boolean")
     ]
     if not 2 <= len(found) <= _MAX_COLUMNS:
@@ -279,12 +278,11 @@ def _exact_combination(cells: np.ndarray, y: np.ndarray, *, least: int = 2) -> l
 def find_duplicate_columns(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report columns that are equal in every row, unless that may be chance."""
     found: dict[bytes, list[str]] = {}
-    for column, place in zip(columns, column_slices(columns), strict=True):
-        cells = np.ascontiguousarray(values[:, place])
+    for column, cells in iterate_columns(values, columns):
         counts = np.unique(cells[:, 0], return_counts=True)[1]
         chance = float(np.square(counts / len(cells)).sum()) ** len(cells) * len(columns) ** 2
         if chance < _CHANCE_LEVEL:
-            key = hashlib.sha256(cells.tobytes()).digest()
+            key = hashlib.sha256(cells.tobytes(order="C")).digest()
             found.setdefault(key, []).append(column.name)
     return [
         sentence("notice_alike", columns=quote_names(names))
@@ -295,9 +293,9 @@ def find_duplicate_columns(values: np.ndarray, columns: Sequence[Column]) -> lis
 
 def find_groups(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report a column that names groups of rows, judged by its name and values."""
-    for column, place in zip(columns, column_slices(columns), strict=True):
-        cells = values[:, place][:, 0]
-        many = len(np.unique(cells[~np.isnan(cells)]))
+    for column, cells in iterate_columns(values, columns):
+        first = cells[:, 0]
+        many = len(np.unique(first[~np.isnan(first)]))
         named = column.kind in ("number", "category") and _GROUP_NAME.search(column.name)
         if named and _MIN_GROUPS <= many <= len(cells) / 2:
             name = quote_names([column.name])
@@ -309,10 +307,10 @@ def find_identifiers(values: np.ndarray, columns: Sequence[Column]) -> list[Sent
     """Report numbers that look like identifiers but are kept."""
     found = [
         column.name
-        for column, place in zip(columns, column_slices(columns), strict=True)
+        for column, cells in iterate_columns(values, columns)
         if column.kind == "number"
         and not (column.words or column.unit)
-        and _all_different(values[:, place][:, 0])
+        and _all_different(cells[:, 0])
     ]
     return [sentence("notice_identifier", columns=quote_names(found))] if found else []
 
@@ -327,11 +325,10 @@ def _all_different(cells: np.ndarray) -> bool:
 
 def find_sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report repeated outliers such as -999."""
-    found = []
-    for column, place in zip(columns, column_slices(columns), strict=True):
-        if column.kind == "number":
-            found += _sentinels(values[:, place][:, 0], column.name)
-    return found[:8]
+    numbers = [
+        (c.name, x[:, 0]) for c, x in iterate_columns(values, columns) if c.kind == "number"
+    ]
+    return [found for name, cells in numbers for found in _sentinels(cells, name)][:8]
 
 
 def target_sentinels(y: np.ndarray, target: Column) -> list[Sentence]:
@@ -367,13 +364,12 @@ def _sentinels(cells: np.ndarray, name: str) -> list[Sentence]:
 def find_merged_cells(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report columns with values at regular distances and empty cells below them."""
     found = []
-    for column, place in zip(columns, column_slices(columns), strict=True):
-        cells = values[:, place.start]
-        rows = np.flatnonzero(~np.isnan(cells))
+    for column, cells in iterate_columns(values, columns):
+        rows = np.flatnonzero(~np.isnan(cells[:, 0]))
         blocks = np.diff(np.append(rows, len(cells)))
         regular = len(rows) > 1 and rows[0] == 0 and blocks.std() < 0.5 * blocks.mean()
         if regular and len(rows) <= len(cells) / 2 and not column.words and column.kind != "text":
-            if np.all(np.diff(cells[rows]) != 0):
+            if np.all(np.diff(cells[rows, 0]) != 0):
                 name, count = quote_names([column.name]), len(cells) - len(rows)
                 found.append(sentence("notice_merged_cells", column=name, count=count))
     return found
@@ -426,8 +422,8 @@ def find_total_row(
             return [sentence("notice_totals", words=quote_names(found), column=name)]
     summed = [
         column.name
-        for column, place in zip(columns, column_slices(columns), strict=True)
-        if column.kind == "number" and _is_summed(values[:, place.start])
+        for column, cells in iterate_columns(values, columns)
+        if column.kind == "number" and _is_summed(cells[:, 0])
     ]
     if len(summed) < 2:
         return []
@@ -443,8 +439,8 @@ def _is_summed(cells: np.ndarray) -> bool:
 
 def find_sorted_dates(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report dates that are monotone over the rows, where rows are split at random."""
-    for column, place in zip(columns, column_slices(columns), strict=True):
-        days = values[:, place][:, 0]
+    for column, cells in iterate_columns(values, columns):
+        days = cells[:, 0]
         if column.kind != "date" or np.isnan(days).any() or len(np.unique(days)) < _DAYS:
             continue
         steps = np.diff(days)
@@ -486,3 +482,6 @@ def find_untested_classes(
     """Report classes with too few rows for every part; counts of rows by class."""
     few = [name for i, name in enumerate(classes) if train[i] and min(o[i] for o in others) == 0]
     return [sentence("notice_untested", names=quote_names(few))] if few else []
+
+
+CHECKS = (find_identifiers, find_duplicate_columns, find_sentinels, find_merged_cells)

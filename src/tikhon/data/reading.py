@@ -39,10 +39,14 @@ from tikhon.languages import Sentence, sentence
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (
-    *(".csv", ".tsv", ".txt", ".data", ".dat", ".parquet", ".pq", ".feather", ".arrow"),
-    *(".jsonl", ".ndjson", ".json", ".xlsx"),
-)
+_NAMED = {
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".data", ".dat"), "csv"),
+    **dict.fromkeys((".parquet", ".pq"), "Parquet"),
+    **dict.fromkeys((".feather", ".arrow"), "Feather"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
+    ".xlsx": "xlsx",
+}  # file type by name
+SUFFIXES = tuple(_NAMED)
 _MAX_SHOWN = 8  # names and lines shown in a message at most
 _LIMIT = 1 << 34  # bytes a compressed file may unpack to
 _HEAD_SIZE = 1 << 20  # bytes searched for the end of a first line with a JSON object
@@ -207,16 +211,6 @@ def _detect_type(path: Path, name: str, content: bytes) -> str:
     return "json" if named == "csv" and _is_json(content) else named
 
 
-_NAMED = {
-    ".parquet": "Parquet",
-    ".pq": "Parquet",
-    ".feather": "Feather",
-    ".arrow": "Feather",
-    ".xlsx": "xlsx",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-}
 _SIGNS = ((0, b"PAR1", "Parquet"), (0, b"ARROW1", "Feather"), (0, b"FEA1", "Feather"))
 _OTHERS = (
     (30, b"mimetypeapplication/vnd.oasis.opendocument", "an OpenDocument file"),
@@ -331,22 +325,27 @@ def _csv(
         raise DataError(_wrong_length(path, header, lines, skipped))
     if not lines:
         raise DataError(f"no data rows in {path}: it holds the header alone")
-    if skipped:
-        text = TextLines(_joined([header, *rows], separator[0]))
+    missing = ["", *format.missing]
     try:
-        frame = pd.read_csv(
-            cast("Any", text),
-            sep=r"\s+" if separator == BLANKS else separator[0],
-            skipinitialspace=len(separator) > 1,
-            dtype=str,
-            keep_default_na=False,
-            na_values=["", *format.missing],
-            header=0,
-            names=header,
-            index_col=False,
+        frame = (
+            pd.DataFrame(rows, columns=header, dtype=str)
+            if skipped
+            else pd.read_csv(
+                cast("Any", text),
+                sep=r"\s+" if separator == BLANKS else separator[0],
+                skipinitialspace=len(separator) > 1,
+                dtype=str,
+                keep_default_na=False,
+                na_values=missing,
+                header=0,
+                names=header,
+                index_col=False,
+            )
         )
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+    if skipped:
+        frame = frame.mask(frame.isin(missing))
     notices = [*above, *_find_missing_header(header)]
     if again := _find_repeated_headers(frame):
         frame = frame.drop(index=again).reset_index(drop=True)
@@ -409,10 +408,8 @@ def _wrong_length(
 
 
 _MARKS = {
-    b"\xff\xfe\0\0": "utf-32",
-    b"\0\0\xfe\xff": "utf-32",
-    b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
+    **dict.fromkeys((b"\xff\xfe\0\0", b"\0\0\xfe\xff"), "utf-32"),
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "utf-16"),
 }
 
 
@@ -566,12 +563,6 @@ def _check_header(
             )
         first[name] = position
     return header
-
-
-def _joined(rows: list[list[str]], separator: str) -> str:
-    out = io.StringIO()
-    csv.writer(out, delimiter=separator).writerows(rows)
-    return out.getvalue()
 
 
 def _more_rows(count: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def load(
             "out, or give a table (" + ", ".join(SUFFIXES) + ")"
         )
     if name in _BUNDLED:
-        return _BUNDLED[name](name)
+        return _bundled(name)
     if name in mnist.SETS:
         return mnist.load(name, data_dir, download)
     path = find_path(name, data_dir)
@@ -82,45 +81,24 @@ def find_path(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path
     return next((p for p in there if p.exists()), path)
 
 
-def _digits(name: str) -> Dataset:
-    from sklearn.datasets import load_digits
+def _bundled(name: str) -> Dataset:
+    import sklearn.datasets
 
-    data: Any = load_digits()
-    x = torch.from_numpy(np.asarray(data.data, np.float32) / 16)
-    classes = tuple(str(c) for c in data.target_names)
-    names = tuple(data.feature_names)
+    data: Any = getattr(sklearn.datasets, f"load_{name}")()
+    classes = tuple(str(c) for c in getattr(data, "target_names", ()))
+    images = name == "digits"
     return Dataset(
         name,
-        x,
-        torch.from_numpy(data.target).long(),
-        "classification",
+        torch.from_numpy(np.asarray(data.data, np.float32)) / (16 if images else 1),
+        torch.from_numpy(data.target.astype(np.int64 if classes else np.float32)),
+        "classification" if classes else "regression",
         classes,
-        names,
+        tuple(map(str, data.feature_names)),
+        scale=not images,
         origin={"source": "scikit-learn"},
     )
 
 
-def _table(name: str) -> Dataset:
-    import sklearn.datasets
-
-    data: Any = getattr(sklearn.datasets, f"load_{name}")()
-    x = torch.from_numpy(np.asarray(data.data, np.float32))
-    names = tuple(str(n) for n in data.feature_names)
-    origin = {"source": "scikit-learn"}
-    if not hasattr(data, "target_names"):
-        y = torch.from_numpy(np.asarray(data.target, np.float32))
-        return Dataset(name, x, y, "regression", (), names, scale=True, origin=origin)
-    classes = tuple(str(c) for c in data.target_names)
-    y = torch.from_numpy(data.target).long()
-    return Dataset(name, x, y, "classification", classes, names, scale=True, origin=origin)
-
-
-_BUNDLED: dict[str, Callable[[str], Dataset]] = {
-    "digits": _digits,
-    "breast_cancer": _table,
-    "wine": _table,
-    "iris": _table,
-    "diabetes": _table,
-}
+_BUNDLED = ("digits", "breast_cancer", "wine", "iris", "diabetes")
 
 NAMES = (*_BUNDLED, *mnist.SETS)

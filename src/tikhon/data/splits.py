@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tikhon.data.dataset import Dataset
+from tikhon.data.dataset import Dataset, Table
 from tikhon.data.preprocessing import Preprocessing
 from tikhon.data.quality_checks import (
     expected_duplicates,
@@ -71,10 +71,10 @@ def split(
 
 def _draw_part(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return indices (kept, drawn)."""
-    if data.table is not None and (data.table.times is not None or data.table.groups is not None):
-        return _draw_blocks(data, count, seed)
     if not 0 < count < len(data.x):
         raise DataError(f"{data.name}: {len(data.x)} rows are too few to hold out {count}")
+    if data.table is not None and (data.table.times is not None or data.table.groups is not None):
+        return _draw_blocks(data, data.table, count, seed)
     found = draw_rows(data.y, count, seed, classes=bool(data.classes))
     if found is None:
         sizes = torch.bincount(data.y, minlength=len(data.classes))
@@ -145,14 +145,10 @@ def assign_parts(y: Tensor, parts: int, *, seed: int | None = None) -> Tensor:
     return part
 
 
-def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def _draw_blocks(data: Dataset, table: Table, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw the latest rows, or whole groups."""
     from sklearn.model_selection import GroupShuffleSplit
 
-    table = data.table
-    assert table is not None
-    if not 0 < count < len(data.x):
-        raise DataError(f"{data.name}: {len(data.x)} rows are too few to hold out {count}")
     if table.times is not None:
         order = np.argsort(table.times, kind="stable")
         kept, drawn = np.sort(order[:-count]), np.sort(order[-count:])
@@ -163,14 +159,11 @@ def _draw_blocks(data: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor]:
         splitter = GroupShuffleSplit(1, test_size=count / len(data.x), random_state=seed)
         kept, drawn = next(splitter.split(np.zeros(len(data.x)), groups=table.groups))
     kept, drawn = torch.from_numpy(kept), torch.from_numpy(drawn)
-    seen = (
-        torch.bincount(data.y[kept].long(), minlength=len(data.classes)) if data.classes else None
-    )
-    if seen is not None and bool((seen == 0).any()):
-        absent = data.classes[int(seen.argmin())]
+    absent = set(range(len(data.classes))) - set(data.y[kept].tolist())
+    if absent:
         raise DataError(
-            f"{data.name}: class {absent!r} is not in the training rows of this split; "
-            "split by rows, or give more data"
+            f"{data.name}: class {data.classes[min(absent)]!r} is not in the training rows of "
+            "this split; split by rows, or give more data"
         )
     return kept, drawn
 

@@ -98,9 +98,7 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     notices = [*source.notices, *target.notices, *quality_checks.report_formats(columns)]
     notices += quality_checks.report_dropped(dropped)
     for column in columns:
-        notices += quality_checks.find_similar_labels(column.name, column.categories)
-        notices += quality_checks.find_missing_levels(column)
-        notices += quality_checks.find_mangled_ranges(column)
+        notices += quality_checks.check_levels(column)
     if target.task == "classification":
         notices += quality_checks.find_na_labels(source, options.target)
     notices += quality_checks.find_imbalance(target.y, target.column, target.task)
@@ -108,10 +106,8 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     notices += leaks or quality_checks.find_combined_leaks(
         values, columns, target.y, target.column, target.task
     )
-    notices += quality_checks.find_identifiers(values, columns)
-    notices += quality_checks.find_duplicate_columns(values, columns)
-    notices += quality_checks.find_sentinels(values, columns)
-    notices += quality_checks.find_merged_cells(values, columns)
+    for check in quality_checks.CHECKS:
+        notices += check(values, columns)
     notices += quality_checks.target_sentinels(target.y, target.column)
     notices += quality_checks.find_total_row(source, values, columns)
     notices += quality_checks.find_garbled_text(source)
