@@ -271,12 +271,12 @@ def _date_column(raw: RawColumn) -> Column | None:
     if "%" in (asked or ""):
         return _custom_dates(source, name, cells, str(asked))
     found = raw.dates_with_serials if raw.has_serial_dates else raw.parsed_dates
-    is_date = np.array([one is not None for one in found])
-    if cells.share(is_date) <= _MOSTLY:
+    if cells.share(np.array([one is not None for one in found])) <= _MOSTLY:
         return None
     order = asked or _order(raw)
-    if not asked and any(one is not None and order in one.doubtful for one in found):
-        row = cells.first([one is not None and order in one.doubtful for one in found])
+    doubtful = [one is not None and order in one.doubtful for one in found]
+    if not asked and any(doubtful):
+        row = cells.first(doubtful)
         raise DataError(
             f"column {name!r}: the year of {cells.texts[cells.codes[row]]!r} in "
             f"{source.line(row)} may be of either century; write four digits, or say --dates "

@@ -114,8 +114,7 @@ def _numbers(raw: RawColumn, column: Column) -> np.ndarray:
         return _with_empty_flags(column, values)
     plain = raw.plain_numbers("") if column.decimal == "." else None
     mark = column.decimal if plain is not None else _new_decimal_mark(raw, column.decimal)
-    if plain is None and mark == ".":
-        plain = raw.plain_numbers(mark)
+    plain = raw.plain_numbers(mark) if plain is None and mark == "." else plain
     if plain is not None:
         refuse_infinite(source, column.name, plain)
         return _with_empty_flags(column, plain)
@@ -183,15 +182,12 @@ def _dates(raw: RawColumn, column: Column) -> np.ndarray:
 
 
 def _with_never_dates(column: Column, days: np.ndarray) -> np.ndarray:
-    ended = find_never_dates(days)
-    values = days.copy()
-    values[list(ended)] = np.nan
-    if not column.words:
-        return values[:, None]
-    codes = np.full(len(days), np.nan)
-    for row, word in ended.items():
-        codes[row] = column.words.index(word) if word in column.words else -1
-    return np.stack([values, codes], axis=1)
+    never = find_never_dates(days)
+    values = _with_empty_flags(column, days)
+    values[list(never), 0] = np.nan
+    for row, word in never.items() if column.words else ():
+        values[row, 1] = column.words.index(word) if word in column.words else -1
+    return values
 
 
 def _with_flags(
@@ -217,9 +213,7 @@ def _with_flags(
 
 def _with_empty_flags(column: Column, values: np.ndarray) -> np.ndarray:
     """Return values, with an empty flag column if the column has flags."""
-    if not column.words:
-        return values[:, None]
-    return np.stack([values, np.full(len(values), np.nan)], axis=1)
+    return np.stack([values, np.full(len(values), np.nan)], axis=1)[:, : column.width]
 
 
 def _hashed(column: Column, texts: pd.Series) -> np.ndarray:

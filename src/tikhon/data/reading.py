@@ -159,22 +159,18 @@ def read_table(
         del content  # frees memory: a large table is held as bytes, text and cells in turn
         return _csv(path, *_preamble(path, text, format.separator), format, origin)
     if kind == "json":
-        text = _decode(path, content, format)
-        frame, foreign, lines = typed_files.read_json(path, text)
-        if not len(frame):
-            raise DataError(f"no data rows in {path}")
-        inside = frame.attrs.pop("inside")
-        frame = frame.replace(list(format.missing), None) if format.missing else frame
-        told = () if inside is None else (sentence("notice_inside", name=inside),)
-        return Source(frame, path.name, lines, told, origin, format, foreign)
-    if kind == "xlsx":
+        frame, foreign = typed_files.read_json(path, _decode(path, content, format))
+    elif kind == "xlsx":
         frame, foreign = typed_files.read_workbook(path, content)
     else:
         frame, foreign = typed_files.read_arrow(path, content, kind)
+    if not len(frame):
+        raise DataError(f"no data rows in {path}")
     told, frame.attrs = frame.attrs, {}
     if format.missing:
         frame = frame.replace(list(format.missing), None)
-    notices = [sentence("notice_titles", count=told["titles"])] if told.get("titles") else []
+    notices = [sentence("notice_inside", name=told["inside"])] if told.get("inside") else []
+    notices += [sentence("notice_titles", count=told["titles"])] if told.get("titles") else []
     if told.get("filled"):
         notices.append(sentence("notice_filled", columns=quote_names(told["filled"])))
     if told.get("others"):

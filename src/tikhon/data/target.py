@@ -92,10 +92,8 @@ def read_target(source: Source, name: str, task: str | None) -> TargetColumn:
 def _are_ranges(raw: RawColumn) -> bool:
     """Return whether the texts name a few ranges (`>50K`, `<=50K`)."""
     cells = raw.cells
-    limits = np.array(
-        [one is not None and one.bound in ("<", ">") for one in raw.parsed_numbers], bool
-    )
-    return len(cells.texts) <= _FEW and cells.share(limits) > 0.5
+    limits = [one is not None and one.bound in ("<", ">") for one in raw.parsed_numbers]
+    return len(cells.texts) <= _FEW and cells.share(np.array(limits, bool)) > 0.5
 
 
 def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
@@ -170,27 +168,27 @@ def _classes(
     spellings: dict[str | float, list[int]] = {}
     for i, key in enumerate(keys):
         spellings.setdefault(key, []).append(i)
-    order = sorted(spellings, key=lambda key: (str(key), 0.0) if values is None else ("", key))
-    _refuse_constants(source, name, len(order), cells)
-    if len(order) > max(_FEW, len(cells.codes) // 2):
+    _refuse_constants(source, name, len(spellings), cells)
+    if len(spellings) > max(_FEW, len(cells.codes) // 2):
         what = "texts" if values is None else "numbers"
         raise DataError(
-            f"{source.name}: {name!r} holds {len(order)} different {what} in {len(cells.codes)} "
-            "rows; too many to learn as classes: "
+            f"{source.name}: {name!r} holds {len(spellings)} different {what} in "
+            f"{len(cells.codes)} rows; too many to learn as classes: "
             + ("name another target" if values is None else "leave --task out")
         )
-    label = {key: cells.texts[max(spellings[key], key=lambda i: cells.counts[i])] for key in order}
-    shown = (
-        sorted(order, key=lambda key: (label[key].lower(), label[key]))
-        if values is None
-        else order
+    label = {
+        key: cells.texts[max(places, key=lambda i: cells.counts[i])]
+        for key, places in spellings.items()
+    }
+    shown: list[str | float] = sorted(
+        spellings, key=lambda key: (label[key].lower(), label[key]) if values is None else key
     )
-    merged = [
-        quote_names([cells.texts[i] for i in spellings[key]])
-        for key in shown
-        if len(spellings[key]) > 1
+    merged = [[cells.texts[i] for i in spellings[key]] for key in shown]
+    told = [
+        sentence("notice_merged", labels=quote_names(labels), name=name)
+        for labels in merged
+        if len(labels) > 1
     ]
-    told = [sentence("notice_merged", labels=labels, name=name) for labels in merged]
     if values is None:
         told += find_similar_labels(name, [label[key] for key in shown])
         told += _find_combined_labels(name, [label[key] for key in shown])
@@ -199,11 +197,8 @@ def _classes(
             told.append(sentence("notice_target_read", name=name, reading=reading))
     code = {key: i for i, key in enumerate(shown)}
     y = np.array([code[key] for key in keys], np.int64)[cells.codes]
-    if task is None:
-        why = "holds text" if values is None else f"holds {len(order)} different numbers"
-        why = f"classification: {name!r} {why}"
-    else:
-        why = f"{task}: as asked for"
+    held = "text" if values is None else f"{len(shown)} different numbers"
+    why = f"classification: {name!r} holds {held}" if task is None else f"{task}: as asked for"
     column = Column(name, "category", categories=tuple(label[key] for key in shown))
     return TargetColumn(column, y, "classification", why, source, (*notices, *told))
 

@@ -41,8 +41,6 @@ def read_arrow(path: Path, content: bytes, kind: str) -> Frame:
     names = table.column_names
     if twice := {name for name in names if names.count(name) > 1}:
         raise DataError(f"{path}: columns appear twice: {', '.join(map(repr, sorted(twice)))}")
-    if not table.num_rows:
-        raise DataError(f"no data rows in {path}")
     return _from_arrow(path, table)
 
 
@@ -94,8 +92,8 @@ def _to_scalars(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
     return column, ""
 
 
-def read_json(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list[int]]:
-    """Read one JSON object per line, or a list of objects, with their line numbers."""
+def read_json(path: Path, text: str) -> Frame:
+    """Read one JSON object per line, or a list of objects; `attrs` tells their lines."""
     rows, inside = _json_objects(
         text, wrapped=path.name.lower().removesuffix(".gz").endswith(".json")
     )
@@ -104,8 +102,8 @@ def read_json(path: Path, text: str) -> tuple[pd.DataFrame, dict[str, str], list
         rows, lines = _json_lines(path, text)
     names = list(dict.fromkeys(name for row in rows for name in row))
     frame, foreign = build_frame({name: [row.get(name) for row in rows] for name in names})
-    frame.attrs["inside"] = inside
-    return frame, foreign, lines
+    frame.attrs |= {"inside": inside, "lines": lines}
+    return frame, foreign
 
 
 def _json_objects(text: str, *, wrapped: bool) -> tuple[list[dict[str, Any]], str | None]:
@@ -209,8 +207,6 @@ def read_workbook(path: Path, content: bytes) -> Frame:
         header.pop()  # formatted but empty columns
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise DataError(f"{path}: column {twice[:60]!r} appears twice; rename one of them")
-    if not rows:
-        raise DataError(f"no data rows in {path}: its first sheet holds the header alone")
     cells = {
         name: [row[i] if i < len(row) else None for _, row in rows]
         for i, name in enumerate(header)
