@@ -64,6 +64,11 @@ def is_count(number: float, least: int = 1) -> bool:
     return least <= number <= MAX_COUNT
 
 
+def is_positive(number: float) -> bool:
+    """Return whether float32 can compute with this number above 0, and with its reciprocal."""
+    return MIN_POSITIVE <= number <= MAX_FLOAT32
+
+
 def check_field(
     owner: object, name: str, allowed: str, fine: Callable[[Any], bool], *, whole: bool = False
 ) -> None:

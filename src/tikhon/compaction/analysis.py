@@ -159,7 +159,11 @@ class Interpreter(fx.Interpreter):
                 calls[name] > 1
                 or (
                     calls[name]
-                    and any(f"{name}.{part}" in read for part in _own_parameter_names(module))
+                    and any(
+                        f"{name}.{part}" in read
+                        for part in module._parameters.keys()
+                        - getattr(module, "extra_members", ())  # held for others
+                    )
                 )
                 or any(owners[id(p)] > 1 for p in own_parameters(module))
             )
@@ -204,11 +208,6 @@ class Interpreter(fx.Interpreter):
         if not call.args:
             return analysis.refuse(call, "its input is given by keyword")
         return rule(call, module, analysis)
-
-
-def _own_parameter_names(module: nn.Module) -> set[str]:
-    """The names of a layer's own parameters, without those that it holds for others."""
-    return module._parameters.keys() - getattr(module, "extra_members", ())
 
 
 def _is_metadata_only(node: fx.Node) -> bool:

@@ -141,10 +141,6 @@ def _linear(args: Arguments) -> nn.Module:
     return _with_tensors(nn.Linear(columns, rows, bias=bias, device="meta"), args)
 
 
-def _inputs_first(args: Arguments) -> nn.Module:
-    return InputsFirst(args["weight"], args["bias"])
-
-
 def _convolution(
     kind: Callable[..., nn.Module], *, transposed: bool
 ) -> Callable[[Arguments], nn.Module]:
@@ -166,19 +162,15 @@ def _convolution(
 
 
 def _layer_norm(args: Arguments) -> nn.Module:
-    affine = args.get("weight") is not None
-    bias = args.get("bias") is not None
-    eps = args.get("eps", 1e-5)
-    shape = args["normalized_shape"]
-    return _with_tensors(
-        nn.LayerNorm(shape, eps, elementwise_affine=affine, bias=bias, device="meta"), args
-    )
+    affine, bias = (args.get(name) is not None for name in ("weight", "bias"))
+    shape, eps = args["normalized_shape"], args.get("eps", 1e-5)
+    return _with_tensors(nn.LayerNorm(shape, eps, affine, bias, device="meta"), args)
 
 
 def _rms_norm(args: Arguments) -> nn.Module:
     affine = args.get("weight") is not None
     shape, eps = args["normalized_shape"], args.get("eps")
-    return _with_tensors(nn.RMSNorm(shape, eps, elementwise_affine=affine, device="meta"), args)
+    return _with_tensors(nn.RMSNorm(shape, eps, affine, device="meta"), args)
 
 
 def _batch_norm(args: Arguments) -> nn.Module:
@@ -199,23 +191,27 @@ def _embedding(args: Arguments) -> nn.Module:
     return _with_tensors(nn.Embedding(rows, columns, padding, device="meta"), args)
 
 
-def _dropout(args: Arguments) -> nn.Module:
-    return nn.Dropout(args.get("p", 0.5))
-
-
 LAYERS: dict[Any, tuple[tuple[str, ...], Callable[[Arguments], nn.Module]]] = {
     F.linear: (("input", "weight", "bias"), _linear),
-    F.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
-    torch.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
+    **dict.fromkeys(
+        (F.layer_norm, torch.layer_norm),
+        (("input", "normalized_shape", "weight", "bias", "eps"), _layer_norm),
+    ),
     F.rms_norm: (("input", "normalized_shape", "weight", "eps"), _rms_norm),
     F.group_norm: (("input", "num_groups", "weight", "bias", "eps"), _group_norm),
     F.batch_norm: (
         ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
         _batch_norm,
     ),
-    torch.addmm: (("bias", "input", "weight"), _inputs_first),
+    torch.addmm: (
+        ("bias", "input", "weight"),
+        lambda args: InputsFirst(args["weight"], args["bias"]),
+    ),
     F.embedding: (("input", "weight", "padding_idx", "max_norm"), _embedding),
-    F.dropout: (("input", "p", "training", "inplace"), _dropout),
+    F.dropout: (
+        ("input", "p", "training", "inplace"),
+        lambda args: nn.Dropout(args.get("p", 0.5)),
+    ),
     F.conv1d: (_CONVOLVED, _convolution(nn.Conv1d, transposed=False)),
     F.conv2d: (_CONVOLVED, _convolution(nn.Conv2d, transposed=False)),
     F.conv3d: (_CONVOLVED, _convolution(nn.Conv3d, transposed=False)),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.arguments import MAX_FLOAT32, MIN_POSITIVE, check_number, is_count
+from tikhon.arguments import check_number, is_count, is_positive
 from tikhon.errors import describe
 from tikhon.wrappers import modes_restored
 
@@ -135,7 +135,7 @@ def _by_row(scores: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
     fits = [
         d
         for d in {1, wide.ndim - 1}
-        if 0 < d < wide.ndim and _shape_without(wide, d) == labels.shape
+        if 0 < d < wide.ndim and wide.shape[:d] + wide.shape[d + 1 :] == labels.shape
     ]
     if not fits or not labels.numel() or scores.is_complex():
         raise ValueError(
@@ -157,10 +157,6 @@ def _by_row(scores: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
     return rows, numbers.long()
 
 
-def _shape_without(scores: Tensor, dim: int) -> torch.Size:
-    return torch.Size([*scores.shape[:dim], *scores.shape[dim + 1 :]])
-
-
 class TemperatureScaled(nn.Module):
     """`model` with its logits divided by `temperature` (> 0); predicted classes do not change.
 
@@ -177,7 +173,7 @@ class TemperatureScaled(nn.Module):
         if not isinstance(model, nn.Module):
             raise TypeError(f"TemperatureScaled: expected a module, received {describe(model)}")
         temperature = check_number(
-            "TemperatureScaled", "the temperature", temperature, "finite and > 0", _is_temperature
+            "TemperatureScaled", "the temperature", temperature, "finite and > 0", is_positive
         )
         self.model = model
         self.register_buffer("temperature", torch.tensor(float(temperature)))
@@ -200,10 +196,6 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
             f"received a batch of {describe(batch)}"
         )
     return pair[0], pair[1]
-
-
-def _is_temperature(number: float) -> bool:
-    return MIN_POSITIVE <= number <= MAX_FLOAT32
 
 
 @torch.no_grad()

@@ -124,9 +124,11 @@ def replace_dropout(
         found = [p for p, (m, _) in fixed.items() if matches(pattern, p, m)]
         if not found:
             name = pattern if isinstance(pattern, str) else pattern.__name__
-            raise ValueError(
-                unknown_name("fixed dropout", name, fixed) if fixed else _no_dropout_message(model)
+            none = (
+                f"{type(model).__name__} has no fixed dropout that can be replaced: see "
+                "layers.audit"
             )
+            raise ValueError(unknown_name("fixed dropout", name, fixed) if fixed else none)
         for path in found:
             module, (kind, rate, options) = fixed[path]
             if layer is not None:
@@ -157,10 +159,6 @@ def _check(layer: object, pattern: Pattern) -> None:
         check_rate(
             layer.rate, f"{name} ({type(layer).__name__})", upper=layer.upper, closed=layer.closed
         )
-
-
-def _no_dropout_message(model: nn.Module) -> str:
-    return f"{type(model).__name__} has no fixed dropout that can be replaced: see layers.audit"
 
 
 def _places(model: nn.Module, pattern: Pattern) -> list[tuple[str, nn.Module]]:

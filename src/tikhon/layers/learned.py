@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tikhon.arguments import MAX_FLOAT32, MIN_POSITIVE, check_number
+from tikhon.arguments import check_number, is_positive
 from tikhon.layers import functional
 from tikhon.layers.masks import draw_normal
 from tikhon.layers.noise import NoiseLayer
@@ -37,11 +37,7 @@ class ConcreteDropout(NoiseLayer):
     def __init__(self, rate: float = 0.1, *, temperature: float = 0.1) -> None:
         super().__init__(rate)
         self.temperature: float = check_number(
-            self.label,
-            "temperature",
-            temperature,
-            "> 0",
-            lambda t: MIN_POSITIVE <= t <= MAX_FLOAT32,
+            self.label, "temperature", temperature, "> 0", is_positive
         )
 
     def _hold(self, rate: float) -> None:

@@ -221,11 +221,9 @@ def inputs_of(x: Tensor | Iterable[object], model: nn.Module) -> Iterator[Tensor
 
 
 def _is_rowwise(module: nn.Module) -> bool:
-    return module.rowwise if isinstance(module, NoiseLayer) else not _shares_noise_in_batch(module)
-
-
-def _shares_noise_in_batch(module: nn.Module) -> bool:
-    return getattr(module, "mode", None) == "batch" or "DropBlock" in type(module).__name__
+    if isinstance(module, NoiseLayer):
+        return module.rowwise
+    return getattr(module, "mode", None) != "batch" and "DropBlock" not in type(module).__name__
 
 
 def _as_rows(model: nn.Module, x: Tensor, samples: int, chunk: int) -> Tensor:

@@ -19,6 +19,7 @@ from tikhon.arguments import (
     as_number,
     check_field,
     check_flag_field,
+    is_positive,
 )
 from tikhon.errors import describe, unknown_name
 
@@ -268,7 +269,7 @@ def check_number(owner: Penalty, name: str, low: float) -> None:
         owner,
         name,
         f"from {max(low, MIN_POSITIVE):g} to {MAX_FLOAT32:g}, which float32 can compute with",
-        lambda number: MIN_POSITIVE <= number <= MAX_FLOAT32,
+        is_positive,
     )
 
 

@@ -219,15 +219,13 @@ def run(jobs: Sequence[KernelJob]) -> bool:
     entries = 0
     for job in jobs:
         entries += job.w.numel()
-    if entries >= _compile_from["cpu"] and all(map(_is_native, jobs)):
+    if entries >= _compile_from["cpu"] and all(
+        job.w.is_cpu and native.library(job.w.dtype) is not None for job in jobs
+    ):
         native.run(jobs)
         return True
     _run_in_blocks(jobs)
     return False
-
-
-def _is_native(job: KernelJob) -> bool:
-    return job.w.is_cpu and native.library(job.w.dtype) is not None
 
 
 @torch.no_grad()

@@ -404,16 +404,14 @@ def warn_of_contradictions(
             )
         if binding.route == "prox" and binding.how != "objective":
             if not is_uniform(optimizer):
+                slopes = getattr(type(binding.base), "slopes", None)
+                objective = has_gain(optimizer) or slopes is not Proximable.slopes
                 once(
                     "metric",
                     binding,
                     f"{binding.name} is decoupled from the metric of {type(optimizer).__name__}: "
                     f"it is not the minimum of loss + penalty that SGD finds; for that use "
-                    + (
-                        'how="objective"'
-                        if _has_objective_mode(optimizer, binding)
-                        else "AdamW or SGD"
-                    ),
+                    + ('how="objective"' if objective else "AdamW or SGD"),
                 )
         if name.endswith((".original1", "weight_v")) and "weight" in name:
             once(
@@ -486,13 +484,6 @@ def _duplicates(
             same = type(other.base) is type(binding.base) or other.route == binding.route == "prox"
             if same and not ours.isdisjoint(map(id, other.target.params)):
                 yield binding, other
-
-
-def _has_objective_mode(optimizer: optim.Optimizer, binding: Binding) -> bool:
-    """Return whether the optimizer supports the term exactly in objective mode."""
-    return (
-        has_gain(optimizer) or getattr(type(binding.base), "slopes", None) is not Proximable.slopes
-    )
 
 
 def _modules_before_norm(model: nn.Module) -> dict[int, str]:

@@ -24,6 +24,7 @@ def refuse_inexact(binding: Binding) -> None:
     for param, view in zip(binding.target.params, binding.target.views):
         if not is_sharded(param):
             continue
+        by_rows = all(p.is_replicate() or p.is_shard(0) for p in param.placements)  # type: ignore[attr-defined]
         source = binding.live.source
         controlled = isinstance(source, Controller) and not source.reads_shards
         fields = [n for n in ("weights", "center") if getattr(binding.base, n, None) is not None]
@@ -33,7 +34,7 @@ def refuse_inexact(binding: Binding) -> None:
             reason = f"its {fields[0]} are whole tensors"
         elif binding.base.elementwise and binding.sees_own_shape:
             continue
-        elif view.lead != (0,) or view.split or not _is_sharded_by_rows(param):
+        elif view.lead != (0,) or view.split or not by_rows:
             reason = f'its rows (rows="{binding.target.rows}") are cut'
         elif not _separates_rows(binding):
             reason = "it couples rows that other processes hold"
@@ -44,10 +45,6 @@ def refuse_inexact(binding: Binding) -> None:
             f"({param.placements}): {reason}; "  # type: ignore[attr-defined]
             f'use a sum over entries or rows="out", or leave this parameter unsharded'
         )
-
-
-def _is_sharded_by_rows(param: Tensor) -> bool:
-    return all(p.is_replicate() or p.is_shard(0) for p in param.placements)  # type: ignore[attr-defined]
 
 
 def _separates_rows(binding: Binding) -> bool:

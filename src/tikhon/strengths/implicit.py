@@ -94,13 +94,12 @@ def implicit_slopes(
         slope = [_on_support(g, penalty, w) for g, penalty, w in zip(found, held, params)]
 
         def curved(direction: list[Tensor]) -> list[Tensor]:
-            data = torch.autograd.grad(gradient, params, direction, retain_graph=True)
-            return [
-                h
-                if penalty is None
-                else _on_support(h + _curvature_times(penalty, w, v), penalty, w)
-                for h, penalty, w, v in zip(data, held, params, direction)
-            ]
+            data = [*torch.autograd.grad(gradient, params, direction, retain_graph=True)]
+            for i, (penalty, w) in enumerate(zip(held, params)):
+                if penalty is not None:  # plus s*R'' times the direction
+                    own = torch.func.jvp(penalty.grad, (w.detach(),), (direction[i],))[1]
+                    data[i] = _on_support(data[i] + own, penalty, w)
+            return data
 
         alpha = 1 / _largest_curvature(curved, params, generator)
         answer = _neumann_series(curved, slope, alpha, iterations)
@@ -109,11 +108,6 @@ def implicit_slopes(
         for name, penalty, w, p in zip(named, held, params, answer)
         if penalty is not None
     }
-
-
-def _curvature_times(penalty: Penalty, w: Tensor, direction: Tensor) -> Tensor:
-    """Return `s*R''` times a direction, for smooth penalties."""
-    return torch.func.jvp(penalty.grad, (w.detach(),), (direction,))[1]
 
 
 def _on_support(values: Tensor, penalty: Penalty | None, w: Tensor) -> Tensor:

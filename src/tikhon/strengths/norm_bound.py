@@ -6,7 +6,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from tikhon.arguments import MAX_FLOAT32, MIN_POSITIVE, check_field, is_count, is_one_of, require
+from tikhon.arguments import (
+    MAX_FLOAT32,
+    check_field,
+    is_count,
+    is_one_of,
+    is_positive,
+    require,
+)
 from tikhon.penalties.elementwise import L2
 from tikhon.regularizer.controller import Controller, Observation, Per, summed_over_shards
 
@@ -52,11 +59,11 @@ class NormBound(Controller):
 
     def __post_init__(self) -> None:
         if self.bound is not None:
-            check_field(self, "bound", "> 0 or None", _is_positive_size)
+            check_field(self, "bound", "> 0 or None", is_positive)
         if not is_one_of(self.at, ("inflection",)):
             allowed = "a step >= 0 or 'inflection'"
             check_field(self, "at", allowed, lambda n: is_count(n, 0), whole=True)
-        check_field(self, "factor", "> 0", _is_positive_size)
+        check_field(self, "factor", "> 0", is_positive)
         check_field(self, "interval", "at least 1", is_count, whole=True)
         fine = is_one_of(self.per, get_args(Per))
         require(self, "per", self.per, fine, "'term', 'layer' or 'group'")
@@ -93,7 +100,3 @@ class NormBound(Controller):
         slowed = growth < memory.get("growth", -math.inf)
         memory["size"], memory["growth"] = size, growth
         return slowed
-
-
-def _is_positive_size(number: float) -> bool:
-    return MIN_POSITIVE <= number <= MAX_FLOAT32
