@@ -721,3 +721,31 @@ def test_a_weight_that_is_read_beside_its_layer_stays_whole():
     small = compact(model, example)
     torch.testing.assert_close(small(example), model(example))
     assert small.get_submodule("table").weight.shape == (11, 8)
+
+
+class ChoosesKernel(nn.Module):
+    """Attention whose result is contiguous or not, as the chosen kernel leaves it."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Linear(8, 8)
+        self.out = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    def forward(self, x):
+        if x.shape[1] > 100:  # a branch: torch.fx cannot follow it
+            return x
+        part = self.read(x).view(*x.shape[:2], 2, 4).transpose(1, 2)
+        mask = torch.zeros(1, 2, x.shape[1], x.shape[1]).add_(0.0)  # changed in place, as in T5
+        mixed = nn.functional.scaled_dot_product_attention(part, part, part, attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).contiguous().reshape(*x.shape))
+
+
+def test_an_exported_view_holds_whatever_kernel_of_attention_is_chosen():
+    model = ChoosesKernel()
+    with torch.no_grad():
+        model.out[0].weight[2:] = 0
+    small = compact(model, torch.randn(2, 5, 8))
+    x = torch.randn(3, 7, 8)
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        torch.testing.assert_close(small(x), model(x))
+    assert small.compaction.units["out.0"] == (6, 2)

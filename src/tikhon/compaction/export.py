@@ -127,6 +127,7 @@ _REWRITES: dict[str, Callable[[list[Any]], Call]] = {
     "sym_size": lambda args: ("size", args),
     "detach_": lambda args: ("detach", args),
     "lift_fresh_copy": lambda args: ("clone", args),
-    "_unsafe_view": lambda args: ("view", args),
+    # the strides of attention depend on the kernel that is chosen, so a view may be a copy
+    **dict.fromkeys(("view", "_unsafe_view"), lambda args: ("reshape", args)),
     "_to_copy": lambda args: ("to", args),
 }
