@@ -67,7 +67,7 @@ def infer_column(raw: RawColumn, *, category: bool = False) -> Column:
             f"{source.name}: column {name!r} holds {raw.foreign}, not one value per cell; --drop "
             f"{name}, or spread them over columns of their own"
         )
-    if not category and raw.is_simple and (plain := raw.plain_numbers(".")) is not None:
+    if not category and (plain := raw.short_numbers) is not None:
         return _number(Column(name, "number"), plain)
     present = series.dropna()
     if not len(present):
@@ -179,7 +179,7 @@ def number_column(
         "number",
         decimal=decimal,
         unit="".join(units),
-        multiples=number_parsing.multiple_suffixes(numbers),
+        multiples=tuple(sorted({one.multiple for one in numbers} - {""})),
         words=(*(bound for bound in number_parsing.FLAGS if bound in bounds), *words),
         missing=missing,
     )
@@ -425,7 +425,8 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
         if spaces + 1 >= _PROSE_WORDS or len(levels) > len(present) / 2:
             bags = {tuple(_WORD.findall(level)) for level in levels} - {()}
             by = "words" if spaces >= 1 and len(bags) > len(levels) / 2 else "letters"
-            hashes, unread = _hashes(by, len(texts)), find_unread_numbers(levels)
+            hashes = 1 << max(3, min(_WIDTHS[by], len(texts) // 8).bit_length() - 1)
+            unread = find_unread_numbers(levels)
             return Column(name, "text", format=by, hashes=hashes, unread=unread)
     counts = present.value_counts()
     chosen: dict[str, str] = {}
@@ -457,11 +458,6 @@ def find_unread_numbers(levels: Sequence[str]) -> str:
         return ""
     plain = [one.unit for one in numbers if not one.unit or number_parsing.is_currency(one.unit)]
     return some[0][:40] if plain or any("%" in one.unit for one in numbers) else ""
-
-
-def _hashes(by: str, rows: int) -> int:
-    """Number of hashed features: a power of two, at least 8, limited by the number of rows."""
-    return max(8, min(_WIDTHS[by], 1 << (rows // 8).bit_length() - 1 if rows >= 8 else 8))
 
 
 def _look_like_identifiers(name: str, levels: Sequence[str]) -> bool:

@@ -327,11 +327,6 @@ def common_unit(found: Iterable[ParsedNumber]) -> tuple[str, ...] | None:
     return shown
 
 
-def multiple_suffixes(found: Iterable[ParsedNumber]) -> tuple[str, ...]:
-    """Return the suffixes for thousands, millions, ... of the numbers."""
-    return tuple(sorted({one.multiple for one in found if one.multiple}))
-
-
 def proved_marks(found: Iterable[ParsedNumber]) -> frozenset[str]:
     """Return the decimal marks the texts prove: a set of ".", "," and "?"."""
     return frozenset(one.decimal_mark for one in found if one.decimal_mark)

@@ -60,12 +60,14 @@ class RawColumn:
         return parse_plain_numbers(self.texts)
 
     @cached_property
-    def _short(self) -> np.ndarray | None:
-        """Parse a short column of plain numbers without pandas, else None.
+    def short_numbers(self) -> np.ndarray | None:
+        """The numbers of a short column, if all are plain and unambiguous, else None.
 
-        Each pandas call costs milliseconds whatever the length, which adds up over thousands of
-        columns.
+        Parsed without pandas, of which each call costs milliseconds whatever the length, which
+        adds up over thousands of columns.
         """
+        if self.source.format.decimal == ",":
+            return None
         cells = self.series.to_numpy(object) if len(self.series) <= _FEW_CELLS else [None]
         texts = [cell for cell in cells if isinstance(cell, str)]
         if not texts or not all(map(_SIMPLE.fullmatch, texts)):
@@ -76,19 +78,14 @@ class RawColumn:
             return None
         return np.array(cells, float)
 
-    @property
-    def is_simple(self) -> bool:
-        """Whether it is a short column of unambiguous numbers."""
-        return self.source.format.decimal != "," and self._short is not None
-
     def plain_numbers(self, decimal: str) -> np.ndarray | None:
         """Return the numbers if all texts are plain (`12`, `-0.5`, `1e-3`) and unambiguous, else
         None.
 
         `decimal` is the known decimal mark, or "".
         """
-        if decimal != "," and self._short is not None:
-            return self._short
+        if decimal != "," and self.short_numbers is not None:
+            return self.short_numbers
         if decimal == "," or self._parsed is None:
             return None
         return self._parsed if is_point_decimal(self.texts, decimal) else None

@@ -43,13 +43,8 @@ def scale_of(levels: Sequence[str]) -> tuple[str, ...]:
     >>> scale_of(["High", "low", "medium"]), scale_of(["low", "green", "high"])
     (('low', 'medium', 'High'), ())
     """
-    keys = {level: level_key(level) for level in levels}
-    for scale in _SCALES:
-        rank = {word: i for i, words in enumerate(scale) for word in words}
-        if all(key in rank for key in keys.values()):
-            if len({rank[key] for key in keys.values()}) >= _FEWEST:
-                return tuple(sorted(levels, key=lambda level: (rank[keys[level]], level)))
-    return ()
+    ranks = ranks_of(levels)
+    return tuple(sorted(levels, key=lambda word: (ranks[level_key(word)], word))) if ranks else ()
 
 
 def level_key(level: str) -> str:
@@ -58,14 +53,15 @@ def level_key(level: str) -> str:
 
 
 def ranks_of(levels: Sequence[str]) -> dict[str, float]:
-    """Return the rank of every level of the scale that has these, by `level_key`.
+    """Return the rank of every level of the scale that has these, by `level_key`; {} if none has.
 
     >>> ranks = ranks_of(["low", "medium", "high"])
     >>> ranks["very low"], ranks["high"]
     (0.0, 3.0)
     """
+    keys = set(map(level_key, levels))
     for scale in _SCALES:
-        rank = {word: float(i) for i, words in enumerate(scale) for word in words}
-        if all(level_key(level) in rank for level in levels):
-            return rank
+        ranks = {word: float(i) for i, words in enumerate(scale) for word in words}
+        if keys <= ranks.keys() and len({ranks[key] for key in keys}) >= _FEWEST:
+            return ranks
     return {}

@@ -177,7 +177,7 @@ def _features(
         column = infer_column(raw, category=name in options.categorical)
         if column.kind != "dropped":
             values = encode_column(raw, column)
-            if not _constant(values):
+            if not np.all((values == values[:1]) | (np.isnan(values) & np.isnan(values[:1]))):
                 kept.append(column)
                 parts.append(values)
                 continue
@@ -187,12 +187,6 @@ def _features(
         why = f"; dropped: {quality_checks.describe_dropped(dropped)}" if dropped else ""
         raise DataError(f"{source.name}: no column is left to learn from{why}")
     return tuple(kept), concatenate_columns(parts), tuple(dropped)
-
-
-def _constant(values: np.ndarray) -> bool:
-    """Return whether all rows have the same encoding."""
-    first = values[:1]
-    return bool(np.all((values == first) | (np.isnan(values) & np.isnan(first))))
 
 
 def _sameness(source: Source, name: str, encoded: np.ndarray) -> Sentence:
@@ -210,9 +204,7 @@ def _split_columns(
     groups = times = None
     if options.group is not None:
         series = cast("pd.Series", source.frame[options.group])
-        if series.isna().any():
-            row = int(np.argmax(series.isna().to_numpy()))
-            raise DataError(f"group column {options.group!r} is empty in {source.line(row)}")
+        _refuse_empty(source, "group", options.group, series.isna().to_numpy(bool))
         groups = np.unique(series.astype(str), return_inverse=True)[1]
     if options.time is not None:
         raw = RawColumn(source, options.time)
@@ -222,7 +214,11 @@ def _split_columns(
                 f"time column {options.time!r} holds neither dates nor numbers ({column.kind})"
             )
         times = encode_column(raw, column)[:, 0]
-        if np.isnan(times).any():
-            row = int(np.argmax(np.isnan(times)))
-            raise DataError(f"time column {options.time!r} is empty in {source.line(row)}")
+        _refuse_empty(source, "time", options.time, np.isnan(times))
     return groups, times
+
+
+def _refuse_empty(source: Source, role: str, name: str, empty: np.ndarray) -> None:
+    if empty.any():
+        line = source.line(int(np.argmax(empty)))
+        raise DataError(f"{role} column {name!r} is empty in {line}")

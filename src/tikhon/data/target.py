@@ -162,9 +162,10 @@ def _classes(
             f"{source.name}: regression needs numbers, but {name!r} holds "
             f"{cells.texts[cells.codes[0]]!r}; leave --task out or correct the target"
         )
-    keys: list[str] | list[float] = (
-        _label_keys(cells.texts) if values is None else _values_of(cells, values)
-    )
+    keys: Sequence[str | float] = _label_keys(cells.texts)
+    if values is not None:
+        number = dict(zip(cells.codes.tolist(), values.tolist(), strict=True))
+        keys = [number[code] for code in range(len(cells.texts))]
     spellings: dict[str | float, list[int]] = {}
     for i, key in enumerate(keys):
         spellings.setdefault(key, []).append(i)
@@ -201,13 +202,6 @@ def _classes(
     why = f"classification: {name!r} holds {held}" if task is None else f"{task}: as asked for"
     column = Column(name, "category", categories=tuple(label[key] for key in shown))
     return TargetColumn(column, y, "classification", why, source, (*notices, *told))
-
-
-def _values_of(cells: TextCells, values: np.ndarray) -> list[float]:
-    """Return the number of each distinct text."""
-    found = np.zeros(len(cells.texts))
-    found[cells.codes] = values
-    return found.tolist()
 
 
 def _label_keys(texts: Sequence[str]) -> list[str]:

@@ -39,7 +39,11 @@ class TextCells:
         codes, levels = pd.factorize(texts.to_numpy(object))
         found = [str(level) for level in levels]
         counts = np.bincount(codes[codes >= 0], minlength=len(found))
-        none = [text.lower() in number_parsing.MISSING or _is_zero_date(text) for text in found]
+        none = [
+            text.lower() in number_parsing.MISSING
+            or (len(text) >= 8 and not text.strip("0-/.: "))  # 0000-00-00
+            for text in found
+        ]
         return cls(codes, found, counts, np.array(none, bool))
 
     @property
@@ -77,11 +81,6 @@ def are_truth_values(texts: Sequence[str]) -> bool:
     lower = {text.lower() for text in texts}
     both = bool(lower & TRUE) and bool(lower & FALSE)
     return both and lower <= TRUE | FALSE and lower != {"0", "1"}
-
-
-def _is_zero_date(text: str) -> bool:
-    """Return whether a text is a zero date, such as 0000-00-00."""
-    return len(text) >= 8 and not text.strip("0-/.: ")
 
 
 def stripped_texts(series: pd.Series) -> pd.Series:
