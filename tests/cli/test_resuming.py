@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,13 @@ def test_a_run_over_a_table_that_was_killed_goes_on(verb, rows, monkeypatch, cap
         main(arguments)
     assert main([*arguments, "--drop", "a", "--resume"]) == 2
     assert "the configuration changed" in capsys.readouterr().err
+    table = Path(rows[0])
+    text = table.read_text()
+    table.write_text(text.replace(";p;", ";q;"))
+    assert main([*arguments, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert ("sha256" in said or "data.fingerprint" in said) and "preprocessing" not in said
+    table.write_text(text)  # the same rows, written again
     assert main([*arguments, "--resume"]) == 0
     assert main([*arguments, "--resume"]) == 2  # it is finished
 

@@ -246,6 +246,10 @@ def read_document(path: Path) -> dict[str, object]:
     return document
 
 
+_PLACES = ("data.origin.source", "data.origin.modified")  # the same data may be moved or touched
+_DERIVED = ("data.preprocessing.", "data.table.", "data.scaling.")  # of the data, by a fingerprint
+
+
 def check_same_configuration(stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:
     """Raise `InputError` with a table of differences that would change the run."""
     rows = []
@@ -256,6 +260,9 @@ def check_same_configuration(stored: Mapping[str, object], wanted: Mapping[str, 
             for name in sorted(before.keys() | after.keys())
             if before.get(name) != after.get(name)
         ]
+    rows = [row for row in rows if row[0] not in _PLACES]
+    if any(name == "data.fingerprint" for name, *_ in rows):
+        rows = [row for row in rows if not row[0].startswith(_DERIVED)]
     if rows:
         lines = [f"  {name:<28} {before!s:<24} {after}" for name, before, after in rows]
         head = f"  {'':<28} {'the run':<24} now"
