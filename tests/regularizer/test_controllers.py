@@ -108,3 +108,17 @@ Loops.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestLoops = Loops.TestCase
+
+
+def test_a_strength_for_each_group_counts_apart():
+    """The second group has no gradients in the first step, so its controller is not asked."""
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
+    groups = [{"params": [layer.weight]} for layer in model]
+    optimizer = optim.SGD(groups, lr=LR)
+    reg = tk.regularize(model, optimizer, tk.Term(tk.L1(), strength=Counting(per="group")))
+    for layers in ([0], [0, 1]):
+        for number in layers:
+            model[number].weight.grad = torch.zeros_like(model[number].weight)
+        optimizer.step()
+    assert list(reg.strengths().values()) == [0.3, 0.2]
+    assert len(reg.live_strengths()) == 2
