@@ -9,6 +9,7 @@ SpectralBall.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ from tikhon.penalties.base import (
     upcast,
 )
 from tikhon.penalties.group import as_rows, relative_step, row_norms
-from tikhon.penalties.matrix import svd
+from tikhon.penalties.matrix import with_singular_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +62,22 @@ class Constraint(Proximable):
         return None
 
 
-def _rows_and_metric(w: Tensor, step: float | Tensor) -> tuple[Tensor, Tensor | None]:
-    """Rows of w in at least float32, and the steps over the largest of their row (or None)."""
-    rows = as_rows(upcast(w))
-    if not is_metric(step) or not w.numel():
-        return rows, None
-    return rows, relative_step(as_rows(step.to(rows.dtype.to_real())))[0]
+@dataclass(frozen=True, eq=False)
+class RowConstraint(Constraint):
+    """A constraint on each row, projected in at least float32."""
+
+    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
+        """Each row projected onto the set, in the metric of a tensor step."""
+        if not w.numel():
+            return w.clone()
+        rows, metric = as_rows(upcast(w)), None
+        if is_metric(step):
+            metric, _ = relative_step(as_rows(step.to(rows.dtype.to_real())))
+        return self._project(rows, metric).reshape(w.shape).to(w.dtype)
+
+    @abstractmethod
+    def _project(self, rows: Tensor, metric: Tensor | None) -> Tensor:
+        """Rows in the set; `metric` are their steps over the largest in the row, None if alike."""
 
 
 def _with_direction(rows: Tensor) -> Tensor:
@@ -116,7 +127,7 @@ def _onto_unit_sphere(rows: Tensor, metric: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class MaxNorm(Constraint):
+class MaxNorm(RowConstraint):
     """Norm of each row at most `limit`, often used together with dropout.
 
     Exact in a diagonal metric, by one scalar equation per row.
@@ -137,10 +148,8 @@ class MaxNorm(Constraint):
     rows: ClassVar[str] = "out"
     above: ClassVar[dict[str, float]] = {"limit": 0}
 
-    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Rows outside the ball moved onto the sphere."""
-        rows, metric = _rows_and_metric(w, step)
-        return _scale_to(rows, metric, self.limit, inside=True).reshape(w.shape).to(w.dtype)
+    def _project(self, rows: Tensor, metric: Tensor | None) -> Tensor:
+        return _scale_to(rows, metric, self.limit, inside=True)
 
     def normals(self, w: Tensor) -> Tensor:
         """Directions of the rows on the sphere."""
@@ -148,7 +157,7 @@ class MaxNorm(Constraint):
 
 
 @dataclass(frozen=True, eq=False)
-class L2Ball(Constraint):
+class L2Ball(RowConstraint):
     """Euclidean norm at most `radius`; exact in a diagonal metric.
 
     Args:
@@ -164,10 +173,8 @@ class L2Ball(Constraint):
 
     above: ClassVar[dict[str, float]] = {"radius": 0}
 
-    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """A point outside the ball moved onto the sphere."""
-        rows, metric = _rows_and_metric(w, step)
-        return _scale_to(rows, metric, self.radius, inside=True).reshape(w.shape).to(w.dtype)
+    def _project(self, rows: Tensor, metric: Tensor | None) -> Tensor:
+        return _scale_to(rows, metric, self.radius, inside=True)
 
     def normals(self, w: Tensor) -> Tensor:
         """The direction of a point on the sphere."""
@@ -175,7 +182,7 @@ class L2Ball(Constraint):
 
 
 @dataclass(frozen=True, eq=False)
-class UnitNorm(Constraint):
+class UnitNorm(RowConstraint):
     """Norm of each row exactly 1; a zero row becomes constant.
 
     The sphere is not convex. In a diagonal metric the projection is exact unless the row is 0
@@ -191,11 +198,8 @@ class UnitNorm(Constraint):
     convex: ClassVar[bool] = False
     rows: ClassVar[str] = "out"
 
-    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Rows moved onto the unit sphere."""
-        rows, metric = _rows_and_metric(w, step)
-        scaled = _scale_to(_with_direction(rows), metric, 1.0, inside=False)
-        return scaled.reshape(w.shape).to(w.dtype)
+    def _project(self, rows: Tensor, metric: Tensor | None) -> Tensor:
+        return _scale_to(_with_direction(rows), metric, 1.0, inside=False)
 
     @property
     def has_interior(self) -> bool:
@@ -208,7 +212,7 @@ class UnitNorm(Constraint):
 
 
 @dataclass(frozen=True, eq=False)
-class MinMaxNorm(Constraint):
+class MinMaxNorm(RowConstraint):
     """Norm of each row between `min_value` and `max_value`, as in Keras.
 
     Keras's `axis` is `rows` here: its `axis=0` of a dense kernel is `rows="out"`, the default. A
@@ -246,15 +250,12 @@ class MinMaxNorm(Constraint):
         check_field(self, "min_value", allowed, lambda least: 0 <= least <= most)
         check_field(self, "rate", "above 0 and at most 1", lambda rate: 0 < rate <= 1)
 
-    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Rows outside the shell moved onto its closer sphere, or `rate` of the way there."""
-        rows, metric = _rows_and_metric(w, step)
+    def _project(self, rows: Tensor, metric: Tensor | None) -> Tensor:
         inside = _scale_to(rows, metric, self.max_value, inside=True)
         if self.min_value:
             outward = _scale_to(_with_direction(rows), metric, self.min_value, inside=False)
             inside = torch.where(row_norms(rows) < self.min_value, outward, inside)
-        moved = inside if self.rate == 1 else rows.lerp(inside, self.rate)
-        return moved.reshape(w.shape).to(w.dtype)
+        return inside if self.rate == 1 else rows.lerp(inside, self.rate)
 
     @property
     def has_interior(self) -> bool:
@@ -329,7 +330,7 @@ class Box(Constraint):
 
 
 @dataclass(frozen=True, eq=False)
-class Simplex(Constraint):
+class Simplex(RowConstraint):
     """Entries >= 0 that sum to `total`; exact in a diagonal metric.
 
     Args:
@@ -346,18 +347,12 @@ class Simplex(Constraint):
     real: ClassVar[bool] = True
     above: ClassVar[dict[str, float]] = {"total": 0}
 
-    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Each row minus one level (times the steps), clipped at 0."""
-        rows, metric = _rows_and_metric(w, step)
-        if not w.numel():
-            return w.clone()
-        return keep_nonfinite(
-            _onto_simplex(rows, metric, self.total).reshape(w.shape).to(w.dtype), w
-        )
+    def _project(self, rows: Tensor, metric: Tensor | None) -> Tensor:
+        return keep_nonfinite(_onto_simplex(rows, metric, self.total), rows)
 
 
 @dataclass(frozen=True, eq=False)
-class L1Ball(Constraint):
+class L1Ball(RowConstraint):
     """Sum of absolute values at most `radius`: the constrained lasso; exact in a diagonal metric.
 
     Args:
@@ -373,15 +368,11 @@ class L1Ball(Constraint):
 
     above: ClassVar[dict[str, float]] = {"radius": 0}
 
-    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """Rows outside the ball soft-thresholded until their absolute values sum to the radius."""
-        rows, metric = _rows_and_metric(w, step)
-        if not w.numel():
-            return w.clone()
+    def _project(self, rows: Tensor, metric: Tensor | None) -> Tensor:
         size = rows.abs()
         onto = torch.sgn(rows) * _onto_simplex(size, metric, self.radius)
         inside = size.sum(1, keepdim=True) <= self.radius
-        return torch.where(inside, rows, onto).reshape(w.shape).to(w.dtype)
+        return torch.where(inside, rows, onto)
 
 
 def _onto_simplex(rows: Tensor, metric: Tensor | None, total: float) -> Tensor:
@@ -419,12 +410,11 @@ class SpectralBall(Constraint):
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Singular values clipped at the radius."""
         refuse_metric(self, step)
-        u, sigma, vh = svd(as_rows(upcast(w)))
-        return ((u * sigma.clamp_max(self.radius)) @ vh).reshape(w.shape).to(w.dtype)
+        return with_singular_values(w, lambda s: s.clamp_max(self.radius))
 
 
 @dataclass(frozen=True, eq=False)
-class TopK(Constraint):
+class TopK(RowConstraint):
     """At most `k` non-zero entries: hard sparsity; exact in a diagonal metric.
 
     The set is not convex. Among equal entries the first one found is kept.
@@ -446,10 +436,7 @@ class TopK(Constraint):
         super().__post_init__()
         check_field(self, "k", ">= 0", lambda k: is_count(k, 0), whole=True)
 
-    def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
-        """The entries that are largest (in the metric) are kept, the others become 0."""
-        rows, metric = _rows_and_metric(w, step)
+    def _project(self, rows: Tensor, metric: Tensor | None) -> Tensor:
         cost = rows.abs() if metric is None else rows.abs() / metric.sqrt()
         kept = cost.topk(min(self.k, rows.shape[1]), dim=1).indices
-        mask = torch.zeros_like(rows).scatter(1, kept, 1.0)
-        return (rows * mask).reshape(w.shape).to(w.dtype)
+        return rows * torch.zeros_like(rows).scatter(1, kept, 1.0)

@@ -5,6 +5,7 @@ A w with fewer than two dimensions is a matrix of one row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,6 +34,14 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(factor.to(matrix.dtype) for factor in factors)
 
 
+def with_singular_values(w: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """w as a matrix whose singular values are `change` of its own, in w's shape and dtype."""
+    if not w.numel():
+        return w.clone()
+    u, sigma, vh = svd(as_rows(upcast(w)))
+    return ((u * change(sigma)) @ vh).reshape(w.shape).to(w.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class NuclearNorm(Proximable):
     """Sum of the singular values: low rank.
@@ -57,18 +66,13 @@ class NuclearNorm(Proximable):
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * U V' over the non-zero singular values."""
-        u, sigma, vh = svd(as_rows(upcast(w)))
-        limits = torch.finfo(sigma.dtype)
-        floor = sigma.amax() * limits.eps * max(u.shape[0], vh.shape[1]) if sigma.numel() else 0
-        unit = (sigma > floor).to(sigma.dtype)
-        return (self.lam * (u * unit) @ vh).reshape(w.shape).to(w.dtype)
+        noise = max(as_rows(w).shape) * torch.finfo(upcast(w).dtype).eps
+        return with_singular_values(w, lambda s: self.lam * (s > noise * s.amax()))
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Soft threshold of the singular values."""
         refuse_metric(self, step)
-        u, sigma, vh = svd(as_rows(upcast(w)))
-        shrunk = soft_threshold(sigma, self.lam * step)
-        return ((u * shrunk) @ vh).reshape(w.shape).to(w.dtype)
+        return with_singular_values(w, lambda s: soft_threshold(s, self.lam * step))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,20 +98,16 @@ class SpectralNorm(Proximable):
 
     def grad(self, w: Tensor) -> Tensor:
         """strength * u v', the first pair of singular vectors; 0 at 0."""
-        if not w.numel():
-            return torch.zeros_like(w)
-        u, sigma, vh = svd(as_rows(upcast(w)))
-        gradient = self.lam * (sigma[0] > 0) * torch.outer(u[:, 0], vh[0])
-        return gradient.reshape(w.shape).to(w.dtype)
+
+        def first(sigma: Tensor) -> Tensor:
+            return self.lam * (sigma > 0) * (torch.arange(len(sigma), device=w.device) == 0)
+
+        return with_singular_values(w, first)
 
     def prox(self, w: Tensor, step: float | Tensor) -> Tensor:
         """Singular values clipped at one level."""
         refuse_metric(self, step)
-        if not w.numel():
-            return w.clone()
-        u, sigma, vh = svd(as_rows(upcast(w)))
-        clipped = clip_rows(sigma[None], step, self.lam)[0]
-        return ((u * clipped) @ vh).reshape(w.shape).to(w.dtype)
+        return with_singular_values(w, lambda s: clip_rows(s[None], step, self.lam)[0])
 
 
 @dataclass(frozen=True, eq=False)
