@@ -67,28 +67,36 @@ class PartialLayerNorm(nn.Module):
 
     With k absent constants of sum s1 and sum of squares s2, over n = total entries:
     mean = (sum x + s1) / n, variance = (sum (x - mean)^2 + s2 - 2 mean s1 + k mean^2) / n.
+    Unless `centred` it is RMSNorm, whose mean is 0.
     """
 
     def __init__(
-        self, weight: Tensor | None, bias: Tensor | None, constants: Tensor, *, eps: float
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        constants: Tensor,
+        *,
+        eps: float,
+        centred: bool = True,
     ):
         super().__init__()
         self.weight = None if weight is None else nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
         self.absent = len(constants)
-        self.total_of_absent = float(constants.sum())
+        self.total_of_absent = float(constants.sum()) if centred else 0.0
         self.squares_of_absent = float(constants.square().sum())
-        self.eps = eps
+        self.eps, self.centred = eps, centred
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., kept) -> (..., kept)."""
-        total = x.shape[-1] + self.absent
-        mean = (x.sum(-1, keepdim=True) + self.total_of_absent) / total
-        centred = x - mean
-        squares = centred.square().sum(-1, keepdim=True) + (
-            self.squares_of_absent - 2 * mean * self.total_of_absent + self.absent * mean.square()
+        total, mean = x.shape[-1] + self.absent, 0.0
+        if self.centred:
+            mean = (x.sum(-1, keepdim=True) + self.total_of_absent) / total
+        out = x - mean
+        squares = out.square().sum(-1, keepdim=True) + (
+            self.squares_of_absent - 2 * mean * self.total_of_absent + self.absent * mean * mean
         )
-        out = centred * torch.rsqrt(squares / total + self.eps)
+        out = out * torch.rsqrt(squares / total + self.eps)
         if self.weight is not None:
             out = out * self.weight
         return out if self.bias is None else out + self.bias
@@ -145,23 +153,6 @@ class Attention(nn.Module):
         )
         out = self.out(mixed.transpose(1, 2).flatten(2))
         return (out if self.batch_first else out.transpose(0, 1)), None
-
-
-class PartialRMSNorm(nn.Module):
-    """RMSNorm of entries of which some are absent constants: their squares still count."""
-
-    def __init__(self, weight: Tensor | None, constants: Tensor, *, eps: float):
-        super().__init__()
-        self.weight = None if weight is None else nn.Parameter(weight)
-        self.absent = len(constants)
-        self.squares_of_absent = float(constants.square().sum())
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., kept) -> (..., kept)."""
-        squares = x.square().sum(-1, keepdim=True) + self.squares_of_absent
-        out = x * torch.rsqrt(squares / (x.shape[-1] + self.absent) + self.eps)
-        return out if self.weight is None else out * self.weight
 
 
 class PartialGroupNorm(nn.Module):

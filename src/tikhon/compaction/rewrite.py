@@ -19,7 +19,6 @@ from .modules import (
     InputsFirst,
     PartialGroupNorm,
     PartialLayerNorm,
-    PartialRMSNorm,
     SelectLinear,
     matrix,
 )
@@ -207,7 +206,7 @@ def _cut_layer_norm(
     weight, bias = _affine(module, rows)
     constants = source.uniform(-1)[1][~rows]
     if isinstance(module, nn.RMSNorm):
-        return PartialRMSNorm(weight, constants, eps=_eps(module))
+        return PartialLayerNorm(weight, None, constants, eps=_eps(module), centred=False)
     return PartialLayerNorm(weight, bias, constants, eps=module.eps)
 
 

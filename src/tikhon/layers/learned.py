@@ -20,8 +20,7 @@ class ConcreteDropout(NoiseLayer):
 
     Shapes: any. `rate` in (0, 1) is where learning starts; `temperature` > 0 is the sharpness of
     the mask. Add `penalty(...)` to the loss: without it the data loss drives the rate to 0.
-    Raises ValueError for a rate out of range. Reference: Gal et al. 2017,
-    https://arxiv.org/abs/1705.07832
+    Reference: Gal et al. 2017, https://arxiv.org/abs/1705.07832
 
     >>> layer = ConcreteDropout(0.1)
     >>> round(layer.rate.item(), 3), layer.logit.requires_grad
@@ -72,10 +71,9 @@ class VariationalDropout(NoiseLayer):
 
     Each weight w is N(w, alpha w^2) in training, drawn through the outputs (local
     reparametrisation); its dropout rate is alpha / (1 + alpha). Add `divergence() / rows` to the
-    mean loss; weights whose log alpha passes `threshold` are zero in evaluation.
-    Shapes: those of `module` (Linear, Conv). `rate` in (0, 1) is where learning starts.
-    Raises ValueError for a rate out of range, TypeError for another module.
-    Reference: Molchanov et al. 2017, https://arxiv.org/abs/1701.05369
+    mean loss; weights whose log alpha passes `threshold` are zero in evaluation. Shapes: those of
+    `module` (Linear, Conv). `rate` in (0, 1) is where learning starts. Raises TypeError for
+    another module. Reference: Molchanov et al. 2017, https://arxiv.org/abs/1701.05369
 
     >>> layer = VariationalDropout(nn.Linear(3, 2), 0.1)
     >>> layer(torch.ones(5, 3)).shape, round(layer.rate.mean().item(), 3)

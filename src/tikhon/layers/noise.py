@@ -22,7 +22,8 @@ class NoiseLayer(nn.Module):
     the rate travels in the state dict's metadata, which `torch.save` keeps.
     `generator` replaces torch's global source of random numbers (eager mode only). `path` is the
     layer's place in the model that a verb walked over last, for messages. A kind of noise is one
-    `_function` of `tikhon.layers.functional` and the names of the `_options` that it takes.
+    `_function` of `tikhon.layers.functional` and the names of the `_options` that it takes. A rate
+    out of range raises ValueError.
     """
 
     _function: ClassVar[Callable[..., Tensor]]

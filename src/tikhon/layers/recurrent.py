@@ -99,8 +99,7 @@ class WeightDrop(_RecurrentNoise):
     """DropConnect on the hidden-to-hidden weights of an LSTM, GRU or RNN, one mask for all steps.
 
     It replaces the module and adopts its parameters: `model.rnn = WeightDrop(model.rnn)` changes
-    no name. Shapes: those of `module`. `rate` is in [0, 1]. Raises ValueError for a rate
-    out of range, TypeError for another module.
+    no name. Shapes: those of `module`. `rate` is in [0, 1]. Raises TypeError for another module.
     Reference: Merity et al. 2018, https://arxiv.org/abs/1708.02182
 
     >>> WeightDrop(nn.LSTM(3, 4), 0.5)(torch.ones(5, 1, 3))[0].shape
@@ -122,11 +121,10 @@ class RecurrentDropout(_RecurrentNoise):
 
     All gates of step t see mask * h(t-1) / (1 - rate), with one mask for each layer and direction
     (Keras draws one for each gate); memory cells and outputs are not changed. It replaces the
-    module and adopts its parameters: `model.rnn = RecurrentDropout(model.rnn)` changes no
-    name. Training steps through time in Python; evaluation is torch's fused code. Shapes: those of
-    `module`, in training not packed. `rate` is in [0, 1]. Raises ValueError for a rate out of
-    range, TypeError for another module or input. Reference: Gal and Ghahramani 2016,
-    https://arxiv.org/abs/1512.05287
+    module and adopts its parameters: `model.rnn = RecurrentDropout(model.rnn)` changes no name.
+    Training steps through time in Python; evaluation is torch's fused code. Shapes: those of
+    `module`, in training not packed. `rate` is in [0, 1]. Raises TypeError for another module or
+    input. Reference: Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287
 
     >>> layer = RecurrentDropout(nn.GRU(3, 4, batch_first=True), 0.2)
     >>> layer(torch.ones(2, 5, 3))[0].shape

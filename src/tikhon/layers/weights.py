@@ -53,9 +53,8 @@ class DropConnect(_WeightNoise):
     """Dropout on the weights of any module, one mask per forward pass.
 
     Shapes: those of `module`. `rate` is in [0, 1]; `weights` is a glob on the module's parameter
-    names. Evaluation uses the weights as they are. Raises ValueError for a rate out of range or a
-    pattern that matches no weight. Reference: Wan et al. 2013,
-    https://proceedings.mlr.press/v28/wan13.html
+    names. Evaluation uses the weights as they are. Raises ValueError for a pattern that matches no
+    weight. Reference: Wan et al. 2013, https://proceedings.mlr.press/v28/wan13.html
 
     >>> DropConnect(nn.Linear(3, 2), 0.5)(torch.ones(1, 3)).shape
     torch.Size([1, 2])

@@ -107,11 +107,7 @@ class Audit:
     def plot(self, *, ax: plotting.Axes | None = None) -> plotting.Display:
         """Plot the strength of every term on every parameter, on a log scale.
 
-        Args:
-            ax: matplotlib axes to draw on; a new figure if None.
-
-        Raises:
-            InputError: if matplotlib is not installed.
+        On the matplotlib axes `ax`, or a new figure; InputError without matplotlib.
         """
         display = plotting.canvas(ax)
         pairs = [

@@ -245,11 +245,7 @@ class Regularizer:
 
         If nothing is zero (L2 alone), the values of the terms are shown instead of zeros.
 
-        Args:
-            ax: two matplotlib axes to draw on; a new figure if None.
-
-        Raises:
-            InputError: if matplotlib is not installed.
+        On the two matplotlib axes `ax`, or a new figure; InputError without matplotlib.
         """
         traces = self.trace()
         display = plotting.canvas(ax, 1, 1)

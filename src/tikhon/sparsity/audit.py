@@ -68,11 +68,7 @@ class Sparsity:
     def plot(self, *, ax: Any = None) -> plotting.Display:
         """Plot the units left in each layer, in %, with their number.
 
-        Args:
-            ax: matplotlib axes to draw on; a new figure if None.
-
-        Raises:
-            InputError: if matplotlib is not installed.
+        On the matplotlib axes `ax`, or a new figure; InputError without matplotlib.
         """
         display = plotting.canvas(ax, *([] if ax is not None else [max(1, len(self.layers) / 12)]))
         shown, names = display.ax_, [x.layer for x in self.layers]

@@ -1,7 +1,7 @@
 """Open-loop strengths: numbers as functions of the optimizer step.
 
 Any callable from the step, counted from 0, to a number >= 0 is a schedule; the usual ones here
-are values, which can be compared, printed and saved.
+are values, which can be compared, printed and saved. A value out of its range raises ValueError.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ class Linear:
         start: value at step 0, >= 0.
         end: value from step `steps` on, >= 0.
         steps: length of the transition, at least 1.
-
-    Raises ValueError for a value out of its range.
 
     >>> [Linear(0.0, 1.0, steps=4)(step) for step in (0, 1, 4, 9)]
     [0.0, 0.25, 1.0, 1.0]
@@ -44,14 +42,8 @@ class Linear:
 class Cosine:
     """Half a cosine from `start` to `end` over `steps`, then `end`.
 
-    `end + (start - end) * (1 + cos(pi * step / steps)) / 2`: flat at both ends.
-
-    Args:
-        start: value at step 0, >= 0.
-        end: value from step `steps` on, >= 0.
-        steps: length of the transition, at least 1.
-
-    Raises ValueError for a value out of its range.
+    `end + (start - end) * (1 + cos(pi * step / steps)) / 2`: flat at both ends. Arguments as for
+    `Linear`.
 
     Reference: Loshchilov and Hutter (2017), https://arxiv.org/abs/1608.03983.
 
@@ -83,8 +75,6 @@ class WarmUp:
         steps: length of the rise, at least 1.
         delay: steps at 0 before the rise, >= 0.
 
-    Raises ValueError for a value out of its range.
-
     >>> [WarmUp(1.0, steps=2, delay=1)(step) for step in range(5)]
     [0.0, 0.0, 0.5, 1.0, 1.0]
     """
@@ -109,8 +99,6 @@ class Cyclic:
         low: value at the start of each cycle, >= 0.
         high: value in the middle of each cycle, >= 0.
         period: length of a cycle, at least 1.
-
-    Raises ValueError for a value out of its range.
 
     Reference: Smith (2017), https://arxiv.org/abs/1506.01186.
 
@@ -138,8 +126,6 @@ class Recorded:
     Args:
         strengths: one per stretch of equal length, each >= 0; at least one.
         steps: length of the run, at least 1; the last strength stays.
-
-    Raises ValueError for a value out of its range.
 
     >>> [Recorded((0.1, 0.2), steps=4)(step) for step in range(6)]
     [0.1, 0.1, 0.2, 0.2, 0.2, 0.2]
