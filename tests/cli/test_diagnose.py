@@ -139,6 +139,39 @@ def test_cure_prints_what_helped(program, capsys):
     assert json.loads((program / "cured" / "result.json").read_text())["kind"] == "cure"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "layers"),
+    [
+        (["iris"], ["fc1 Linear 4>128", "fc2 Linear 128>3"]),
+        (["diabetes"], ["fc1 Linear 10>128", "fc2 Linear 128>1"]),
+        (["mlp:7", "--data", "iris"], ["fc1 Linear 4>7", "fc2 Linear 7>3"]),
+    ],
+)
+def test_a_network_of_fit_is_diagnosed_by_name_or_by_data_alone(
+    program, capsys, arguments, layers
+):
+    assert run("diagnose", *arguments, "--steps", 20) == 0
+    out, _ = capsys.readouterr()
+    assert all(layer in out for layer in layers), out
+    assert "Adam lr 0.001, 20 steps" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["diagnose", "train.py:small"], "--data is needed"),
+        (["cure", "train.py:small", "--data", "iris"], "--optimizer is needed"),
+        (["diagnose", "mlp", "--data", "train.py:make_data"], "give FILE.py:NAME of your model"),
+        (["diagnose", "mpl", "--data", "iris"], "did you mean 'mlp'"),
+        (["diagnose", "mlp-4-9-2", "--data", "iris"], "write mlp-4-9-3"),
+    ],
+)
+def test_what_is_missing_is_named(program, capsys, arguments, words):
+    assert run(*arguments) == 2
+    _, err = capsys.readouterr()
+    assert words in err
+
+
 BAD = [
     (["train.py:make_modle"], "did you mean 'make_model'"),
     (["nothing.py:make_model"], "there is no file"),

@@ -10,7 +10,7 @@ from tikhon.cli.diagnose import (
     DataOption,
     LossOption,
     Model,
-    Optimizer,
+    OptimizerOption,
     PenaltyOption,
     TargetOption,
     ValidOption,
@@ -19,14 +19,15 @@ from tikhon.cli.diagnose import (
 )
 from tikhon.cli.option_groups import flag
 from tikhon.cli.options import OptionalOutput, Seed
+from tikhon.errors import InputError
 from tikhon.options import TRAINING
 
 
 def cure(
     model: Model,
-    data: DataOption,
-    optimizer: Optimizer,
-    loss: LossOption = "cross_entropy",
+    data: DataOption = None,
+    optimizer: OptimizerOption = None,
+    loss: LossOption = "auto",
     valid: ValidOption = None,
     target: TargetOption = None,
     budget: Annotated[
@@ -42,7 +43,7 @@ def cure(
     *,
     run: OptionalOutput,
 ) -> int:
-    """Find a change that makes the model in a Python file train, tested on copies of it.
+    """Find a change that makes a model train, tested on copies of it.
 
     Each treatment is compared with no change, with the same seeds. The exit code is 3 if none did
     better with every seed.
@@ -54,6 +55,8 @@ def cure(
     program = load_program(
         model, data, loss, optimizer, valid, penalty, target=target, seed=seed, terminal=terminal
     )
+    if program["optimizer"] is None:
+        raise InputError(f"--optimizer is needed: what trains {model}, such as adam:1e-3")
     terminal.note(f"trying treatments for up to {budget}")
     with StepProgress(terminal) as progress:
         found = search(

@@ -11,7 +11,16 @@ import typer
 from tikhon.cli.option_groups import flag
 from tikhon.cli.options import OptionalOutput, Seed
 from tikhon.errors import InputError, unknown_name
-from tikhon.options import DATA, LOSSES, OPTIMIZERS, OUTPUT, REGULARIZATION, SOURCES, TRAINING
+from tikhon.options import (
+    DATA,
+    LOSSES,
+    MODELS,
+    OPTIMIZERS,
+    OUTPUT,
+    REGULARIZATION,
+    SOURCES,
+    TRAINING,
+)
 
 if TYPE_CHECKING:
     from tikhon.cli.options import RunOptions
@@ -19,12 +28,18 @@ if TYPE_CHECKING:
     from tikhon.cures import Cure
     from tikhon.diagnosis import Diagnosis
 
+DEFAULT_MODEL, DEFAULT_OPTIMIZER = "mlp", "adam:1e-3"  # those of tikhon fit
+
 Model = Annotated[
     str,
-    typer.Argument(metavar="FILE.py:NAME", help="Your module, or a function that makes one."),
+    typer.Argument(
+        metavar="MODEL",
+        help="FILE.py:NAME, your module or a function that makes one; or a network of tikhon fit: "
+        "mlp, linear, convnet, ... A data set or a table alone stands for mlp on it.",
+    ),
 ]
 DataOption = Annotated[
-    str,
+    str | None,
     flag("digits, mnist, ..., a file, or FILE.py:NAME.", DATA, "DATA", names=SOURCES),
 ]
 TargetOption = Annotated[
@@ -42,7 +57,7 @@ ValidOption = Annotated[
 LossOption = Annotated[
     str,
     flag(
-        "cross_entropy, bce, mse, half_mse, mae, ... or FILE.py:NAME.",
+        "cross_entropy, bce, mse, half_mse, mae, ..., auto (by the target) or FILE.py:NAME.",
         TRAINING,
         "LOSS",
         names=LOSSES,
@@ -55,7 +70,6 @@ _optimizer = flag(
     names=OPTIMIZERS,
 )
 OptimizerOption = Annotated[str | None, _optimizer]
-Optimizer = Annotated[str, _optimizer]
 PenaltyOption = Annotated[
     str | None,
     flag(
@@ -71,8 +85,8 @@ Clip = Annotated[
 
 def diagnose(
     model: Model,
-    data: DataOption,
-    loss: LossOption = "cross_entropy",
+    data: DataOption = None,
+    loss: LossOption = "auto",
     optimizer: OptimizerOption = None,
     valid: ValidOption = None,
     target: TargetOption = None,
@@ -94,10 +108,10 @@ def diagnose(
     *,
     run: OptionalOutput,
 ) -> int:
-    """Find out why the model in a Python file does not train; works on copies of it.
+    """Find out why a model does not train; works on copies of it.
 
-    The Python file is run. Without --optimizer nothing is trained: only the untrained model is
-    checked.
+    A Python file is run. Without --optimizer nothing of it is trained: only the untrained model
+    is checked. A network of tikhon fit is trained by adam:1e-3.
     """
     from tikhon.diagnosis import diagnose as examine
     from tikhon.diagnosis.findings import SEVERITIES
@@ -132,7 +146,7 @@ def save_and_print(terminal: Terminal, run: RunOptions, found: Diagnosis | Cure)
 
 def load_program(
     model: str,
-    data: str,
+    data: str | None,
     loss: str,
     optimizer: str | None,
     valid: str | None,
@@ -147,10 +161,22 @@ def load_program(
 
     from tikhon.cli import user_objects
     from tikhon.cli.startup import limit_threads
+    from tikhon.models import is_name
 
     limit_threads(0)
     torch.manual_seed(seed)
-    made = user_objects.load_object(model, "MODEL", terminal)
+    if data is None:
+        if user_objects.is_user_object(model):
+            raise InputError(f"--data is needed: what {model} is trained on")
+        model, data = DEFAULT_MODEL, model
+    made: Any
+    if is_name(model):
+        made = user_objects.network_for(model, data, seed, target)
+        optimizer = optimizer or DEFAULT_OPTIMIZER
+    elif ":" in model:
+        made = user_objects.load_object(model, "MODEL", terminal)
+    else:
+        raise InputError(f"MODEL: {unknown_name('network', model, MODELS)}, or FILE.py:NAME")
     if not callable(made):
         raise InputError(f"MODEL: {model} is a {type(made).__name__}, not a module or a function")
 

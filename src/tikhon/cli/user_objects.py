@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tikhon.cli.terminal import Terminal
+    from tikhon.data import Split
 
 _modules: dict[str, ModuleType] = {}
 
@@ -130,6 +132,40 @@ def parse_optimizer(spec: str, terminal: Terminal) -> object:
     return lambda parameters: kind(parameters, **settings)
 
 
+def is_user_object(spec: str) -> bool:
+    """Return whether FILE.py:NAME or MODULE:NAME is meant, not a file or a data set."""
+    source = spec.rpartition(":")[0]
+    return source.endswith(".py") or (bool(source) and not Path(spec).exists())
+
+
+@cache
+def load_split(spec: str, seed: int, target: str | None) -> Split:
+    """Return a data set or a table, split and scaled as by `fit`."""
+    from tikhon.data import load, split
+    from tikhon.data.table import TableOptions
+
+    table = TableOptions(target) if target is not None else None
+    return split(load(spec, table=table), valid=0.2, test=0.2, seed=seed)
+
+
+def network_for(name: str, spec: str, seed: int, target: str | None) -> Callable[[], nn.Module]:
+    """Return a function that builds the network of that name for a data set or a table."""
+    from tikhon.models import build
+
+    if is_user_object(spec):
+        raise InputError(
+            f"MODEL: {name!r} is built for a data set or a table, and --data is {spec!r}: give "
+            "FILE.py:NAME of your model"
+        )
+    rows = load_split(spec, seed, target).train
+
+    def make() -> nn.Module:
+        return build(name, rows.shape, rows.outputs, rows=rows.x)
+
+    make()  # widths that do not match the data are said here
+    return make
+
+
 def load_data(
     spec: str,
     option: str,
@@ -144,14 +180,9 @@ def load_data(
 
     `model` returns a copy of the model; it is called for numeric targets only.
     """
-    own = spec.rpartition(":")[0]
-    if own.endswith(".py") or (own and not Path(spec).exists()):
+    if is_user_object(spec):
         return call_if_function(load_object(spec, option, terminal), option), None
-    from tikhon.data import load, split
-    from tikhon.data.table import TableOptions
-
-    table = TableOptions(target) if target is not None else None
-    parts = split(load(spec, table=table), valid=0.2, test=0.2, seed=seed)
+    parts = load_split(spec, seed, target)
     loaded = [(part.x, part.y) for part in (parts.train, parts.valid)]
     if parts.train.task == "regression" and _outputs_one_column(model, parts.train.x):
         loaded = [(x, y[:, None] if y.ndim == 1 else y) for x, y in loaded]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tikhon.models.average import Average
-from tikhon.models.build import NAMES, build, restore
+from tikhon.models.build import NAMES, build, is_name, restore
 from tikhon.models.convnet import ConvNet
 from tikhon.models.lenet import LeNet5
 from tikhon.models.mlp import MLP
@@ -20,5 +20,6 @@ __all__ = [
     "Spline",
     "SplineNetwork",
     "build",
+    "is_name",
     "restore",
 ]

@@ -28,6 +28,20 @@ NAMES = {
 }
 
 
+_NAME = re.compile(
+    r"(?:skip:|spline:)*(?:linear|mlp|mlp:\d+(?:,\d+)*|mlp(?:-\d+){2,}|lenet-300-100|lenet5|convnet)"
+)
+
+
+def is_name(name: str) -> bool:
+    """Return whether `build` has a network of that name.
+
+    >>> is_name("mlp:64,32"), is_name("train.py:mlp")
+    (True, False)
+    """
+    return _NAME.fullmatch(name) is not None
+
+
 def build(
     name: str,
     shape: Sequence[int],
