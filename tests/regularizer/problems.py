@@ -18,7 +18,7 @@ WITH_GAIN = {
     "Adam amsgrad": (optim.Adam, {"lr": 0.01, "amsgrad": True}, 8),
     "AdamW": (optim.AdamW, {"lr": 0.01, "weight_decay": 0.0}, 8),
     "NAdam": (optim.NAdam, {"lr": 0.01}, 8),
-    "RAdam": (optim.RAdam, {"lr": 0.5}, 8),
+    "RAdam": (optim.RAdam, {"lr": 0.01}, 8),
     "Adamax": (optim.Adamax, {"lr": 0.01}, 8),
     "RMSprop": (optim.RMSprop, {"lr": 0.01}, 8),
     "RMSprop momentum": (optim.RMSprop, {"lr": 0.01, "momentum": 0.4, "alpha": 0.4}, 30),
