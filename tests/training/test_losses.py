@@ -343,3 +343,40 @@ def test_none_stands_for_no_listener_and_no_stop():
     fit(nn.Linear(3, 2), some_rows(), epochs=1, stop=None)
     tune(lambda: nn.Linear(3, 2), some_rows(), budget="2runs", epochs=1, stop=None, on_event=None)
     path(None, some_rows(), L1(), strengths=3, stop=None, on_progress=None)
+
+
+@pytest.mark.parametrize("target", [BITS, BITS.bool(), BITS.float(), BITS[:, None]])
+@pytest.mark.parametrize("loss", [nn.BCELoss(), F.binary_cross_entropy])
+def test_probabilities_are_compared_and_scored_as_their_logits(loss, target):
+    logits = OUTPUT[:, None]
+    given, reference = (loss_of(entry) for entry in (loss, "bce"))
+    assert float(given(logits.sigmoid(), target)) == pytest.approx(TRUE["bce"])
+    scores = score_outputs(logits.sigmoid(), target, given)
+    assert scores == pytest.approx(score_outputs(logits, target, reference))
+    with pytest.raises(InputError, match="end the model in a sigmoid"):
+        given(logits, target)
+
+
+def test_targets_that_the_loss_ignores_are_left_out_of_every_score():
+    torch.manual_seed(0)
+    x, y = torch.randn(90, 3), torch.arange(90) % 3
+    model, labelled = nn.Linear(3, 3), y != 1
+    kept = {
+        "train": (x[labelled], y[labelled]),
+        "valid": (x[:40][labelled[:40]], y[:40][labelled[:40]]),
+    }
+    expected = assess(model, kept, loss_of("cross_entropy"))
+    for index, targets in ((-100, torch.where(labelled, y, -100)), (1, y)):
+        loss = loss_of(nn.CrossEntropyLoss(ignore_index=index))
+        found = assess(model, {"train": (x, targets), "valid": (x[:40], targets[:40])}, loss)
+        assert found.metrics == pytest.approx(expected.metrics)
+        assert found.baselines == expected.baselines
+    with pytest.raises(InputError, match="no row has a class"):
+        assess(model, {"train": (x, y * 0 - 100)}, loss_of("cross_entropy"))
+
+
+def test_ignored_positions_of_sequences_are_no_errors():
+    output, y = torch.randn(5, 4, 6), torch.randint(4, (5, 6))
+    y[:, 3:] = -100
+    right = (output.argmax(1) == y)[:, :3].double().mean()
+    assert score_outputs(output, y, loss_of("cross_entropy"))["accuracy"] == float(right)

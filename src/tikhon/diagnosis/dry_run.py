@@ -16,11 +16,12 @@ from tikhon.data.nested import Batch, stored_values, tensors
 from tikhon.diagnosis.nonfinite import locate_nonfinite
 from tikhon.diagnosis.observe import Instruments
 from tikhon.diagnosis.record import Failure, Point, Probe, Site, SiteReading
-from tikhon.diagnosis.reference import IGNORED, binary
+from tikhon.diagnosis.reference import binary
 from tikhon.diagnosis.replica import Replica, gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.regularizer.rounding import HALF_TYPES
 from tikhon.training.clipping import Clipping
+from tikhon.training.losses import IGNORED
 from tikhon.training.step import Step
 
 

@@ -20,7 +20,6 @@ Tail = Callable[[Tensor], Tensor]
 MAX_CLASSES = 1000  # limit of a ridge on one-hot targets; more are numbers or a vocabulary
 CLIP_RANGES = 10.0  # interquartile ranges
 EXTREME_INPUT = 50.0  # inputs of both signs give the lowest and highest output of an activation
-IGNORED = -100  # default ignore_index of torch
 MAX_NEIGHBOUR_COLUMNS = 3  # input columns up to which nearest neighbours are tried
 NEIGHBOURS = 3  # neighbours averaged
 UNBOUNDED_MARGIN = 10.0  # margin below the loss of correct outputs, times (1 + that loss)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.dataset import fingerprint
-from tikhon.data.nested import tensors
+from tikhon.data.nested import take_rows, tensors
+from tikhon.errors import InputError
 from tikhon.numbers import Z_95, t_quantile
 from tikhon.training import measures
 from tikhon.training.losses import Loss
@@ -43,6 +44,7 @@ def assess(
         unit: standard deviation of a standardised target.
         linear: whether to fit a linear model as a baseline.
     """
+    parts = {name: _labelled(part, loss.ignored) for name, part in parts.items()}
     rows = {name: len(part[1]) for name, part in parts.items()}
     scored = next((name for name in ("valid", "test") if name in parts), "train")
     x, y = parts["train"]
@@ -83,6 +85,17 @@ def assess(
     most_frequent = None if y.is_floating_point() else int(y.bincount().argmax())
     by_row = _row_scores(parts[scored], predictions[scored], unit)
     return Scores(metrics, rows, errors, scored, most_frequent, scores, margins, by_row=by_row)
+
+
+def _labelled(part: Part, ignored: int) -> Part:
+    """Return the rows whose target is not the class that the loss leaves out."""
+    y = part[1]
+    if y.is_floating_point() or y.ndim != 1 or not bool((y == ignored).any()):
+        return part
+    labelled = (y != ignored).nonzero()[:, 0]
+    if not len(labelled):
+        raise InputError(f"no row has a class: all targets are {ignored}, the loss ignores them")
+    return take_rows(part, labelled)
 
 
 def _prefixed(part: str, scores: Mapping[str, float]) -> dict[str, float]:

@@ -29,6 +29,9 @@ class Link:
     to_outputs: Callable[[Tensor], Tensor]
 
 
+PROBABILITY = Link(lambda output: output.logit(1e-6), torch.sigmoid)  # for probabilities
+IGNORED = -100  # class index that a torch loss leaves out by default
+
 LOG = Link(torch.exp, lambda answer: answer.clamp_min(1e-6).log())  # for predicted counts
 
 
@@ -53,6 +56,11 @@ class Loss:
     _broadcasting: dict[bool, bool] = field(default_factory=dict, repr=False)
 
     @property
+    def ignored(self) -> int:
+        """Class index of targets that the loss leaves out: torch's `ignore_index`."""
+        return getattr(self.function, "ignore_index", IGNORED)
+
+    @property
     def for_strengths(self) -> LossFunction:
         """The loss for adaptive strengths: of (output, target); (model, batch) if "whole"."""
         return self.function if self.kind == "whole" else self
@@ -73,7 +81,7 @@ class Loss:
         output, target = self.align(output, target)
         try:
             value = self.function(output, target)
-        except (IndexError, TypeError) as error:
+        except (IndexError, TypeError, RuntimeError) as error:
             raise self._explain(error, output, target) from error
         return self._check_scalar(value)
 
@@ -108,7 +116,14 @@ class Loss:
         """
         if "'Tensor' object is not callable" in str(error):
             return InputError(f"the loss {self.name} calls its output ({error}): {SIGNATURES}")
-        if self.kind != "classes" or target.is_floating_point():
+        if "between 0 and 1" in str(error) and self.link is PROBABILITY:
+            least, most = float(output.min()), float(output.max())
+            return InputError(
+                f"{self.name} needs probabilities, received outputs from {least:.3g} to {most:.3g}"
+                ": end the model in a sigmoid, or use BCEWithLogitsLoss"
+            )
+        is_index = isinstance(error, IndexError) and self.kind == "classes"
+        if not is_index or target.is_floating_point():
             return error
         given_range = f"{int(target.min())} to {int(target.max())}"
         return InputError(
@@ -245,6 +260,8 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
         raise InputError(f"the loss {loss_name(loss)} does not take two arguments: {SIGNATURES}")
     if loss_takes_model(loss):
         return Loss(loss_name(loss), cast(LossFunction, loss), "whole")
+    if loss is F.binary_cross_entropy:
+        return Loss("binary_cross_entropy", F.binary_cross_entropy, "binary", link=PROBABILITY)
     kind: Kind = "numbers" if loss in _ENTRYWISE_FUNCTIONS else "custom"
     link = LOG if loss is F.poisson_nll_loss else None
     return Loss(loss_name(loss), cast(LossFunction, loss), kind, link=link)
@@ -283,6 +300,8 @@ def loss_name(loss: object) -> str:
 
 
 def _of_module(module: nn.Module) -> Loss:
+    if isinstance(module, nn.BCELoss):
+        return Loss(type(module).__name__, module, "binary", link=PROBABILITY)
     name = _MODULES.get(type(module))
     if name is None:
         kind: Kind = "numbers" if isinstance(module, _ENTRYWISE) else "custom"

@@ -13,7 +13,7 @@ from tikhon.data.nested import iterate_slices
 from tikhon.errors import InputError
 from tikhon.regularizer.regularizer import Regularizer
 from tikhon.runs.documents import SavedPenalty
-from tikhon.training.losses import Kind, Loss
+from tikhon.training.losses import IGNORED, Kind, Loss
 from tikhon.wrappers import modes_restored
 
 Epoch = dict[str, float]  # one row of the history: "epoch", "valid/loss", "penalty/l1/zeros"
@@ -79,18 +79,21 @@ def score_outputs(
     """
     found = {
         "loss": float(loss(output, y)),
-        **task_scores(loss.predictions(output), y, loss.kind, unit),
+        **task_scores(loss.predictions(output), y, loss.kind, unit, ignored=loss.ignored),
     }
     if imbalanced and output.ndim == 2 and output.shape[1] > 1 and "accuracy" in found:
         found |= _imbalance_scores(output, y)
     return found
 
 
-def task_scores(output: Tensor, y: Tensor, kind: Kind, unit: float = 1.0) -> dict[str, float]:
+def task_scores(
+    output: Tensor, y: Tensor, kind: Kind, unit: float = 1.0, *, ignored: int = IGNORED
+) -> dict[str, float]:
     """`accuracy` for classes and binary logits; `rmse` in the target's unit and `r2` for numbers.
 
     A custom loss is scored by its targets: floats are numbers, integers are classes. Outputs
     without exactly one prediction for each target (a mean and a variance, say) get no score.
+    Targets of the class `ignored` are left out.
     """
     numbers = kind == "numbers" or (kind == "custom" and y.is_floating_point())
     single = output.numel() == y.numel()
@@ -103,7 +106,10 @@ def task_scores(output: Tensor, y: Tensor, kind: Kind, unit: float = 1.0) -> dic
     predicted = output.argmax(1)
     whole = y.shape != output.shape and not y.is_floating_point()
     classes = y.reshape(predicted.shape) if whole else y.argmax(1)
-    return {"accuracy": float((predicted == classes).double().mean())}
+    counted = classes != ignored
+    if not bool(counted.any()):
+        return {}
+    return {"accuracy": float((predicted == classes)[counted].double().mean())}
 
 
 def _regression_scores(output: Tensor, y: Tensor, unit: float) -> dict[str, float]:

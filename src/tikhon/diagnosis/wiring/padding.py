@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from tikhon.data.nested import map_tensors, tensors
-from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import undisturbed
 from tikhon.diagnosis.wiring.program import (
     FIXED_LENGTH_ERRORS,
@@ -18,6 +17,7 @@ from tikhon.diagnosis.wiring.program import (
 from tikhon.diagnosis.wiring.targets import LossProbe
 from tikhon.diagnosis.wiring.torch_calls import WithoutDropout
 from tikhon.errors import InputError
+from tikhon.training.losses import IGNORED
 
 END_TOKEN_SHARE = 0.5  # share of texts with the same last token, for it to be an end token
 MIN_SHORT = 0.3  # share of the rows that must end in padding, of different lengths

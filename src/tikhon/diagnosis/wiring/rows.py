@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tikhon.data.forward import call_model
 from tikhon.data.nested import Batch, map_tensors, tensors
-from tikhon.diagnosis.reference import IGNORED
 from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.wiring.program import (
     Facts,
@@ -22,6 +21,7 @@ from tikhon.diagnosis.wiring.program import (
     relative_change,
 )
 from tikhon.diagnosis.wiring.torch_calls import DROPOUTS, RANDOM_FUNCTIONS, CallTrace
+from tikhon.training.losses import IGNORED
 
 ATTENTION = (
     "scaled_dot_product_attention",

@@ -11,11 +11,12 @@ from torch import Tensor
 from tikhon.data.forward import LossFunction
 from tikhon.data.nested import map_tensors
 from tikhon.diagnosis.modes import LOSS
-from tikhon.diagnosis.reference import IGNORED, binary
+from tikhon.diagnosis.reference import binary
 from tikhon.diagnosis.replica import scalar_loss, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.diagnosis.wiring.program import Facts, Program, relative_change, restored
 from tikhon.diagnosis.wiring.torch_calls import CallTrace
+from tikhon.training.losses import IGNORED
 
 SAME = 1e-5  # relative change of a gradient due to rounding
 MAX_INSIDE = 0.2  # share of an ignored class inside of rows, from which it is not padding
