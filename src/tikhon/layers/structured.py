@@ -120,7 +120,7 @@ class _DropBlock(NoiseLayer):
 
 
 class DropBlock1d(_DropBlock):
-    """`DropBlock2d` for (N, C, L): blocks are `block_size` steps of a channel.
+    """`DropBlock2d` for (N, C, L): blocks are `block_size` steps of a channel; `shared` as there.
 
     >>> DropBlock1d(0.1, 3).eval()(torch.ones(1, 1, 5)).shape
     torch.Size([1, 1, 5])
@@ -144,7 +144,7 @@ class DropBlock2d(_DropBlock):
 
 
 class DropBlock3d(_DropBlock):
-    """`DropBlock2d` for (N, C, D, H, W): blocks are cubes of side `block_size`.
+    """`DropBlock2d` for (N, C, D, H, W): blocks are cubes of side `block_size`; `shared` as there.
 
     >>> DropBlock3d(0.1, 3).eval()(torch.ones(1, 1, 5, 5, 5)).shape
     torch.Size([1, 1, 5, 5, 5])
