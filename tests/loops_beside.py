@@ -236,6 +236,12 @@ def a_target_moved_by_the_wrong_part():
     return _bootstrapped(lambda k, model, target: polyak(target, model, 0.995))
 
 
+@broken("weights_overwritten")
+def a_target_mixed_into_the_model():
+    """The slow copy moves the model, and stays as it is."""
+    return _bootstrapped(lambda k, model, target: polyak(model, target, 0.995))
+
+
 @healthy
 def a_target_copied_now_and_then():
     def follow(k, model, target):

@@ -8,9 +8,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from faulty import CE, mlp
+from faulty import CE, adam, mlp
 from tikhon.diagnosis import Diagnosis, diagnose
+from tikhon.diagnosis.measure import FEW_ROWS
+from tikhon.diagnosis.thresholds import RELATED
 
 
 def kinds(rows: int = 800, size: int = 10) -> tuple[Tensor, Tensor]:
@@ -181,3 +184,40 @@ def test_a_code_that_says_something_later_has_not_collapsed() -> None:
     found = asked(Drawing(), lambda p: torch.optim.Adam(p, lr=1e-3), (x, x), loss)
     assert found.record.wiring["given_back"] < 0.2, found.record.wiring
     assert "posterior_collapse" not in found.labels, str(found)
+
+
+class Sums(nn.Module):
+    """Judges pairs of names by the sum of their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = nn.Embedding(30, 16)
+        self.judge = mlp(32, 64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.judge(self.names(x).flatten(1)).squeeze(1)
+
+
+@pytest.mark.parametrize("related", [True, False])
+def test_labels_of_a_loader_that_only_the_network_finds_are_not_unrelated(related: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randint(30, (400, 2))
+    y = (x.sum(1) % 3 == 0).float()
+    loader = DataLoader(TensorDataset(x, y if related else y[torch.randperm(400)]), 32)
+    found = asked(Sums(), adam(1e-2), loader, nn.BCEWithLogitsLoss())
+    assert found.record.wiring["relation"] < RELATED
+    assert ("unrelated_labels" in found.labels) is not related
+
+
+def test_a_loss_of_all_triplets_is_measured_on_few_rows() -> None:
+    seen = []
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        seen.append(len(z))
+        apart, alike = torch.cdist(z, z), y[:, None] == y
+        excess = (apart[:, :, None] - apart[:, None] + 0.2).relu()
+        return excess[alike[:, :, None] & ~alike[:, None]].mean()
+
+    x = torch.randn(400, 6)
+    diagnose(mlp(6, 16, 4), (x, (x[:, 0] > 0).long()), loss, optimizer=adam(1e-2), steps=2)
+    assert max(seen) <= 4 * FEW_ROWS  # repeated four times, to see whether it is a sum

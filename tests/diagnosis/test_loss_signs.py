@@ -57,6 +57,14 @@ def an_entropy_by_hand_of_stored_deeds(wrong: bool) -> Parts:
     return Parts(mlp(5, 16, 3), (state, kept), loss)
 
 
+@pair("loss_upside_down")
+def a_reward_for_spread_that_outweighs_the_error(wrong: bool) -> Parts:
+    x = torch.randn(400, 6)
+    weight = 50.0 if wrong else 0.01
+    loss = lambda z, y: F.mse_loss(z, y) - weight * z.std()  # noqa: E731
+    return Parts(mlp(6, 16, 3), (x, x[:, :3].sigmoid()), loss)
+
+
 class Coder(nn.Module):
     """A variational autoencoder."""
 
@@ -298,6 +306,13 @@ def test_weights_of_a_loss_are_missed_in_the_optimizer(held: bool) -> None:
     parts = Parts(model, (x, x[:, :3].argmax(1)), lambda z, y: loss(z, y))
     found = asked(Parts(parts.model, parts.data, parts.loss, optimizer=lambda *_, **__: optimizer))
     assert ("missing_from_optimizer" in found.labels) is not held
+
+
+def test_one_score_for_all_classes_is_no_factor_of_zero() -> None:
+    x = torch.randn(100, 6)
+    found = asked(Parts(mlp(6, 16, 1), (x, torch.zeros(100).long()), nn.CrossEntropyLoss()))
+    assert {"head_mismatch", "constant_targets"} <= found.labels
+    assert "loss_not_connected" not in found.labels
 
 
 @pytest.mark.parametrize("name", PAIRS)

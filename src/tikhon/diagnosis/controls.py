@@ -25,6 +25,7 @@ from tikhon.diagnosis.thresholds import (
     HEAVY,
     LEARNED,
     RELATED,
+    RESTRAINED,
     SMALL_UPDATE,
 )
 from tikhon.diagnosis.wiring.collapse import collapse_facts
@@ -38,6 +39,7 @@ LONG_STEP = 1e-2  # update / weight
 DEFAULT_MOMENTUM = 0.9  # momentum
 DEFAULT_WEIGHT_DECAY = 0.01  # default of AdamW; SGD uses less
 LONGER_RUN = 3  # times the steps
+CONTROL_ROWS = 4096  # of a loader that are read for runs on shuffled targets
 SHUFFLED_RUNS = 2  # runs on shuffled targets where no shallow model finds a relation
 
 
@@ -136,26 +138,31 @@ def _run_due_controls(
 def _lacks_relation(run: CompletedRun) -> bool:
     """Whether no shallow model finds a relation, so that the network itself has to be tried."""
     relation = run.record.wiring.get("relation")
-    target = run.source.source[1] if run.source.indexed else None
-    return relation is not None and relation < RELATED and isinstance(target, torch.Tensor)
+    return relation is not None and relation < RELATED
 
 
 def _advantage(make: Callable[[], Replica], run: CompletedRun) -> float | None:
     """Return the final loss on shuffled minus true targets, relative to the trivial loss.
 
-    Shuffled targets can only be memorised.
+    Shuffled targets can only be memorised; the rows of a loader are read to have both.
     """
+    source = run.source.with_rows(CONTROL_ROWS)
+    trivial = run.record.static.get("trivial")
+    if source is None or not trivial or not isinstance(source.source[1], torch.Tensor):
+        return None
     last_steps = max(1, run.trial.steps // 4)
-    source, final_losses = run.source, []
+
+    def final_loss(trial: DryRun) -> float:
+        return sum(trial.losses[-last_steps:]) / last_steps
+
+    own_loss = final_loss(run.trial if run.source.indexed else run.repeat(make(), source))
+    shuffled_losses = []
     for seed in range(SHUFFLED_RUNS):
         order = torch.randperm(source.rows, generator=torch.Generator().manual_seed(seed))
         shuffled = (source.source[0], take_rows(source.source[1], order))
         other = replace(source, source=shuffled, probe=take_rows(shuffled, torch.arange(2)))
-        final_losses.append(sum(run.repeat(make(), other).losses[-last_steps:]) / last_steps)
-    trivial = run.record.static.get("trivial")
-    if not trivial or not final_losses:
-        return None
-    return (min(final_losses) - sum(run.trial.losses[-last_steps:]) / last_steps) / abs(trivial)
+        shuffled_losses.append(final_loss(run.repeat(make(), other)))
+    return (min(shuffled_losses) - own_loss) / abs(trivial)
 
 
 def _has_untrained_parts(ev: Evidence, run: CompletedRun) -> bool:
@@ -226,7 +233,7 @@ def _has_strong_weight_decay(ev: Evidence, run: CompletedRun) -> bool:
     """Whether a penalty dominates or decay shrinks weights by 2 %, and little was learned."""
     is_low = _has_low_skill(ev) or ev.loss_at_chance
     if ev.penalty_share >= BALANCED:
-        return is_low
+        return is_low or (ev.lacks_yardstick and ev.final_skill < RESTRAINED)
     numbers = run.record.optimizer
     decay, rate = (number(numbers.get(k)) or 0.0 for k in ("weight_decay", "lr"))
     shrinks = rate * decay * run.trial.steps >= 0.02

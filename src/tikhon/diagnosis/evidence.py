@@ -123,6 +123,12 @@ class Evidence:
         probes = [p for p in self.record.probes[:4]]
         return bool(probes) and all(p.gradient == 0 for p in probes) and self.record.trainable > 0
 
+    @property
+    def has_softmax_of_one(self) -> bool:
+        """Whether loss or network takes a softmax over one unit."""
+        head = (self.static.get("head"), self.static.get("output_units"))
+        return bool(self.wiring.get("softmax_over_one")) or head == (["softmax"], 1)
+
     def time_ratios(self) -> list[tuple[int, float, float]]:
         """Return (position, log10 decay over time at step 0, early median) per recurrent layer."""
         found = []
@@ -346,6 +352,11 @@ class Evidence:
         """The largest share of a gradient, in a layer and at a probe, that is a penalty's."""
         readings = (r for probe in self.record.probes for r in probe.readings)
         return max((r.penalty for r in readings if r.penalty is not None), default=0.0)
+
+    @cached_property
+    def lacks_yardstick(self) -> bool:
+        """Whether skill is the fall of the loss alone: there is no metric and no constant's loss."""
+        return self.trivial is None and (self.end is None or number(self.end.metric) is None)
 
     def skill_gain(self, name: str) -> float:
         """Return the gain in skill of a control run; 0 if not run."""

@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader
 
 from tikhon.budget import limit_to_share, out_of_time
 from tikhon.data.forward import LossFunction
-from tikhon.data.nested import Batch, batch_length
+from tikhon.data.nested import Batch, batch_length, take_rows
 from tikhon.diagnosis import static
 from tikhon.diagnosis.controls import CompletedRun, run_controls
 from tikhon.diagnosis.dry_run import DryRun, majority_prediction_share, probe, run_trial, score
+from tikhon.diagnosis.functions import Function
+from tikhon.diagnosis.modes import Args, Functions, Options
 from tikhon.diagnosis.penalty import separate_penalty
 from tikhon.diagnosis.record import Failure, Record
 from tikhon.diagnosis.reference import pca_explained
@@ -49,6 +51,8 @@ from tikhon.training.input_check import check_model_accepts
 from tikhon.training.losses import unaligned_loss
 from tikhon.wrappers import unwrap
 
+FEW_ROWS = 64  # to measure on, where a loss compares every three rows
+CUBIC = 6.0  # largest tensor on all rows / on half of them: 8 for triplets, 4 for pairs
 ROUNDING = 1e-5  # relative change of outputs due to rounding
 
 
@@ -75,6 +79,7 @@ def measure(
         check_devices(unwrap(model), source.probe)
         loss, penalty = separate_penalty(unwrap(model), loss, penalty, source)
         replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
+        source = _with_few_rows_of_triplets(replica, source)
         wiring = _batch_changes(replica, source)
         if not replica.whole:
             _check_rows(unwrap(model), source, validation)
@@ -140,6 +145,34 @@ def _batch_changes(replica: Replica, source: Samples) -> dict[str, Any]:
     replica.copies = bool(found)
     fresh = isinstance(source.source, DataLoader)
     return found | {"batch_collated": fresh} if found else {}
+
+
+class _LargestTensor(Functions):
+    """Context that records the entries of the largest tensor that is computed."""
+
+    entries = 0
+
+    def call(self, func: Function, args: Args, kwargs: Options) -> object:
+        """Return the function's own result."""
+        output = func(*args, **kwargs)
+        if isinstance(output, torch.Tensor):
+            self.entries = max(self.entries, output.numel())
+        return output
+
+
+def _with_few_rows_of_triplets(replica: Replica, source: Samples) -> Samples:
+    """Measure on fewer rows where the loss compares every three: 256 rows make 17 million."""
+    rows = batch_length(source.probe)
+    if rows <= FEW_ROWS:
+        return source
+    sizes, parts = [], [take_rows(source.probe, torch.arange(k)) for k in (FEW_ROWS // 2, FEW_ROWS)]
+    with suppress(Exception), torch.no_grad(), undisturbed(replica.model, training=True):
+        for part in parts:
+            with _LargestTensor() as trace:
+                replica.value(part)
+            sizes.append(trace.entries)
+    is_cubic = len(sizes) == 2 and sizes[1] >= CUBIC * sizes[0]
+    return replace(source, probe=parts[1]) if is_cubic else source
 
 
 def _use_one_batch_if_needed(replica: Replica, source: Samples) -> Samples:

@@ -51,6 +51,21 @@ class Samples:
             for rows in slices(shuffled, min(size, self.rows)):
                 yield take_rows(self.source, rows)
 
+    def with_rows(self, limit: int) -> Samples | None:
+        """Return the same with rows to index: the first ones of a loader; None if they differ."""
+        if self.indexed:
+            return self
+        batches: list[Batch] = []
+        for batch in self.source:
+            batches.append(split_batch(batch))
+            if sum(map(batch_length, batches)) >= limit:
+                break
+        try:
+            rows = concatenate(batches)
+        except (RuntimeError, TypeError):  # batches of unequal shapes
+            return None
+        return Samples(self.probe, rows, batch_length(rows), True, self.batch)
+
 
 def samples(data: object, *, rows: int = 256, name: str = "data") -> Samples:
     """Open a pair, a loader, one batch, a path or a source name.

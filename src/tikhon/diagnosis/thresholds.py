@@ -140,6 +140,7 @@ COPIES = 0.5  # validation rows that are near copies of training rows [share] (c
 RIMS = 0.25  # one-pixel borders between non-adjacent class indices: clean masks have 0.03 [share]
 DRAWN = 0.1  # rows that a sampler can draw [share] (convention)
 SORTED = 0.6  # classes in a batch / classes expected in a shuffled one [ratio] (convention)
+WORSE = 1.0  # R2 at the start minus at the end, while the loss fell [variances] (convention)
 FEW_VALUES = 4  # values per batch-norm statistic [rows x pixels]: standard deviation known to 40 %
 STUCK = 0.5  # weights with a gradient that a step does not change [share] (convention)
 BENDS = 0.05  # variance explained by non-linear features beyond linear ones [share] (convention)
@@ -285,4 +286,6 @@ MEASURES: dict[str, Measure] = {
     "layers": Measure("layers with weights"),
     "made": Measure("trainable tensors per forward pass", None, 0),
     "loss": Measure("loss"),
+    "r2_at_start": Measure("share of the variance explained"),
+    "r2": Measure("share of the variance explained", 0.0, None),
 }

@@ -167,6 +167,15 @@ class TargetNetworks:
                     (network.name,),
                     "info" if _has_word(network.name, FIXED_NAMES) else "warning",
                 )
+            elif network.copied > MIN_SAMPLES + 2 and not network.has_moved:
+                yield Alarm(
+                    "weights_overwritten",
+                    network.since,
+                    "the model is set to the weights of this network after every step, which "
+                    "stays as it is: nothing is kept",
+                    "load the mixture of both into this network, not into the model",
+                    (network.name,),
+                )
             elif network.copied > MIN_SAMPLES + 2:
                 yield Alarm(
                     "target_always_copied",

@@ -159,6 +159,23 @@ def _unbounded_loss(ev: Evidence) -> Iterable[Finding]:
     yield Finding("loss_upside_down", "warning", ("the loss",), numbers, why, fix=fix)
 
 
+def _outweighed_error(ev: Evidence) -> Iterable[Finding]:
+    """Find a loss that falls although its own error of outputs grows: a reward outweighs it."""
+    compared = sorted(COMPARED.intersection(ev.wiring.get("loss_functions") or ()))
+    scores = [(number(point.eval_loss), number(point.metric)) for point in ev.record.points]
+    known = [(loss, r2) for loss, r2 in scores if loss is not None and r2 is not None]
+    if len(known) < 2 or not compared or ev.record.failure is not None:
+        return
+    (first, before), (lowest, after) = known[0], min(known)
+    if lowest >= first or after >= min(0.0, before) - e.WORSE:
+        return
+    values = {"first": first, "last": lowest, "before": before, "after": after}
+    why = sentence("why_error_outweighed", name=compared[0], **values)
+    numbers = {"r2_at_start": before, "r2": after, "loss": lowest}
+    fix = sentence("fix_print_parts")
+    yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
+
+
 def _accelerating_fall(ev: Evidence) -> tuple[float, float] | None:
     """Return first and last loss of a run that falls far below zero and accelerates."""
     curve = ev.curve
@@ -333,6 +350,7 @@ CHECKS = (
     _costly_correct_boxes,
     _inverted_loss,
     _unbounded_loss,
+    _outweighed_error,
     _target_range,
     _multilabel_softmax,
     _kind_of_loss,

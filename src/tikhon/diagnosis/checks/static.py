@@ -89,11 +89,9 @@ WITH_LOGITS = "binary_cross_entropy_with_logits"
 def _head(ev: Evidence) -> Iterable[Finding]:
     floor = head_floor(ev)
     head = ev.static.get("head") or []
-    place = ev.wiring.get("softmax_over_one")
-    single = bool(place) or (head == ["softmax"] and ev.static.get("output_units") == 1)
-    if single:
+    if ev.has_softmax_of_one:
         why = sentence("why_one_softmax")
-        where = (place or head_site(ev),)
+        where = (ev.wiring.get("softmax_over_one") or head_site(ev),)
         numbers = {"floor": floor}
         fix = sentence("fix_one_output_per_class")
         yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)

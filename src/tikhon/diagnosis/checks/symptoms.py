@@ -363,17 +363,19 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     share = penalty_share(ev)
     dropped = strong_dropout(ev)
     numbers = {"learned": max(ev.final_skill, 0.0)}
-    if ev.skill_gain("undecayed") > e.FREED and ev.penalty_share >= e.BALANCED:
-        numbers = ev.skill_evidence("undecayed") | {"penalty_share": ev.penalty_share}
-        why = sentence("why_penalized", **numbers)
-        return Finding("underfitting", "critical", (), numbers, why)
-    if ev.skill_gain("undecayed") > e.FREED:
+    gain = ev.skill_gain("undecayed")
+    outweighs = ev.lacks_yardstick and gain > e.STEADIER and ev.penalty_share > e.RESTRAINING
+    if outweighs or (gain > e.FREED and ev.penalty_share >= e.BALANCED):
+        return _penalized(ev)
+    if gain > e.FREED:
         decay = number(ev.record.optimizer.get("weight_decay")) or 0.0
         numbers = ev.skill_evidence("undecayed")
         why = sentence("why_decayed", decay=decay, **numbers)
         numbers["weight_decay"] = decay
         return Finding("underfitting", "critical", (), numbers, why, fix="weight_decay=1e-2")
     if share >= (e.DOMINANT if ev.falls_smoothly else e.RESTRAINING):
+        if ev.control("undecayed") is not None:
+            return _penalized(ev) if gain > e.STEADIER else None
         numbers["penalty_share"] = share
         why = sentence("why_penalty", share=share)
         return Finding("underfitting", "critical", (), numbers, why)
@@ -406,6 +408,16 @@ def _small_outputs(ev: Evidence) -> Finding | None:
     if ev.penalty_share >= e.BALANCED:
         return Finding("underfitting", "critical", (), numbers, why)
     return Finding("underfitting", "critical", (), numbers, why, fix="weight_decay=1e-2")
+
+
+def _penalized(ev: Evidence) -> Finding:
+    """Report that a control run learned more without the penalty on the weights."""
+    numbers = ev.skill_evidence("undecayed") | {"penalty_share": ev.penalty_share}
+    why = sentence("why_penalized", **numbers)
+    if ev.lacks_yardstick and ev.end is not None:
+        free, loss = ev.record.reference.get("undecayed_loss") or 0.0, ev.end.eval_loss or 0.0
+        why = sentence("why_penalized_loss", free=free, loss=loss, share=ev.penalty_share)
+    return Finding("underfitting", "critical", (), numbers, why)
 
 
 def _behind_baseline(ev: Evidence, numbers: dict[str, float]) -> Finding:

@@ -75,7 +75,8 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
 def _zero_gradients(ev: Evidence) -> Iterable[Finding]:
     """Find a loss whose gradient is 0 at every output."""
     silent = ev.wiring.get("answers_silent")
-    if silent and ev.has_zero_gradients and not ev.wiring.get("flat"):
+    explained = ev.wiring.get("flat") or ev.has_softmax_of_one
+    if silent and ev.has_zero_gradients and not explained:
         why = sentence("why_answers_silent", place=silent)
         fix = sentence("fix_print_factor")
         numbers = {"parameters": float(ev.record.trainable)}
@@ -170,8 +171,7 @@ def _one_step_used(ev: Evidence) -> Iterable[Finding]:
 def _explained_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
     """Whether other findings explain equal rows: dead or saturated units, equal weights."""
     first = ev.first
-    head = (ev.static.get("head"), ev.static.get("output_units"))
-    if first is None or ev.wiring.get("softmax_over_one") or head == (["softmax"], 1):
+    if first is None or ev.has_softmax_of_one:
         return True
     near = {alike.get("module", ""), alike.get("after", "").partition(" ")[0]}
     for i, reading in enumerate(first.readings):  # dead because of a bias, not of equal inputs
