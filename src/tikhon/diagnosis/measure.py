@@ -165,7 +165,8 @@ def _with_few_rows_of_triplets(replica: Replica, source: Samples) -> Samples:
     rows = batch_length(source.probe)
     if rows <= FEW_ROWS:
         return source
-    sizes, parts = [], [take_rows(source.probe, torch.arange(k)) for k in (FEW_ROWS // 2, FEW_ROWS)]
+    sizes: list[int] = []
+    parts = [take_rows(source.probe, torch.arange(k)) for k in (FEW_ROWS // 2, FEW_ROWS)]
     with suppress(Exception), torch.no_grad(), undisturbed(replica.model, training=True):
         for part in parts:
             with _LargestTensor() as trace:

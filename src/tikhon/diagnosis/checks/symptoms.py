@@ -365,17 +365,11 @@ def underfitting(ev: Evidence, found: set[str]) -> Finding | None:
     numbers = {"learned": max(ev.final_skill, 0.0)}
     gain = ev.skill_gain("undecayed")
     outweighs = ev.lacks_yardstick and gain > e.STEADIER and ev.penalty_share > e.RESTRAINING
-    if outweighs or (gain > e.FREED and ev.penalty_share >= e.BALANCED):
-        return _penalized(ev)
-    if gain > e.FREED:
-        decay = number(ev.record.optimizer.get("weight_decay")) or 0.0
-        numbers = ev.skill_evidence("undecayed")
-        why = sentence("why_decayed", decay=decay, **numbers)
-        numbers["weight_decay"] = decay
-        return Finding("underfitting", "critical", (), numbers, why, fix="weight_decay=1e-2")
+    if outweighs or gain > e.FREED:
+        return _restrained(ev)
     if share >= (e.DOMINANT if ev.falls_smoothly else e.RESTRAINING):
         if ev.control("undecayed") is not None:
-            return _penalized(ev) if gain > e.STEADIER else None
+            return _restrained(ev) if gain > e.STEADIER else None
         numbers["penalty_share"] = share
         why = sentence("why_penalty", share=share)
         return Finding("underfitting", "critical", (), numbers, why)
@@ -410,9 +404,15 @@ def _small_outputs(ev: Evidence) -> Finding | None:
     return Finding("underfitting", "critical", (), numbers, why, fix="weight_decay=1e-2")
 
 
-def _penalized(ev: Evidence) -> Finding:
-    """Report that a control run learned more without the penalty on the weights."""
-    numbers = ev.skill_evidence("undecayed") | {"penalty_share": ev.penalty_share}
+def _restrained(ev: Evidence) -> Finding:
+    """Report that a control run learned more without decay or penalty on the weights."""
+    numbers = ev.skill_evidence("undecayed")
+    if ev.penalty_share < e.BALANCED:
+        decay = number(ev.record.optimizer.get("weight_decay")) or 0.0
+        why = sentence("why_decayed", decay=decay, **numbers)
+        numbers["weight_decay"] = decay
+        return Finding("underfitting", "critical", (), numbers, why, fix="weight_decay=1e-2")
+    numbers["penalty_share"] = ev.penalty_share
     why = sentence("why_penalized", **numbers)
     if ev.lacks_yardstick and ev.end is not None:
         free, loss = ev.record.reference.get("undecayed_loss") or 0.0, ev.end.eval_loss or 0.0
