@@ -355,7 +355,7 @@ class Evidence:
 
     @cached_property
     def lacks_yardstick(self) -> bool:
-        """Whether skill is the fall of the loss alone: there is no metric and no constant's loss."""
+        """Whether skill is the fall of the loss alone: no metric and no constant's loss."""
         return self.trivial is None and (self.end is None or number(self.end.metric) is None)
 
     def skill_gain(self, name: str) -> float:

@@ -97,8 +97,9 @@ def measure(
             trial = _start_trial(replica, source, facts, steps, size, seed, validation)
             facts |= static.forward_facts(wired, seen)
             if not has_missing:  # the wiring tests need finite numbers
-                ids = _parameter_ids(optimizer)
-                given = OriginalProgram(source, validation, replica.whole, ids)
+                given = OriginalProgram(
+                    source, validation, replica.whole, _tensor_ids(optimizer)
+                )
                 wiring |= wiring_facts(wired, seen, given, sites=trial.sites, batch_size=size)
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
         wiring |= _input_drift(trial.input_spreads) | _targets_moved(trial.target_levels, source)
@@ -286,7 +287,7 @@ def _choose_optimizer(optimizer: object, loss: object, model: nn.Module) -> tupl
     return None if is_foreign else optimizer, is_foreign
 
 
-def _parameter_ids(optimizer: object) -> set[int]:
+def _tensor_ids(optimizer: object) -> set[int]:
     """Return the ids of the parameters of the user's optimizer; none for a factory."""
     groups = getattr(optimizer, "param_groups", None) or ()
     return {id(p) for group in groups for p in group["params"]}
@@ -370,7 +371,7 @@ def _unread_recurrent_parameters(
 
 def is_foreign_optimizer(optimizer: object, model: nn.Module) -> bool:
     """Whether the optimizer has parameters, but none of the model."""
-    optimized, own = _parameter_ids(optimizer), {id(p) for p in model.parameters()}
+    optimized, own = _tensor_ids(optimizer), {id(p) for p in model.parameters()}
     return bool(optimized and own) and not optimized & own
 
 
