@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,9 +98,7 @@ def measure(
             trial = _start_trial(replica, source, facts, steps, size, seed, validation)
             facts |= static.forward_facts(wired, seen)
             if not has_missing:  # the wiring tests need finite numbers
-                given = OriginalProgram(
-                    source, validation, replica.whole, _tensor_ids(optimizer)
-                )
+                given = OriginalProgram(source, validation, replica.whole, _tensor_ids(optimizer))
                 wiring |= wiring_facts(wired, seen, given, sites=trial.sites, batch_size=size)
         facts |= dict.fromkeys(("trivial", "lowest") if wiring.get("candidates") else ())
         wiring |= _input_drift(trial.input_spreads) | _targets_moved(trial.target_levels, source)
@@ -125,11 +124,8 @@ def measure(
             failure=trial.failure,
             wiring=wiring,
         )
-
-        def make_replica() -> Replica:
-            fresh = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
-            return replace(fresh, copies=replica.copies)
-
+        make = partial(replicate, model, loss, optimizer, penalty=penalty, clip=clip)
+        make_replica = lambda: replace(make().attach(), copies=replica.copies)  # noqa: E731
         found = run_controls(make_replica, CompletedRun(source, trial, record))
         return replace(record, reference={**record.reference, **found})
 
