@@ -156,6 +156,15 @@ def test_a_network_of_fit_is_diagnosed_by_name_or_by_data_alone(
     assert "Adam lr 0.001, 20 steps" in out
 
 
+def test_a_table_that_has_changed_is_read_again(program, capsys):
+    rows = [(i % 7, i % 5, i % 3, "pq"[i % 2]) for i in range(60)]
+    for columns, header in ((3, "a,b,c,y"), (2, "a,b,y")):
+        lines = [",".join(map(str, (*row[:columns], row[-1]))) for row in rows]
+        (program / "t.csv").write_text("\n".join([header, *lines]) + "\n")
+        assert run("diagnose", "t.csv", "--target", "y", "--steps", 5) == 0
+        assert f"Linear {columns}>128" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -169,9 +169,10 @@ def load_program(
         if user_objects.is_user_object(model):
             raise InputError(f"--data is needed: what {model} is trained on")
         model, data = DEFAULT_MODEL, model
+    split_of = cache(partial(user_objects.load_split, seed=seed, target=target))  # read once
     made: Any
     if is_name(model):
-        made = user_objects.network_for(model, data, seed, target)
+        made = user_objects.network_for(model, data, split_of)
         optimizer = optimizer or DEFAULT_OPTIMIZER
     elif ":" in model:
         made = user_objects.load_object(model, "MODEL", terminal)
@@ -185,7 +186,7 @@ def load_program(
         return copy.deepcopy(made) if isinstance(made, torch.nn.Module) else made()
 
     load = partial(
-        user_objects.load_data, terminal=terminal, seed=seed, target=target, model=copy_of_model
+        user_objects.load_data, terminal=terminal, split_of=split_of, model=copy_of_model
     )
     train, validation = load(data, "--data")
     if valid is not None:

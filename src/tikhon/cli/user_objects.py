@@ -8,7 +8,6 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -138,8 +137,7 @@ def is_user_object(spec: str) -> bool:
     return source.endswith(".py") or (bool(source) and not Path(spec).exists())
 
 
-@cache
-def load_split(spec: str, seed: int, target: str | None) -> Split:
+def load_split(spec: str, *, seed: int, target: str | None) -> Split:
     """Return a data set or a table, split and scaled as by `fit`."""
     from tikhon.data import load, split
     from tikhon.data.table import TableOptions
@@ -148,7 +146,7 @@ def load_split(spec: str, seed: int, target: str | None) -> Split:
     return split(load(spec, table=table), valid=0.2, test=0.2, seed=seed)
 
 
-def network_for(name: str, spec: str, seed: int, target: str | None) -> Callable[[], nn.Module]:
+def network_for(name: str, spec: str, split_of: Callable[[str], Split]) -> Callable[[], nn.Module]:
     """Return a function that builds the network of that name for a data set or a table."""
     from tikhon.models import build
 
@@ -157,7 +155,7 @@ def network_for(name: str, spec: str, seed: int, target: str | None) -> Callable
             f"MODEL: {name!r} is built for a data set or a table, and --data is {spec!r}: give "
             "FILE.py:NAME of your model"
         )
-    rows = load_split(spec, seed, target).train
+    rows = split_of(spec).train
 
     def make() -> nn.Module:
         return build(name, rows.shape, rows.outputs, rows=rows.x)
@@ -171,8 +169,7 @@ def load_data(
     option: str,
     terminal: Terminal,
     *,
-    seed: int,
-    target: str | None,
+    split_of: Callable[[str], Split],
     model: Callable[[], nn.Module],
 ) -> tuple[object, object]:
     """Return (training, validation): user data, or a source split and scaled as by `fit`, with
@@ -182,7 +179,7 @@ def load_data(
     """
     if is_user_object(spec):
         return call_if_function(load_object(spec, option, terminal), option), None
-    parts = load_split(spec, seed, target)
+    parts = split_of(spec)
     loaded = [(part.x, part.y) for part in (parts.train, parts.valid)]
     if parts.train.task == "regression" and _outputs_one_column(model, parts.train.x):
         loaded = [(x, y[:, None] if y.ndim == 1 else y) for x, y in loaded]

@@ -79,7 +79,8 @@ def measure(
         validation = samples(valid, rows=512, name="valid").probe if valid is not None else None
         check_devices(unwrap(model), source.probe)
         loss, penalty = separate_penalty(unwrap(model), loss, penalty, source)
-        replica = replicate(model, loss, optimizer, penalty=penalty, clip=clip).attach()
+        make = partial(replicate, model, loss, optimizer, penalty=penalty, clip=clip)
+        replica = make().attach()
         source = _with_few_rows_of_triplets(replica, source)
         wiring = _batch_changes(replica, source)
         if not replica.whole:
@@ -124,9 +125,8 @@ def measure(
             failure=trial.failure,
             wiring=wiring,
         )
-        make = partial(replicate, model, loss, optimizer, penalty=penalty, clip=clip)
-        make_replica = lambda: replace(make().attach(), copies=replica.copies)  # noqa: E731
-        found = run_controls(make_replica, CompletedRun(source, trial, record))
+        run = CompletedRun(source, trial, record)
+        found = run_controls(lambda: replace(make().attach(), copies=replica.copies), run)
         return replace(record, reference={**record.reference, **found})
 
 

@@ -28,9 +28,8 @@ NAMES = {
 }
 
 
-_NAME = re.compile(
-    r"(?:skip:|spline:)*(?:linear|mlp|mlp:\d+(?:,\d+)*|mlp(?:-\d+){2,}|lenet-300-100|lenet5|convnet)"
-)
+_HIDDEN = re.compile(r"mlp:(\d+(?:,\d+)*)")
+_WIDTHS = re.compile(r"mlp-(\d+(?:-\d+)+)")
 
 
 def is_name(name: str) -> bool:
@@ -39,7 +38,8 @@ def is_name(name: str) -> bool:
     >>> is_name("mlp:64,32"), is_name("train.py:mlp")
     (True, False)
     """
-    return _NAME.fullmatch(name) is not None
+    inner = re.sub(r"^(?:skip:|spline:)+", "", name)
+    return inner in NAMES or bool(_HIDDEN.fullmatch(inner) or _WIDTHS.fullmatch(inner))
 
 
 def build(
@@ -77,9 +77,9 @@ def build(
         return MLP([features, 300, 100, outputs], rate=rate)
     if name == "mlp":
         return MLP([features, 128, outputs], rate=rate)
-    if hidden := re.fullmatch(r"mlp:(\d+(?:,\d+)*)", name):
+    if hidden := _HIDDEN.fullmatch(name):
         return MLP([features, *_widths(name, hidden[1], ","), outputs], rate=rate)
-    if widths := re.fullmatch(r"mlp-(\d+(?:-\d+)+)", name):
+    if widths := _WIDTHS.fullmatch(name):
         sizes = _widths(name, widths[1], "-")
         if (sizes[0], sizes[-1]) != (features, outputs):
             fitting = "-".join(map(str, [features, *sizes[1:-1], outputs]))

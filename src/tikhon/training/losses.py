@@ -29,10 +29,9 @@ class Link:
     to_outputs: Callable[[Tensor], Tensor]
 
 
-PROBABILITY = Link(lambda output: output.logit(1e-6), torch.sigmoid)  # for probabilities
-IGNORED = -100  # class index that a torch loss leaves out by default
-
 LOG = Link(torch.exp, lambda answer: answer.clamp_min(1e-6).log())  # for predicted counts
+PROBABILITY = Link(lambda output: output.logit(1e-6), torch.sigmoid)  # scored by the logits
+IGNORED = -100  # class index that a torch loss leaves out by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,11 +259,18 @@ def loss_of(loss: object, y: Tensor | None = None) -> Loss:
         raise InputError(f"the loss {loss_name(loss)} does not take two arguments: {SIGNATURES}")
     if loss_takes_model(loss):
         return Loss(loss_name(loss), cast(LossFunction, loss), "whole")
-    if loss is F.binary_cross_entropy:
-        return Loss("binary_cross_entropy", F.binary_cross_entropy, "binary", link=PROBABILITY)
-    kind: Kind = "numbers" if loss in _ENTRYWISE_FUNCTIONS else "custom"
-    link = LOG if loss is F.poisson_nll_loss else None
+    kind, link = _comparison(loss)
     return Loss(loss_name(loss), cast(LossFunction, loss), kind, link=link)
+
+
+def _comparison(loss: object) -> tuple[Kind, Link | None]:
+    """Return the kind and the link of a loss that is not in the table."""
+    if loss is F.binary_cross_entropy or isinstance(loss, nn.BCELoss):
+        return "binary", PROBABILITY
+    is_entrywise = loss in _ENTRYWISE_FUNCTIONS or isinstance(loss, _ENTRYWISE)
+    counts = isinstance(loss, nn.PoissonNLLLoss) and loss.log_input
+    link = LOG if loss is F.poisson_nll_loss or counts else None
+    return "numbers" if is_entrywise else "custom", link
 
 
 def _is_one_hot(y: Tensor) -> bool:
@@ -300,13 +306,10 @@ def loss_name(loss: object) -> str:
 
 
 def _of_module(module: nn.Module) -> Loss:
-    if isinstance(module, nn.BCELoss):
-        return Loss(type(module).__name__, module, "binary", link=PROBABILITY)
     name = _MODULES.get(type(module))
     if name is None:
-        kind: Kind = "numbers" if isinstance(module, _ENTRYWISE) else "custom"
-        counts = isinstance(module, nn.PoissonNLLLoss) and module.log_input
-        return Loss(type(module).__name__, module, kind, link=LOG if counts else None)
+        kind, link = _comparison(module)
+        return Loss(type(module).__name__, module, kind, link=link)
     settings, usual = (
         {k: v for k, v in vars(m).items() if not k.startswith("_") and k != "training"}
         for m in (module, type(module)())

@@ -399,9 +399,8 @@ def _small_outputs(ev: Evidence) -> Finding | None:
         "undecayed": number(ev.record.reference.get("undecayed_loss")) or 0.0,
     }
     why = sentence("why_decayed_loss", **numbers)
-    if ev.penalty_share >= e.BALANCED:
-        return Finding("underfitting", "critical", (), numbers, why)
-    return Finding("underfitting", "critical", (), numbers, why, fix="weight_decay=1e-2")
+    fix = "weight_decay=1e-2" if ev.penalty_share < e.BALANCED else ""
+    return Finding("underfitting", "critical", (), numbers, why, fix=fix)
 
 
 def _restrained(ev: Evidence) -> Finding:
