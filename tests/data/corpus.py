@@ -551,6 +551,8 @@ def files() -> list[Case]:
              error="--encoding shift_jis reads '\u30b5\u30a4\u30ba'"),
         Case("russian.csv", "a,y\n1,\u0440\u0430\u0437\u043c\u0435\u0440\n".encode("cp1251"),
              error="--encoding cp1251 reads '\u0440\u0430\u0437\u043c\u0435\u0440'"),
+        Case("accents_in_pairs.csv", "a,y\n1,gr\xf6\xdfer\n".encode("latin-1"),
+             error="encoding: --encoding cp1252 reads 'gr\xf6\xdfer'"),
         Case("wide.csv", BODY.encode("utf-16"), READ),
         Case("wide_tabs.csv", BODY.replace(",", "\t").encode("utf-16"), READ),
         Case("told_separator.csv", b"sep=;\n" + BODY.replace(",", ";").encode(), READ),

@@ -520,6 +520,22 @@ def test_steps_that_are_taken_back_are_no_move_between(dtype, penalty):
         train(model, plain, 12)
 
 
+def test_a_wrapper_whose_step_has_another_name_is_followed():
+    class Scheduled:
+        def __init__(self, inside):
+            self.inside = inside
+
+        def step_and_update_lr(self):
+            self.inside.step()
+
+    model = ones()
+    optimizer = Scheduled(optim.SGD(model.parameters(), lr=0.1))
+    tk.regularize(model, optimizer, tk.L1(0.5))
+    model(torch.zeros(1, 4)).sum().backward()
+    optimizer.step_and_update_lr()
+    torch.testing.assert_close(model.weight.detach(), torch.full((1, 4), 0.95))
+
+
 def test_several_optimizers_inside_one_are_asked_for_as_a_list():
     class Both(optim.Optimizer):
         def __init__(self, *inside):

@@ -439,10 +439,16 @@ def _decode(path: Path, content: bytes, format: Format) -> str:
 
 
 def _suggest_encodings(content: bytes, place: int) -> str:
-    """Show the bytes around an offset in each plausible encoding."""
+    """Show the bytes around an offset in each plausible encoding.
+
+    Letters of two bytes leave runs of even length, accents stand within words of ASCII letters.
+    """
     start = max(content.rfind(mark, 0, place) for mark in b"\n,;\t") + 1
     piece = re.split(rb"[\n,;\t]", content[start : start + 60])[0].strip(b'\r"')
-    pairs = all(len(run) % 2 == 0 for run in re.findall(rb"[\x80-\xff]+", piece))
+    runs = re.findall(rb"[\x80-\xff]+", content)
+    even = sum(len(run) % 2 == 0 for run in runs)
+    accents = len(re.findall(rb"(?i)[a-z][\x80-\xff]{1,2}(?=[a-z])", content))
+    pairs = even > 0.8 * len(runs) and accents < len(runs) / 2
     found: dict[str, str] = {}
     for encoding in _OF_PAIRS if pairs else _ENCODINGS:
         with suppress(UnicodeDecodeError):

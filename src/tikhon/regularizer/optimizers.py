@@ -220,8 +220,8 @@ def refuse_gradient_wrappers(
 
 def is_torch_optimizer(optimizer: object) -> bool:
     """Return whether this optimizer's step is one of torch's own."""
-    step = cast("Callable[..., object]", getattr(type(optimizer), "step"))  # noqa: B009
-    return inspect.unwrap(step).__module__.startswith("torch.")
+    step: Callable[..., object] | None = getattr(type(optimizer), "step", None)
+    return step is not None and inspect.unwrap(step).__module__.startswith("torch.")
 
 
 def _may_communicate(optimizer: object) -> bool:
