@@ -191,6 +191,8 @@ NUMBERS = [
            ["1.5\u00b9", "2.5\u00b2", "1.5\u00b9"]),
     column("pressures", [f"{100 + i}/{60 + i}" for i in range(30)],
            [Text(f"{100 + i}/{60 + i}") for i in range(30)], said="free text"),
+    column("numbers_in_words", [f"age: {i}" for i in range(30)],
+           [Text(f"age: {i}") for i in range(30)], said="such as 'age: 0'"),
     column("fractions_of_anything", [f"{i}.5%vol" for i in range(30)],
            [Text(f"{i}.5%vol") for i in range(30)], said="free text"),
     pair("telephones", " | ".join(f"555-{1000 + i}" for i in range(30)),

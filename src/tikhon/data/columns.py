@@ -47,6 +47,7 @@ _FEW_DAYS = 8  # fewest distinct values: of such numbers, 1 in 30 is a date by c
 _DISTINCT = 0.9  # least share of distinct cells of an identifier: rows may repeat, cells be empty
 _MEASURED = re.compile(r"[-+(]?\d*[.,]\d+(?![\d.,])")  # a number with a fraction, then anything
 _WORD = re.compile(r"\b\w\w+\b")  # a hashed word
+_IN_WORDS = re.compile(r"#\S? |[^#]*[:=.] ?#")  # a number in words: 5% of all, age: 12
 _PAIR = re.compile(r"[-+~$€£(\[]*#.*#", re.DOTALL)  # two numbers in a cell
 _SAMPLE = 1_000  # texts examined for numbers
 _HEX = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{2,})*", re.IGNORECASE)
@@ -442,12 +443,13 @@ def _category(name: str, texts: pd.Series, *, forced: bool = False) -> Column:
 
 
 def find_unread_numbers(levels: Sequence[str]) -> str:
-    """Return a text if most hold numbers that text hides: two in a cell (120/80), or several units
-    ($5, €4); else "".
+    """Return a text if most hold numbers that text hides: two in a cell (120/80), one in words
+    (age: 12), or several units ($5, €4); else "".
     """
     some = levels[:_SAMPLE]
     shapes = {level: re.sub(r"\d+(?:[.,]\d+)*", "#", level) for level in some}
-    pairs = [level for level, shape in shapes.items() if _PAIR.match(shape)]
+    one = len(set(shapes.values())) == 1 and _IN_WORDS.match(shapes[some[0]])
+    pairs = [level for level, shape in shapes.items() if one or _PAIR.match(shape)]
     alike = len(set(shapes.values())) <= max(3, len(some) / 5)
     if len(some) > _MAX_UNITS and alike and len(pairs) > _MOSTLY * len(some):
         return pairs[0][:40]
