@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from tikhon.languages import Sentence, Value, sentence
 from tikhon.monitoring.history import StepHistory, Streak
 
 MIN_SAMPLES = 3  # successive sampled steps
@@ -20,8 +21,8 @@ class Alarm:
 
     code: str
     step: int
-    meaning: str
-    change: str
+    meaning: Sentence
+    change: Sentence
     where: tuple[str, ...] = ()
     severity: str = "warning"
 
@@ -30,8 +31,25 @@ class Alarm:
         return f"since step {self.step}{tensors}: {self.meaning}; {self.change}"
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain values."""
-        return asdict(self)
+        """Return plain values; `sentences` has keys and values of both, for other languages."""
+        sentences = {"meaning": self.meaning.to_dict(), "change": self.change.to_dict()}
+        return {**asdict(self), "sentences": sentences}
+
+
+def alarm(
+    code: str,
+    step: int = 0,
+    /,
+    *,
+    key: str = "",
+    where: Iterable[str] = (),
+    severity: str = "warning",
+    **values: Value,
+) -> Alarm:
+    """The alarm of a code with its sentences, those of a `key` where a code has several."""
+    key = key or code
+    meaning, change = f"alarm_{key}", f"change_{key}"
+    return Alarm(code, step, sentence(meaning, **values), sentence(change), tuple(where), severity)
 
 
 @dataclass(frozen=True)
@@ -62,9 +80,6 @@ class LoopState:
         """Whether a streak is long enough to be reported."""
         minimum = 2 if min_samples <= MIN_SAMPLES else MIN_SAMPLES
         return streak.count >= (min(minimum, min_samples) if self.ended else min_samples)
-
-
-Rule = Callable[[LoopState], Alarm | None]
 
 
 def _shortened(names: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, alarm
 from tikhon.monitoring.history import Sample, Streak
 from tikhon.monitoring.hooks import Hook
 
@@ -75,17 +75,15 @@ class FrozenNorms:
         """Report statistics that move: a warning if far, else info."""
         if self._streak.count < MIN_SAMPLES:
             return []
-        values, drift = self._values_per_channel, self._largest_drift
-        counted = f"; a batch has {values} values of a channel" if values < FEW_VALUES else ""
+        is_few = self._values_per_channel < FEW_VALUES
+        is_far = self._largest_drift > (DRIFT_OF_FEW if is_few else DRIFT)
         return [
-            Alarm(
+            alarm(
                 "frozen_norms_move",
                 self._streak.first,
-                "the layer is frozen, but in train mode: its running statistics follow the new "
-                f"batches and were {drift:.2g} standard deviations from where they began{counted}",
-                "call .eval() on the frozen part, after every model.train()",
-                (self._largest_layer,),
-                "warning" if drift > (DRIFT_OF_FEW if counted else DRIFT) else "info",
+                where=(self._largest_layer,),
+                severity="warning" if is_far else "info",
+                drift=self._largest_drift,
             )
         ]
 

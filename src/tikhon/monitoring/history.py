@@ -91,7 +91,8 @@ class Sample:
     live_graphs: int = 0  # of earlier sampled steps that are still alive
     frozen_by_attribute: tuple[str, ...] = ()  # modules whose attribute says so, and that move
     loss_faults: frozenset[str] = frozenset()  # codes of what the graphs of the losses show
-    loss_shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # outputs, and broadcast
+    output_shape: str = ""  # of outputs that a loss broadcasts
+    broadcast_shape: str = ""  # to this
     clipped_early: bool = False  # only before the backward passes, where gradients are cleared
 
     @property
@@ -169,19 +170,19 @@ class StepHistory:
         explained = sample.has_signal or zero or backward_missing
         unconnected = sample.has_layer_outputs and sample.backwards > 0 and not explained
         for name, seen in {
-            "uncleared": sample.uncleared and has_gradients,
-            "mixed_losses": sample.mixed_losses and has_gradients,
+            "gradients_not_cleared": sample.uncleared and has_gradients,
+            "gradients_of_another_loss": sample.mixed_losses and has_gradients,
             "step_before_backward": backward_missing and has_gradients,
-            "eval_mode": sample.training is False,
+            "eval_mode_in_training": sample.training is False,
             "zero_gradient": zero,
             "vanished": sample.vanished,
-            "unconnected": unconnected and has_gradients,
+            "loss_not_connected": unconnected and has_gradients,
             "repeated_batch": sample.repeated_batch,
             "same_tensor": sample.repeated_batch and sample.same_tensor,
             "replicas_differ": sample.replica_distance > REPLICA_TOLERANCE,
-            "clipped_while_scaled": _is_clipped_while_scaled(sample),
-            "scaled_gradients": _uses_scaled_gradients(sample),
-            "cleared_micro_batches": _clears_micro_batches(sample),
+            "clipped_before_unscaling": _is_clipped_while_scaled(sample),
+            "step_of_scaled_gradients": _uses_scaled_gradients(sample),
+            "micro_batches_lost": _clears_micro_batches(sample),
             "clipped_after_step": sample.written_after_step,
             "clipped_before_backward": sample.clipped_early and has_gradients,
             "summed_losses": sample.has_equal_losses and sample.backwards >= MIN_SUMMED_PASSES,
@@ -196,7 +197,7 @@ class StepHistory:
         foreign = sample.optimizer_count > 0 and sample.shared_count == 0
         unmoved = sample.model_norm is not None and sample.model_norm == self._model_norm
         without_gradient = not _has_gradients(sample)
-        self.streak("foreign_optimizer").add(
+        self.streak("optimizer_of_another_model").add(
             foreign and (unmoved or without_gradient), sample.step
         )
         self._model_norm = sample.model_norm

@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import RandomSampler, SequentialSampler, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from tikhon.monitoring.alarms import Alarm
+from tikhon.monitoring.alarms import Alarm, alarm
 
 MIN_EPOCHS = 2  # after which a cycle has gone round
 MIN_ENDED = 3  # iterators that were followed to their end
@@ -89,26 +89,13 @@ class LoaderIterators:
         """What is read again and again."""
         for cycle in self._cycles.values():
             if cycle.repeats and cycle.batches > 1:
-                how = "in one order" if cycle.is_fixed else "as they were drawn in the first epoch"
-                yield Alarm(
-                    "same_order_every_epoch",
-                    0,
-                    f"the cycle keeps the {cycle.batches} batches of a loader that shuffles: they "
-                    f"come again {how}",
-                    "draw anew: `while True: yield from loader` in a function",
-                    (cycle.name,),
-                    "info" if cycle.is_fixed else "warning",
-                )
+                severity, names = "info" if cycle.is_fixed else "warning", (cycle.name,)
+                code, count = "same_order_every_epoch", cycle.batches
+                yield alarm(code, key="cycle", where=names, severity=severity, count=count)
         last = self._abandoned[-1] if len(self._abandoned) == MIN_ENDED else None
         if last is not None and last.yielded <= MAX_SHARE * last.batches:
-            yield Alarm(
-                "same_rows_every_epoch",
-                0,
-                f"the iterator is made anew after {last.yielded} of {last.batches} batches, and "
-                "the loader does not shuffle: the other rows are never read",
-                "keep the iterator until it ends, or give the loader shuffle=True",
-                (last.name,),
-            )
+            read, count = last.yielded, last.batches
+            yield alarm("same_rows_every_epoch", where=(last.name,), read=read, count=count)
 
 
 def _sequential_iterators(iterators: Mapping[str, Any]) -> Iterator[OrderedIterator]:

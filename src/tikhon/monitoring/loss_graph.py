@@ -30,7 +30,7 @@ class LossGraph:
     factor: Tensor | None = None  # the number that multiplies it at its end
     signs: list[int] = field(default_factory=list)  # 1, -1, or 0 where it is not known
     faults: set[str] = field(default_factory=set)
-    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # outputs, and broadcast
+    shapes: tuple[str, str] | None = None  # of outputs, and what they are broadcast to
     flags: dict[str, Tensor] = field(default_factory=dict)  # above zero where it is a fault
 
     @property
@@ -118,7 +118,7 @@ def _add_shapes(graph: LossGraph, node: Any) -> None:
     n = shape[0] if shape else 0
     if n > 1 and shape == (n, n) and given in ((n,), (n, 1)):
         graph.faults.add("broadcast_loss")
-        graph.shapes = (given, shape)
+        graph.shapes = (str(given), str(shape))
 
 
 def _sign(node: Any, kind: str) -> int:

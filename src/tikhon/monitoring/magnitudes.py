@@ -7,7 +7,8 @@ from statistics import median
 from typing import TypedDict
 
 from tikhon.diagnosis.thresholds import EXPLODED, SLOW_UPDATE, VANISHED
-from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm
+from tikhon.languages import Sentence, sentence
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, alarm
 from tikhon.monitoring.spikes import Spike
 
 MOVED_SCALE = 2.0**10  # factor between a loss scale and its start (convention)
@@ -41,7 +42,7 @@ class NonFinite(TypedDict):
     step: int
     what: str
     where: str
-    message: str
+    message: Sentence
 
 
 def magnitude_alarms(
@@ -65,31 +66,19 @@ def spike_alarms(spikes: Sequence[Spike]) -> list[Alarm]:
     if not spikes:
         return []
     first = spikes[0]
-    name, value = ("loss", first.loss) if first.loss is not None else ("norm", first.gradient)
-    more = f", and {len(spikes) - 1} more" if len(spikes) > 1 else ""
-    return [
-        Alarm(
-            "loss_spike",
-            first.step,
-            f"{name} {value:.3g} where {first.median:.3g} is usual "
-            f"({first.z:.0f} robust standard deviations){more}",
-            'look at the batch of that step, and clip gradients or pass on_spike="skip"',
-        )
-    ]
+    key, value = ("loss_spike", first.loss)
+    if value is None:
+        key, value = "gradient_spike", first.gradient or 0.0
+    figures = {"value": value, "usual": first.median, "z": first.z, "count": len(spikes)}
+    return [alarm("loss_spike", first.step, key=key, **figures)]
 
 
 def _failure_alarm(failure: NonFinite | None) -> list[Alarm]:
     if failure is None:
         return []
-    return [
-        Alarm(
-            "exploding_gradient",
-            failure["step"],
-            failure["message"],
-            "lower the learning rate, clip gradients, or drop the rows that are not finite",
-            (failure["where"],),
-        )
-    ]
+    where, message = (failure["where"],), failure["message"]
+    code = "exploding_gradient"
+    return [alarm(code, failure["step"], key="nonfinite", where=where, message=message)]
 
 
 def _find_runaway(rows: Sequence[Row], *, is_summed: bool) -> Alarm | None:
@@ -110,21 +99,12 @@ def _find_runaway(rows: Sequence[Row], *, is_summed: bool) -> Alarm | None:
         is_high = is_high or median(losses[len(losses) // 2 :]) > NOT_FALLEN * losses[0]
     if not is_dead and not is_high:
         return None
-    first = next(row for row in moved if (row["update"] or 0.0) >= JUMP)
-    after = "no signal reaches the first layer" if is_dead else "the loss stays high"
-    described = (
-        f"steps of up to {jump:.0%} of the weights' size made them grow from {before:.2g} to "
-        f"{now:.2g}, and {after}"
-    )
+    first = next(row["step"] for row in moved if (row["update"] or 0.0) >= JUMP)
+    after = sentence("told_no_signal" if is_dead else "told_high_loss")
+    grown = sentence("told_grown", jump=jump, before=before, now=now, after=after)
     if is_summed:
-        return Alarm(
-            "accumulation_not_averaged",
-            first["step"],
-            f"a step sums its micro-batches, whose losses are not divided: {described}",
-            "divide each loss by the number of micro-batches of a step",
-        )
-    change = "lower the learning rate, let it warm up, or clip gradients"
-    return Alarm("exploding_gradient", first["step"], described, change)
+        return alarm("accumulation_not_averaged", first, grown=grown)
+    return alarm("exploding_gradient", first, key="rate_too_large", grown=grown)
 
 
 def _signal_alarms(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm]:
@@ -134,23 +114,9 @@ def _signal_alarms(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm
         return []
     growing = ratios[-1] > 2 * ratios[0]  # a zero-initialised head or branch
     if max(ratios) < VANISHED and not growing:
-        return [
-            Alarm(
-                "vanishing_gradient",
-                readings[0][0],
-                f"the signal of the first layer is {ratios[-1]:.0e} of the last one's",
-                "use residual connections with norms, or weights of the right gain",
-            )
-        ]
+        return [alarm("vanishing_gradient", readings[0][0], ratio=ratios[-1])]
     if min(ratios) > EXPLODED and failure is None:
-        return [
-            Alarm(
-                "exploding_gradient",
-                readings[0][0],
-                f"the signal of the first layer is {ratios[-1]:.0e} times the last one's",
-                "use norms, or weights of the right gain",
-            )
-        ]
+        return [alarm("exploding_gradient", readings[0][0], ratio=ratios[-1])]
     return []
 
 
@@ -160,16 +126,8 @@ def _update_alarms(rows: Sequence[Row]) -> list[Alarm]:
     largest = max((update for _, update in readings), default=0.0)
     if len(readings) < MIN_SAMPLES or not 0 < largest < SLOW_UPDATE:
         return []
-    is_negligible = largest < NEGLIGIBLE_UPDATE
-    return [
-        Alarm(
-            "slow_convergence",
-            readings[0][0],
-            f"no step moved the weights by more than {largest:.0e} of their size",
-            "raise the learning rate, unless fine steps are meant",
-            severity="warning" if is_negligible else "info",
-        )
-    ]
+    severity = "warning" if largest < NEGLIGIBLE_UPDATE else "info"
+    return [alarm("slow_convergence", readings[0][0], severity=severity, largest=largest)]
 
 
 def _loss_scale_alarms(rows: Sequence[Row]) -> list[Alarm]:
@@ -178,15 +136,6 @@ def _loss_scale_alarms(rows: Sequence[Row]) -> list[Alarm]:
     scales = [scale for _, scale in readings]
     if len(readings) < 2 or MOVED_SCALE > scales[-1] / scales[0] > 1 / MOVED_SCALE:
         return []
-    direction = "fell" if scales[-1] < scales[0] else "grew"
-    cause = (
-        "gradients overflow at every larger one" if direction == "fell" else "gradients are tiny"
-    )
-    return [
-        Alarm(
-            "unstable_loss_scale",
-            readings[0][0],
-            f"the loss scale {direction} from {scales[0]:.2g} to {scales[-1]:.2g}: {cause}",
-            "use bfloat16, which needs no scale, or a smaller learning rate",
-        )
-    ]
+    key = "loss_scale_falls" if scales[-1] < scales[0] else "loss_scale_grows"
+    first, last = scales[0], scales[-1]
+    return [alarm("unstable_loss_scale", readings[0][0], key=key, first=first, last=last)]

@@ -1,4 +1,4 @@
-"""Rules of a training step that a loop violates, each with the line to change.
+"""Rules of a training step that a loop violates.
 
 Pure functions of plain values. A rule needs `MIN_SAMPLES` successive sampled steps, or two once
 the loop has ended.
@@ -6,79 +6,81 @@ the loop has ended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from tikhon.languages import sentence
-from tikhon.monitoring import sign_rules
-from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, LoopState, Rule
-from tikhon.monitoring.history import REPLACED_ONCE, Streak
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, LoopState, alarm
+from tikhon.monitoring.history import LOSS_FAULTS, REPLACED_ONCE, Streak
 
 NEGLIGIBLE_GRADIENT = 1e-5  # of the largest gradient: rounding errors of a zero gradient
 MAX_GRAPHS = 10  # sampled steps whose graphs are alive
 MIN_STEPS = 20  # steps, or forward passes, without a required event
+RECURRING = {"gradients_not_cleared", "gradients_of_another_loss"}  # may hold now and then
+# figures of the last sampled step in the sentences of a sign
+FIGURES: Mapping[str, tuple[str, ...]] = {
+    "clipped_before_unscaling": ("scale", "size"),
+    "step_of_scaled_gradients": ("scale",),
+    "micro_batches_lost": ("backwards",),
+    "optimizer_of_another_model": ("optimizer_count",),
+    "replicas_differ": ("replica_distance",),
+    "broadcast_loss": ("output_shape", "broadcast_shape"),
+}
+
+Rule = Callable[[LoopState], Alarm | None]
 
 
 def alarms(loop: LoopState) -> list[Alarm]:
     """Return the violated rules, causes before consequences; at most one alarm per rule."""
-    causes = [alarm for rule in ROOT_RULES if (alarm := rule(loop)) is not None]
-    others = [alarm for rule in OTHER_RULES if (alarm := rule(loop)) is not None]
+    causes = [found for rule in ROOT_RULES if (found := _apply(rule, loop)) is not None]
+    others = [found for rule in OTHER_RULES if (found := _apply(rule, loop)) is not None]
     return [*causes[:1], *others]
+
+
+def _apply(rule: Rule | str, loop: LoopState) -> Alarm | None:
+    return _violated_sign(loop, rule) if isinstance(rule, str) else rule(loop)
+
+
+def _violated_sign(loop: LoopState, code: str) -> Alarm | None:
+    """Detect a sign that lasts over sampled steps, or recurs where it may."""
+    streak = loop.history.streak(code)
+    frequent = loop.history.frequent(code) if code in RECURRING else None
+    min_samples = 2 if code == "replicas_differ" else MIN_SAMPLES
+    if frequent is None and not loop.is_lasting(streak, min_samples):
+        return None
+    values = {name: getattr(loop.history.last, name) for name in FIGURES.get(code, ())}
+    return alarm(code, (frequent or streak).first, **values)
 
 
 def step_never_called(loop: LoopState) -> Alarm | None:
     """Detect forward passes without an optimizer step."""
     if loop.steps or loop.forwards < (1 if loop.ended else 5 * MIN_STEPS):
         return None
-    addition = "" if loop.backwards else " and no backward pass reached the model"
-    return Alarm(
-        "step_never_called",
-        0,
-        sentence("told_forwards", count=loop.forwards)
-        + f", but this optimizer never made a step{addition}: the weights stay as they are",
-        "call optimizer.step() of the optimizer that is watched, after loss.backward(), "
-        "and build it once, before the loop",
-    )
+    key = "step_never_called" if loop.backwards else "backward_never_called"
+    passes = sentence("told_forwards", count=loop.forwards)
+    return alarm("step_never_called", key=key, passes=passes)
 
 
 def steps_stopped(loop: LoopState) -> Alarm | None:
     """Detect optimizer steps that cease while passes go on."""
-    if not loop.steps or loop.passes_without_step < max(3 * MIN_STEPS, 5 * loop.max_passes):
+    count = loop.passes_without_step
+    if not loop.steps or count < max(3 * MIN_STEPS, 5 * loop.max_passes):
         return None
-    return Alarm(
-        "step_never_called",
-        loop.steps,
-        f"{loop.passes_without_step} backward passes since this optimizer made its last step: the "
-        "weights stay as they are, or another optimizer moves them",
-        "build the optimizer once, before the loop, and step the one that is watched",
-    )
+    return alarm("step_never_called", loop.steps, key="steps_stopped", count=count)
 
 
 def stepped_twice(loop: LoopState) -> Alarm | None:
     """Detect several steps along the same gradient."""
-    if loop.repeated_steps < MIN_SAMPLES + 2 or loop.repeated_steps < 0.3 * loop.steps:
+    count = loop.repeated_steps
+    if count < MIN_SAMPLES + 2 or count < 0.3 * loop.steps:
         return None
-    return Alarm(
-        "stepped_twice",
-        0,
-        f"{loop.repeated_steps} of {loop.steps} steps follow the gradient of the step before, "
-        "without a pass in between: the learning rate is in truth a multiple of what is set",
-        "call optimizer.step() once after each backward pass; scaler.step(optimizer) calls it",
-    )
+    return alarm("stepped_twice", count=count, steps=loop.steps)
 
 
 def frozen_but_moving(loop: LoopState) -> Alarm | None:
     """Detect frozen tensors that still move."""
-    names = _lasting_names(loop, loop.history.frozen_but_moving)
-    if not names:
-        return None
-    return Alarm(
-        "frozen_but_moving",
-        min(loop.history.frozen_but_moving[n].first for n in names),
-        "they do not require a gradient any more, but have an old one, which the optimizer "
-        "follows on, with its momentum and decay",
-        "set their .grad to None when they are frozen, and take them out of the optimizer",
-        tuple(names),
-    )
+    streaks = loop.history.frozen_but_moving
+    names = _lasting_names(loop, streaks)
+    return alarm("frozen_but_moving", _first(streaks, names), where=names) if names else None
 
 
 def frozen_by_attribute(loop: LoopState) -> Alarm | None:
@@ -86,14 +88,7 @@ def frozen_by_attribute(loop: LoopState) -> Alarm | None:
     last = loop.history.last
     if last is None or not last.frozen_by_attribute:
         return None
-    return Alarm(
-        "frozen_in_name",
-        loop.history.first_step,
-        "requires_grad = False was set on the module, which changes nothing: its tensors require "
-        "gradients and move",
-        "call module.requires_grad_(False), which freezes its parameters",
-        last.frozen_by_attribute,
-    )
+    return alarm("frozen_in_name", loop.history.first_step, where=last.frozen_by_attribute)
 
 
 def graphs_kept(loop: LoopState) -> Alarm | None:
@@ -101,63 +96,35 @@ def graphs_kept(loop: LoopState) -> Alarm | None:
     last = loop.history.last
     if last is None or last.live_graphs < MAX_GRAPHS:
         return None
-    return Alarm(
-        "graphs_kept",
-        0,
-        f"the graphs of {last.live_graphs} earlier sampled steps are still in memory: something "
-        "keeps their losses or outputs",
-        "add up loss.item(), and keep outputs as .detach()",
-        severity="info",
-    )
+    return alarm("graphs_kept", severity="info", count=last.live_graphs)
 
 
 def nothing_happened(loop: LoopState) -> Alarm | None:
     """Detect a loop without passes or steps."""
-    if not loop.ended or loop.steps or loop.forwards:
-        return None
-    return Alarm(
-        "nothing_happened",
-        0,
-        "neither the model was called nor the optimizer stepped",
-        "watch the model and the optimizer that the loop uses",
-        severity="info",
-    )
+    is_idle = loop.ended and not loop.steps and not loop.forwards
+    return alarm("nothing_happened", severity="info") if is_idle else None
 
 
 def no_gradient(loop: LoopState) -> Alarm | None:
     """Detect steps without a gradient, and infer the reason from the order of the passes."""
-    history, last = loop.history, loop.history.last
-    if loop.steps_without_gradient >= (2 if loop.ended else MIN_STEPS):
-        observation = (
-            f"{loop.steps_without_gradient} steps, no parameter of this optimizer had a gradient"
-        )
-        step = max(0, loop.steps - loop.steps_without_gradient)
+    history, last, missing = loop.history, loop.history.last, loop.steps_without_gradient
+    if missing >= (2 if loop.ended else MIN_STEPS):
+        observation, step = sentence("told_no_gradient", count=missing), loop.steps - missing
     elif loop.is_lasting(history.streak("zero_gradient")):
         step = history.streak("zero_gradient").first
-        observation = "every gradient of this optimizer is exactly zero"
+        observation = sentence("told_zero_gradient")
     else:
         return None
-    if last is None or not last.listening:
-        why, change = "no step changes a weight", "check that loss.backward() runs before the step"
-    elif last.reached.get("optimizer") and last.unfinished:
-        why = "the step comes before the backward pass"
-        change = "call loss.backward() before optimizer.step()"
-    elif last.reached.get("optimizer") and last.gradient_arrived:
-        why = "they are cleared between the backward pass and the step"
-        change = "move optimizer.zero_grad() before loss.backward(), or behind optimizer.step()"
-    elif last.reached.get("optimizer"):
-        why = "the loss does not depend on them (a constant, or a rounded or clamped output)"
-        change = "compute the loss from model(x) with operations that have a gradient"
-    elif last.reached.get("model"):
-        why = "the backward pass reaches the model, but none of the optimizer's tensors"
-        change = "build the optimizer from the parameters that the loss trains"
-    else:
-        why = "no backward pass reaches them: the loss is not connected to the model"
-        change = (
-            "compute the loss from model(x) itself, without .item(), .detach(), .data, argmax, "
-            "numpy or a new torch.tensor, and call loss.backward()"
-        )
-    return Alarm("no_gradient", step, f"{observation}: {why}", change)
+    key = "no_gradient_unseen"
+    if last is not None and last.listening:
+        key = "no_gradient_unconnected"
+        if last.reached.get("optimizer"):
+            is_lost = last.gradient_arrived
+            key = "no_gradient_cleared" if is_lost else "no_gradient_constant"
+            key = "no_gradient_early_step" if last.unfinished else key
+        elif last.reached.get("model"):
+            key = "no_gradient_elsewhere"
+    return alarm("no_gradient", max(0, step), key=key, observation=observation)
 
 
 def duplicated_parameters(loop: LoopState) -> Alarm | None:
@@ -165,36 +132,20 @@ def duplicated_parameters(loop: LoopState) -> Alarm | None:
     last = loop.history.last
     if last is None or not last.duplicates:
         return None
-    return Alarm(
-        "duplicated_parameters",
-        last.step,
-        "they stand twice in the optimizer and move twice",
-        "give each parameter to the optimizer once",
-        last.duplicates,
-    )
+    return alarm("duplicated_parameters", last.step, where=last.duplicates)
 
 
 def missing_from_optimizer(loop: LoopState) -> Alarm | None:
     """Detect trainable tensors with a gradient that are in no optimizer."""
-    last = loop.history.last
-    if last is None or loop.is_lasting(loop.history.streak("foreign_optimizer"), 1):
+    streaks = loop.history.left_out
+    names = _lasting_names(loop, streaks)
+    is_foreign = loop.is_lasting(loop.history.streak("optimizer_of_another_model"), 1)
+    if not names or is_foreign:
         return None
-    names = _lasting_names(loop, loop.history.left_out)
-    if not names:
-        return None
-    step = min(loop.history.left_out[n].first for n in names)
     unfrozen = [n for n in names if n in loop.frozen]
-    meaning = "they get gradients, but are not in the optimizer and never move"
-    if unfrozen:
-        meaning = "they were unfrozen after the optimizer was built, which does not have them"
-    return Alarm(
-        "missing_from_optimizer",
-        step,
-        meaning,
-        'add them with optimizer.add_param_group({"params": ...}), or freeze them with '
-        "requires_grad_(False) if they are to stay",
-        tuple(unfrozen or names),
-    )
+    code = "missing_from_optimizer"
+    key = "unfrozen_too_late" if unfrozen else code
+    return alarm(code, _first(streaks, names), key=key, where=unfrozen or names)
 
 
 def parameters_without_gradient(loop: LoopState) -> Alarm | None:
@@ -202,33 +153,23 @@ def parameters_without_gradient(loop: LoopState) -> Alarm | None:
     history, last = loop.history, loop.history.last
     if last is None or loop.is_lasting(history.streak("zero_gradient")):
         return None
-    without_gradient = {
-        n: last.tensors[n]
-        for n in _lasting_names(loop, history.without_gradient)
-        if n in last.tensors
-    }
-    foreign = [n for n, t in without_gradient.items() if t.foreign]
+    streaks = history.without_gradient
+    silent = {n: last.tensors[n] for n in _lasting_names(loop, streaks) if n in last.tensors}
+    foreign = [n for n, t in silent.items() if t.foreign]
     if foreign and missing_from_optimizer(loop) is None:
-        return Alarm(
-            "optimizer_of_another_model",
-            min(history.without_gradient[n].first for n in foreign),
-            "they are in the optimizer, but not in the model, and never get a gradient",
-            "build the optimizer after the last line that changes the model's layers",
-            tuple(foreign),
-        )
-    own_tensors = {n: t for n, t in without_gradient.items() if not t.foreign}
+        code, key = "optimizer_of_another_model", "tensors_of_another_model"
+        return alarm(code, _first(streaks, foreign), key=key, where=foreign)
+    own_tensors = {n: t for n, t in silent.items() if not t.foreign}
     if not own_tensors:
         return None
     # the last bias cancels in differences of outputs, with gradient zero
     is_harmless = all(t.is_vector and t.gradient is not None for t in own_tensors.values())
-    return Alarm(
+    return alarm(
         "unmoved_parameters",
-        min(history.without_gradient[n].first for n in own_tensors),
-        "they never get a gradient, so they keep their first values: the loss does not reach "
-        "them, or they are behind a detach, dead units or a branch that is not used",
-        "let the loss depend on them, or take them out of the model",
-        tuple(own_tensors),
-        "info" if is_harmless else "warning",
+        _first(streaks, own_tensors),
+        key="without_gradient",
+        where=own_tensors,
+        severity="info" if is_harmless else "warning",
     )
 
 
@@ -248,23 +189,10 @@ def unmoved_parameters(loop: LoopState) -> Alarm | None:
     is_harmless = not is_16_bit and all(
         t.is_vector and (t.gradient or 0) < NEGLIGIBLE_GRADIENT * largest for t in readings
     )
-    moves = "most of their entries do not" if is_16_bit else "never"
-    cause = (
-        f"a step is below the resolution of {dtype}" if is_16_bit else "the step rounds to nothing"
-    )
-    change = (
-        "keep the weights in float32 and use torch.autocast"
-        if is_16_bit
-        else ("raise the learning rate of their group")
-    )
-    return Alarm(
-        "unmoved_parameters",
-        min(history.unmoved[n].first for n in names),
-        f"they get a gradient and {moves} move: {cause}",
-        change,
-        tuple(names),
-        "info" if is_harmless else "warning",
-    )
+    code, first = "unmoved_parameters", _first(history.unmoved, names)
+    if is_16_bit:
+        return alarm(code, first, key="below_resolution", where=names, dtype=dtype)
+    return alarm(code, first, where=names, severity="info" if is_harmless else "warning")
 
 
 def weights_overwritten(loop: LoopState) -> Alarm | None:
@@ -272,29 +200,22 @@ def weights_overwritten(loop: LoopState) -> Alarm | None:
     if loop.is_federated:
         return None
     reset, replaced = loop.history.streak("reset_weights"), loop.history.replaced
-    change = "load, initialise or copy weights before the loop, not inside it"
     since = reset.first if loop.is_lasting(reset) else loop.history.reset_since
     if since is not None:
-        return Alarm(
-            "weights_overwritten",
-            since,
-            "the weights are set back to the same values between steps: nothing is kept",
-            change,
-        )
+        return alarm("weights_overwritten", since, key="weights_reset")
     if not replaced:
         return None
     step, where, share = replaced[0]
     frequent = len(replaced) > 1
     if not frequent and share < REPLACED_ONCE:
         return None
-    return Alarm(
+    return alarm(
         "weights_overwritten",
         step,
-        f"something else than this optimizer changed the weights by {share:.0%} of their size "
-        f"between two steps{f', {len(replaced)} times' if frequent else ''}",
-        change,
-        (where,),
-        "warning" if frequent else "info",
+        where=(where,),
+        severity="warning" if frequent else "info",
+        share=share,
+        count=len(replaced),
     )
 
 
@@ -304,71 +225,37 @@ def repeated_batch(loop: LoopState) -> Alarm | None:
     if not loop.is_lasting(streak, MIN_SAMPLES + 2):
         return None
     if loop.is_lasting(same_tensor, MIN_SAMPLES + 2):
-        return Alarm(
-            "repeated_batch",
-            streak.first,
-            "the model sees the same tensor in every step",
-            "this is right for training on all rows at once",
-            severity="info",
-        )
-    return Alarm(
-        "repeated_batch",
-        streak.first,
-        "every step sees the same batch, if these are not all of your rows: the others are never "
-        "learned",
-        "iterate with `for x, y in loader:`; next(iter(loader)) starts again at the first batch",
-    )
+        return alarm("repeated_batch", streak.first, key="same_tensor", severity="info")
+    return alarm("repeated_batch", streak.first)
 
 
 def learning_rate_collapsed(loop: LoopState) -> Alarm | None:
     """Detect a learning rate that collapsed long before the end."""
-    last = loop.history.last
+    last, largest_rates = loop.history.last, loop.history.largest_rates
+    if last is None or loop.steps < MIN_STEPS or loop.has_improved:
+        return None
+    code = "learning_rate_collapsed"
     for index, collapsed in enumerate(loop.history.collapsed_rates):
-        if last is None or not collapsed.count or loop.steps < MIN_STEPS or loop.has_improved:
+        standstill = loop.steps - collapsed.first
+        if not collapsed.count or standstill < max(0.2 * loop.steps, MIN_STEPS / 2):
             continue
-        if loop.steps - collapsed.first < max(0.2 * loop.steps, MIN_STEPS / 2):
-            continue
-        largest = loop.history.largest_rates[index]
-        if not any(loop.history.largest_rates):
-            return Alarm(
-                "learning_rate_collapsed",
-                collapsed.first,
-                "the learning rate is 0: the weights stand still",
-                "give the optimizer a learning rate above 0, and look at what the schedule "
-                "multiplies it by (k // n is 0 until k reaches n)",
-            )
-        if largest:
-            return Alarm(
-                "learning_rate_collapsed",
-                collapsed.first,
-                f"the learning rate of group {index} fell from {largest:.2g} "
-                f"to {last.learning_rates[index]:.2g} and stays there: the weights stand still",
-                "call scheduler.step() once an epoch, outside the loop over batches, or give the "
-                "schedule its length in steps",
-            )
+        if not any(largest_rates):
+            return alarm(code, collapsed.first, key="learning_rate_zero")
+        if largest := largest_rates[index]:
+            rate = last.learning_rates[index]
+            return alarm(code, collapsed.first, group=index, largest=largest, rate=rate)
     return None
 
 
 def warmup_never_ends(loop: LoopState) -> Alarm | None:
     """Detect a warm-up that lasts to the end."""
     history, last = loop.history, loop.history.last
-    if (
-        last is None
-        or not loop.ended
-        or history.samples < MIN_STEPS / 2
-        or loop.steps < 5 * MIN_STEPS
-    ):
+    is_short = history.samples < MIN_STEPS / 2 or loop.steps < 5 * MIN_STEPS
+    if last is None or not loop.ended or is_short:
         return None
     for index, rising in enumerate(history.rising_rates):
-        if rising.count < history.samples - 1 or not last.learning_rates[index]:
-            continue
-        return Alarm(
-            "warmup_never_ends",
-            rising.first,
-            f"the learning rate of group {index} rises from the first step to the last, "
-            f"{last.learning_rates[index]:.2g}",
-            "look at the order of the schedule's arguments: steps of the warm-up, then all steps",
-        )
+        if rising.count >= history.samples - 1 and (rate := last.learning_rates[index]):
+            return alarm("warmup_never_ends", rising.first, group=index, rate=rate)
     return None
 
 
@@ -376,41 +263,41 @@ def _lasting_names(loop: LoopState, streaks: Mapping[str, Streak]) -> list[str]:
     return [name for name, streak in streaks.items() if loop.is_lasting(streak, MIN_SAMPLES + 2)]
 
 
-# the first violated one explains the others
-ROOT_RULES: tuple[Rule, ...] = (
+def _first(streaks: Mapping[str, Streak], names: Iterable[str]) -> int:
+    return min(streaks[name].first for name in names)
+
+
+# the first violated one explains the others; a code alone is a sign that lasts
+ROOT_RULES: tuple[Rule | str, ...] = (
     nothing_happened,
     step_never_called,
-    sign_rules.optimizer_of_another_model,
+    "optimizer_of_another_model",
     no_gradient,
-    sign_rules.loss_not_connected,
+    "loss_not_connected",
 )
-OTHER_RULES: tuple[Rule, ...] = (
+OTHER_RULES: tuple[Rule | str, ...] = (
     steps_stopped,
     stepped_twice,
-    sign_rules.clipped_before_unscaling,
-    sign_rules.step_of_scaled_gradients,
-    sign_rules.micro_batches_lost,
-    sign_rules.clipped_after_step,
-    sign_rules.clipped_before_backward,
-    sign_rules.loss_upside_down,
-    sign_rules.broadcast_loss,
-    sign_rules.head_mismatch,
-    sign_rules.missing_log,
-    sign_rules.target_out_of_range,
+    "clipped_before_unscaling",
+    "step_of_scaled_gradients",
+    "micro_batches_lost",
+    "clipped_after_step",
+    "clipped_before_backward",
+    *LOSS_FAULTS,
     frozen_but_moving,
     frozen_by_attribute,
-    sign_rules.gradients_not_cleared,
-    sign_rules.gradients_of_another_loss,
-    sign_rules.step_before_backward,
+    "gradients_not_cleared",
+    "gradients_of_another_loss",
+    "step_before_backward",
     duplicated_parameters,
     missing_from_optimizer,
     parameters_without_gradient,
     unmoved_parameters,
     weights_overwritten,
-    sign_rules.eval_mode_in_training,
+    "eval_mode_in_training",
     repeated_batch,
     learning_rate_collapsed,
     warmup_never_ends,
-    sign_rules.replicas_differ,
+    "replicas_differ",
     graphs_kept,
 )

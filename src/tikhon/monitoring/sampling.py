@@ -291,6 +291,7 @@ class Sampler:
         ratio = _signal_ratio(values)
         fingerprints = values["fingerprint"] + values["fingerprints"]
         is_compared = bool(values["gradients"]) and not self.is_sharded
+        shapes = next((g.shapes for g in backward_calls.graphs if g.shapes), ("", ""))
         return Sample(
             step=step,
             forwards=recorder.forwards,
@@ -333,7 +334,8 @@ class Sampler:
             live_graphs=sum(ref() is not None for ref in self._graphs),
             frozen_by_attribute=self._frozen_by_attribute(),
             loss_faults=self._loss_faults(values, len(shared), len(own)),
-            loss_shapes=next((g.shapes for g in backward_calls.graphs if g.shapes), ((), ())),
+            output_shape=shapes[0],
+            broadcast_shape=shapes[1],
             clipped_early=bool(values["early_clips"])
             and not any(values["early_clips"])
             and not backward_calls.has_late_clip,

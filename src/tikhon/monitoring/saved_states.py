@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tikhon.monitoring.alarms import Alarm
+from tikhon.monitoring.alarms import Alarm, alarm
 from tikhon.monitoring.federated import FederatedRounds
 from tikhon.monitoring.hooks import Hook
 
@@ -53,16 +53,7 @@ class SavedStates:
         if self.loaded is None:
             return []
         saved_at, loaded_at = self.loaded
-        return [
-            Alarm(
-                "best_is_a_reference",
-                saved_at,
-                f"the state that is loaded at step {loaded_at} was kept without a copy: it is "
-                "made of the weights themselves and has followed them, so that loading changes "
-                "nothing",
-                "keep copy.deepcopy(model.state_dict()), or save it to a file",
-            )
-        ]
+        return [alarm("best_is_a_reference", saved_at, step=loaded_at)]
 
     def _on_state_dict(self, module: nn.Module, state: Any, prefix: str, metadata: object) -> None:
         if module is not self._model():

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnP
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from tikhon.monitoring.alarms import Alarm
+from tikhon.monitoring.alarms import Alarm, alarm
 
 MIN_EPOCHS = 2  # after which what is done once an epoch has been seen
 OVERRUN = 3  # times its length, after which a cosine has come back
@@ -56,13 +56,7 @@ class RateHistory:
     def alarms(self, steps: int) -> Iterator[Alarm]:
         """A rate that rises nearly always, and goes back to where it began."""
         if self.restarts >= MIN_RESTARTS and not self.falls and self.rises >= 0.8 * steps:
-            yield Alarm(
-                "warmup_begins_again",
-                0,
-                f"the learning rate rises in nearly every step and went back to its first value, "
-                f"{self.first:.2g}, {self.restarts} times: no step gets beyond the warm-up",
-                "count the steps of all epochs: epoch * len(loader) + step",
-            )
+            yield alarm("warmup_begins_again", first=self.first or 0.0, count=self.restarts)
 
 
 class Schedules:
@@ -147,15 +141,7 @@ class Schedules:
                 and not has_stepped
                 and scheduler.last_epoch > tracked.count + 1
             ):
-                yield Alarm(
-                    "schedule_of_another_optimizer",
-                    0,
-                    "it sets the learning rate of an older optimizer, which makes no steps; that "
-                    "of this one stays as it is",
-                    "build the schedule from the optimizer that steps, after the last line that "
-                    "makes one",
-                    (tracked.name,),
-                )
+                yield alarm("schedule_of_another_optimizer", where=(tracked.name,))
 
     def _find_idle(self, forwards: int, ended: bool) -> Iterator[Alarm]:
         """A schedule that is never stepped in several epochs."""
@@ -164,14 +150,7 @@ class Schedules:
                 (forwards - tracked.forwards) / self._longest_loader if self._longest_loader else 0
             )
             if ended and epochs > MIN_EPOCHS and scheduler.last_epoch == tracked.count:
-                yield Alarm(
-                    "schedule_never_stepped",
-                    0,
-                    f"the schedule was not moved in {epochs:.0f} epochs: the learning rate stays "
-                    "where it began",
-                    "call scheduler.step(), once an epoch or once a step as its lengths say",
-                    (tracked.name,),
-                )
+                yield alarm("schedule_never_stepped", where=(tracked.name,), epochs=epochs)
 
     def _find_slow(self, steps: int, ended: bool) -> Iterator[Alarm]:
         """A schedule of as many steps as the loop has, moved once an epoch."""
@@ -181,15 +160,8 @@ class Schedules:
             if not ended or not length or not 0 < moves <= steps / 10:
                 continue
             if abs(length - steps) <= LENGTH_TOLERANCE * steps:
-                yield Alarm(
-                    "schedule_unfinished",
-                    0,
-                    f"the schedule has {length} steps and made {moves} of them while the "
-                    f"optimizer made {steps}: it is moved once an epoch, but counts batches",
-                    "call scheduler.step() after every optimizer.step(), or give it its length "
-                    "in epochs",
-                    (tracked.name,),
-                )
+                made = {"length": length, "moves": moves, "steps": steps}
+                yield alarm("schedule_unfinished", where=(tracked.name,), **made)
 
     def _find_overrun(self) -> Iterator[Alarm]:
         """A cosine that is moved far beyond its length, and comes back."""
@@ -197,14 +169,8 @@ class Schedules:
             length = getattr(scheduler, "T_max", None)
             moves = scheduler.last_epoch - tracked.count
             if isinstance(scheduler, CosineAnnealingLR) and length and moves >= OVERRUN * length:
-                yield Alarm(
-                    "schedule_overrun",
-                    0,
-                    f"the schedule has {length} steps and made {moves}: the learning rate falls "
-                    "and rises again and again",
-                    "give it its length in steps of the optimizer, or move it once an epoch",
-                    (tracked.name,),
-                )
+                made = {"length": length, "moves": moves}
+                yield alarm("schedule_overrun", where=(tracked.name,), **made)
 
     def _own_schedulers(self) -> Iterator[tuple[Tracked, Any]]:
         schedulers = [(s, s.reference()) for s in self._schedulers.values()]
@@ -223,10 +189,4 @@ class Schedules:
             if sampler is None or sampler.epoch != tracked.count:
                 continue
             if forwards - tracked.forwards > MIN_EPOCHS * self._epoch_lengths[key]:
-                yield Alarm(
-                    "same_order_every_epoch",
-                    0,
-                    "the sampler is not told the epoch: it shuffles the rows alike in every one",
-                    "call loader.sampler.set_epoch(epoch) at the start of each epoch",
-                    (tracked.name,),
-                )
+                yield alarm("same_order_every_epoch", key="epoch_not_set", where=(tracked.name,))

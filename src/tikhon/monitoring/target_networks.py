@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from tikhon.data.nested import tensors
-from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, alarm
 from tikhon.monitoring.history import Sample
 from tikhon.monitoring.hooks import Hook
 from tikhon.monitoring.tensor_readings import fingerprint, row_norms, rows, tensor_norms
@@ -155,37 +155,18 @@ class TargetNetworks:
 
     def _find_alarms(self, steps: int, ended: bool) -> Iterator[Alarm]:
         for network in self._networks.values():
+            names = (network.name,)
             stayed = not network.has_moved and network.distance > MIN_DISTANCE
             if ended and steps >= MIN_STEPS and stayed and _should_move(network):
-                yield Alarm(
-                    "target_never_updated",
-                    0,
-                    f"it has the weights that it began with after {steps} steps, while the model "
-                    f"has moved {network.distance:.0%} of its size away",
-                    "copy the model's weights into it every so many steps, or a small part of "
-                    "them in every step",
-                    (network.name,),
-                    "info" if _has_word(network.name, FIXED_NAMES) else "warning",
-                )
+                severity = "info" if _has_word(network.name, FIXED_NAMES) else "warning"
+                far = {"steps": steps, "distance": network.distance}
+                yield alarm("target_never_updated", where=names, severity=severity, **far)
             elif network.copied > MIN_SAMPLES + 2 and not network.has_moved:
-                yield Alarm(
-                    "weights_overwritten",
-                    network.since,
-                    "the model is set to the weights of this network after every step, which "
-                    "stays as it is: nothing is kept",
-                    "load the mixture of both into this network, not into the model",
-                    (network.name,),
+                yield alarm(
+                    "weights_overwritten", network.since, key="model_set_back", where=names
                 )
             elif network.copied > MIN_SAMPLES + 2:
-                yield Alarm(
-                    "target_always_copied",
-                    network.since,
-                    "it has the model's own weights in every step, so that the model chases "
-                    "itself",
-                    "copy the weights every so many steps, or move it by a small part (tau, "
-                    "1 - decay) of the difference",
-                    (network.name,),
-                )
+                yield alarm("target_always_copied", network.since, where=names)
 
 
 def _should_move(network: TargetNetwork) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm
+from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, alarm
 from tikhon.monitoring.history import Sample, Streak
 from tikhon.monitoring.passes import receives_gradients
 from tikhon.monitoring.tensor_readings import rows
@@ -81,16 +81,8 @@ class UnoptimizedTensors:
         lasting = [s for s in self._found.values() if s.streak.count >= MIN_SAMPLES + 2]
         if not lasting:
             return []
-        return [
-            Alarm(
-                "missing_from_optimizer",
-                min(s.streak.first for s in lasting),
-                "the loss has trained tensors of its own, which get gradients but are in no "
-                "optimizer and never move",
-                "give them to the optimizer: [*model.parameters(), *criterion.parameters()]",
-                tuple(s.name for s in lasting),
-            )
-        ]
+        first, names = min(s.streak.first for s in lasting), [s.name for s in lasting]
+        return [alarm("missing_from_optimizer", first, key="tensors_of_the_loss", where=names)]
 
 
 def _candidates(

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from tikhon.diagnosis.record import finite
 from tikhon.errors import InputError
+from tikhon.languages import sentence
 from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, LoopState
 from tikhon.monitoring.first_nonfinite import find_first_nonfinite
 from tikhon.monitoring.history import StepHistory
@@ -224,10 +225,10 @@ class Watch:
 
     def _warn(self) -> None:
         """Warn once per code, at the line of the loop; failures raise or are recorded."""
-        for code, sentence in self.alarms.items():
+        for code, message in self.alarms.items():
             if code not in self._warned and self.failure is None:
                 self._warned.add(code)
-                warn(f"{code}: {sentence}")
+                warn(f"{code}: {message}")
 
     # failure
 
@@ -243,12 +244,11 @@ class Watch:
         old = kept.value_before if kept is not None else lambda parameter: parameter
         what, where = find_first_nonfinite(self.model, self._hooks.calls, self._guard.loss, old)
         trail = ", ".join(f"{r['gradient']:.2g}" for r in list(self.rows)[-5:])
-        shown = sorted(self._history.last.loss_faults) if self._history.last is not None else ()
-        message = (
-            f"step {step}: the first non-finite tensor is {what} {where}; "
-            f"gradient norms before: {trail or 'none read'}"
-            + (f"; the loss has a fault: {', '.join(shown)}" if shown else "")
-        )
+        faults = self._history.last.loss_faults if self._history.last is not None else ()
+        message = sentence("told_nonfinite", step=step, what=what, where=where, trail=trail or "-")
+        if faults:
+            shown = ", ".join(sorted(faults))
+            message = sentence("told_nonfinite_loss", told=message, faults=shown)
         self.failure = {"step": step, "what": what, "where": where, "message": message}
         self._save()
         if self.stop:
