@@ -2,6 +2,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
+unexport PYTHONDONTWRITEBYTECODE # each process of the tests would compile the package anew
+
 .PHONY: demo test coverage docs bench clean
 
 demo: $(VENV)/.installed  ## train, overfit and cure an MLP on digits; writes runs/demo
