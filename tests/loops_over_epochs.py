@@ -236,3 +236,53 @@ def a_few_batches_in_order_to_look_at():
                 for _ in range(4):
                     model(next(seen)[0])
     return health
+
+
+def _zipped(*, shuffle):
+    """A long loader beside a short one, at which each epoch ends."""
+    model = net()
+    engine = adam(model)
+    x, y = data(320)
+    long = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=shuffle)
+    short = DataLoader(TensorDataset(torch.randn(128, 10)), batch_size=16, shuffle=True)
+    with watched(model, engine) as health:
+        for _ in range(15):
+            for (rows, labels), (others,) in zip(long, short):
+                scores = model(others).softmax(1)
+                entropy = -(scores * scores.log()).sum(1).mean()
+                step(model, engine, rows, labels, lambda o, t, e=entropy: CE(o, t) + 0.01 * e)
+    return health
+
+
+@broken("same_rows_every_epoch")
+def a_long_loader_in_order_beside_a_short_one():
+    return _zipped(shuffle=False)
+
+
+@healthy
+def a_long_loader_that_shuffles_beside_a_short_one():
+    return _zipped(shuffle=True)
+
+
+def _evaluated(generator):
+    """An evaluation after each epoch draws its own rows."""
+    model = net()
+    engine = adam(model)
+    loader = DataLoader(TensorDataset(*data(320)), batch_size=16, shuffle=True)
+    with watched(model, engine) as health:
+        for _ in range(4):
+            for x, y in loader:
+                step(model, engine, x + 0.1 * torch.randn_like(x), y)
+            with torch.no_grad():
+                model(torch.randn(8, 10, generator=generator(0)))
+    return health
+
+
+@broken("same_order_every_epoch")
+def an_evaluation_that_seeds_all_of_torch():
+    return _evaluated(torch.manual_seed)
+
+
+@healthy
+def an_evaluation_with_a_generator_of_its_own():
+    return _evaluated(lambda seed: torch.Generator().manual_seed(seed))

@@ -3,53 +3,15 @@
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 from torch.optim import Optimizer
 
+from tikhon.monitoring.hooks import CallHook
 from tikhon.monitoring.loss_graph import LossGraph, read_loss_graph
-
-
-class CallHook:
-    """A function of torch, replaced by one that first calls a method of the open recorders."""
-
-    def __init__(self, module: Any, name: str, method: str) -> None:
-        self._module, self._name, self._method = module, name, method
-        self._recorders: list[weakref.ref[BackwardCalls]] = []
-        self._original: Callable[..., Any] | None = None
-        self._replaced: Callable[..., Any] | None = None
-
-    def add(self, recorder: BackwardCalls) -> None:
-        """Call the method of a recorder, too."""
-        if self._original is None:
-            self._original = original = getattr(self._module, self._name)
-
-            def replaced(*args: Any, **kwargs: Any) -> Any:
-                if not torch.compiler.is_compiling():
-                    for ref in list(self._recorders):
-                        getattr(ref(), self._method, nothing)(*args)
-                return original(*args, **kwargs)
-
-            self._replaced = replaced
-            setattr(self._module, self._name, replaced)
-        self._recorders.append(weakref.ref(recorder))
-
-    def remove(self, recorder: BackwardCalls) -> None:
-        """Call it no more; without any recorder, restore the function."""
-        self._recorders = [ref for ref in self._recorders if ref() not in (None, recorder)]
-        if not self._recorders and getattr(self._module, self._name) is self._replaced:
-            setattr(self._module, self._name, self._original)
-            self._original = None
-
-
-def nothing(*args: object) -> None:
-    """The method of a recorder that is gone."""
-
 
 # `Tensor.backward` and everything built on it, and `clip_grad_norm_`, call these
 _HOOKS = (

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from tikhon.monitoring.alarms import Alarm
 from tikhon.monitoring.frozen_norms import FrozenNorms
 from tikhon.monitoring.history import Sample
-from tikhon.monitoring.loader_iterators import LoaderIterators
+from tikhon.monitoring.loader_epochs import Loaders
 from tikhon.monitoring.loop_variables import LoopVariables
 from tikhon.monitoring.saved_states import SavedStates
 from tikhon.monitoring.schedules import Schedules
@@ -37,7 +36,7 @@ class LoopMonitors:
         self.frozen_norms = FrozenNorms(model)
         self.schedules = Schedules(optimizer)
         self.saved_states = SavedStates(model, step)
-        self.iterators = LoaderIterators()
+        self.loaders = Loaders()
         self._reading = {
             "target_networks": self.target_networks,
             "unoptimized_tensors": self.unoptimized_tensors,
@@ -52,6 +51,7 @@ class LoopMonitors:
         if self._samples <= FIRST_SEARCHES or self._samples % SEARCH_EVERY == 0:
             self._search(frame, forwards)
         self.schedules.observe()
+        self.loaders.observe()
         self.target_networks.measure()
 
     def _search(self, frame: FrameType | None, forwards: int) -> None:
@@ -64,8 +64,7 @@ class LoopMonitors:
         self.unoptimized_tensors.find(modules, variables.of_type(Tensor), optimizers)
         loaders = variables.of_type(DataLoader)
         self.schedules.find(variables.of_type(LRScheduler), loaders, forwards)
-        iterators = variables.of_type(_BaseDataLoaderIter)
-        self.iterators.find(variables.of_type(cycle), iterators, forwards)
+        self.loaders.find(loaders, variables.of_type(cycle), forwards)
 
     def tensors_to_read(self) -> dict[str, list[Tensor]]:
         """Everything that is to be read with the sampled step, by monitor."""
@@ -85,12 +84,13 @@ class LoopMonitors:
             *self.frozen_norms.alarms(),
             *self.target_networks.alarms(steps, ended=ended),
             *self.schedules.alarms(steps, forwards, ended=ended),
-            *self.iterators.alarms(),
+            *self.loaders.alarms(),
             *self.saved_states.alarms(),
         ]
 
     def close(self, steps: int, forwards: int, *, ended: bool) -> None:
         """Take the hooks off, but for the one on loading a state."""
+        self.loaders.close()
         alarms, later = self.alarms(steps, forwards, ended=ended), self.saved_states.alarms()
         self._final_alarms = [alarm for alarm in alarms if alarm not in later]
         self.target_networks.close()

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 T = TypeVar("T")
 MAX_FRAMES = 12  # functions from the step of the optimizer outwards
@@ -33,7 +32,6 @@ _KINDS = (
     DataLoader,
     torch.amp.GradScaler,
     itertools.cycle,
-    _BaseDataLoaderIter,
 )
 _NOT_SEARCHED = (
     types.ModuleType,

@@ -1,17 +1,17 @@
-"""Schedules of the learning rate and orders of the rows, as the loop holds and moves them."""
+"""Schedules of the learning rate, as the loop holds and moves them."""
 
 from __future__ import annotations
 
 import math
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
 from tikhon.monitoring.alarms import Alarm, alarm
 
@@ -25,7 +25,7 @@ LENGTH_TOLERANCE = 0.2  # relative: a length in steps is that of the loop
 
 @dataclass
 class Tracked:
-    """A schedule or a sampler, and its count and the forward passes when it was first seen."""
+    """A schedule, and its count and the forward passes when it was first seen."""
 
     name: str
     reference: weakref.ref[Any]
@@ -60,13 +60,11 @@ class RateHistory:
 
 
 class Schedules:
-    """Schedules that belong to another optimizer, never move or end too early; equal epochs."""
+    """Schedules that belong to another optimizer, never move or end too early."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._schedulers: dict[int, Tracked] = {}
-        self._samplers: dict[int, Tracked] = {}
-        self._epoch_lengths: dict[int, int] = {}  # batches of a loader by id of the sampler
         self._longest_loader = 0  # its batches
         self._rates = RateHistory()
         self._best_values: dict[int, list[float]] = {}  # of a plateau, by id
@@ -82,18 +80,9 @@ class Schedules:
         for name, scheduler in schedulers.items():
             tracked = Tracked(name, weakref.ref(scheduler), scheduler.last_epoch, forwards)
             self._schedulers.setdefault(id(scheduler), tracked)
-        for name, loader in loaders.items():
-            try:
-                length = len(loader)
-            except TypeError:  # of an iterable without a length
-                continue
-            self._longest_loader = max(self._longest_loader, length)
-            sampler = loader.sampler
-            if isinstance(sampler, DistributedSampler) and sampler.shuffle:
-                self._samplers.setdefault(
-                    id(sampler), Tracked(name, weakref.ref(sampler), sampler.epoch, forwards)
-                )
-                self._epoch_lengths[id(sampler)] = length
+        for loader in loaders.values():
+            with suppress(TypeError):  # of an iterable without a length
+                self._longest_loader = max(self._longest_loader, len(loader))
 
     def record_rate(self, rate: float) -> None:
         """The learning rate of the first group is another now."""
@@ -122,7 +111,6 @@ class Schedules:
             *self._find_idle(forwards, ended),
             *self._find_slow(steps, ended),
             *self._find_overrun(),
-            *self._find_equal_epochs(forwards),
             *self._rates.alarms(steps),
         ]
 
@@ -181,12 +169,3 @@ class Schedules:
             own = getattr(scheduler, "optimizer", None) is self._optimizer
             if scheduler is not None and own and id(scheduler) not in sequence_parts:
                 yield tracked, scheduler
-
-    def _find_equal_epochs(self, forwards: int) -> Iterator[Alarm]:
-        """A distributed sampler that is not told the number of the epoch."""
-        for key, tracked in self._samplers.items():
-            sampler = tracked.reference()
-            if sampler is None or sampler.epoch != tracked.count:
-                continue
-            if forwards - tracked.forwards > MIN_EPOCHS * self._epoch_lengths[key]:
-                yield alarm("same_order_every_epoch", key="epoch_not_set", where=(tracked.name,))

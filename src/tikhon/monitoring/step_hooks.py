@@ -63,7 +63,7 @@ class LoopHooks:
         self._passes = self._earlier_passes = 0  # with a graph: since the last step, and before it
         self._pass_limit = USUAL_PASSES  # passes without a step that are nothing special
         self._step_depth = 0  # a step that calls another runs its hooks again
-        self._has_gradient = self._counts_batches = False
+        self._has_gradient = False
         self._rate: object = None
         self._first_bad_step: Tensor | None = None  # on its device
         self._last_gradient: Tensor | None = None  # the sentinel's in the last step
@@ -155,8 +155,6 @@ class LoopHooks:
         weight = self.weight_writes.tensor
         if weight is not None and weight._version != self.weight_writes.version:
             self.weight_writes.record_write(self.step)
-        if self._counts_batches:
-            self._counts_batches = self.monitors.iterators.count_batch()
         if self._is_sampled:
             self._search_loop(sys._getframe(1))
         if len(args) > 1 or kwargs:
@@ -216,7 +214,6 @@ class LoopHooks:
     def _search_loop(self, frame: FrameType | None) -> None:
         self.monitors.find(frame, self.forwards)
         self._sampler.found_scaler = self.monitors.scaler
-        self._counts_batches = self.monitors.iterators.is_counting
 
     def _wrap_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure with a look at its gradients: LBFGS and Lightning go backward inside."""
