@@ -300,6 +300,8 @@ def test_a_table_is_refused_by_a_model_of_no_table(tmp_path):
     run = tmp_path / "run"
     assert main(["fit", "iris", "--epochs", "1", "--quiet", "-o", str(run)]) == 0
     table = tmp_path / "rows.csv"
+    with pytest.raises(DataError, match="no file"):
+        SavedModel.load(run).read_rows(table)
     table.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="is a table; the model was trained on iris"):
         SavedModel.load(run).read_rows(table)

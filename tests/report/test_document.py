@@ -16,6 +16,7 @@ from scipy import stats
 import tikhon
 from sample_runs import save
 from tikhon import report
+from tikhon.diagnosis.thresholds import MEASURES
 from tikhon.errors import DataError, InputError, StorageError
 from tikhon.languages import strings
 from tikhon.report import charts
@@ -51,16 +52,12 @@ def test_every_language_says_the_same_things():
         for name in LANGUAGES
     }
     assert filled["en"] == filled["zh"]
-    same = {key for key in strings("en") if strings("en")[key] == strings("zh")[key]}
-    assert same <= {
-        "arm_dropout",
-        "arm_l2",
-        "plus_minus",
-        "evidence_of",
-        "treatments_both",
-        "setting_machine",
-        *(f"cures_{code}" for code in SAME),
+    same = {
+        key
+        for key, words in strings("en").items()
+        if words == strings("zh")[key] and re.search("[a-z]", re.sub(r"{.*?}", "", words))
     }
+    assert same <= {"arm_dropout", "arm_l2", *(f"cures_{code}" for code in SAME)}
 
 
 def test_every_text_is_used():
@@ -72,7 +69,7 @@ def test_every_text_is_used():
     families = tuple(
         "metric_ part_ arm_ about_ level_ finding_ severity_ by_ effect_ cures_ audit_ why_ "
         "called_ measured_ notice_repeated_ target_ verdict_ rows_of_ column_ mode_ units_ "
-        "cost_ reading_text_ treatment_ setting_".split()
+        "cost_ reading_text_ treatment_ setting_ alarm_ change_".split()
     )
     unused = [
         key for key in strings("en") if f'"{key}"' not in code and not key.startswith(families)
@@ -461,7 +458,9 @@ def test_runs_are_compared_where_data_and_score_are_the_same(tmp_path, fitted, d
     assert page.verdict.text("en") == "a-a has the best validation accuracy of 2 runs: 0.950."
     score, settings = page.sections[0].blocks
     assert score.chosen == 0 and score.tag == "best"
-    assert [row[0].text for row in settings.rows] == ["lr", "dropout"]
+    names = [row[0] for row in settings.rows]
+    assert [name.text("en") for name in names] == ["learning rate", "dropout"]
+    assert [name.text("zh") for name in names] == ["学习率", "丢弃率"]
     (c,) = fits(tmp_path, "c", data="other", c=(0.99, 0.001))
     mixed = report.build(read(a), read(b), read(c))
     assert mixed.verdict.text("en").startswith("3 runs in 2 groups by data, score and command")
@@ -528,6 +527,17 @@ def test_what_was_measured_is_named_in_words():
     assert cell.text("zh") == "首层与末层的信号之比 3e-11，层数 9"
     assert diagnosis.evidence_cell({}).text == "–"
     assert diagnosis.evidence_cell({"of_a_check": 1.0}).text("en") == "of a check 1"
+    for key in MEASURES:
+        chinese = diagnosis.evidence_cell({key: 1.0}).text("zh")
+        assert any("\u4e00" <= character <= "\u9fff" for character in chinese), key
+
+
+def test_a_finding_without_a_place_is_named_without_one():
+    found = {"code": "exploding_gradient", "severity": "critical"}
+    verdict = diagnosis.verdict([found], {})
+    assert (verdict.text("en"), verdict.text("zh")) == ("Exploding gradient.", "梯度爆炸。")
+    two = diagnosis.verdict([{**found, "where": ["fc1"]}, found], {})
+    assert two.text("en") == "Exploding gradient in fc1, and 1 more finding."
 
 
 def test_every_finding_is_told_in_both_languages(diagnosed, tmp_path):
@@ -546,7 +556,7 @@ def test_every_finding_is_told_in_both_languages(diagnosed, tmp_path):
     assert table.rows[0][3].text("zh").startswith(strings("zh")[f"effect_{first['code']}"])
     assert first["why"] in table.rows[0][3].text("en")
     assert table.rows[0][-1].text("zh") == strings("zh")[f"cures_{first['code']}"]
-    mine = {**first, "advice": ["call <b>Bob</b>"]}
+    mine = {**first, "advice": ["call <b>Bob</b>"], "sentences": {}}
     run = save(tmp_path / "mine", {"kind": "diagnosis"}, [], {**result, "findings": [mine]})
     assert "call &lt;b&gt;Bob&lt;/b&gt;" in html(run)
 
@@ -630,8 +640,10 @@ def test_every_setting_is_named_in_both_languages():
     from tikhon.options import training_fields
     from tikhon.training.fit import versions
 
-    names = {name for name, _, _ in training_fields()} | {f.name for f in fields(Setting)}
-    names |= versions().keys() - {"tikhon", "torch", "python"}
+    names = {name for name, _, _ in training_fields()}
+    for name in names - {"device", "budget"} | {"model", "parameters", "split"}:
+        assert isinstance(elements.setting_name(name), Label), name
+    names |= {f.name for f in fields(Setting)} | versions().keys() - {"tikhon", "torch", "python"}
     for name in names:
         english, chinese = (strings(language)[f"setting_{name}"] for language in LANGUAGES)
         assert chinese != english or name == "machine"

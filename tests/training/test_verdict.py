@@ -241,7 +241,13 @@ def test_yardsticks_are_those_of_scikit_learn(classes):
         y, w = y + x[:, 0], w + v[:, 0]
     model = nn.Linear(3, 3 if classes else 1)
     loss = loss_of("cross_entropy" if classes else "mse")
-    found = assess(model, {"train": (x, y), "valid": (v, w)}, loss)
+    parts = {"train": (x, y), "valid": (v, w)}
+    found = assess(model, parts, loss)
+    if not classes:  # of a standardised target: scores and margins in one unit
+        scaled = assess(model, parts, loss, unit=20.0)
+        own, linear = scaled.metrics["valid/rmse"], scaled.baselines["linear"]["valid/rmse"]
+        assert own == pytest.approx(20 * found.metrics["valid/rmse"])
+        assert scaled.margins["linear"]["rmse"][0] == pytest.approx(linear**2 - own**2, rel=1e-4)
     scaler = StandardScaler().fit(x.double())
     peers = {
         "constant": DummyClassifier(strategy="prior") if classes else DummyRegressor(),
@@ -297,7 +303,7 @@ def test_a_margin_needs_more_than_a_few_rows():
 
     from tikhon.training import baselines
 
-    mean, error = baselines._paired_margins(theirs, ours, y)["accuracy"]
+    mean, error = baselines._paired_margins(theirs, ours, y, 1.0)["accuracy"]
     assert 0 < mean < 1.96 * error
 
 

@@ -180,10 +180,11 @@ class Comparison:
         if unregularized is None:
             return sentence("compare_tied" if equal else "compare_best", **values)
         values |= {"bare": format_number(abs(unregularized["test"]))}
-        if best is unregularized or unregularized["tied"]:
-            return sentence(
-                "compare_none_best" if best is unregularized else "compare_none_tied", **values
-            )
+        if best is unregularized:
+            return sentence("compare_none_best", **values)
+        if unregularized["tied"]:
+            one = self.splits == 1  # ties every method with the best
+            return sentence("compare_one_split" if one else "compare_none_tied", **values)
         return sentence("compare_helps_tied" if equal else "compare_helps", **values)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from tikhon.diagnosis.codes import treatment_sentence
 from tikhon.diagnosis.record import finite
 from tikhon.diagnosis.thresholds import MEASURES
 from tikhon.languages import Sentence
@@ -47,10 +48,12 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; `measures` holds unit and healthy range of each number.
 
-        `sentences` holds keys and values of `why`, `effect` and `fix`, for other languages; a
-        `fix` of code alone has none.
+        `sentences` holds keys and values of `why`, `effect`, `advice` and `fix`, for other
+        languages; a `fix` of code alone has none.
         """
         known = {name: asdict(MEASURES[name]) for name in self.evidence if name in MEASURES}
         told = {"why": self.why, "effect": self.effect, "fix": self.fix}
+        if self.advice:
+            told["advice"] = treatment_sentence("cures", self.code, self.why)
         sentences = {k: v.to_dict() for k, v in told.items() if isinstance(v, Sentence)}
         return {**finite(self), "measures": known, "sentences": sentences}

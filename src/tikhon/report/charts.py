@@ -298,27 +298,15 @@ def intervals(
     x: Label,
     colours: Sequence[str] = PALETTE,
 ) -> Figure:
-    """Plot a dot with its interval for each name, the first on top."""
+    """Plot a dot for each name, the first on top, with its interval if it has one."""
+    bar = {"type": "data", "symmetric": False, "thickness": 2.5, "width": 7}
     data = []
     for i, (mean, low, high) in enumerate(zip(means, lows, highs)):
-        whole = None not in (mean, low, high)
-        data.append(
-            {
-                "mode": "markers",
-                "x": [mean],
-                "y": [i],
-                "name": title(names[i]),
-                "marker": {"size": 11, "color": colours[i % len(colours)]},
-                "error_x": {
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 2.5,
-                    "width": 7,
-                    "array": [high - mean] if whole else [0],  # type: ignore[operator]
-                    "arrayminus": [mean - low] if whole else [0],  # type: ignore[operator]
-                },
-            }
-        )
+        marker = {"size": 11, "color": colours[i % len(colours)]}
+        dot: Figure = {"mode": "markers", "x": [mean], "y": [i], "name": title(names[i])}
+        if mean is not None and low is not None and high is not None:
+            dot["error_x"] = {**bar, "array": [high - mean], "arrayminus": [mean - low]}
+        data.append({**dot, "marker": marker})
     ticks = {"tickvals": list(range(len(names))), "ticktext": [title(n) for n in names]}
     rows = {"autorange": False, "range": [len(names) - 0.5, -0.5], "showgrid": False}
     layout = {"xaxis": axis(x), "yaxis": axis("", **ticks, **rows, automargin=True)}

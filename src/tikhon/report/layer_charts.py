@@ -27,7 +27,7 @@ def lines_over_layers(
         | {"mode": "lines+markers", "marker": {"size": 6}}
         for i, (name, values) in enumerate(pairs)
     ]
-    heights = [v for trace in data for v in trace["y"]]
+    heights = [*(band or ()), *(v for trace in data for v in trace["y"])]
     layout: Figure = {"xaxis": layer_axis(layers), "yaxis": axis(y, **logarithmic(heights))}
     if band is not None:
         layout["shapes"] = [

@@ -79,7 +79,7 @@ def assess(
             baseline = predictor(tensors(inputs)[0])
             scores[name] |= _prefixed(part, score(loss.outputs(baseline), targets))
             if part == scored:
-                margins[name] = _paired_margins(baseline, predictions[part], targets)
+                margins[name] = _paired_margins(baseline, predictions[part], targets, unit)
     if "linear" in scores and (fitted := len(x[:: _row_stride(x)])) < len(x):
         scores["linear"]["train/rows"] = fitted
     most_frequent = None if y.is_floating_point() else int(y.bincount().argmax())
@@ -211,10 +211,12 @@ def _squares(output: Tensor, y: Tensor) -> Tensor:
     return (output.reshape(y.shape) - y).double().square().reshape(len(y), -1).mean(1)
 
 
-def _paired_margins(baseline: Tensor, own: Tensor, y: Tensor) -> dict[str, tuple[float, float]]:
+def _paired_margins(
+    baseline: Tensor, own: Tensor, y: Tensor, unit: float
+) -> dict[str, tuple[float, float]]:
     """Mean and standard error of the paired difference, positive where ours is better."""
     if y.is_floating_point():
-        return {"rmse": _mean_and_error(_squares(baseline, y) - _squares(own, y))}
+        return {"rmse": _mean_and_error((_squares(baseline, y) - _squares(own, y)) * unit**2)}
     is_right = [(output.argmax(1) == y).double() for output in (own, baseline)]
     losses = [
         nn.functional.cross_entropy(output.double(), y, reduction="none")

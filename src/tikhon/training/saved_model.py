@@ -110,15 +110,17 @@ class SavedModel:
 
         Raises `InputError` for a column to keep that does not exist.
         """
+        path = find_path(os.fspath(data), options.get("data_dir"))
+        if is_table(path) and not path.is_file():
+            raise DataError(f"no file {path}")
         if self.preprocessing is not None:
-            path = find_path(os.fspath(data), options.get("data_dir"))
             return self._read_table(path, self.preprocessing, options.get("encoding"), keep)
         if keep:
             raise InputError(
                 f"--keep {keep[0]}: the run's data are not a table and have no columns"
             )
         options.pop("encoding", None)
-        if is_table(Path(data)):
+        if is_table(path):
             raise DataError(
                 f"{data} is a table; the model was trained on {self.data.get('name')}, which is "
                 "not a table: give data of the same kind"
@@ -138,8 +140,6 @@ class SavedModel:
     def _read_table(
         self, path: Path, fitted: Preprocessing, encoding: str | None, keep: Sequence[str]
     ) -> NewRows:
-        if not path.is_file():
-            raise DataError(f"no file {path}")
         if not is_table(path):
             raise DataError(
                 f"{path}: the model was trained on a table; give {', '.join(SUFFIXES)}"

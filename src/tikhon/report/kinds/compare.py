@@ -189,7 +189,7 @@ def scores(rows: list[Row], metric: elements.ScoreKind) -> Chart:
         elements.part_score(metric, "test"),
         figure,
         label("alt_compare"),
-        label("compare_note"),
+        label("compare_note" if charts.finite(high for _, high in reach) else "compare_note_one"),
         wide=True,
     )
 

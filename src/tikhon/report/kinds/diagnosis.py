@@ -82,10 +82,11 @@ def verdict(found: list[SavedFinding], result: Mapping[str, object]) -> Label:
     serious = [f for f in found if f["severity"] != "info" and not f.get("cause")]
     if not serious:
         return label(next(filter(result.get, UNTRAINED), "healthy"))
-    first = serious[0]
-    values = {"finding": code_name(first["code"]), "where": place_label(first.get("where") or [])}
-    values["more"] = str(len(serious) - 1)
-    return label("sick_more" if len(serious) > 1 else "sick", **values)
+    name, where = code_name(serious[0]["code"]), serious[0].get("where")
+    finding = label("finding_in", finding=name, where=place_label(where)) if where else name
+    if more := len(serious) - 1:
+        return label("sick_more", finding=finding, more=more)
+    return label("sick", finding=finding)
 
 
 def finding_sentences(found: list[SavedFinding]) -> tuple[Label | Name, ...]:
@@ -162,18 +163,21 @@ def _reason(f: SavedFinding) -> Label | Name:
     return effect if isinstance(effect, Label) else Name(effect, PROSE)
 
 
-def _finding_sentence(f: SavedFinding, part: Literal["effect", "why", "fix"]) -> Label | str:
+def _finding_sentence(
+    f: SavedFinding, part: Literal["effect", "why", "advice", "fix"]
+) -> Label | str:
     """Return a sentence of a finding, in English if the run has no key for it."""
     saved = f.get("sentences", {}).get(part)
-    return saved_label(saved) if saved and saved["key"] in strings("en") else f.get(part, "")
+    if saved and saved["key"] in strings("en"):
+        return saved_label(saved)
+    text = f.get(part, "")
+    return text if isinstance(text, str) else "; ".join(text)
 
 
 def _advice(f: SavedFinding) -> Label | Name:
-    """Return the page's translation of the advice, if it has one."""
-    text = "; ".join(f.get("advice") or []) or "–"
-    cures = (k for k, words in strings("en").items() if k.startswith("cures_") and words == text)
-    key = next(cures, None)
-    return label(key) if key else Name(text, PROSE)
+    """Return the advice of a finding."""
+    advice = _finding_sentence(f, "advice") or "–"
+    return advice if isinstance(advice, Label) else Name(advice, PROSE)
 
 
 def _advice_and_fix(f: SavedFinding) -> Label | Name:
@@ -220,12 +224,17 @@ def _count_or_number(value: object) -> str:
 
 def evidence_cell(evidence: Mapping[str, object]) -> Cell:
     """Format the numbers behind a finding, with their names in words."""
-    told = []
-    for key, value in evidence.items():
-        known = f"measured_{key}" in strings("en")
-        name = label(f"measured_{key}") if known else key.replace("_", " ")
-        told.append(label("evidence_of", name=name, value=_count_or_number(value)))
-    return joined(told) or Name("–")
+    measured = [
+        label("evidence_of", name=_measured_name(key), value=_count_or_number(value))
+        for key, value in evidence.items()
+    ]
+    return joined(measured) or Name("–")
+
+
+def _measured_name(key: str) -> Label | str:
+    """Name a measured number; checks of other packages have no translation."""
+    known = f"measured_{key}" in strings("en")
+    return label(f"measured_{key}") if known else key.replace("_", " ")
 
 
 def evidence_charts(record: SavedRecord) -> list[Section | None]:

@@ -142,7 +142,7 @@ def format_settings(entries: Mapping[str, object]) -> Label | str | None:
     kept = {k: v for k, v in entries.items() if v not in (None, [], {}, "", 0.0) and k != "name"}
     words = [str(entries["name"])] if entries.get("name") else []
     return joined(
-        [*words, *(_format_setting(key, _format_value(value)) for key, value in kept.items())]
+        [*words, *(_format_setting(key, format_value(value)) for key, value in kept.items())]
     )
 
 
@@ -152,7 +152,13 @@ def _format_setting(key: str, value: str) -> Label | str:
     return label(f"setting_{key}", value=value) if known else f"{key.replace('_', ' ')} {value}"
 
 
-def _format_value(value: object) -> str:
+def setting_name(key: str) -> Label | Name:
+    """Name a setting, under its own name if it has no translation."""
+    known = f"setting_name_{key}" in strings("en")
+    return label(f"setting_name_{key}") if known else Name(key.replace("_", " "))
+
+
+def format_value(value: object) -> str:
     """Format a setting's value, short lists without brackets."""
     if isinstance(value, list) and len(value) <= 12:
         between = "; " if any(isinstance(entry, Mapping) for entry in value) else ", "
@@ -165,7 +171,7 @@ def format_nested(value: object) -> str:
     if isinstance(value, Mapping):
         if "penalty" in value:
             return format_penalty(value)
-        return "{" + ", ".join(f"{k}: {format_nested(v)}" for k, v in value.items()) + "}"
+        return ", ".join(f"{k} {format_nested(v)}" for k, v in value.items())
     if isinstance(value, list):
         return (
             f"[{len(value)}]" if len(value) > 12 else f"[{', '.join(map(format_nested, value))}]"

@@ -204,11 +204,14 @@ def settings(group: RunGroup) -> PageTable | None:
     """Tabulate the settings that differ."""
     held = [_settings_of(run.config) for run in group.runs]
     names = list(dict.fromkeys(name for found in held for name in found))
-    differing = [n for n in names if len({str(found.get(n)) for found in held}) > 1]
+    differing = [n for n in names if len({found.get(n) for found in held}) > 1]
     if not differing:
         return None
     rows = tuple(
-        (Name(name), *(Name(str(found.get(name, "–")), 40) for found in held))
+        (
+            elements.setting_name(name),
+            *(Name(found[name], 40) if name in found else label("setting_none") for found in held),
+        )
         for name in differing
     )
     head = (label("setting"), *(Name(run.name) for run in group.runs))
@@ -216,22 +219,19 @@ def settings(group: RunGroup) -> PageTable | None:
 
 
 def _settings_of(config: Mapping[str, object]) -> dict[str, str]:
-    """Return the user's settings of a run, under one name each."""
-    found: dict[str, str] = {}
+    """Return the user's settings of a run, under one name each; those not set are left out."""
+    found: dict[str, object] = {}
     for key in ("model", "optimizer", "recipe"):
-        value = config.get(key)
-        entries = value.items() if isinstance(value, Mapping) else ()
-        for name, entry in entries:
-            if (key, name) == ("recipe", "penalties"):
-                found["penalties"] = ", ".join(elements.format_nested(p) for p in entry)
-            elif name not in ("shape", "outputs"):
-                found[f"{key} {name}" if name == "name" else name] = elements.format_nested(entry)
-    data = config.get("data")
-    if isinstance(data, Mapping) and data.get("split"):
-        found["split"] = elements.format_nested(data["split"])
-    if config.get("seed") is not None:
-        found["seed"] = str(config["seed"])
-    return found
+        for name, value in elements.as_mapping(config.get(key)).items():
+            if name not in ("shape", "outputs"):
+                found[key if name == "name" else name] = value
+    found["split"] = elements.as_mapping(config.get("data")).get("split")
+    found["seed"] = config.get("seed")
+    return {
+        name: elements.format_value(value)
+        for name, value in found.items()
+        if value not in (None, {}, [])
+    }
 
 
 def curves(group: RunGroup) -> Section | None:

@@ -217,7 +217,7 @@ def short(value: object) -> str:
     return strength(value) if isinstance(value, float) else str(value)
 
 
-def facts(run: SavedRun, found: list[Member], audit: Mapping[str, object]) -> tuple[Fact, ...]:
+def facts(run: SavedRun, found: list[Member], audit: SavedAudit) -> tuple[Fact, ...]:
     """Return score, gain, trials and time."""
     metrics = run.result.get("metrics") or {}
     shown = [
@@ -227,11 +227,16 @@ def facts(run: SavedRun, found: list[Member], audit: Mapping[str, object]) -> tu
     ]
     if run.result.get("score") is not None:
         shown.append(Fact(measure(run), format_number(run.result["score"])))
-    if audit.get("gain") is not None:
+    if (gain := audit.get("gain")) is not None:
         better = audit.get("worth_it")
         note = label("plus_minus", error=format_number(audit.get("gain_error")))
         shown.append(
-            Fact(label("gain"), format_number(audit["gain"]), note, "good" if better else "watch")
+            Fact(
+                label("gain_score" if audit.get("maximised") else "gain"),
+                format_number(gain),
+                note,
+                "good" if better else "watch",
+            )
         )
     shown.append(Fact(label("tried"), str(len(found))))
     if run.result.get("seconds") is not None:
@@ -264,32 +269,38 @@ def audit_table(audit: SavedAudit) -> PageTable | None:
     """Tabulate the uncertainty of the choice."""
     if not audit:
         return None
-    gain, error = audit.get("gain"), audit.get("gain_error")
-    better = (
-        Mark("good", label("better_than_default"))
-        if audit.get("worth_it")
-        else (Mark("watch", label("no_better_than_default")))
+    edges, failed, chosen = (
+        audit.get("edges") or [],
+        audit.get("failed"),
+        audit.get("chosen_score"),
     )
-    edges = audit.get("edges") or []
-    at_edge = (
-        Mark("watch", label("at_edge", names=", ".join(edges)))
-        if edges
-        else Mark("good", label("inside"))
-    )
-    failed = audit.get("failed") or 0
-    chosen = audit.get("chosen_score")
-    share = audit.get("noise", 0.0) / chosen if chosen else None
-    small = share is not None and share <= 0.02
-    noisy = Mark("good" if small else "watch", label("noise_small" if small else "noise_large"))
+    noise = audit.get("noise", 0.0)
+    share = noise / chosen if chosen else None
+    gain = f"{format_number(audit.get('gain'))} ± {format_number(audit.get('gain_error'))}"
+    clear = "better_than_default" if audit.get("worth_it") else "no_better_than_default"
+    small = "noise_small" if share is not None and share <= 0.02 else "noise_large"
+    at_edge = label("at_edge", names=", ".join(edges)) if edges else label("inside")
     lost = Mark("plain", label("left_out")) if failed else Mark("good", label("none_failed"))
-    head = (label("check"), label("value"), label("verdict"))
     rows = (
-        (label("audit_gain"), f"{format_number(gain)} ± {format_number(error)}", better),
-        (label("audit_noise"), f"{format_number(audit.get('noise'))} ({percent(share)})", noisy),
-        (label("audit_edges"), str(len(edges)), at_edge),
-        (label("audit_failed"), str(failed), lost),
+        (
+            label("audit_gain_score" if audit.get("maximised") else "audit_gain"),
+            gain,
+            _mark(audit.get("worth_it"), label(clear)),
+        ),
+        (
+            label("audit_noise"),
+            f"{format_number(noise)} ({percent(share)})",
+            _mark(small == "noise_small", label(small)),
+        ),
+        (label("audit_edges"), str(len(edges)), _mark(not edges, at_edge)),
+        (label("audit_failed"), str(failed or 0), lost),
     )
+    head = (label("check"), label("value"), label("verdict"))
     return PageTable(label("audit_caption"), head, rows)
+
+
+def _mark(fine: object, words: Label) -> Mark:
+    return Mark("good" if fine else "watch", words)
 
 
 def rungs(run: SavedRun, found: list[Member], chosen: int | None) -> Section | None:
