@@ -22,7 +22,7 @@ class Parts:
     data: Any
     loss: Callable[..., Any]
     rate: float = 1e-2
-    steps: int = 20
+    steps: int = 8
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
     options: tuple[tuple[str, Any], ...] = ()
 

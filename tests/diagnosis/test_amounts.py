@@ -22,7 +22,7 @@ def a_price_beside_a_share(wrong: bool) -> Parts:
     x = torch.randn(400, 6)
     price = (x[:, :1] + x[:, 1:2]) * (5000.0 if wrong else 1.0)
     y = torch.cat([price, x[:, 2:3].sigmoid()], 1)
-    return Parts(mlp(6, 32, 2), (x, y), nn.MSELoss(), steps=60)
+    return Parts(mlp(6, 32, 2), (x, y), nn.MSELoss(), steps=20)
 
 
 class Variational(nn.Module):
@@ -50,14 +50,14 @@ def evidence_bound(output: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
 def a_decoder_of_several_answers_that_ends_in_a_rectifier(wrong: bool) -> Parts:
     x = torch.randn(300, 3) @ torch.randn(3, 8)
     end = nn.ReLU() if wrong else nn.Identity()
-    return Parts(Variational(end), (x, x), evidence_bound, steps=60)
+    return Parts(Variational(end), (x, x), evidence_bound, steps=20)
 
 
 @pair("head_mismatch")
 def a_decoder_of_several_answers_whose_end_cannot_reach_them(wrong: bool) -> Parts:
     x = (torch.randn(300, 3) @ torch.randn(3, 8)).sigmoid()
     rows = 4 * x - 2 if wrong else x
-    return Parts(Variational(nn.Sigmoid()), (rows, rows), evidence_bound, steps=60)
+    return Parts(Variational(nn.Sigmoid()), (rows, rows), evidence_bound, steps=20)
 
 
 @pair("multilabel_softmax")
@@ -70,7 +70,7 @@ def tags_whose_chances_are_divided_by_their_sum(wrong: bool) -> Parts:
             return -(y * (p / p.sum(-1, keepdim=True) + 1e-6).log()).sum(-1).mean()
         return F.binary_cross_entropy(p, y)
 
-    return Parts(nn.Sequential(mlp(12, 32, 6), nn.Sigmoid()), (x, y), loss, steps=60)
+    return Parts(nn.Sequential(mlp(12, 32, 6), nn.Sigmoid()), (x, y), loss, steps=20)
 
 
 @pair("constant_inputs")
@@ -78,7 +78,7 @@ def columns_that_a_clip_made_alike(wrong: bool) -> Parts:
     counts = torch.poisson(torch.full((500, 15), 3.0))
     y = counts[:, :1] - counts[:, 1:2] + counts[:, 2:3]
     x = torch.cat([counts.clamp(max=0.0) if wrong else counts / 3, torch.randn(500, 4)], 1)
-    return Parts(mlp(19, 24, 1), (x, y / 3), nn.MSELoss(), steps=60)
+    return Parts(mlp(19, 24, 1), (x, y / 3), nn.MSELoss(), steps=20)
 
 
 class Joined(nn.Module):
@@ -97,7 +97,7 @@ def one_of_two_inputs_that_is_never_filled(wrong: bool) -> Parts:
     left, right = torch.randn(400, 4), torch.randn(400, 4)
     y = (right[:, :1] - right[:, 1:2]) / 1.4
     given = torch.zeros(400, 4) if wrong else right
-    return Parts(Joined(), ((left, given), y), nn.MSELoss(), steps=60)
+    return Parts(Joined(), ((left, given), y), nn.MSELoss(), steps=20)
 
 
 class Coder(nn.Module):
@@ -143,7 +143,7 @@ class Kept(Dataset):
 def targets_that_rise_at_each_reading(wrong: bool) -> Parts:
     x = torch.randn(96, 5)
     loader = DataLoader(Kept(x, x[:, :1].clone(), not wrong), batch_size=16, shuffle=True)
-    return Parts(mlp(5, 16, 1), loader, nn.MSELoss(), steps=60)
+    return Parts(mlp(5, 16, 1), loader, nn.MSELoss(), steps=20)
 
 
 @pair("data_changed_in_place")
@@ -154,7 +154,7 @@ def a_loss_that_scales_its_batch_in_place(wrong: bool) -> Parts:
         return F.mse_loss(model(x), y)
 
     x = torch.randn(96, 5)
-    return Parts(mlp(5, 16, 1), (x, x[:, :2].sum(1, keepdim=True)), loss, steps=40)
+    return Parts(mlp(5, 16, 1), (x, x[:, :2].sum(1, keepdim=True)), loss, steps=20)
 
 
 class Centred(nn.Module):
@@ -169,7 +169,7 @@ class Centred(nn.Module):
 @pair("data_changed_in_place")
 def a_network_that_shifts_its_inputs_in_place(wrong: bool) -> Parts:
     x = torch.randn(96, 5)
-    return Parts(Centred(wrong), (x + 3, x[:, :2].sum(1, keepdim=True)), nn.MSELoss(), steps=40)
+    return Parts(Centred(wrong), (x + 3, x[:, :2].sum(1, keepdim=True)), nn.MSELoss(), steps=20)
 
 
 @pair("data_changed_in_place")
@@ -178,7 +178,7 @@ def a_list_of_batches_whose_targets_are_counted_up(wrong: bool) -> Parts:
         return F.mse_loss(output, y.add_(0.1) if wrong else y + 0.1)
 
     rows = torch.randn(6, 16, 5)
-    return Parts(mlp(5, 16, 1), [(x, x[:, :2].sum(1, keepdim=True)) for x in rows], loss, steps=40)
+    return Parts(mlp(5, 16, 1), [(x, x[:, :2].sum(1, keepdim=True)) for x in rows], loss, steps=20)
 
 
 @pair("unscaled_inputs")
@@ -186,7 +186,7 @@ def an_autoencoder_of_pixels_that_were_scaled_twice(wrong: bool) -> Parts:
     x = torch.randint(0, 256, (300, 20)) / 127.5 - 1
     x = x / 127.5 - 1 if wrong else x
     model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 20), nn.Tanh())
-    return Parts(model, (x, x), nn.MSELoss(), steps=60)
+    return Parts(model, (x, x), nn.MSELoss(), steps=20)
 
 
 @pair("ignored_rows")
@@ -201,7 +201,7 @@ def a_ground_that_became_void(wrong: bool) -> Parts:
 def answers_of_the_next_row(wrong: bool) -> Parts:
     x = torch.randn(500, 6)
     y = (x @ torch.randn(6, 1)).relu()
-    return Parts(mlp(6, 24, 1), (x, y.roll(-1, 0) if wrong else y), nn.MSELoss(), steps=60)
+    return Parts(mlp(6, 24, 1), (x, y.roll(-1, 0) if wrong else y), nn.MSELoss(), steps=20)
 
 
 class Speaker(nn.Module):
@@ -248,7 +248,8 @@ meant = into(MEANT)
 def columns_that_the_loss_scales(_: bool) -> Parts:
     x = torch.randn(400, 6)
     unit = torch.tensor([5000.0, 1.0])
-    return Parts(mlp(6, 32, 2), (x, x[:, :2] * unit), lambda z, y: F.mse_loss(z, y / unit))
+    loss = lambda z, y: F.mse_loss(z, y / unit)  # noqa: E731
+    return Parts(mlp(6, 32, 2), (x, x[:, :2] * unit), loss, steps=20)
 
 
 @meant("multilabel_softmax")
@@ -283,14 +284,14 @@ def views_that_are_told_from_all_others(_: bool) -> Parts:
 def rows_that_rise_within_an_epoch(_: bool) -> Parts:
     x = torch.linspace(-2, 2, 96)[:, None].repeat(1, 4) + 0.1 * torch.randn(96, 4)
     rows = TensorDataset(x, 10 * x[:, :1])
-    return Parts(mlp(4, 16, 1), DataLoader(rows, batch_size=16), nn.MSELoss(), steps=60)
+    return Parts(mlp(4, 16, 1), DataLoader(rows, batch_size=16), nn.MSELoss(), steps=20)
 
 
 @meant("data_changed_in_place")
 def a_batch_that_is_clamped_in_place(_: bool) -> Parts:
     x = torch.randn(96, 4)
     model = nn.Sequential(nn.ReLU(inplace=True), mlp(4, 16, 1))
-    return Parts(model, (x, x[:, :1].relu()), nn.MSELoss(), steps=40)
+    return Parts(model, (x, x[:, :1].relu()), nn.MSELoss(), steps=20)
 
 
 @meant("ignored_rows")
@@ -305,7 +306,7 @@ def scribbles_on_pictures(_: bool) -> Parts:
 def sums_of_what_comes_next_in_a_series(_: bool) -> Parts:
     noise = torch.randn(600)
     y = noise[3:] + noise[2:-1] + noise[1:-2]
-    return Parts(mlp(1, 16, 1), (noise[:-3, None], y[:, None]), nn.MSELoss(), steps=60)
+    return Parts(mlp(1, 16, 1), (noise[:-3, None], y[:, None]), nn.MSELoss(), steps=20)
 
 
 class Scaled(nn.Module):

@@ -207,7 +207,7 @@ class Pooled(nn.Module):
 def a_mean_over_the_features_of_each_step(wrong: bool) -> Parts:
     y = torch.randint(4, (300,))
     x = 0.6 * torch.randn(4, 6)[y][:, None] + torch.randn(300, 10, 6)
-    return Parts(Pooled(2 if wrong else 1), (x, y), CE, steps=40)
+    return Parts(Pooled(2 if wrong else 1), (x, y), CE, steps=20)
 
 
 @pair("class_imbalance")
@@ -240,7 +240,7 @@ def weights_of_yes_upside_down(wrong: bool) -> Parts:
     y = (x[:, :3] > 1.2).float()
     weight = y.mean(0) / (1 - y.mean(0))
     loss = nn.BCEWithLogitsLoss(pos_weight=weight if wrong else 1 / weight)
-    return Parts(mlp(8, 16, 3), (x, y), loss, rate=3e-3, steps=40)
+    return Parts(mlp(8, 16, 3), (x, y), loss, rate=3e-3, steps=20)
 
 
 @pair("class_imbalance")
@@ -265,7 +265,7 @@ class Told(nn.Module):
 @pair("inputs_ignored")
 def the_first_step_of_a_recurrent_layer(wrong: bool) -> Parts:
     x = torch.randn(300, 6, 2)
-    return Parts(Told(0 if wrong else -1), (x, x[:, :, :1].sum(1)), nn.MSELoss(), steps=60)
+    return Parts(Told(0 if wrong else -1), (x, x[:, :, :1].sum(1)), nn.MSELoss(), steps=30)
 
 
 @pair("head_mismatch")
@@ -275,14 +275,14 @@ def rectified_scores_of_classes(wrong: bool) -> Parts:
     model = mlp(64, 48, 10)
     if wrong:
         model.append(nn.ReLU())
-    return Parts(model, (x, y), CE, rate=0.3, steps=200, optimizer=torch.optim.SGD)
+    return Parts(model, (x, y), CE, rate=0.3, steps=100, optimizer=torch.optim.SGD)
 
 
 @pair("underfitting")
 def one_unit_for_all_classes(wrong: bool) -> Parts:
     y = torch.randint(8, (400,))
     x = 2 * torch.randn(8, 12)[y] + torch.randn(400, 12)
-    return Parts(mlp(12, 1 if wrong else 24, 8), (x, y), CE, rate=2e-2, steps=150)
+    return Parts(mlp(12, 1 if wrong else 24, 8), (x, y), CE, rate=2e-2, steps=75)
 
 
 class Bag(nn.Module):
@@ -304,7 +304,7 @@ class Bag(nn.Module):
 def a_question_of_order_without_positions(wrong: bool) -> Parts:
     tokens = torch.randint(6, (400, 8))
     y = (tokens[:, :4].sum(1) > tokens[:, 4:].sum(1)).long()
-    return Parts(Bag(not wrong), (tokens, y), CE, steps=100)
+    return Parts(Bag(not wrong), (tokens, y), CE, steps=50)
 
 
 @pair("vanishing_gradient")
@@ -316,7 +316,7 @@ def twelve_sigmoids(wrong: bool) -> Parts:
     if not wrong:
         for layer in model[::2]:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return Parts(model, (x, y), CE, rate=3e-3, steps=100)
+    return Parts(model, (x, y), CE, rate=3e-3, steps=50)
 
 
 @pair("frozen_parameters")
@@ -327,7 +327,7 @@ def a_body_that_is_frozen_and_drawn_at_random(wrong: bool) -> Parts:
         nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)
     )
     model[:3].requires_grad_(not wrong)
-    return Parts(model, (x, y), CE, rate=2e-2, steps=250)
+    return Parts(model, (x, y), CE, rate=2e-2, steps=100)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -22,9 +22,11 @@ def kinds(rows: int = 800, size: int = 10) -> tuple[Tensor, Tensor]:
     return x, (x[:, :4] + 0.3 * torch.randn(rows, 4)).argmax(1)
 
 
-def asked(model: nn.Module, optimizer: Any, data: Any = None, loss: Any = CE) -> Diagnosis:
+def asked(
+    model: nn.Module, optimizer: Any, data: Any = None, loss: Any = CE, steps: int = 60
+) -> Diagnosis:
     data = kinds() if data is None else data
-    return diagnose(model, data, loss, optimizer=optimizer, steps=120, batch_size=32)
+    return diagnose(model, data, loss, optimizer=optimizer, steps=steps, batch_size=32)
 
 
 def words() -> tuple[nn.Module, Any]:
@@ -45,7 +47,7 @@ def test_steps_are_called_too_short_where_longer_ones_were_tried():
     for found in (
         asked(nn.Sequential(body, head), torch.optim.AdamW(groups)),
         asked(mlp(10, 64, 4), lambda p: torch.optim.SGD(p, lr=3e-3)),
-        asked(model, lambda p: torch.optim.Adam(p, lr=1e-4), data),
+        asked(model, lambda p: torch.optim.Adam(p, lr=1e-4), data, steps=120),
     ):
         slow = [f for f in found.findings if f.code == "slow_convergence"]
         assert slow, str(found)
@@ -204,7 +206,7 @@ def test_labels_of_a_loader_that_only_the_network_finds_are_not_unrelated(relate
     x = torch.randint(30, (400, 2))
     y = (x.sum(1) % 3 == 0).float()
     loader = DataLoader(TensorDataset(x, y if related else y[torch.randperm(400)]), 32)
-    found = asked(Sums(), adam(1e-2), loader, nn.BCEWithLogitsLoss())
+    found = asked(Sums(), adam(1e-2), loader, nn.BCEWithLogitsLoss(), steps=120)
     assert found.record.wiring["relation"] < RELATED
     assert ("unrelated_labels" in found.labels) is not related
 

@@ -27,7 +27,7 @@ def kinds(rows: int = 600) -> tuple[Tensor, Tensor]:
 
 def asked(model: nn.Module, data: Any, loss: Any, lr: float = 1e-2, **options: Any) -> Diagnosis:
     engine = options.pop("optimizer", None) or torch.optim.Adam(model.parameters(), lr=lr)
-    return diagnose(model, data, loss, optimizer=engine, steps=120, batch_size=32, **options)
+    return diagnose(model, data, loss, optimizer=engine, steps=60, batch_size=32, **options)
 
 
 @pytest.mark.parametrize("bound", [1e-4, 10.0])

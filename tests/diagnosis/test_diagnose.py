@@ -33,7 +33,7 @@ from tikhon.diagnosis.replica import isolated, undisturbed
 from tikhon.errors import DataError, InputError
 
 
-def run(case: Faulty, steps: int = 150, seed: int = 0):
+def run(case: Faulty, steps: int = 80, seed: int = 0):
     torch.manual_seed(seed)
     model = case.build()
     options = dict(case.options)
@@ -124,7 +124,7 @@ def test_a_saved_record_is_judged_alike(tmp_path):
 
 def test_json_has_no_nan_and_the_letter_fits_a_screen():
     for case in (FAULTY[1], FAULTY[3], HEALTHY[0]):
-        found = run(case, steps=30)
+        found = run(case, steps=8)
         json.loads(found.to_json(), parse_constant=lambda c: pytest.fail(c))
         lines = str(found).splitlines()
         assert len(lines) <= 25
@@ -251,7 +251,7 @@ def test_inputs_come_in_any_shape():
     assert diagnose(Two(), {"first": x, "second": x, "labels": y}, CE).ok
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x, y), batch_size=50)
     engine = lambda p: torch.optim.Adam(p, lr=0.01)  # noqa: E731
-    assert diagnose(Two(), loader, CE, optimizer=engine, steps=120).ok
+    assert diagnose(Two(), loader, CE, optimizer=engine, steps=40).ok
     assert diagnose(deep(1, nn.ReLU), (x.numpy(), y.numpy()), CE).ok
 
 
@@ -361,7 +361,7 @@ def test_tied_weights_and_recurrent_layers():
         Tied(),
         (tokens, (tokens + 1) % 12),
         CE,
-        steps=200,
+        steps=60,
         optimizer=lambda p: torch.optim.Adam(p, lr=0.02),
     )
     assert found.ok, str(found)

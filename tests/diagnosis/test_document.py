@@ -32,7 +32,7 @@ def test_the_published_schema_is_that_of_the_code():
 @pytest.mark.parametrize("case", PROGRAMS, ids=lambda c: c.name)
 def test_every_document_has_the_form(case):
     torch.manual_seed(0)
-    found = diagnose(case.build(), case.data(), case.loss, optimizer=case.optimizer, steps=30)
+    found = diagnose(case.build(), case.data(), case.loss, optimizer=case.optimizer, steps=8)
     document = json.loads(found.to_json())
     FORM.validate_json(found.to_json())
     assert document.keys() == set(Document.__annotations__)

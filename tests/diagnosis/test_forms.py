@@ -133,7 +133,7 @@ def test_a_healthy_program_of_any_form_is_trained_and_left_alone(name):
     engine = adam(0.01)(model.parameters())
     before = fingerprint(model, engine)
     train, valid = halves(data())
-    found = diagnose(model, train, loss, optimizer=engine, valid=valid, steps=150)
+    found = diagnose(model, train, loss, optimizer=engine, valid=valid, steps=50)
     assert same(before, fingerprint(model, engine))
     assert found.ok, str(found)
     losses = found.record.losses
@@ -191,7 +191,7 @@ def test_the_batch_is_that_of_the_loader(rows):
 def test_a_sick_program_of_any_form_is_found(name):
     build, data, loss = FORMS[name]
     torch.manual_seed(0)
-    found = diagnose(build(), data(), loss, optimizer=adam(1e-7), steps=60)
+    found = diagnose(build(), data(), loss, optimizer=adam(1e-7), steps=30)
     assert "slow_convergence" in found.labels, str(found)
 
 
@@ -229,7 +229,7 @@ def test_packed_sequences_are_inputs():
     rows, y = sequences()
     torch.manual_seed(0)
     packed = pack_sequence(rows, enforce_sorted=False)
-    found = diagnose(Ragged(), (packed, y), CE, optimizer=adam(0.02), steps=150)
+    found = diagnose(Ragged(), (packed, y), CE, optimizer=adam(0.02), steps=50)
     assert found.record.losses[-1] < 0.5 * found.record.losses[0], str(found)
 
 
@@ -238,7 +238,7 @@ def test_a_loader_may_pad_each_batch_to_a_length_of_its_own():
     pad = nn.utils.rnn.pad_sequence
     batches = [(pad(rows[k : k + 16], batch_first=True), y[k : k + 16]) for k in range(0, 160, 16)]
     torch.manual_seed(0)
-    found = diagnose(Ragged(), batches, CE, optimizer=adam(0.02), steps=80)
+    found = diagnose(Ragged(), batches, CE, optimizer=adam(0.02), steps=40)
     assert found.record.losses[-1] < found.record.losses[0]
 
 

@@ -26,7 +26,7 @@ def sometimes(bad):
 
 
 def run(build, **options):
-    return tk.diagnose(build, classes(), CE, optimizer=sgd(0.1), steps=60, **options)
+    return tk.diagnose(build, classes(), CE, optimizer=sgd(0.1), steps=10, **options)
 
 
 def test_random_symptoms_are_counted():
@@ -49,7 +49,7 @@ def test_oscillation_is_looked_for_in_every_draw():
         classes(),
         CE,
         optimizer=sgd(1.5, momentum=0.95),
-        steps=150,
+        steps=80,
         batch_size=4,
     )
     codes = [code for labels in jumping.record.inits for code in labels]
@@ -62,7 +62,7 @@ def test_a_healthy_factory_stays_healthy_and_a_bound_optimizer_serves_every_draw
     engine = torch.optim.Adam(model.parameters(), lr=0.01)
     state = torch.get_rng_state()
     build = lambda: he(deep(2, nn.ReLU, 32))  # noqa: E731
-    found = tk.diagnose(build, classes(), CE, optimizer=engine, steps=80)
+    found = tk.diagnose(build, classes(), CE, optimizer=engine, steps=20)
     assert torch.equal(state, torch.get_rng_state())
     assert found.ok, str(found)
     assert found.record.optimizer["lr"] == 0.01

@@ -93,7 +93,7 @@ def test_a_healthy_one_is_measured_and_left_alone(name):
     model = build()
     engine = adam(0.01)(model.parameters())
     before = fingerprint(model, engine)
-    found = tk.diagnose(model, data(), CE, optimizer=engine, steps=120)
+    found = tk.diagnose(model, data(), CE, optimizer=engine, steps=40)
     assert same(before, fingerprint(model, engine))
     assert found.ok, str(found)
     place = next(i for i, s in enumerate(found.record.sites) if s.name == site)
@@ -104,8 +104,8 @@ def test_a_healthy_one_is_measured_and_left_alone(name):
 
 
 CURED = (  # the others are cured as these are
-    *("Conv2d", "MultiheadAttention"),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("GRU", "names")),
+    "Conv2d",
+    *(pytest.param(k, marks=pytest.mark.slow) for k in ("MultiheadAttention", "GRU", "names")),
 )
 
 
@@ -149,12 +149,10 @@ def test_scaled_targets_are_cured_and_scored_in_the_users_units():
     torch.manual_seed(0)
     model = he(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)))
     engine = sgd(0.05)(model.parameters())
-    found = tk.cure(
-        model, (x, y), nn.MSELoss(), optimizer=engine, steps=100, seeds=2, budget="60s"
-    )
+    found = tk.cure(model, (x, y), nn.MSELoss(), optimizer=engine, steps=50, seeds=2, budget="60s")
     assert found.treatment.name.startswith("scaled targets"), str(found)
     assert "y_train = (y_train - shift) / scale" in found.patch
-    trained, end = found.train(100)
+    trained, end = found.train(50)
     trained.eval()
     with torch.no_grad():
         assert float(trained(x).mean()) == pytest.approx(float(y.mean()), rel=0.1)
@@ -184,7 +182,7 @@ def test_layers_side_by_side_are_no_line_of_layers(stacked):
     x = torch.rand(600, 16) * 2 - 1
     y = ((x[:, :4].square() * 3).sum(1) * 4 / 10).long().clamp(0, 3)
     model = Beside(stacked)
-    found = tk.diagnose(model, (x, y), CE, optimizer=adam(1e-2), steps=60)
+    found = tk.diagnose(model, (x, y), CE, optimizer=adam(1e-2), steps=30)
     assert ("no_nonlinearity" in {f.code for f in found.findings}) == stacked, str(found)
 
 
@@ -228,5 +226,5 @@ class Asking(nn.Module):
 
 def test_inputs_that_ask_for_slopes_are_no_layers_made_in_forward():
     torch.manual_seed(0)
-    found = tk.diagnose(Asking(), classes(), CE, optimizer=adam(1e-2), steps=40)
+    found = tk.diagnose(Asking(), classes(), CE, optimizer=adam(1e-2), steps=20)
     assert found.ok, str(found)

@@ -87,7 +87,7 @@ def a_divergence_whose_deviation_may_vanish(wrong: bool) -> Parts:
         divergence = 0.5 * ((2 * scale).exp() + mean**2 - 1 + sign * 2 * scale).sum(1)
         return (10 * (given - goal).square().sum(1) + divergence).mean()
 
-    return Parts(Coder(), (x, x), loss, steps=150)
+    return Parts(Coder(), (x, x), loss, steps=75)
 
 
 class Flow(nn.Module):
@@ -258,7 +258,7 @@ def a_distance_that_is_squashed(wrong: bool) -> Parts:
     def loss(distance: Tensor, y: Tensor) -> Tensor:
         return ((1 - y) * distance**2 + y * F.relu(1 - distance) ** 2).mean()
 
-    return Parts(Twins(wrong), ((a, b), far), loss, steps=100)
+    return Parts(Twins(wrong), ((a, b), far), loss, steps=50)
 
 
 @pair("mixed_derivatives")

@@ -23,7 +23,7 @@ def test_a_loss_that_climbs_is_never_healthy_however_many_rows_are_right():
     torch.manual_seed(0)
     model = net()
     engine = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.99)
-    found = run(model, classes(), engine, steps=200)
+    found = run(model, classes(), engine, steps=100)
     assert found.record.points[-1].metric > 0.7  # most rows are right, the others wildly wrong
     first = found.findings[0]
     assert (first.code, first.severity) == ("oscillating_loss", "critical"), str(found)
@@ -70,7 +70,7 @@ def test_what_shortens_the_steps_is_named(options, clip, words):
     torch.manual_seed(0)
     model = net()
     engine = torch.optim.Adam(model.parameters(), **options)
-    found = run(model, classes(), engine, steps=60, clip=clip)
+    found = run(model, classes(), engine, steps=30, clip=clip)
     slow = next(f for f in found.findings if f.code == "slow_convergence")
     assert words in slow.why, slow.why
     assert slow.effect == sentence("effect_slow_convergence")

@@ -92,7 +92,7 @@ def stuck() -> dict[str, tuple[nn.Module, Any, Any]]:
 
 @pytest.mark.parametrize("name", choices())
 def test_a_choice_among_candidates_may_have_one_target(name: str) -> None:
-    found = labels(*choices()[name], steps=40)
+    found = labels(*choices()[name], steps=20)
     assert not found & {"constant_targets", "class_imbalance"}, found
 
 
@@ -237,7 +237,7 @@ def test_other_heads_and_rectifiers_within_are_not(head: Any, loss: Any) -> None
 
 
 def ended(model: nn.Module, loss: Any) -> Diagnosis:
-    return diagnose(model, kinds(), loss, optimizer=adam(1e-2), steps=60, batch_size=32)
+    return diagnose(model, kinds(), loss, optimizer=adam(1e-2), steps=30, batch_size=32)
 
 
 class Drawn(Dataset):

@@ -47,7 +47,7 @@ class Part(nn.Module):
 @pair("inputs_ignored")
 def columns_that_are_sliced_off(wrong: bool) -> Parts:
     x = torch.randn(300, 6)
-    return Parts(Part(3 if wrong else 6), (x, x[:, :1] + 2 * x[:, 5:]), nn.MSELoss(), steps=100)
+    return Parts(Part(3 if wrong else 6), (x, x[:, :1] + 2 * x[:, 5:]), nn.MSELoss(), steps=50)
 
 
 class Looker(nn.Module):
@@ -181,14 +181,14 @@ def one_label_in_a_hundred(wrong: bool) -> Parts:
     x = torch.randn(400, 12)
     y = F.one_hot((x @ torch.randn(12, 60)).argmax(1), 60)
     loss = nn.BCEWithLogitsLoss() if wrong else nn.CrossEntropyLoss()
-    return Parts(mlp(12, 32, 60), (x, y.float() if wrong else y.argmax(1)), loss, steps=60)
+    return Parts(mlp(12, 32, 60), (x, y.float() if wrong else y.argmax(1)), loss, steps=20)
 
 
 @pair("unscaled_inputs")
 def inputs_far_off(wrong: bool) -> Parts:
     x = torch.randn(300, 6)
     y = (x[:, :1] * x[:, 1:2]).sign()
-    return Parts(mlp(6, 24, 1), (3 + 0.01 * x if wrong else x, y), nn.MSELoss(), steps=60)
+    return Parts(mlp(6, 24, 1), (3 + 0.01 * x if wrong else x, y), nn.MSELoss(), steps=20)
 
 
 @pair("loss_ignores_targets")
