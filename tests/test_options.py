@@ -125,7 +125,6 @@ def test_a_strength_has_one_name_in_shell_and_space(name, shell):
 
 
 def test_the_names_that_the_shell_completes_are_those_that_are_taken():
-    from tikhon.cli.path import PENALTIES
     from tikhon.comparison import NAMES as METHODS
     from tikhon.data.sources import NAMES as SOURCES
     from tikhon.models.build import NAMES as MODELS
@@ -141,7 +140,7 @@ def test_the_names_that_the_shell_completes_are_those_that_are_taken():
         (names.OPTIMIZERS, OPTIMIZERS),
         (names.PENALTIES, kinds),
         (names.METHODS, METHODS),
-        (PENALTIES, followed),
+        (names.SPARSE_PENALTIES, followed),
     ):
         assert sorted(told) == sorted(taken)
 

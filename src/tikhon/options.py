@@ -29,10 +29,14 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "radam", "rmsprop", "adagrad")
 SCHEDULES = ("constant", "cosine", "linear", "warmup_cosine")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MODES = ("objective", "decoupled")
-PENALTIES = tuple(
-    "l1 l2 elastic_net group_lasso sparse_group_lasso group_mcp mcp scad slope huber log_sum "
-    "l_inf hierarchical nuclear_norm spectral_norm orthogonal total_variation box l1_ball l2_ball "
-    "spectral_ball max_norm min_max_norm unit_norm non_negative simplex top_k".split()
+SPARSE_PENALTIES = tuple(  # those that `tikhon path` follows
+    "l1 elastic_net group_lasso sparse_group_lasso group_mcp mcp scad slope log_sum l_inf "
+    "hierarchical nuclear_norm spectral_norm total_variation".split()
+)
+PENALTIES = (
+    *SPARSE_PENALTIES,
+    *"l2 huber orthogonal box l1_ball l2_ball spectral_ball max_norm min_max_norm".split(),
+    *"unit_norm non_negative simplex top_k".split(),
 )
 METHODS = tuple(
     "none l1 l2 elastic_net group_lasso mcp auto dropout early_stopping label_smoothing mixup "

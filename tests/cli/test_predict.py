@@ -218,7 +218,7 @@ def test_errors_have_codes_and_names(tmp_path: Path, capsys: pytest.CaptureFixtu
     fails(4, "lacks columns that the model was trained on: 'age'", str(run),
           str(tmp_path / "short.csv"))  # fmt: skip
     fails(4, "no file", str(run), str(tmp_path / "absent.csv"))
-    fails(2, "holds no config.json", str(tmp_path / "nowhere"), "x.csv")
+    fails(2, "no run directory", str(tmp_path / "nowhere"), "x.csv")
     weights = run / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     fails(4, "is damaged", str(run), str(tmp_path / "data.csv"))

@@ -150,7 +150,7 @@ LOW_CONTRAST = """
 """  # noqa: E501
 
 
-@pytest.mark.parametrize("kind", ["compared", "tuned"])
+@pytest.mark.parametrize("kind", ["compared", "tuned", "diagnosed"])
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_widest_tables_fit_a_window_of_900(tab, kind, language, tmp_path, request):
     """Nine columns, with names and numbers as wide as a real comparison has them."""
@@ -166,6 +166,9 @@ def test_the_widest_tables_fit_a_window_of_900(tab, kind, language, tmp_path, re
     held = "[...document.querySelectorAll('.scroll')]"
     wider = f"{held}.filter(e => e.scrollWidth > e.clientWidth + 1 && !e.closest('details'))"
     assert tab.run(f"{wider}.map(e => e.innerText.slice(0, 60))") == []
+    tab.size(390)  # on a phone, tables with sentences have no columns
+    prose = f"{wider}.filter(e => e.matches('.prose'))"
+    assert tab.run(f"{prose}.map(e => e.innerText.slice(0, 60))") == []
 
 
 def copied(run, folder, result):

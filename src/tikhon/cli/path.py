@@ -11,7 +11,14 @@ from tikhon.cli.option_groups import flag
 from tikhon.cli.options import Data, DataDir, Resumable, Seed, TestShare
 from tikhon.cli.resuming import complete_files, report_interruption
 from tikhon.errors import InputError, unknown_name
-from tikhon.options import DATA, MODEL, MODELS, REGULARIZATION, with_rerun_without_leaks
+from tikhon.options import (
+    DATA,
+    MODEL,
+    MODELS,
+    REGULARIZATION,
+    SPARSE_PENALTIES,
+    with_rerun_without_leaks,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,22 +26,6 @@ if TYPE_CHECKING:
     from tikhon.paths.path import PathResult
     from tikhon.runs.run_directory import RunDirectory
 
-PENALTIES = (  # for shell completion
-    "l1",
-    "elastic_net",
-    "group_lasso",
-    "sparse_group_lasso",
-    "group_mcp",
-    "mcp",
-    "scad",
-    "slope",
-    "log_sum",
-    "l_inf",
-    "hierarchical",
-    "nuclear_norm",
-    "spectral_norm",
-    "total_variation",
-)
 _NETWORKS = ("hierarchical", "group_lasso")
 
 
@@ -46,7 +37,7 @@ def path(
             "l1, mcp, scad, elastic_net, group_lasso, hierarchical, ...",
             REGULARIZATION,
             "NAME",
-            names=PENALTIES,
+            names=SPARSE_PENALTIES,
         ),
     ] = "l1",
     model: Annotated[
@@ -100,8 +91,7 @@ def path(
 
     kinds = penalty_names()
     if penalty not in kinds:
-        followed = [name for name, kind in kinds.items() if not (kind.constraint or kind.smooth)]
-        raise InputError(unknown_name("penalty", penalty, followed))
+        raise InputError(unknown_name("penalty", penalty, SPARSE_PENALTIES))
     model, grid = _check_model(model, penalty), _parse_strengths(strengths)
     _check_folds(folds, grid, model)
 

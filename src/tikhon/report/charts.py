@@ -81,7 +81,7 @@ def logarithmic(values: Iterable[object]) -> dict[str, object]:
     ticks = [t for t in ticks if low - 0.02 <= math.log10(t) <= high + 0.02]
     if len(ticks) < 2:
         return {}
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{t:.3g}" for t in ticks]}
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
 
 
 def finite(values: Iterable[object]) -> list[float]:

@@ -25,6 +25,7 @@ from tikhon.report.page import (
     Label,
     Name,
     Page,
+    PageTable,
     Section,
     check_language,
     label,
@@ -83,7 +84,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (in_every_language, plain, anchor, cell_class, keep_options_whole)
+    filters = (in_every_language, plain, anchor, cell_class, has_prose, keep_options_whole)
     made.filters |= {function.__name__: function for function in filters}
     made.filters |= {"short": lambda text: short(text, 400), "address": id}
     return made
@@ -139,6 +140,11 @@ def plain(text: Label | Name | str, language: str) -> str:
 def cell_class(cell: object) -> str:
     """Return the CSS class of a table cell: name, label, mark or number."""
     return "number" if isinstance(cell, str) else type(cell).__name__.lower()
+
+
+def has_prose(table: PageTable) -> bool:
+    """Return whether cells beside the first column hold sentences or names, which need room."""
+    return any(isinstance(cell, Label | Name) for row in table.rows[:1] for cell in row[1:])
 
 
 def anchor(section: Section) -> str:

@@ -155,6 +155,8 @@ class RunDirectory:
 
     def read(self, name: str) -> dict[str, Any]:
         """Read a JSON document of the run; raises as `read_document`, and for a damaged file."""
+        if not self.path.is_dir():
+            raise InputError(f"no run directory at {self.path}; give the folder of a run")
         if not (self.path / name).exists():
             raise InputError(f"{self.path} holds no {name}; give the folder of a run")
         verify(self.path, name)
