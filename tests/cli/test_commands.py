@@ -2,6 +2,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from tikhon import __version__, report
 from tikhon.cli import COMMANDS, main
+from tikhon.comparison import demonstration
 from tikhon.report.page import Label, PageTable
 from tikhon.report.saved import read
 
@@ -247,7 +249,7 @@ def test_weight_decay_is_decoupled_and_l2_part_of_the_objective(folder):
     """One name, one unit: of the objective's, Adam's metric makes another move."""
 
     def trained(run, *options):
-        assert main(["fit", "digits", *options, "--epochs", "8", "-q", "-o", run]) == 0
+        assert main(["fit", "digits", *options, "--epochs", "4", "-q", "-o", run]) == 0
         found = json.loads((folder / run / "result.json").read_text())
         (how,) = {told["how"] for told in found["penalties"].values()}
         return how, found["weights"]["fc1.weight"]["l2"]
@@ -267,7 +269,16 @@ def test_report_rewrites_the_page(folder, capsys):
     assert (folder / "run/report.html").stat().st_size > 10_000
 
 
-def test_quick_demo_and_its_repetition(folder, capsys):
+def test_quick_demo(folder, capsys, monkeypatch):
+    quick = demonstration.quick
+
+    def quicker(setting):
+        """One strength of each method on two seeds."""
+        setting, methods = quick(setting)
+        few = tuple(replace(method, strengths=method.strengths[-1:]) for method in methods)
+        return replace(setting, seeds=setting.seeds[:2]), few
+
+    monkeypatch.setattr(demonstration, "quick", quicker)
     assert main(["demo", "--quick", "--quiet"]) == 0
     out, err = capsys.readouterr()
     result = json.loads((folder / "runs/demo/result.json").read_text())

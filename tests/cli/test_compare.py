@@ -50,7 +50,7 @@ def test_a_bad_request_costs_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 SHORT = ["compare", "wine", "--methods", "none,l2,dropout", "--splits", "2", "--trials", "2",
-         "--epochs", "4", "--widths", "4", "--quiet", "--output"]  # fmt: skip
+         "--epochs", "2", "--widths", "4", "--quiet", "--output"]  # fmt: skip
 
 
 def left_in(run: Path):

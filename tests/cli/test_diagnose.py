@@ -120,7 +120,7 @@ def test_the_column_of_a_table_is_named(program, capsys):
 
 def test_json_is_one_document_and_a_healthy_model_passes_the_gate(program, capsys):
     code = run(
-        "diagnose", "train.py:small", "--data", "train.py:make_data", "--steps", 120,
+        "diagnose", "train.py:small", "--data", "train.py:make_data", "--steps", 60,
         "--optimizer", "adam:0.01", "--fail-on", "warning", "--json", "--quiet",
     )  # fmt: skip
     out, err = capsys.readouterr()
@@ -139,6 +139,14 @@ def test_cure_prints_what_helped(program, capsys):
     assert json.loads((program / "cured" / "result.json").read_text())["kind"] == "cure"
 
 
+def test_a_cure_is_one_document(program, capsys):
+    code = run("cure", "train.py:small", "--data", "train.py:make_data", "--steps", 3, "--seeds",
+               2, "--optimizer", "sgd:1e-6", "--budget", "1s", "--json", "--quiet")  # fmt: skip
+    out, err = capsys.readouterr()
+    assert code == 0 and err == ""
+    assert json.loads(out)["kind"] == "cure"
+
+
 @pytest.mark.parametrize(
     ("arguments", "layers"),
     [
@@ -150,10 +158,10 @@ def test_cure_prints_what_helped(program, capsys):
 def test_a_network_of_fit_is_diagnosed_by_name_or_by_data_alone(
     program, capsys, arguments, layers
 ):
-    assert run("diagnose", *arguments, "--steps", 20) == 0
+    assert run("diagnose", *arguments, "--steps", 5) == 0
     out, _ = capsys.readouterr()
     assert all(layer in out for layer in layers), out
-    assert "Adam lr 0.001, 20 steps" in out
+    assert "Adam lr 0.001, 5 steps" in out
 
 
 def test_a_table_that_has_changed_is_read_again(program, capsys):

@@ -15,7 +15,7 @@ from tikhon.report.page import Label, Mark, Page, PageTable
 from tikhon.report.saved import read
 
 SMALL = ("--methods", "none,l2", "--splits", "2", "--trials", "2", "--epochs", "3")
-PROGRAM = ("net.py:make", "--data", "iris", "--optimizer", "sgd:0.01", "--steps", "40")
+PROGRAM = ("net.py:make", "--data", "iris", "--optimizer", "sgd:0.01", "--steps", "20")
 COMMANDS = {
     "fit": ("iris", "--epochs", "4", "--l1", "1e-3"),
     "fit auto": ("diabetes", "--epochs", "4", "--l2", "auto"),
@@ -24,7 +24,10 @@ COMMANDS = {
     "tune regression": ("diabetes", "--budget", "6runs", "--epochs", "4"),
     "path": ("diabetes", "--folds", "2"),
     "path classes": ("wine", "--strengths", "0.3,0.1", "--folds", "2"),
-    "path network": ("iris", "--penalty", "hierarchical", "--model", "mlp:4"),
+    "path network": (
+        *("iris", "--penalty", "hierarchical", "--model", "mlp:4"),
+        *("--strengths", "8", "--folds", "2"),
+    ),
     "compare": ("iris", *SMALL),
     "compare regression": ("diabetes", *SMALL),
     "diagnose": PROGRAM,
@@ -95,8 +98,6 @@ def test_the_three_say_the_same(name, capsys):
     verb = name.split()[0]
     assert main([verb, *COMMANDS[name], "-q", "-o", "run"]) in (0, 3)
     terminal = TIMES.sub("", capsys.readouterr().out)
-    assert main([verb, *COMMANDS[name], "-q", "--json", "-o", "again"]) in (0, 3)
-    document = json.loads(capsys.readouterr().out)
     page, run = build(read("run")), read("run")
     known = [*numbers(run.result), *numbers(run.config), *numbers(list(run.history))]
     if verb == "tune":  # which share of the chosen score that is stands beside it
@@ -110,6 +111,10 @@ def test_the_three_say_the_same(name, capsys):
     assert len(said) > 10
     assert [token for token in said if token.lstrip("-") not in on_page] == []
     assert unheard(terminal, known) == []
+    if name != verb:
+        return
+    assert main([verb, *COMMANDS[name], "-q", "--json", "-o", "again"]) == 0
+    document = json.loads(capsys.readouterr().out)
     kept = json.loads(json.dumps(plain(run.result, of=verb)))
     again = plain(document, of=verb)
     assert {key: kept.get(key) for key in again} == again and len(again) > 5

@@ -12,10 +12,11 @@ from tikhon.cli import main
 
 pd = pytest.importorskip("pandas")
 
+FEW = ("--strengths", "12", "--folds", "2")
 KINDS = {
-    "linear, two classes": ["--strengths", "12", "--folds", "3"],
-    "network": ["--penalty", "group_lasso", "--model", "mlp:16"],
-    "network beside a linear map": ["--penalty", "hierarchical", "--model", "mlp:16"],
+    "linear, two classes": FEW,
+    "network": ["--penalty", "group_lasso", "--model", "mlp:16", *FEW],
+    "network beside a linear map": ["--penalty", "hierarchical", "--model", "mlp:16", *FEW],
 }
 
 
@@ -141,7 +142,7 @@ def test_strengths_that_nothing_could_choose_among_are_refused_before_they_are_s
         assert main(["path", "diabetes", *told]) == 0
 
 
-SHORT = ["path", "wine", "--strengths", "12", "--folds", "3", "--output"]
+SHORT = ["path", "wine", *FEW, "--output"]
 
 
 def left_in(run):

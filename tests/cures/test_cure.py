@@ -49,7 +49,7 @@ def treat(case, **options):
     model = case.build()
     return cure(
         model, case.data(), case.loss, optimizer=case.optimizer(model.parameters()),
-        **{"steps": 60, "budget": "60s", **case.options, **options},
+        **{"steps": 40, "budget": "60s", **case.options, **options},
     )  # fmt: skip
 
 
@@ -79,14 +79,14 @@ def test_the_user_program_is_untouched():
     engine = sgd(1e-6, momentum=0.9)(model.parameters())
     before = copy.deepcopy((model.state_dict(), engine.state_dict()))
     state = torch.get_rng_state()
-    cure(model, classes(), CE, optimizer=engine, steps=5, budget="2s", seeds=2)
+    cure(model, classes(), CE, optimizer=engine, steps=5, budget="1s", seeds=2)
     assert all(torch.equal(a, b) for a, b in zip(before[0].values(), model.state_dict().values()))
     assert before[1] == engine.state_dict()
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_arms_are_paired_and_doing_nothing_has_no_effect():
-    found = treat(program_named("too small a step"), steps=8, budget="3s")
+    found = treat(program_named("too small a step"), steps=8, budget="1s")
     nothing = found.treatments[0]
     assert nothing.name == UNTREATED.name
     assert nothing.effects == (0.0, 0.0, 0.0)
@@ -103,7 +103,7 @@ def test_a_healthy_program_gets_no_made_up_cure():
     model = nn.Linear(4, 2)
     unseen = torch.randn(400, 4), torch.randint(2, (400,))
     engine = adam(0.01)(model.parameters())
-    found = cure(model, (x, noise), CE, valid=unseen, optimizer=engine, steps=60, budget="2s")
+    found = cure(model, (x, noise), CE, valid=unseen, optimizer=engine, steps=60, budget="1s")
     assert not found.confirmed or found.best.effect < 0.1
     assert found.confirmed or "no cure found" in str(found)
 
@@ -239,7 +239,7 @@ def test_what_no_treatment_can_change_is_said():
     with pytest.raises(InputError, match="received str"):
         cure("resnet", (x, y), CE, optimizer=sgd(0.1))
     x = torch.zeros_like(x)
-    found = cure(deep(1, nn.ReLU), (x, y), CE, optimizer=sgd(0.1), steps=3, budget="2s", seeds=2)
+    found = cure(deep(1, nn.ReLU), (x, y), CE, optimizer=sgd(0.1), steps=3, budget="1s", seeds=2)
     assert "constant_inputs is yours to change: print(x[:2]) where" in str(found)
 
 
@@ -267,7 +267,7 @@ def test_what_the_best_treatment_leaves_is_yours_to_change():
     told = diagnose(model, classes(), CE, optimizer=engine, steps=20)
     both = replace(told, findings=(*told.findings, left))
     found = cure(
-        model, classes(), CE, optimizer=engine, steps=60, seeds=2, budget="60s", diagnosis=both
+        model, classes(), CE, optimizer=engine, steps=30, seeds=2, budget="60s", diagnosis=both
     )
     assert found.best is not None, str(found)
     for diagnosis, said in ((told, False), (both, True)):
@@ -567,7 +567,7 @@ def test_repeated_rows_without_validation_rows_are_no_crash():
     told = diagnose(model, (x, y), CE, steps=5, optimizer=sgd(0.1)(model.parameters()))
     told = replace(told, findings=(Finding("rows_in_both", "warning", ("data",)),))
     found = cure(model, (x, y), CE, optimizer=sgd(0.1)(model.parameters()), diagnosis=told,
-                 steps=5, seeds=2, budget="2s")  # fmt: skip
+                 steps=5, seeds=2, budget="1s")  # fmt: skip
     assert not found.patch or "x_valid" not in found.patch
 
 
@@ -618,7 +618,7 @@ def test_causes_in_the_wiring_have_treatments(name):
         told = replace(diagnose(model, data, loss), findings=(Finding(code, "critical"),))
         found = cure(
             model, data, loss, optimizer=adam(1e-2)(model.parameters()), diagnosis=told,
-            steps=100, budget="60s", seeds=2,
+            steps=60, budget="60s", seeds=2,
         )  # fmt: skip
     kinds = {a.name for a in found.treatments if a.verdict == "confirmed"}
     wanted = {
@@ -675,7 +675,7 @@ def test_a_loss_that_is_turned_round_is_cured_by_its_sign(climbs):
 
     model = nn.Sequential(nn.Linear(16, 4))
     engine = torch.optim.SGD(model.parameters(), lr=0.01, maximize=climbs)
-    found = cure(model, (x, y), loss, optimizer=engine, steps=60, seeds=2, budget="60s")
+    found = cure(model, (x, y), loss, optimizer=engine, steps=30, seeds=2, budget="60s")
     assert found.confirmed, str(found)
     own = {
         t.name for t in cures.TREATMENTS_BY_CODE["loss_upside_down"]
@@ -704,7 +704,7 @@ def test_rare_classes_are_cured_by_a_loss_that_counts_each_class_alike(outputs, 
     x, y = rare(column=outputs == 1)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, outputs))
     found = cure(
-        model, (x, y), loss, optimizer=torch.optim.Adam(model.parameters(), 5e-3), steps=100,
+        model, (x, y), loss, optimizer=torch.optim.Adam(model.parameters(), 5e-3), steps=60,
         budget="60s", seeds=2,
     )  # fmt: skip
     assert "class_imbalance" in found.diagnosis.labels, str(found.diagnosis)
@@ -727,7 +727,7 @@ def test_a_loss_that_broadcasts_inside_of_itself_is_no_crash():
 
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    found = cure(model, (x, record), loss, optimizer=optimizer, steps=20, budget="4s", seeds=2)
+    found = cure(model, (x, record), loss, optimizer=optimizer, steps=20, budget="2s", seeds=2)
     assert "broadcast_loss" in found.diagnosis.labels
 
 
@@ -755,7 +755,7 @@ def test_rows_in_both_parts_are_taken_apart_before_anything_is_judged():
     valid = x[:100], y[:100]
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
     engine = torch.optim.SGD(model.parameters(), lr=1e-4)
-    found = cure(model, (x, y), CE, valid=valid, optimizer=engine, steps=60, seeds=2, budget="60s")
+    found = cure(model, (x, y), CE, valid=valid, optimizer=engine, steps=30, seeds=2, budget="60s")
     assert "rows_in_both" in found.diagnosis.labels, str(found.diagnosis)
     assert found.confirmed, str(found)
     names = dict(zip(("x_train", "y_train", "x_valid", "y_valid"), (x, y, *valid)))
@@ -807,12 +807,12 @@ def test_targets_of_the_row_beside_are_moved_back():
     model = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 1))
     engine = adam(1e-2)(model.parameters())
     found = cure(
-        model, (x, y.roll(1, 0)), nn.MSELoss(), optimizer=engine, steps=100, seeds=2,
+        model, (x, y.roll(1, 0)), nn.MSELoss(), optimizer=engine, steps=60, seeds=2,
         budget="60s",
     )  # fmt: skip
     assert found.treatment is not None, str(found)
     assert cures.TARGET_OF_ROW_AFTER.name in found.treatment.name
-    answers = found.train(100)[0](x).detach()
+    answers = found.train(60)[0](x).detach()
     assert float((answers - y).square().mean() / y.var()) < 0.1
 
 
