@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
-from training_loops import CE, adam, batches, broken, healthy, net, sgd, watched
+from training_loops import CE, adam, batches, broken, data, healthy, net, sgd, step, watched
 
 
 def _trained(loss, model=None, optimizer=None, *, before=None, steps=30):
@@ -221,3 +222,158 @@ def adam_with_a_rate_of_one_half():
 def adam_with_a_rate_that_the_net_bears():
     model = net()
     return _trained(CE, model, adam(model, 0.1), steps=65)
+
+
+# passes, parts and numbers of a loss
+
+
+def _weighted(part):
+    """Two losses, and trained numbers that weigh them; the labels are noise."""
+    model, weights = net(), nn.Parameter(torch.ones(2))
+    engine = torch.optim.SGD([*model.parameters(), weights], lr=0.05)
+    with watched(model, engine) as health:
+        for x, y in batches(100):
+            noisy, size = torch.randint(0, 2, y.shape), model(x).square().mean()
+            step(model, engine, x, noisy, lambda o, t, s=size: part(CE(o, t), s, weights))
+    return health
+
+
+@broken("loss_upside_down")
+def a_trained_weight_of_a_loss_that_falls_below_zero():
+    return _weighted(lambda loss, size, w: w[0] * loss + w[1] * size)
+
+
+@healthy
+def trained_weights_that_stay_positive():
+    return _weighted(lambda loss, size, w: (loss / w[0].exp() + w[0]) + w[1].exp() * size - w[1])
+
+
+@broken("nonfinite_loss")
+def a_mean_of_nothing_in_a_loss():
+    model = net()
+    engine = adam(model)
+    kept = torch.zeros(0, 2)
+    with watched(model, engine) as health:
+        for x, y in batches():
+            step(model, engine, x, y, lambda o, t: CE(o, t) + 0.1 * kept.square().mean())
+    return health
+
+
+def _two_passes(others):
+    """A loss that goes backward, and what goes backward after it."""
+    model = net()
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for x, y in batches():
+            engine.zero_grad()
+            outputs = model(x)
+            loss = CE(outputs, y)
+            loss.backward(retain_graph=True)
+            others(engine, outputs, loss)
+            engine.step()
+    return health
+
+
+@broken("backward_twice")
+def a_loss_that_goes_backward_twice():
+    return _two_passes(lambda engine, outputs, loss: loss.backward())
+
+
+@healthy
+def two_losses_of_one_pass():
+    return _two_passes(lambda engine, outputs, loss: (0.1 * outputs.square().mean()).backward())
+
+
+@healthy
+def a_gradient_that_is_looked_at_before_the_pass_that_counts():
+    def others(engine, outputs, loss):
+        engine.zero_grad()
+        loss.backward()
+
+    return _two_passes(others)
+
+
+def _epochs_of_passes(*, all_of_them):
+    """A step an epoch, down the loss of the last batch or of all."""
+    model = net()
+    engine = adam(model)
+    x, y = data(128)
+    with watched(model, engine) as health:
+        for _ in range(60):
+            losses = [CE(model(x[rows]), y[rows]) for rows in torch.randperm(128).split(16)]
+            engine.zero_grad()
+            (torch.stack(losses).mean() if all_of_them else losses[-1]).backward()
+            engine.step()
+    return health
+
+
+@broken("batches_unused")
+def the_loss_of_the_last_batch_of_an_epoch():
+    return _epochs_of_passes(all_of_them=False)
+
+
+@healthy
+def the_loss_of_all_batches_of_an_epoch():
+    return _epochs_of_passes(all_of_them=True)
+
+
+@healthy
+def a_generator_that_makes_rows_for_five_steps_of_a_critic():
+    model, critic = nn.Linear(4, 10), nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 1))
+    engine, other = adam(model), adam(critic)
+    with watched(model, engine) as health:
+        for _ in range(30):
+            for _ in range(5):
+                other.zero_grad()
+                made, real = model(torch.randn(16, 4)).detach(), torch.randn(16, 10)
+                (critic(made).mean() - critic(real).mean()).backward()
+                other.step()
+            engine.zero_grad()
+            (-critic(model(torch.randn(16, 4))).mean()).backward()
+            engine.step()
+    return health
+
+
+def _noisy(seed):
+    """Noise on the inputs, drawn after a seed is set."""
+    model = net(nn.Dropout(0.2))
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for k, (x, y) in enumerate(list(batches())):
+            if seed(k) is not None:
+                torch.manual_seed(seed(k))
+            step(model, engine, x + 0.1 * torch.randn_like(x), y)
+    return health
+
+
+@broken("random_numbers_repeat")
+def a_seed_in_every_step():
+    return _noisy(lambda k: 3)
+
+
+@healthy
+def a_seed_of_its_own_in_every_step():
+    return _noisy(lambda k: k)
+
+
+def _ordered(*, shuffle):
+    model = net()
+    engine = adam(model)
+    x, y = data(320)
+    order = y.argsort()
+    rows = DataLoader(TensorDataset(x[order], y[order]), batch_size=10, shuffle=shuffle)
+    with watched(model, engine) as health:
+        for _ in range(4):
+            for part in rows:
+                step(model, engine, *part)
+    return health
+
+
+@broken("sorted_batches")
+def rows_that_are_sorted_by_their_class():
+    return _ordered(shuffle=False)
+
+
+@healthy
+def sorted_rows_that_are_shuffled():
+    return _ordered(shuffle=True)

@@ -18,6 +18,7 @@ MAX_OPTIMIZER_STEPS = (
 MIN_UPDATE = 1e-5  # relative update that a float32 norm resolves
 REPLICA_TOLERANCE = 1e-4  # relative difference of norms between processes
 MIN_SCALE = 16.0  # a loss scale, or what clipping takes from a gradient beside it (convention)
+MIN_ROWS = 8  # of a batch, in which a single class is remarkable
 MIN_TALLY = 5  # sampled steps, not necessarily successive
 MIN_CLEARED_PASSES = (
     3  # passes per step, each cleared before the next: sharpness-aware steps have two
@@ -28,6 +29,8 @@ LOSS_FAULTS = (
     "head_mismatch",
     "missing_log",
     "target_out_of_range",
+    "negative_weight",
+    "nonfinite_loss",
 )
 MIN_SUMMED_PASSES = 4  # backward passes per step: the halves of a discriminator's loss are two
 
@@ -47,6 +50,23 @@ class TensorReading:
     foreign: bool  # not a parameter of the model
     stuck_share: float = 0.0  # share of 16-bit entries with a gradient that did not change
     frozen: bool = False  # it does not require a gradient
+
+
+@dataclass(frozen=True)
+class LossReading:
+    """The losses that went backward in a sampled step, and their gradients before it."""
+
+    factor: float = 1.0  # by which the last one was multiplied at its end
+    share: float = 1.0  # what it was divided by, as a factor
+    are_of_one_kind: bool = False  # none divided
+    faults: frozenset[str] = frozenset()  # codes of what their graphs show
+    output_shape: str = ""  # of outputs that one broadcasts
+    broadcast_shape: str = ""  # to this
+    is_repeated: bool = False  # one went backward twice
+    gain: float | None = None  # part that the order of the targets saves
+    first_class: float = math.nan  # the smallest class among the targets
+    last_class: float = math.nan  # the largest
+    clipped_early: bool = False  # only before the backward passes, where gradients are cleared
 
 
 @dataclass(frozen=True)
@@ -76,24 +96,21 @@ class Sample:
     same_tensor: bool  # in the very same tensor
     replica_distance: float  # relative distance to the mean of the processes
     shrinkage: float | None = None  # a gradient as the backward pass left it / at the step
-    loss_factor: float = 1.0  # by which the loss was multiplied at its end
     scale: float | None = None  # of the loop's gradient scaler
-    has_equal_losses: bool = False  # backward losses are of one kind, none divided
     fingerprints: tuple[tuple[float, float], ...] = ()  # of all batches of the step
     rows: int = 0  # of the batch
     accumulated: bool = True  # a backward pass found the gradient of another
     last_accumulated: bool = True  # and the last one did
     mixed_losses: bool = False  # with what was there before the step of another optimizer
-    loss_share: float = 1.0  # what the last loss was divided by, as a factor
     evaluations: int = 0  # of a closure
     input_gradient: bool = False  # an input of the model has a gradient
     written_after_step: bool = False  # the gradient of the last sampled step, after it
     live_graphs: int = 0  # of earlier sampled steps that are still alive
     frozen_by_attribute: tuple[str, ...] = ()  # modules whose attribute says so, and that move
-    loss_faults: frozenset[str] = frozenset()  # codes of what the graphs of the losses show
-    output_shape: str = ""  # of outputs that a loss broadcasts
-    broadcast_shape: str = ""  # to this
-    clipped_early: bool = False  # only before the backward passes, where gradients are cleared
+    unused_passes: int = 0  # passes whose outputs are not in the loss, if these are the most
+    nonfinite_loss: bool = False  # though the gradients are finite
+    seed: int | None = None  # that random numbers of this step were drawn from, if it was set
+    losses: LossReading = LossReading()
 
     @property
     def size(self) -> float:
@@ -138,6 +155,9 @@ class StepHistory:
     largest_rates: list[float] = field(default_factory=list)  # learning rate by group
     collapsed_rates: list[Streak] = field(default_factory=list)
     rising_rates: list[Streak] = field(default_factory=list)  # by group: above all previous rates
+    gains: list[float] = field(default_factory=list)  # of the sampled steps, as far as known
+    classes: list[float] = field(default_factory=list)  # of batches that have only one
+    _seed: int | None = None
     _moved: set[str] = field(default_factory=set)
     _unoptimized: Mapping[str, float] = field(default_factory=dict)
     _model_norm: float | None = None
@@ -158,6 +178,7 @@ class StepHistory:
             self.first_step = sample.step
         self.samples += 1
         self._add_passes(sample)
+        self._add_targets(sample)
         self._add_structure(sample)
         self._add_tensors(sample)
         self._add_rates(sample)
@@ -184,13 +205,26 @@ class StepHistory:
             "step_of_scaled_gradients": _uses_scaled_gradients(sample),
             "micro_batches_lost": _clears_micro_batches(sample),
             "clipped_after_step": sample.written_after_step,
-            "clipped_before_backward": sample.clipped_early and has_gradients,
-            "summed_losses": sample.has_equal_losses and sample.backwards >= MIN_SUMMED_PASSES,
-            **{code: code in sample.loss_faults for code in LOSS_FAULTS},
+            "clipped_before_backward": sample.losses.clipped_early and has_gradients,
+            "summed_losses": sample.losses.are_of_one_kind
+            and sample.backwards >= MIN_SUMMED_PASSES,
+            "batches_unused": sample.unused_passes > 0,
+            "backward_twice": sample.losses.is_repeated and sample.last_accumulated,
+            "random_numbers_repeat": sample.seed is not None and sample.seed == self._seed,
+            **{code: code in sample.losses.faults for code in LOSS_FAULTS},
+            "nonfinite_loss": sample.nonfinite_loss,
         }.items():
             self.streak(name).add(seen, sample.step)
             if seen:
                 self.tallies.setdefault(name, Streak()).add(True, sample.step)
+
+    def _add_targets(self, sample: Sample) -> None:
+        """Record how much the order of the targets matters, and batches of one class."""
+        self._seed = sample.seed
+        losses = sample.losses
+        self.gains += [] if losses.gain is None else [losses.gain]
+        is_single = losses.first_class == losses.last_class and sample.rows >= MIN_ROWS
+        self.classes += [losses.first_class] if is_single else []
 
     def _add_structure(self, sample: Sample) -> None:
         """Record tensors that only one of model and optimizer has, and that do not move."""
@@ -275,7 +309,7 @@ def _clears_micro_batches(sample: Sample) -> bool:
     several = MIN_CLEARED_PASSES <= sample.backwards == sample.forwards
     unclipped = sample.shrinkage is not None and sample.shrinkage > 0.99
     # losses divided by the count are to be summed
-    are_shares = abs(sample.loss_share * sample.backwards - 1) < 1e-3
+    are_shares = abs(sample.losses.share * sample.backwards - 1) < 1e-3
     only_last = are_shares and not sample.last_accumulated
     return several and ((unclipped and not sample.accumulated) or only_last)
 
@@ -285,4 +319,4 @@ def _uses_scaled_gradients(sample: Sample) -> bool:
     scale, shrinkage = sample.scale, sample.shrinkage
     if scale is None or shrinkage is None or scale < MIN_SCALE:
         return False
-    return abs(sample.loss_factor / scale - 1) < 1e-3 and shrinkage < 2
+    return abs(sample.losses.factor / scale - 1) < 1e-3 and shrinkage < 2

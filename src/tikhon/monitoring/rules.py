@@ -15,6 +15,7 @@ from tikhon.monitoring.history import LOSS_FAULTS, REPLACED_ONCE, Streak
 NEGLIGIBLE_GRADIENT = 1e-5  # of the largest gradient: rounding errors of a zero gradient
 MAX_GRAPHS = 10  # sampled steps whose graphs are alive
 MIN_STEPS = 20  # steps, or forward passes, without a required event
+CODES = {"negative_weight": "loss_upside_down"}  # of signs that are named otherwise
 RECURRING = {"gradients_not_cleared", "gradients_of_another_loss"}  # may hold now and then
 # figures of the last sampled step in the sentences of a sign
 FIGURES: Mapping[str, tuple[str, ...]] = {
@@ -24,6 +25,7 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
     "optimizer_of_another_model": ("optimizer_count",),
     "replicas_differ": ("replica_distance",),
     "broadcast_loss": ("output_shape", "broadcast_shape"),
+    "batches_unused": ("forwards", "backwards"),
 }
 
 Rule = Callable[[LoopState], Alarm | None]
@@ -40,15 +42,17 @@ def _apply(rule: Rule | str, loop: LoopState) -> Alarm | None:
     return _violated_sign(loop, rule) if isinstance(rule, str) else rule(loop)
 
 
-def _violated_sign(loop: LoopState, code: str) -> Alarm | None:
+def _violated_sign(loop: LoopState, sign: str) -> Alarm | None:
     """Detect a sign that lasts over sampled steps, or recurs where it may."""
-    streak = loop.history.streak(code)
-    frequent = loop.history.frequent(code) if code in RECURRING else None
-    min_samples = 2 if code == "replicas_differ" else MIN_SAMPLES
+    streak = loop.history.streak(sign)
+    frequent = loop.history.frequent(sign) if sign in RECURRING else None
+    min_samples = 2 if sign == "replicas_differ" else MIN_SAMPLES
     if frequent is None and not loop.is_lasting(streak, min_samples):
         return None
-    values = {name: getattr(loop.history.last, name) for name in FIGURES.get(code, ())}
-    return alarm(code, (frequent or streak).first, **values)
+    last = loop.history.last
+    source = last.losses if last is not None and sign in LOSS_FAULTS else last
+    values = {name: getattr(source, name) for name in FIGURES.get(sign, ())}
+    return alarm(CODES.get(sign, sign), (frequent or streak).first, key=sign, **values)
 
 
 def step_never_called(loop: LoopState) -> Alarm | None:
@@ -229,6 +233,15 @@ def repeated_batch(loop: LoopState) -> Alarm | None:
     return alarm("repeated_batch", streak.first)
 
 
+def sorted_batches(loop: LoopState) -> Alarm | None:
+    """Detect batches of one class each, of which there are several."""
+    classes, samples = loop.history.classes, loop.history.samples
+    is_short = len(classes) < MIN_SAMPLES + 2 or len(classes) < 0.6 * samples
+    if is_short or len(set(classes)) < 2:
+        return None
+    return alarm("sorted_batches", loop.history.first_step, count=len(classes), samples=samples)
+
+
 def learning_rate_collapsed(loop: LoopState) -> Alarm | None:
     """Detect a learning rate that collapsed long before the end."""
     last, largest_rates = loop.history.last, loop.history.largest_rates
@@ -281,6 +294,10 @@ OTHER_RULES: tuple[Rule | str, ...] = (
     "clipped_before_unscaling",
     "step_of_scaled_gradients",
     "micro_batches_lost",
+    "batches_unused",
+    "backward_twice",
+    "random_numbers_repeat",
+    sorted_batches,
     "clipped_after_step",
     "clipped_before_backward",
     *LOSS_FAULTS,

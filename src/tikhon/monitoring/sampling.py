@@ -27,7 +27,7 @@ from tikhon.monitoring.tensor_readings import StepTensors
 from tikhon.regularizer.targets import local
 
 MAX_FINGERPRINTS = 8  # batches of a step whose fingerprints are taken
-FLAGGED = ("missing_log", "target_out_of_range")  # faults that numbers in a graph show
+MIN_UNUSED = 4  # passes of a step, of which the loss takes a quarter or less
 MAX_GRAPHS = 20  # sampled steps whose graphs are followed
 
 NORMS = ("gradients", "weights", "updates", "changes")  # squared, one a tensor
@@ -69,6 +69,9 @@ class Sampler:
         self._layers = {n: m for n, m in self._modules if role_of(m) is not None}
         self._ends: list[str] = []  # the first and the last layer, once they are known
         self._signals: dict[str, Tensor | None] = {}  # of layers, in the order of their calls
+        self._outputs = Counter[str]()  # of layers in this step
+        self._received = Counter[str]()  # those that got a gradient
+        self._rows: set[int] = set()  # of the model's batches in this step
         self._fingerprints: list[Tensor] = []  # of the model's batches in this step
         self._last_kwargs: object = None  # of the last of these: each call has its own
         self._graph: weakref.ref[Any] | None = None  # of this step
@@ -87,6 +90,7 @@ class Sampler:
         probes = choose_probes(self.model, self.optimizer)
         self._recorder = PassRecorder(probes, self.optimizer)
         self._signals, self._fingerprints = {}, []
+        self._outputs, self._received, self._rows = Counter(), Counter(), set()
         self._earlier = {} if first else tensor_readings.copy_rows(self.optimizer)
         given = [BatchTensor.of(t) for t in tensors(batch)]
         self._last_batch = (tensor_readings.fingerprint(batch), given) if given else None
@@ -95,6 +99,7 @@ class Sampler:
         """The model was called, with a graph."""
         if self._recorder is not None:
             self._recorder.forward(module)
+            self._rows.add(_row_count(inputs))
             if len(self._fingerprints) < MAX_FINGERPRINTS:
                 self._fingerprints.append(tensor_readings.fingerprint(inputs))
                 self._last_kwargs = inputs[1]
@@ -128,6 +133,7 @@ class Sampler:
             for part in tensors(output)[:1]:
                 if part.requires_grad and not torch.compiler.is_compiling():
                     self._signals.setdefault(name)
+                    self._outputs[name] += 1
                     add_signal = partial(self._add_signal, name)
                     part.register_hook(add_signal)
                     self._graph = weakref.ref(add_signal)  # lives as long as the graph
@@ -136,6 +142,7 @@ class Sampler:
 
     def _add_signal(self, name: str, grad: Tensor) -> None:
         # of a whole sample: a mean over pixels or steps makes each of their shares small
+        self._received[name] += 1
         size = torch.linalg.vector_norm(grad.detach(), dtype=torch.float32).square()
         if name in self._signals:  # accumulated micro-batches add up
             before = self._signals[name]
@@ -161,22 +168,20 @@ class Sampler:
         place = {id(p): k for k, p in enumerate(kept.parameters)}
         left = {place[key]: norm for key, norm in recorder.norms.items() if key in place}
         is_known = bool(batch) and batch[0][1] is self._last_kwargs
-        last, factor = self._last_batch, self.backward_calls.factor
+        last = self._last_batch
         parts = {
             **recorder.flags(),
             "last_fingerprint": [last[0] if last is not None else torch.full((2,), torch.nan)],
             "fingerprint": [
                 self._fingerprints[-1] if is_known else tensor_readings.fingerprint(batch)
             ],
-            "loss_factor": [factor if factor is not None else torch.ones(())],
             "written_after_step": [] if written_after_step is None else [written_after_step],
             "model_norm": tensor_readings.row_norms(first),
             "unoptimized": tensor_readings.row_norms(list(unoptimized.values())),
             "unmoved": list(unmoved.values()),
             "backward_norms": list(left.values()),
             "fingerprints": self._fingerprints,
-            "early_clips": self.backward_calls.early_clips,
-            **self._loss_flags(),
+            **self.backward_calls.tensors_to_read(),
             **others,
         }
         sent = loss if loss is not None else self._backward_loss()
@@ -184,6 +189,7 @@ class Sampler:
         row = _row(step, values, kept, loss is not None) if kept.gradients else None
         if row is not None and loss is None and sent is not None and _is_finite(values["loss"]):
             row["loss"] = values["loss"][0] / (row["scale"] or 1.0)  # scaled ones may overflow
+        is_bad = sent is not None and not _is_finite(values["loss"]) and not values["scale"]
         gradients = [values["gradients"][k] for k in left]
         ratios = [n / math.sqrt(g) for n, g in zip(values["backward_norms"], gradients) if g > 0]
         sample = self._sample(
@@ -194,6 +200,7 @@ class Sampler:
             tensors=self._tensor_readings(values, own, dict(zip(unmoved, values["unmoved"]))),
             unoptimized=dict(zip(unoptimized, values["unoptimized"])),
             shrinkage=min(ratios, default=None),
+            nonfinite_loss=is_bad and row is not None and row["finite"],
         )
         if self._graph is not None:
             self._graphs.append(self._graph)
@@ -208,27 +215,18 @@ class Sampler:
         is_mean = self.backward_calls.has_equal_losses and len(losses) >= MIN_SUMMED_PASSES
         return total / len(losses) if is_mean else total
 
-    def _loss_flags(self) -> dict[str, list[Tensor]]:
-        """Flags of the losses, above zero where the numbers in a graph show a fault, by code."""
-        flags: dict[str, list[Tensor]] = {code: [] for code in FLAGGED}
-        for graph in self.backward_calls.graphs:
-            for code, flag in graph.flags.items():
-                flags[code].append(flag)
-        return flags
+    def _unused_passes(self) -> int:
+        """Passes with as many rows each, none of which is in the loss, if these are the most.
 
-    def _loss_faults(self, values: Values, shared: int, total: int) -> frozenset[str]:
-        """Codes of what is wrong with the losses; of their sign where this optimizer is alone."""
-        graphs = [g for g in self.backward_calls.graphs if g.signs]
-        faults = {code for graph in self.backward_calls.graphs for code in graph.faults}
-        faults |= {code for code in FLAGGED if any(values[code])}
-        maximizes = {bool(g.get("maximize")) for g in self.optimizer.param_groups}
-        alone = self._recorder is not None and not self._recorder.other_steps
-        if graphs and alone and 2 * shared > total and len(maximizes) == 1:
-            rises = all(g.is_negative for g in graphs)
-            falls = all(g.is_positive for g in graphs)
-            if (rises and maximizes == {False}) or (falls and maximizes == {True}):
-                faults.add("loss_upside_down")
-        return frozenset(faults)
+        A generator makes rows for the steps of a critic: those of other optimizers are asked for.
+        """
+        name = next(reversed(self._outputs), "")
+        unused = self._outputs[name] - self._received[name]
+        recorder, is_alike = self._recorder, len(self._rows) == 1 and self._rows != {1}
+        if recorder is None or recorder.other_steps or not is_alike:
+            return 0
+        is_most = recorder.forwards >= MIN_UNUSED and unused >= 0.75 * self._outputs[name]
+        return unused if is_most else 0
 
     def _layer_signals(self) -> list[Tensor]:
         """Those of the layers as they were called; the next step listens to the ends of them."""
@@ -281,8 +279,9 @@ class Sampler:
         tensors: Mapping[str, TensorReading],
         unoptimized: Mapping[str, float],
         shrinkage: float | None,
+        nonfinite_loss: bool,
     ) -> Sample:
-        recorder, backward_calls = self._recorder, self.backward_calls
+        recorder = self._recorder
         assert recorder is not None
         optimized = [id(p) for g in self.optimizer.param_groups for p in g["params"]]
         shared = {id(p) for p in own.values()}.intersection(optimized)
@@ -291,7 +290,7 @@ class Sampler:
         ratio = _signal_ratio(values)
         fingerprints = values["fingerprint"] + values["fingerprints"]
         is_compared = bool(values["gradients"]) and not self.is_sharded
-        shapes = next((g.shapes for g in backward_calls.graphs if g.shapes), ("", ""))
+        is_alone = not recorder.other_steps and 2 * len(shared) > len(own)
         return Sample(
             step=step,
             forwards=recorder.forwards,
@@ -318,27 +317,21 @@ class Sampler:
             same_tensor=same_tensor,
             replica_distance=values["replica_distance"][0] if is_compared else 0.0,
             shrinkage=shrinkage,
-            loss_factor=values["loss_factor"][0],
             scale=next(iter(values["scale"]), None),
-            has_equal_losses=backward_calls.has_equal_losses
-            and len(backward_calls.losses) == recorder.backwards,
             fingerprints=tuple(zip(fingerprints[::2], fingerprints[1::2])),
             rows=_row_count(batch),
             accumulated=values["accumulated"][0] > 0,
             last_accumulated=values["last_accumulated"][0] > 0,
             mixed_losses=values["mixed_losses"][0] > 0,
-            loss_share=backward_calls.share,
             evaluations=recorder.evaluations,
             input_gradient=recorder.input_gradient,
             written_after_step=any(values["written_after_step"]),
             live_graphs=sum(ref() is not None for ref in self._graphs),
             frozen_by_attribute=self._frozen_by_attribute(),
-            loss_faults=self._loss_faults(values, len(shared), len(own)),
-            output_shape=shapes[0],
-            broadcast_shape=shapes[1],
-            clipped_early=bool(values["early_clips"])
-            and not any(values["early_clips"])
-            and not backward_calls.has_late_clip,
+            losses=self.backward_calls.reading(values, recorder.backwards, judges_sign=is_alone),
+            unused_passes=self._unused_passes(),
+            nonfinite_loss=nonfinite_loss,
+            seed=self.backward_calls.used_seed,
         )
 
     def _frozen_by_attribute(self) -> tuple[str, ...]:

@@ -244,7 +244,7 @@ class Watch:
         old = kept.value_before if kept is not None else lambda parameter: parameter
         what, where = find_first_nonfinite(self.model, self._hooks.calls, self._guard.loss, old)
         trail = ", ".join(f"{r['gradient']:.2g}" for r in list(self.rows)[-5:])
-        faults = self._history.last.loss_faults if self._history.last is not None else ()
+        faults = self._history.last.losses.faults if self._history.last is not None else ()
         message = sentence("told_nonfinite", step=step, what=what, where=where, trail=trail or "-")
         if faults:
             shown = ", ".join(sorted(faults))
