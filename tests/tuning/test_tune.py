@@ -86,8 +86,8 @@ def test_a_runner_gives_the_same_outcomes_whatever_the_chunk(build, folds, rate)
     given = (None, "auto", folds, 8, 32, torch.optim.AdamW, "cpu", 0)
     job = make_job(lambda c: (network, twice_dropped)[build](), *data(), *given)
     space = Space(dropout=rate, lr=Log(1e-3, 3e-2), weight_decay=Log(1e-3, 1.0))
-    trials = [Trial(i, c, 5) for i, c in enumerate(Random(space, count=5).configs())]
-    later = [Trial(10 + t.id, t.config, 8, parent=t.id) for t in trials]
+    trials = [Trial(i, c, 2) for i, c in enumerate(Random(space, count=5).configs())]
+    later = [Trial(10 + t.id, t.config, 4, parent=t.id) for t in trials]
     scores = []
     for chunk in (1, 4):
         runner = PopulationRunner(job, chunk)
@@ -310,6 +310,9 @@ def test_when_only_the_default_survives_it_is_chosen():
     assert "trials of the space diverged; only the default" in result.audit.lines()[0]
 
 
+LONG = 24  # epochs, behind the best one on random labels
+
+
 def random_labels():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(60, 6, generator=generator)
@@ -317,7 +320,7 @@ def random_labels():
 
 
 def overfitted(folds, rates):
-    given = {"folds": folds, "budget": "2runs", "epochs": 40, "batch_size": 4}
+    given = {"folds": folds, "budget": "2runs", "epochs": LONG, "batch_size": 4}
     return tune(network, random_labels(), space=Space(lr=rates), **given)
 
 
@@ -325,13 +328,13 @@ def overfitted(folds, rates):
 def test_the_default_is_judged_at_its_best_epoch(folds):
     found = overfitted(folds, Log(2e-2, 3e-2))
     default = found.history.of(-1)
-    given = (None, "auto", folds, 40, 4, torch.optim.AdamW, "cpu", 0)
+    given = (None, "auto", folds, LONG, 4, torch.optim.AdamW, "cpu", 0)
     job = make_job(lambda c: network(), *random_labels(), *given)
-    (whole,) = PopulationRunner(job, 1).run([Trial(0, default.trial.config, 40)])
+    (whole,) = PopulationRunner(job, 1).run([Trial(0, default.trial.config, LONG)])
     best = min(whole.curve, key=lambda point: point[1])[0]
     shorter = PopulationRunner(replace(job, epochs=best), 1)
     ((_, loss),) = shorter.run([Trial(0, default.trial.config, best)])[0].curve[-1:]
-    assert found.audit.default_epoch == default.trial.budget == best < 40
+    assert found.audit.default_epoch == default.trial.budget == best < LONG
     assert found.audit.default_score == pytest.approx(loss, rel=1e-4)
     assert not found.audit.worth_it
 
@@ -339,11 +342,12 @@ def test_the_default_is_judged_at_its_best_epoch(folds):
 def test_a_default_that_is_chosen_is_repeated_by_its_settings():
     """With its score on the validation rows, and refitted on all rows."""
     rows, unseen = random_labels(), data(200, seed=5)
-    given = {"space": Space(lr=Log(1e25, 1e30)), "budget": "2runs", "epochs": 40, "batch_size": 4}
+    given = {"space": Space(lr=Log(1e25, 1e30)), "budget": "2runs"}
+    given |= {"epochs": LONG, "batch_size": 4}
     judged = tune(network, rows, valid=unseen, refit=False, **given)
     refitted = tune(network, rows, folds=3, **given)
     for found, valid in ((judged, unseen), (refitted, None)):
-        assert found.config["lr"] == 3e-3 and found.settings["epochs"] < 40
+        assert found.config["lr"] == 3e-3 and found.settings["epochs"] < LONG
         assert found.settings["epochs"] == found.audit.default_epoch
         torch.manual_seed(found.settings["seed"])
         run = fit(network(), rows, found.recipe, valid=valid, **found.settings)
@@ -616,7 +620,7 @@ def test_a_chunk_is_part_of_the_plan_and_repeats_every_bit(chunk, tmp_path, monk
         trials = [{name: row[name] for name in fold_mask} for row in result.trials]
         return trials, [v.tolist() for v in result.model.state_dict().values()]
 
-    given = {"epochs": 8, "budget": "5runs", "folds": 2}
+    given = {"epochs": 4, "budget": "3runs", "folds": 2}
     forced(chunk)
     whole = search(output=tmp_path, **given)
     assert whole.plan.chunk == chunk
@@ -631,10 +635,10 @@ def test_a_resume_with_other_threads_says_what_it_cannot_repeat(tmp_path):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        search(output=tmp_path, budget="2runs")
+        search(output=tmp_path, budget="2runs", epochs=2)
         torch.set_num_threads(2)
         with pytest.warns(UserWarning, match=r"set_num_threads\(1\) repeats it"):
-            search(output=tmp_path, budget="2runs", resume=True)
+            search(output=tmp_path, budget="2runs", epochs=2, resume=True)
     finally:
         torch.set_num_threads(threads)
 
