@@ -39,7 +39,7 @@ def test_example(name, capsys):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-@pytest.mark.parametrize("name", DISTRIBUTED)
+@pytest.mark.parametrize("name", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_distributed_example(name):
     shown = together(FOLDER / f"{name}.py")
     assert re.search(DISTRIBUTED[name], shown), shown

@@ -29,7 +29,17 @@ old output
 """
 
 
-@pytest.mark.parametrize("page", executed.PAGES, ids=lambda page: page.name)
+# long, and beside a guide of the same calls: quickstart and diagnosis, sparsity, hypergradient
+LONG = ("1_overfit_and_cure.md", "6_sparse_to_small.md", "7_strength_without_grid.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=pytest.mark.slow if page.name in LONG else ())
+        for page in executed.PAGES
+    ],
+)
 def test_a_page_shows_what_its_code_gives(page: Path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("MPLBACKEND", "agg")
