@@ -243,6 +243,27 @@ def test_what_no_treatment_can_change_is_said():
     assert "constant_inputs is yours to change: print(x[:2]) where" in str(found)
 
 
+def test_validation_rows_of_another_kind_are_cured_by_no_treatment():
+    x, y = classes()
+    model, other = deep(1, nn.ReLU), (100 * x[:100], y[:100])
+    told = replace(diagnose(model, (x, y), CE), findings=(Finding("valid_differs", "warning"),))
+    found = cure(
+        model, (x, y), CE, optimizer=adam(1e-2)(model.parameters()), diagnosis=told, valid=other,
+        steps=5, budget="5s", seeds=2,
+    )  # fmt: skip
+    assert not found.confirmed and not found.treatments
+    assert "the fault is in the validation rows" in str(found)
+
+
+def test_embeddings_in_one_point_are_spread_over_the_batch():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 3))
+    nn.init.normal_(model[0].weight, 0.0, 1e-2)
+    x = torch.randn(64, 5)
+    spread = operate(cures.SPREAD_EMBEDDINGS.edit, model, (x, None))(x)
+    assert torch.allclose(spread.std(0, correction=0), torch.ones(3), atol=0.1)
+
+
 def test_an_edit_that_does_not_fit_the_shapes_is_left_out(monkeypatch):
     monkeypatch.setattr(Trials, "search_longer", lambda trials: (trials.search(5)[0], None))
     torch.manual_seed(0)

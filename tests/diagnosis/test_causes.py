@@ -193,6 +193,50 @@ def views_that_are_pulled_together_alone(wrong: bool) -> Parts:
     return Parts(TwoViews(), (x, x + 0.2 * torch.randn(96, 8)), loss, rate=2e-2, steps=60)
 
 
+@pair("inputs_ignored")
+def a_norm_of_each_picture_in_front_of_its_mean(wrong: bool) -> Parts:
+    y = torch.randint(3, (120,))
+    x = torch.rand(120, 1, 6, 6) + 0.6 * y[:, None, None, None]
+    norm = nn.InstanceNorm2d(4, affine=True) if wrong else nn.BatchNorm2d(4)
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    return Parts(nn.Sequential(nn.Conv2d(1, 4, 3), norm, *pooled), (x, y), CE, steps=40)
+
+
+@pair("rows_mixed")
+def the_best_of_all_next_values(wrong: bool) -> Parts:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        (state, action, later), gained = batch
+        with torch.no_grad():
+            best = model(later).max() if wrong else model(later).max(1).values
+        value = model(state).gather(1, action[:, None])[:, 0]
+        return F.mse_loss(value, gained + 0.5 * best)
+
+    state, later, action = torch.randn(200, 4), torch.randn(200, 4), torch.randint(3, (200,))
+    gained = state[:, :3].gather(1, action[:, None])[:, 0]
+    return Parts(mlp(4, 16, 3), ((state, action, later), gained), loss, steps=40)
+
+
+@pair("target_out_of_range")
+def a_column_for_each_label_where_indices_are_read(wrong: bool) -> Parts:
+    x = torch.randn(200, 6)
+    shown = x @ torch.randn(6, 5) > 1.0
+    index = torch.where(shown, torch.arange(5), 9).sort(1).values
+    y = shown.long() if wrong else torch.where(index < 9, index, -1)
+    return Parts(mlp(6, 32, 5), (x, y), nn.MultiLabelMarginLoss(), rate=1e-2, steps=60)
+
+
+@pair("loss_ignores_targets")
+def a_score_beside_a_position(wrong: bool) -> Parts:
+    x = torch.randn(300, 6)
+    y = torch.cat([(x[:, :1] > 0).float(), x[:, 1:3].tanh()], 1)
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        score = F.binary_cross_entropy_with_logits(output[:, 0], target[:, 0])
+        return score if wrong else score + F.l1_loss(output[:, 1:], target[:, 1:])
+
+    return Parts(mlp(6, 32, 3), (x, y), loss, rate=3e-2, steps=150)
+
+
 class Pooled(nn.Module):
     def __init__(self, axis: int) -> None:
         super().__init__()
@@ -541,3 +585,25 @@ def test_a_loss_that_aligns_sequences_mixes_no_positions():
 
     found = asked(Parts(model, (sound, said), loss))
     assert "positions_mixed" not in found.labels, str(found)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_constant_is_an_input_where_the_model_is_given_it(shown):
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        (x, same), target = batch
+        output = model(x, same) if shown else model(x, x)
+        return (same.mean() * (output - target).square()).mean()
+
+    class Two(nn.Bilinear):
+        """Takes two inputs."""
+
+    torch.manual_seed(0)
+    data = (torch.randn(120, 3), torch.ones(120, 3)), torch.randn(120, 1)
+    found = asked(Parts(Two(3, 3, 1), data, loss, steps=40))
+    assert ("constant_inputs" in {f.code for f in found.findings}) is shown, str(found)
+
+
+def test_a_mean_of_what_has_no_mean_is_the_place_where_rows_become_equal():
+    torch.manual_seed(0)
+    found = asked(PAIRS["a_norm_of_each_picture_in_front_of_its_mean"][1](True)).findings[0]
+    assert (found.code, found.where) == ("inputs_ignored", ("2",))

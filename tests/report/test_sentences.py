@@ -13,6 +13,7 @@ import pytest
 
 import tikhon
 from tikhon.diagnosis import checks
+from tikhon.diagnosis.checks import operations
 from tikhon.diagnosis.codes import CODES
 from tikhon.diagnosis.findings import Finding
 from tikhon.languages import Sentence, fill, sentence, strings
@@ -21,7 +22,7 @@ from tikhon.report.page import LANGUAGES, Label, saved_label
 
 
 def calls() -> list[tuple[re.Pattern[str], set[str | None]]]:
-    """The keys of every `sentence(...)`, as patterns, with the names of its values."""
+    """The keys of every `sentence(...)` and of `PLACED`, as patterns, with the names of values."""
     found = []
     for path in sorted(Path(tikhon.__file__).parent.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -30,6 +31,7 @@ def calls() -> list[tuple[re.Pattern[str], set[str | None]]]:
                 key = pattern(node.args[0])
                 if not key.pattern.startswith("["):  # of a family by name
                     found.append((key, {k.arg for k in node.keywords}))
+    found += [(re.compile(row.why), {None}) for row in operations.PLACED]  # **values of a fact
     return found
 
 

@@ -303,6 +303,8 @@ def _search(
     trials: Trials, diagnosis: Diagnosis, steps: int
 ) -> tuple[tuple[TreatmentResult, ...], Treatment, Diagnosis | None]:
     """Return the trials, the treatment to keep or `UNTREATED`, and the remaining diagnosis."""
+    if set(root_codes(diagnosis)) == {"valid_differs"}:
+        return (), UNTREATED, None
     if "rows_in_both" in diagnosis.labels and trials.corrected_loss(NO_DUPLICATES) is not None:
         trials.base = NO_DUPLICATES
     treatments, treatment, remaining = (), UNTREATED, None
@@ -382,7 +384,10 @@ def _summary(found: Cure) -> str:
         f"tikhon cure: {max(0, len(found.treatments) - 1)} treatments in {found.seconds:.0f} s"
     ]
     if not found.treatments:
-        lines.append(" no cure found: the budget ended before the untreated program had run once")
+        reason = "the budget ended before the untreated program had run once"
+        if set(root_codes(found.diagnosis)) == {"valid_differs"}:
+            reason = "the fault is in the validation rows, which no change of the training mends"
+        lines.append(f" no cure found: {reason}")
         return "\n".join([*lines, *_remaining_lines(found)])
     base, chosen = found.treatments[0], found.best
     seeds, steps = len(base.scores), base.steps

@@ -46,6 +46,8 @@ def scoring_batches(
     and targets shifted by a row are realigned.
     """
     faults = diagnosis.labels
+    if "valid_differs" in faults:
+        valid_batch = None  # what helps there says nothing about the training
     shift = diagnosis.record.wiring.get("shift_of_rows") if "unrelated_labels" in faults else None
     if shift and source.indexed:
         x, y = source.source

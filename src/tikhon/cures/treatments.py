@@ -97,6 +97,7 @@ TANH = _edit(
     edit_modules((nn.ReLU, nn.LeakyReLU, nn.ReLU6), "{at} = nn.Tanh()"),
 )
 UNSHARED_LAYERS = _edit("layers of their own", 3, wiring.unshare_layers)
+SPREAD_EMBEDDINGS = _edit("standardised embeddings", 2, wiring.spread_embeddings)
 LARGER_GROUPS = _edit("groups of four channels", 2, wiring.larger_groups)
 RUNNING_STATISTICS = _edit(
     "running statistics that move",
@@ -477,6 +478,7 @@ TREATMENTS_BY_CODE: dict[str, tuple[Treatment, ...]] = {
     "padding_in_loss": (NO_PADDING_IN_LOSS,),
     "padding_seen": (NO_PADDING_IN_MODEL, INVERTED_MASKS, KEY_MASKS),
     "inputs_ignored": (LARGER_GROUPS, INVERTED_MASKS, LOG_INPUTS),
+    "embedding_collapse": (SPREAD_EMBEDDINGS,),
     "rows_in_both": (NO_DUPLICATES,),
     "unrelated_labels": (TARGET_OF_ROW_AFTER, TARGET_OF_ROW_BEFORE),
     "shared_layers": (UNSHARED_LAYERS,),
@@ -523,6 +525,7 @@ SYMPTOMS = {
 # cured by these, whatever the loss.
 YIELDING = SYMPTOMS | {
     *("unscaled_inputs", "unscaled_targets", "loss_is_a_sum", "updates_lost"),
+    *("embedding_collapse",),
     *("excessive_dropout", "batchnorm_few_rows", "batchnorm_batch_of_one"),
 }
 

@@ -77,6 +77,16 @@ def larger_groups(model: nn.Module, batch: Batch) -> list[Line]:
     ]
 
 
+def spread_embeddings(model: nn.Module, batch: Batch) -> list[Line]:
+    """Standardise embeddings over the batch, so that rows cannot all be given one point."""
+    with torch.no_grad(), undisturbed(model, training=False):
+        output = call_model(model, batch[0])
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        return []
+    code = f"{{at}} = nn.Sequential({{at}}, nn.BatchNorm1d({output.shape[1]}, affine=False))"
+    return [Line("model", code)]
+
+
 def inputs_requiring_grad(model: nn.Module, batch: Batch) -> list[Line]:
     """Make inputs require gradients, as a reentrant checkpoint needs one that does."""
     inputs = batch[0]

@@ -13,21 +13,12 @@ from torch import nn
 
 from tikhon.budget import OutOfTimeError, out_of_time
 from tikhon.data.nested import take_rows
+from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.dry_run import DryRun, run_trial
 from tikhon.diagnosis.evidence import Evidence, late_scores, number
 from tikhon.diagnosis.record import Record
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
-from tikhon.diagnosis.thresholds import (
-    BALANCED,
-    COLLAPSED,
-    FEW_PASS,
-    HEAVY,
-    LEARNED,
-    RELATED,
-    RESTRAINED,
-    SMALL_UPDATE,
-)
 from tikhon.diagnosis.wiring.collapse import collapse_facts
 from tikhon.diagnosis.wiring.program import make_program
 from tikhon.diagnosis.wiring.rows import reconstruction_facts
@@ -112,7 +103,7 @@ def _run_due_controls(
         trial = run.repeat(replica, run.source, times=LONGER_RUN)
         later: dict[str, object] = {"given_steps": trial.steps}
         yield later | reconstruction_facts(make_program(replica, run.source))
-    if (ev.fact("embeddings_left") or 1.0) < COLLAPSED:  # hard triplets may part them later
+    if (ev.fact("embeddings_left") or 1.0) < e.COLLAPSED:  # hard triplets may part them later
         replica = make()
         run.repeat(replica, run.source, times=LONGER_RUN)
         before = run.record.wiring["embedding_spread"]
@@ -138,7 +129,7 @@ def _run_due_controls(
 def _lacks_relation(run: CompletedRun) -> bool:
     """Whether no shallow model finds a relation, so that the network itself has to be tried."""
     relation = run.record.wiring.get("relation")
-    return relation is not None and relation < RELATED
+    return relation is not None and relation < e.RELATED
 
 
 def _advantage(make: Callable[[], Replica], run: CompletedRun) -> float | None:
@@ -197,14 +188,14 @@ def _may_step_too_far(ev: Evidence, run: CompletedRun) -> bool:
     has_reference, skill = ev.shallow_gain is not None, ev.final_skill
     became_constant = ev.has_constant_output and not ev.starts_constant
     lost = skill < LOW_SKILL and ((has_reference and not ev.falls_smoothly) or became_constant)
-    lacks_skill = skill < LEARNED if has_reference else ev.trivial is not None and skill <= 0
+    lacks_skill = skill < e.LEARNED if has_reference else ev.trivial is not None and skill <= 0
     has_long_steps = not ev.falls_fast and (ev.median_update or 0.0) >= LONG_STEP
     return lost or (lacks_skill and has_long_steps) or ev.oscillates
 
 
 def _may_step_too_little(ev: Evidence, run: CompletedRun) -> bool:
-    is_slow = ev.falls_smoothly and (ev.median_update or 1.0) < SMALL_UPDATE
-    return is_slow and ev.final_skill < LEARNED
+    is_slow = ev.falls_smoothly and (ev.median_update or 1.0) < e.SMALL_UPDATE
+    return is_slow and ev.final_skill < e.LEARNED
 
 
 def _scale_learning_rate(replica: Replica, run: CompletedRun, *, times: float) -> None:
@@ -215,7 +206,7 @@ def _scale_learning_rate(replica: Replica, run: CompletedRun, *, times: float) -
 def _has_harmful_dropout(ev: Evidence, run: CompletedRun) -> bool:
     """Whether dropout is strong, or there is some in a run with low skill."""
     rates = [rate for rate in (ev.static.get("dropout") or {}).values() if 0 < rate < 1]
-    is_strong = max(rates, default=0.0) >= FEW_PASS and ev.final_skill < 1
+    is_strong = max(rates, default=0.0) >= e.FEW_PASS and ev.final_skill < 1
     return is_strong or (bool(rates) and _has_low_skill(ev))
 
 
@@ -232,8 +223,8 @@ def _disable_dropout(replica: Replica, run: CompletedRun) -> None:
 def _has_strong_weight_decay(ev: Evidence, run: CompletedRun) -> bool:
     """Whether a penalty dominates or decay shrinks weights by 2 %, and little was learned."""
     is_low = _has_low_skill(ev) or ev.loss_at_chance
-    if ev.penalty_share >= BALANCED:
-        return is_low or (ev.lacks_yardstick and ev.final_skill < RESTRAINED)
+    if ev.penalty_share >= e.BALANCED:
+        return is_low or (ev.lacks_yardstick and ev.final_skill < e.RESTRAINED)
     numbers = run.record.optimizer
     decay, rate = (number(numbers.get(k)) or 0.0 for k in ("weight_decay", "lr"))
     shrinks = rate * decay * run.trial.steps >= 0.02
@@ -275,7 +266,7 @@ def _change_nothing(replica: Replica, run: CompletedRun) -> None:
 def _has_flat_units(ev: Evidence, run: CompletedRun) -> bool:
     """Whether units died or saturated during a run with low skill."""
     dying = ev.dead_rectifiers and not ev.starts_dead
-    return ev.final_skill < LEARNED and bool(dying or ev.saturated_activations)
+    return ev.final_skill < e.LEARNED and bool(dying or ev.saturated_activations)
 
 
 def _has_unscaled_inputs(ev: Evidence, run: CompletedRun) -> bool:
@@ -300,7 +291,7 @@ def _standardize_inputs(replica: Replica, run: CompletedRun) -> None:
 
 CONTROLS = (
     Control("unfrozen", _has_untrained_parts, _unfreeze),  # train all parameters
-    Control("steadier", lambda ev, run: ev.momentum > HEAVY, _use_default_momentum),
+    Control("steadier", lambda ev, run: ev.momentum > e.HEAVY, _use_default_momentum),
     Control("calmer", _may_step_too_far, partial(_scale_learning_rate, times=0.1)),
     Control("faster", _may_step_too_little, partial(_scale_learning_rate, times=10.0)),
     Control("undropped", _has_harmful_dropout, _disable_dropout),

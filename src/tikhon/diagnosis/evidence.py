@@ -11,27 +11,8 @@ from functools import cached_property
 from itertools import pairwise
 from statistics import median
 
+from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.record import Point, Probe, Record, Site
-from tikhon.diagnosis.thresholds import (
-    AT_CHANCE,
-    ATTAINABLE,
-    BACK,
-    DEAD,
-    EXCESS,
-    FAR_BEHIND,
-    GIVEN_BACK,
-    LEARNED,
-    LIVELY,
-    LONG,
-    MOVED_STATISTICS,
-    NARROW,
-    OWN_GAIN,
-    RELATED,
-    SATURATED,
-    STILL,
-    SWING,
-    WEAK,
-)
 
 
 class Evidence:
@@ -179,7 +160,7 @@ class Evidence:
         if probe is None or not self.chain:
             return False
         spread = probe.readings[self.chain[-1]].diversity
-        return spread is not None and spread < NARROW
+        return spread is not None and spread < e.NARROW
 
     @cached_property
     def dead_rectifiers(self) -> list[int]:
@@ -192,8 +173,8 @@ class Evidence:
             i
             for i, reading in enumerate(last.readings if last is not None else ())
             if reading.dead is not None
-            and reading.dead >= DEAD
-            and (fails or self.late_median("dead", i) >= DEAD)
+            and reading.dead >= e.DEAD
+            and (fails or self.late_median("dead", i) >= e.DEAD)
         ]
 
     @cached_property
@@ -201,7 +182,7 @@ class Evidence:
         """Whether any of `dead_rectifiers` was dead before the first step."""
         first = self.first
         dead = self.dead_rectifiers
-        return first is not None and any((first.readings[i].dead or 0) >= DEAD for i in dead)
+        return first is not None and any((first.readings[i].dead or 0) >= e.DEAD for i in dead)
 
     @cached_property
     def saturated_activations(self) -> list[int]:
@@ -211,7 +192,7 @@ class Evidence:
             i
             for i, reading in enumerate(first.readings if first is not None else ())
             if reading.saturated is not None
-            and reading.saturated < SATURATED <= self.late_median("saturated", i)
+            and reading.saturated < e.SATURATED <= self.late_median("saturated", i)
         ]
 
     @cached_property
@@ -220,7 +201,7 @@ class Evidence:
         late = self.curve[len(self.curve) // 3 :]
         if self.record.failure is not None or len(self.curve) < 12 or self.final_skill >= 0.7:
             return False
-        rises = mean_rise(late) >= SWING and upward_share(late) >= BACK
+        rises = mean_rise(late) >= e.SWING and upward_share(late) >= e.BACK
         return rises and not self.has_constant_output
 
     # learning
@@ -248,7 +229,7 @@ class Evidence:
     @cached_property
     def may_be_harmed(self) -> bool:
         """Whether a fault may have done harm: nothing was trained, or skill is below `LEARNED`."""
-        return not self.trained or self.final_skill < LEARNED
+        return not self.trained or self.final_skill < e.LEARNED
 
     @cached_property
     def mode_losses(self) -> tuple[float, float] | None:
@@ -256,11 +237,11 @@ class Evidence:
         if self.end is None or not self.trained or self.record.failure is not None:
             return None
         train, evaluated = number(self.end.loss), number(self.end.eval_loss)
-        few = self.record.steps < MOVED_STATISTICS
+        few = self.record.steps < e.MOVED_STATISTICS
         if train is None or evaluated is None or not self.trivial or few:
             return None
         excess = (evaluated - train) / self.trivial
-        return (train, evaluated) if excess > EXCESS and evaluated > 3 * train else None
+        return (train, evaluated) if excess > e.EXCESS and evaluated > 3 * train else None
 
     @cached_property
     def final_skill(self) -> float:
@@ -311,7 +292,8 @@ class Evidence:
     @cached_property
     def baseline_skills(self) -> tuple[float, float, float] | None:
         """Accuracy or R2: at the end, of the best constant, and held-out of a shallow model."""
-        if self.own_loss_gain is not None or self.end is None:
+        compares_rows = self.wiring.get("embeds")  # and not outputs with targets
+        if compares_rows or self.own_loss_gain is not None or self.end is None:
             return None
         known = self.record.reference
         reached = number(self.end.metric)
@@ -328,14 +310,14 @@ class Evidence:
         """
         if self.own_loss_gain is not None:
             gain, constant = self.own_loss_gain
-            return gain / abs(constant) if gain > OWN_GAIN * abs(constant) > 0 else None
+            return gain / abs(constant) if gain > e.OWN_GAIN * abs(constant) > 0 else None
         shallow = number(self.record.reference.get("shallow"))
         constant = number(self.record.reference.get("constant"))
         if shallow is None or constant is None:
             return None
-        related = (self.fact("relation") or 0.0) >= RELATED
+        related = (self.fact("relation") or 0.0) >= e.RELATED
         gain = shallow - constant
-        return gain if gain > 0.1 or (related and gain > WEAK) else None
+        return gain if gain > 0.1 or (related and gain > e.WEAK) else None
 
     @cached_property
     def own_loss_gain(self) -> tuple[float, float] | None:
@@ -375,9 +357,9 @@ class Evidence:
         """Whether a finished run ends near the trivial loss, whatever its accuracy."""
         if not self.trained or self.end is None or not self.trivial:
             return False
-        if (self.shallow_gain or 0.0) < ATTAINABLE:
+        if (self.shallow_gain or 0.0) < e.ATTAINABLE:
             return False  # noisy targets: a low loss would be memorised
-        return self._loss_skill(self.end.eval_loss) < AT_CHANCE
+        return self._loss_skill(self.end.eval_loss) < e.AT_CHANCE
 
     def skill_evidence(self, name: str) -> dict[str, float]:
         """Return the skills of the run and of a control run, as evidence."""
@@ -396,7 +378,7 @@ class Evidence:
         if self.shallow_gain is None or constant is None or metric is None:
             return by_loss
         skill = (metric - constant) / self.shallow_gain
-        if by_loss >= LEARNED:  # the metric may not apply, as for one action of several
+        if by_loss >= e.LEARNED:  # the metric may not apply, as for one action of several
             return max(skill, by_loss)
         # outputs not in the units of the targets: log rates, margins, embeddings
         return by_loss if by_loss - skill > 0.5 else skill
@@ -434,23 +416,23 @@ class Evidence:
         left = self.fact("given_back")
         return (
             left is not None
-            and left < GIVEN_BACK
-            and self.record.steps >= LONG
+            and left < e.GIVEN_BACK
+            and self.record.steps >= e.LONG
             and not self.falls_smoothly
         )
 
     @cached_property
     def learned_nothing(self) -> bool:
         """Whether nothing was learned and the loss has not fallen."""
-        if not self.trained or self.final_skill >= STILL or len(self.curve) < 6:
+        if not self.trained or self.final_skill >= e.STILL or len(self.curve) < 6:
             return False
         first, late = self.curve[0], median(self.curve[-len(self.curve) // 3 :])
-        return late >= first - STILL * abs(first)
+        return late >= first - e.STILL * abs(first)
 
     @property
     def far_behind(self) -> bool:
         """Whether skill is below half of that of a shallow model."""
-        return self.trained and self.shallow_gain is not None and self.final_skill < FAR_BEHIND
+        return self.trained and self.shallow_gain is not None and self.final_skill < e.FAR_BEHIND
 
     @cached_property
     def falls_fast(self) -> bool:
@@ -460,7 +442,7 @@ class Evidence:
             return False
         third = len(tail) // 3
         recent = median(tail[third:-third]) - median(tail[-third:])
-        return recent > LIVELY * (max(self.curve) - min(self.curve))
+        return recent > e.LIVELY * (max(self.curve) - min(self.curve))
 
 
 def late_scores(points: Sequence[Point]) -> tuple[float | None, float | None]:

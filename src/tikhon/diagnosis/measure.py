@@ -241,7 +241,7 @@ def _trained_facts(
         facts |= row_facts(make_program(replica, source))
     if "majority" in wiring:
         facts["answered"] = majority_prediction_share(replica, source.probe)
-    if wiring.get("alike") and not equal_output_facts(make_program(replica, source)):
+    if wiring.get("alike") and not equal_output_facts(make_program(replica, source), DISTINCT):
         facts["alike"] = None  # the head was initialised with zeros
     return facts
 

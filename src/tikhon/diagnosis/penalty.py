@@ -17,7 +17,7 @@ from tikhon.data.forward import LossFunction, call_model, call_with_gradients, l
 from tikhon.data.nested import Batch, batch_length, join_batch, map_tensors, split_batch, take_rows
 from tikhon.diagnosis.replica import scalar_loss, undisturbed
 from tikhon.diagnosis.samples import Samples
-from tikhon.wrappers import unwrap
+from tikhon.wrappers import modes_restored, unwrap
 
 FEW = 16  # rows on which a penalty is measured
 SAME = 1e-4  # relative difference of a penalty on two batches
@@ -203,14 +203,10 @@ def _added(
     """Return the penalty of the loss as a function of the model, and the given one added."""
 
     def penalty(model: nn.Module) -> Tensor:
-        modes = [module.training for module in model.modules()]
-        try:
+        with modes_restored(model):
             model.eval()
             total = program.run(model, batch)
             found = total - program.run(model, batch, torch.zeros_like)
-        finally:
-            for module, mode in zip(model.modules(), modes):
-                module.training = mode
         return found if given is None else found + given(model)
 
     return penalty

@@ -28,7 +28,7 @@ from tikhon.errors import InputError
 from tikhon.regularizer.optimizers import inner_optimizer, wrapped_optimizers
 from tikhon.regularizer.regularizer import regularize
 from tikhon.training.step import backward, backward_failed
-from tikhon.wrappers import unwrap
+from tikhon.wrappers import modes_restored, unwrap
 
 if TYPE_CHECKING:
     from tikhon.diagnosis.samples import Samples
@@ -277,10 +277,10 @@ def _seed(seed: int, devices: Sequence[int]) -> None:
 def undisturbed(model: nn.Module, *, training: bool, seed: int = 0) -> Iterator[None]:
     """Evaluate a model during training; restore buffers, modes and random states afterwards."""
     buffers = [b.detach().clone() for b in model.buffers()]
-    modes = [m.training for m in model.modules()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     state = random.getstate()
-    with torch.random.fork_rng(devices=devices), _numpy_seeded(seed):
+    forked = torch.random.fork_rng(devices=devices)
+    with forked, _numpy_seeded(seed), modes_restored(model):
         _seed(seed, devices)
         random.seed(seed)
         model.train(training)
@@ -288,8 +288,6 @@ def undisturbed(model: nn.Module, *, training: bool, seed: int = 0) -> Iterator[
             yield
         finally:
             random.setstate(state)
-            for module, mode in zip(model.modules(), modes):
-                module.training = mode
             with torch.no_grad():
                 for now, before in zip(model.buffers(), buffers):
                     if now.shape == before.shape:

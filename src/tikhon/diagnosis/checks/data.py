@@ -27,7 +27,9 @@ def _constant_inputs(ev: Evidence) -> Iterable[Finding]:
         fix = sentence("fix_print_differences")
         yield Finding("constant_inputs", "warning", ("inputs",), numbers, why, fix=fix)
         return
-    constant_parts = list(w.get("still_parts") or ())
+    # a loss that calls the model may take constants that the model never sees
+    read = w.get("parts_read")
+    constant_parts = [k for k in w.get("still_parts") or () if read is None or k in read]
     if constant_parts and share < 1 and ev.may_be_harmed:  # masks and positions may be constant
         where = tuple(f"inputs[{k}]" for k in constant_parts)
         why = sentence("why_input_constant", place=", ".join(where))

@@ -161,7 +161,10 @@ def _unbounded_loss(ev: Evidence) -> Iterable[Finding]:
 
 def _outweighed_error(ev: Evidence) -> Iterable[Finding]:
     """Find a loss that falls although its own error of outputs grows: a reward outweighs it."""
-    compared = sorted(COMPARED.intersection(ev.wiring.get("loss_functions") or ()))
+    used = set(ev.wiring.get("loss_functions") or ())
+    compared = sorted(used & COMPARED)
+    if used & (BINARY | ENTROPIES):
+        return  # some outputs are logits, whose R2 says nothing
     scores = [(number(point.eval_loss), number(point.metric)) for point in ev.record.points]
     known = [(loss, r2) for loss, r2 in scores if loss is not None and r2 is not None]
     if len(known) < 2 or not compared or ev.record.failure is not None:

@@ -5,14 +5,13 @@ Pure functions of the evidence; standard library only. What is measured: `tikhon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, sizes
 from tikhon.diagnosis.findings import Finding
-from tikhon.languages import Sentence, sentence
+from tikhon.languages import sentence
 
 INTO_RANGE = {
     "counts": sentence("fix_counts_into_range"),
@@ -24,126 +23,92 @@ INTO_RANGE = {
 
 
 @dataclass(frozen=True)
-class PlacedFinding:
-    """The finding of a fact that is a place in the program, or holds one as `place`.
+class Placed:
+    """The finding of a fact that is a place in the program, or values of `why` and a `place`.
 
-    `reason` formats the reason; severity "harmed": critical if harm was measured, else warning.
+    `fix` is a key or code; severity "harmed": critical if harm was measured, else warning.
     """
 
     fact: str
     code: str
-    reason: Callable[[Any], Sentence]
-    fix: Sentence | str
+    why: str
+    fix: str
     severity: str = "critical"
 
 
-PLACED_FINDINGS = (
-    PlacedFinding(
-        "weighed",
-        "broadcast_loss",
-        lambda fact: sentence("why_weighed"),
-        sentence("fix_weighed"),
-    ),
-    PlacedFinding(
-        "no_curvature",
-        "no_nonlinearity",
-        lambda fact: sentence("why_no_curvature"),
-        sentence("fix_curvature"),
-    ),
-    PlacedFinding(
+PLACED = (
+    Placed("weighed", "broadcast_loss", "why_weighed", "fix_weighed"),
+    Placed("no_curvature", "no_nonlinearity", "why_no_curvature", "fix_curvature"),
+    Placed(
         "unlearned_part",
         "loss_not_connected",
-        lambda fact: sentence("why_unlearned_part", place=fact),
-        sentence("fix_trained_first"),
+        "why_unlearned_part",
+        "fix_trained_first",
         "warning",
     ),
-    PlacedFinding(
+    Placed(
         "logs_of_targets",
         "target_out_of_range",
-        lambda fact: sentence("why_answers_for_targets", name="log_softmax"),
+        "why_answers_for_targets",
         "-(target * scores.log_softmax(-1)).sum(-1).mean()",
     ),
-    PlacedFinding(
-        "index_mask", "ignored_rows", lambda fact: sentence("why_index_mask"), "x[mask.bool()]"
-    ),
-    PlacedFinding(
-        "finds_itself",
-        "target_among_inputs",
-        lambda fact: sentence("why_finds_itself"),
-        sentence("fix_two_views"),
-    ),
-    PlacedFinding(
+    Placed("index_mask", "ignored_rows", "why_index_mask", "x[mask.bool()]"),
+    Placed("finds_itself", "target_among_inputs", "why_finds_itself", "fix_two_views"),
+    Placed(
         "nearer",
         "loss_upside_down",
-        lambda fact: sentence("why_nearer", sure=fact["sure"]),
+        "why_nearer",
         "F.triplet_margin_loss(anchor, positive, negative)",
     ),
-    PlacedFinding(
+    Placed("one_following", "rows_mixed", "why_one_following", "following.max(1).values"),
+    Placed(
         "pulled_goal",
         "target_not_detached",
-        lambda fact: sentence("why_pulled_goal"),
+        "why_pulled_goal",
         "goal = reward + discount * following.detach()",
         "warning",
     ),
-    PlacedFinding(
-        "squashed_twice",
-        "head_mismatch",
-        lambda fact: sentence("why_squashed_twice", loss=fact["loss"], by=fact["by"]),
-        sentence("fix_raw_scores"),
-        "harmed",
-    ),
-    PlacedFinding(
-        "index_as_number",
-        "classes_as_numbers",
-        lambda fact: sentence("why_place_for_value"),
-        sentence("fix_values_of_max"),
-    ),
-    PlacedFinding(
+    Placed("squashed_twice", "head_mismatch", "why_squashed_twice", "fix_raw_scores", "harmed"),
+    Placed("index_as_number", "classes_as_numbers", "why_place_for_value", "fix_values_of_max"),
+    Placed(
         "mixed_derivatives",
         "mixed_derivatives",
-        lambda fact: sentence("why_mixed_slopes"),
-        sentence("fix_second_derivative"),
+        "why_mixed_slopes",
+        "fix_second_derivative",
         "warning",
     ),
-    PlacedFinding(
-        "gathered_over_rows",
-        "rows_mixed",
-        lambda fact: sentence("why_gathered", place=fact),
-        "answers.gather(1, index[:, None])",
+    Placed(
+        "gathered_over_rows", "rows_mixed", "why_gathered", "answers.gather(1, index[:, None])"
     ),
-    PlacedFinding(
+    Placed(
         "compared_over_rows",
         "rows_mixed",
-        lambda fact: sentence("why_cosines_over_rows", place=fact),
+        "why_cosines_over_rows",
         "F.cosine_similarity(output, target, dim=1)",
     ),
-    PlacedFinding(
+    Placed(
         "normed_over_rows",
         "rows_mixed",
-        lambda fact: sentence("why_normed_over_rows", place=fact),
+        "why_normed_over_rows",
         "F.normalize(z, dim=1), z / z.norm(dim=1, keepdim=True)",
     ),
-    PlacedFinding(
-        "over_queries",
-        "positions_mixed",
-        lambda fact: sentence("why_over_queries", place=fact),
-        sentence("fix_key_axis"),
-        "harmed",
-    ),
+    Placed("over_queries", "positions_mixed", "why_over_queries", "fix_key_axis", "harmed"),
 )
 
 
 def _placed(ev: Evidence) -> Iterable[Finding]:
-    for row in PLACED_FINDINGS:
+    for row in PLACED:
         fact = ev.wiring.get(row.fact)
         if not fact:
             continue
         severity = row.severity
         if severity == "harmed":
             severity = "critical" if ev.may_be_harmed else "warning"
-        where = fact["place"] if isinstance(fact, dict) else fact
+        values = fact if isinstance(fact, dict) else {"place": fact}
         numbers = {"nearer": float(fact["sure"])} if row.fact == "nearer" else {}
-        yield Finding(row.code, severity, (where,), numbers, row.reason(fact), fix=row.fix)
+        why = sentence(row.why, **values)
+        fix = sentence(row.fix) if row.fix.startswith("fix_") else row.fix
+        yield Finding(row.code, severity, (values["place"],), numbers, why, fix=fix)
 
 
 def _broadcast_loss(ev: Evidence) -> Iterable[Finding]:

@@ -264,6 +264,8 @@ class LossTracer(Located):
             of_output = not origin.roots.isdisjoint(self._arguments_of)
             if of_output and of_data and origin.discounted and not origin.derivative:
                 step.facts.setdefault("looks_ahead", step.place)
+                if not step.shapes[value] and self.rows in step.shapes[reward]:
+                    step.facts.setdefault("one_following", step.place)
                 if step.inputs[value].requires_grad:
                     return step.place
         return ""

@@ -115,7 +115,8 @@ def follow_log_targets(step: TracedCall) -> bool:
             low, high = float(values.min()), float(values.max())
             shares = high <= 1 and (low >= 0 or high <= 0)
             if step.origins[logs].log_targets and not shares:
-                step.facts.setdefault("logs_of_targets", step.place)
+                found = {"name": "log_softmax", "place": step.place}
+                step.facts.setdefault("logs_of_targets", found)
     made = step.name == "log_softmax" and not step.attached
     return made or (step.name in SHAPES and bool(step.origins) and step.origins[0].log_targets)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tikhon.data.forward import call_model
 from tikhon.data.nested import Batch, map_tensors, tensors
+from tikhon.diagnosis.observe import root_mean_square
 from tikhon.diagnosis.replica import gradients, undisturbed
 from tikhon.diagnosis.wiring.program import (
     Facts,
@@ -88,15 +89,18 @@ def _change_when_rolled(program: Program, before: list[Tensor]) -> float:
     return relative_change(back, after)
 
 
-def equal_output_facts(program: Program) -> Facts:
-    """Whether different rows get the same output, and the first module that makes them equal."""
+def equal_output_facts(program: Program, limit: float = EQUAL) -> Facts:
+    """Whether different rows get the same output, and the first module that makes them equal.
+
+    `limit`: relative spread of outputs up to which they count as equal.
+    """
     inputs = program.batch[0]
     if not any(relative_spread(t) > 0 for t in program.by_row(tensors(inputs))):
         return {}
     with record_modules(program.model) as seen:
         answers = program.outputs(program.batch)
     own = program.by_row(answers)
-    if not own or max(relative_spread(t) for t in own) > EQUAL:
+    if not own or max(relative_spread(t) for t in own) > limit:
         return {}
     zero = not any(bool(t.any()) for t in own)  # as from a zero-initialised head
     place = _equalising_module(program, seen)
@@ -150,7 +154,11 @@ def _equalising_module(program: Program, seen: list[Any]) -> Facts:
             continue
         kind = type(modules[name]).__name__
         own = [program.by_row(part) for part in (ins, outs)]
-        entered, left = (max((relative_spread(t) for t in part), default=None) for part in own)
+        # what a module cancels, such as the mean of what has none, is left as rounding
+        least = max((root_mean_square(t) for t in own[0]), default=0.0)
+        entered, left = (
+            max((relative_spread(t, least) for t in part), default=None) for part in own
+        )
         if entered is not None and entered <= EQUAL:
             sudden = before > DISTINCT
             return {"after": last, "before": f"{name} ({kind})"} if sudden else {}
@@ -161,11 +169,14 @@ def _equalising_module(program: Program, seen: list[Any]) -> Facts:
     return {"after": last} if before > DISTINCT else {}
 
 
-def relative_spread(t: Tensor) -> float:
-    """Return the largest distance of a row to the first one, relative to the size of all."""
+def relative_spread(t: Tensor, least: float = 0.0) -> float:
+    """Return the largest distance of a row to the first one, relative to the size of all.
+
+    `least`: the size below which entries are no larger than their rounding.
+    """
     if not t.numel() or t.dtype == torch.bool:
         return 0.0
-    size = float(t.double().square().mean().sqrt())
+    size = max(root_mean_square(t.double()), least)
     apart = float((t.double() - t[:1].double()).abs().max())
     return apart / size if size > 0 else 0.0
 

@@ -256,11 +256,9 @@ def _effect_signs(
     if len(probe.leaves) != 1:
         return []
     change = pair[1][0] - pair[0][0]
-    if change.shape == target.shape:
-        return [float(change[index].sign())]
-    column = change.ndim == target.ndim + 1 and change.shape[-1] == 1
-    if column and change.shape[:-1] == target.shape:
-        return [float(change[*index, 0].sign())]
+    if change.shape in (target.shape, (*target.shape, 1)):
+        own, largest = change.view(target.shape)[index], change[index[0]].abs().max()
+        return [float(own.sign())] if float(own.abs()) > 0.9 * float(largest) else []
     scores = change.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
     if scores and 0 <= ends[0] < ends[1] < change.shape[1]:
         low, high = int(ends[0]), int(ends[1])

@@ -26,11 +26,15 @@ def unused_input_facts(program: Program, source: Samples) -> Facts:
     """
     parts = tensors(program.batch[0])
     if program.replica.whole:
-        return _unused_mask(program) | (_unused_part(program, parts) if len(parts) > 1 else {})
+        read = _input_ids(program)
+        facts = _unused_mask(program) | {
+            "parts_read": [place for place, t in enumerate(parts) if id(t) in read]
+        }
+        return facts | (_unused_part(program, parts, read) if len(parts) > 1 else {})
     if program.rows < 3 or not parts or any(len(t) != program.rows for t in parts if t.ndim):
         return {}
     if len(parts) > 1:
-        return _unused_part(program, parts)
+        return _unused_part(program, parts, set(map(id, parts)))
     x = parts[0]
     if program.batch[0] is not x or x.ndim < 2:
         return {}
@@ -57,10 +61,9 @@ def _explained_by_unused(source: Samples, mask: Tensor) -> Facts:
     return {"explained_all": best[0], "explained_read": best[1]} if len(best) == 2 else {}
 
 
-def _unused_part(program: Program, parts: list[Tensor]) -> Facts:
-    """Return the first of several inputs that affects neither outputs nor loss."""
+def _unused_part(program: Program, parts: list[Tensor], read: set[int]) -> Facts:
+    """Return the first of several inputs, of ids in `read`, that no output or loss depends on."""
     longest = max((int(t.shape[1]) for t in parts if t.ndim > 1), default=0)
-    read = _input_ids(program) if program.replica.whole else {id(t) for t in parts}
     for place, part in enumerate(parts):
         other = tensors(program.others[0])[place]  # permuted rows may cost the same
         if id(part) not in read or not part.ndim or other.shape != part.shape:
