@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from faulty import mlp
 from tikhon.diagnosis import Diagnosis, diagnose
 from tikhon.diagnosis.reference import (
+    behind,
     best_constant,
     is_constant_off_mean,
     shallow_loss,
@@ -427,8 +428,8 @@ def test_a_shallow_model_is_fitted_by_the_user_s_own_loss() -> None:
 def test_what_falls_far_from_all_targets_has_no_end(loss: Loss, endless: bool) -> None:
     torch.manual_seed(0)
     y = torch.randn(50, 1) + 0.5
-    assert (unbounded_loss(torch.zeros(50, 1), y, loss, None) < -1e3) == endless
-    assert unbounded_loss(torch.zeros(50, 1), y, loss, torch.tanh) == 0
+    assert (unbounded_loss(torch.zeros(50, 1), y, loss) < -1e3) == endless
+    assert unbounded_loss(torch.zeros(50, 1), y, behind(torch.tanh, loss)) == 0
 
 
 def test_a_quantile_that_is_learned_is_no_underfitting() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from tikhon.data.nested import Batch
-from tikhon.diagnosis.reference import constant_loss, has_real_targets, shallow_skill
+from tikhon.diagnosis.reference import behind, best_constant, has_real_targets, shallow_skill
 from tikhon.diagnosis.replica import Replica, scalar_loss, undisturbed
 
 GAIN = 0.02  # share of the way from a constant to perfection: less is no skill (convention)
@@ -66,7 +66,7 @@ def measure_baseline(
         tail = partial(torch.softmax, dim=1) if _are_probabilities(output) else None
         if tail is None and bool((output >= 0).all()):
             tail = torch.abs  # distances and rates are >= 0
-        losses.append(constant_loss(output, batch[1], replica.loss, tail))
+        losses.append(best_constant(output, batch[1], behind(tail, replica.loss))[0])
     skill = shallow_skill(valid_batch if valid_batch is not None else probe)
     constant, reference = skill.get("constant", math.nan), skill.get("shallow", math.nan)
     return Baseline(mean(losses), constant, reference)

@@ -28,21 +28,14 @@ MAX_OUTPUTS = 256  # outputs per row up to which a shallow model is fitted to th
 MAX_COLUMNS = 4096  # columns up to which the normal equations are solved quickly
 
 
-def constant_loss(
-    output: Tensor, target: object, loss: LossFunction, tail: Tail | None = None
-) -> float:
-    """Return the lowest loss of a constant output: the trivial predictor, for any loss.
-
-    With `tail` (the activations after the last layer) the constant is the input of `tail`.
-    """
-    return best_constant(output, target, loss, tail)[0]
+def behind(tail: Tail | None, loss: LossFunction) -> LossFunction:
+    """Return the loss as a function of the input of `tail`, the activations of the last layer."""
+    return loss if tail is None else lambda z, target: loss(tail(z), target)
 
 
-def best_constant(
-    output: Tensor, target: object, loss: LossFunction, tail: Tail | None = None
-) -> tuple[float, Tensor]:
-    """Return the lowest loss of a constant output, and that constant."""
-    return _minimise(output.detach().mean(0, keepdim=True), len(output), target, loss, tail)
+def best_constant(output: Tensor, target: object, loss: LossFunction) -> tuple[float, Tensor]:
+    """Return the lowest loss of a constant output, the trivial predictor, and that constant."""
+    return _minimise(output.detach().mean(0, keepdim=True), len(output), target, loss)
 
 
 def lowest_loss(
@@ -53,7 +46,7 @@ def lowest_loss(
     If the head can produce the targets, their loss is an upper bound, as the search may miss the
     minimum of a non-convex loss such as box overlap.
     """
-    found, _ = _minimise(output.detach(), None, target, loss, tail)
+    found, _ = _minimise(output.detach(), None, target, behind(tail, loss))
     if tail is None or not isinstance(target, Tensor) or not target.is_floating_point():
         return found
     with suppress(Exception), torch.no_grad():  # the user's loss, on what it was not written for
@@ -64,11 +57,7 @@ def lowest_loss(
 
 
 def _minimise(
-    start: Tensor,
-    rows: int | None,
-    target: object,
-    loss: LossFunction,
-    tail: Tail | None,
+    start: Tensor, rows: int | None, target: object, loss: LossFunction
 ) -> tuple[float, Tensor]:
     def reach(free: Tensor) -> float:
         solver = torch.optim.LBFGS([free], max_iter=25, line_search_fn="strong_wolfe")
@@ -76,7 +65,7 @@ def _minimise(
         def closure() -> Tensor:
             solver.zero_grad()
             output = free if rows is None else free.expand(rows, *free.shape[1:])
-            value = scalar_loss(loss(tail(output) if tail is not None else output, target))
+            value = scalar_loss(loss(output, target))
             if value.requires_grad:
                 value.backward()
             return value
@@ -122,7 +111,7 @@ def is_constant_off_mean(constant: Tensor, target: Tensor, rows: int) -> bool:
     return spread > 0 and error > (1 + CONSTANT_TOLERANCE) * spread
 
 
-def unbounded_loss(output: Tensor, target: Tensor, loss: LossFunction, tail: Tail | None) -> float:
+def unbounded_loss(output: Tensor, target: Tensor, loss: LossFunction) -> float:
     """Return the loss far from all targets if it is unbounded below there, else 0.
 
     All outputs are moved up or down by 100, 10,000 and a million standard deviations.
@@ -135,7 +124,7 @@ def unbounded_loss(output: Tensor, target: Tensor, loss: LossFunction, tail: Tai
         for far in (1e2, 1e4, 1e6):
             z = torch.full_like(output, sign * far * unit) + float(targets.mean())
             with suppress(Exception), torch.no_grad():  # the user's loss, far from its targets
-                values.append(float(scalar_loss(loss(tail(z) if tail is not None else z, target))))
+                values.append(float(scalar_loss(loss(z, target))))
         falls = len(values) == 3 and values[2] < 10 * values[1] < 100 * values[0] < 0
         lowest = min(lowest, values[2]) if falls and math.isfinite(values[2]) else lowest
     return lowest
@@ -160,15 +149,13 @@ def unbounded_shares(
         right = float(scalar_loss(loss(target.to(output.dtype), target)))
         if not lowest < right - UNBOUNDED_MARGIN * (1 + abs(right)):
             return {}
-        bounded, _ = _minimise(output.detach(), None, target, loss, torch.sigmoid)
+        bounded, _ = _minimise(output.detach(), None, target, behind(torch.sigmoid, loss))
         if bounded >= right - 1e-3 * (1 + abs(right)):
             return {"unbounded_shares": {"lowest": lowest, "right": right}}
     return {}
 
 
-def shallow_loss(
-    batch: Batch, constant: Tensor, loss: LossFunction, tail: Tail | None = None
-) -> dict[str, float]:
+def shallow_loss(batch: Batch, constant: Tensor, loss: LossFunction) -> dict[str, float]:
     """Return the user's loss of a shallow model and of the best constant on held-out rows.
 
     A linear map of inputs and random features to the input of the head is fitted to half of the
@@ -188,9 +175,7 @@ def shallow_loss(
 
     def value(weights: Tensor, rows: Tensor, of: Tensor | None = None) -> Tensor:
         z = constant + unit * (x[rows] @ weights).reshape(len(rows), *constant.shape[1:])
-        return scalar_loss(
-            loss(tail(z) if tail is not None else z, target[rows if of is None else of])
-        )
+        return scalar_loss(loss(z, target[rows if of is None else of]))
 
     zeros = torch.zeros(x.shape[1], constant.numel(), dtype=x.dtype)
     try:
@@ -364,19 +349,6 @@ def applies_softmax(output: Tensor, target: object, loss: LossFunction) -> bool:
     except Exception:  # as above
         return False
     return math.isfinite(before) and abs(after - before) <= 1e-4 * (abs(before) + 1e-6)
-
-
-def sums_over_rows(output: object, target: object, loss: LossFunction) -> bool:
-    """Whether doubling the rows doubles the loss: a sum where a mean is expected."""
-    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
-        return False
-    try:
-        with torch.no_grad():
-            once = float(loss(output, target))
-            twice = float(loss(torch.cat([output] * 2), torch.cat([target] * 2)))
-    except Exception:  # as above
-        return False
-    return once > 0 and math.isfinite(once) and abs(twice / once - 2) < 0.02
 
 
 def sum_share(output: object, target: object, loss: LossFunction) -> float:

@@ -18,8 +18,8 @@ from tikhon.diagnosis.observe import ELEMENTWISE, SOFTMAXES
 from tikhon.diagnosis.reference import (
     MAX_NEIGHBOUR_COLUMNS,
     applies_softmax,
+    behind,
     best_constant,
-    constant_loss,
     has_binary_targets,
     has_real_targets,
     is_constant_off_mean,
@@ -28,7 +28,6 @@ from tikhon.diagnosis.reference import (
     shallow_loss,
     shallow_skill,
     sum_share,
-    sums_over_rows,
     unbounded_loss,
     unbounded_shares,
 )
@@ -40,6 +39,7 @@ from tikhon.regularizer.targets import NORMS
 
 Steps = Sequence[Callable[[Tensor], Tensor]]  # applied in order
 DROPOUT = nn.modules.dropout._DropoutNd
+ALL_SUMMED = 0.98  # share of a loss that grows with the rows, for it to be a sum
 UNBOUNDED_MARGIN = 1000.0  # margin below the trivial loss, times (1 + that loss): unbounded below
 NONNEGATIVE = {"square", "abs", "exp", "norm", "vector_norm", "linalg_vector_norm", "cdist"}
 NONNEGATIVE |= {"pairwise_distance", "relu", "softplus"}  # results are always >= 0
@@ -151,7 +151,7 @@ def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
     plain = isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 0
     if not plain or not output.numel() or not bool(torch.isfinite(output).all()):
         return facts | _partial_head_facts(tape, output, target, replica.loss)
-    facts["grows_with_batch"] = sums_over_rows(output, target, replica.loss)
+    facts["grows_with_batch"] = facts["grows_in_part"] > ALL_SUMMED
     facts["output_units"] = int(output.shape[1]) if output.ndim > 1 else 1
     tail, names = _head_activations(tape, output)
     facts["head"] = names
@@ -159,7 +159,8 @@ def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
     facts["own_softmax"] = applies_softmax(output, target, replica.loss)
     z = tail[0] if tail else output
     steps = _compose(tail[1]) if tail else None
-    facts["trivial"], answer = best_constant(z, target, replica.loss, steps)
+    loss_behind = behind(steps, replica.loss)
+    facts["trivial"], answer = best_constant(z, target, loss_behind)
     facts["lowest"] = lowest_loss(output, target, replica.loss)
     if not names and has_binary_targets(output, target):
         lowest = facts["lowest"]
@@ -169,13 +170,13 @@ def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
     if has_real_targets(target):
         shown = steps(answer) if steps is not None else answer
         if output.numel() == target.numel():
-            facts["without_end"] = unbounded_loss(z, target, replica.loss, steps)
+            facts["without_end"] = unbounded_loss(z, target, loss_behind)
         if is_constant_off_mean(shown, target, len(output)) and not facts.get("without_end"):
             # a shallow model is no reference for a loss that is unbounded below
             trivial, lowest = float(facts["trivial"]), float(facts["lowest"])
             falls = lowest < trivial - UNBOUNDED_MARGIN * (1 + abs(trivial))
             rows = rows_for_shallow_model(samples)
-            facts["own_loss"] = {} if falls else shallow_loss(rows, answer, replica.loss, steps)
+            facts["own_loss"] = {} if falls else shallow_loss(rows, answer, loss_behind)
     if names:
         reached = steps
         if steps is not None and tape.is_nonnegative(z):  # such as a norm, squashed afterwards
@@ -183,7 +184,7 @@ def forward_facts(replica: Replica, samples: Samples) -> dict[str, Any]:
         facts["floor"] = lowest_loss(z, target, replica.loss, reached)
         if not facts["probabilities"] or facts["own_softmax"]:
             facts["free_floor"] = facts["lowest"]
-            facts["free_trivial"] = constant_loss(output, target, replica.loss)
+            facts["free_trivial"] = best_constant(output, target, replica.loss)[0]
     return facts
 
 
@@ -210,7 +211,7 @@ def _partial_head_facts(
             "head": names,
             "floor": lowest_loss(tail[0], target, of_part, _compose(tail[1])),
             "free_floor": lowest_loss(part, target, of_part),
-            "free_trivial": constant_loss(part, target, of_part),
+            "free_trivial": best_constant(part, target, of_part)[0],
         }
     return {}
 
