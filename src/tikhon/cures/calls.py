@@ -26,24 +26,10 @@ STATISTICS = ("mean", "std", "var", "sum", "amax", "amin")
 PASSING = {"squeeze", "unsqueeze", "view", "reshape", "flatten", "__getitem__", "transpose"}
 COMPARED = ("gt", "ge", "__gt__", "__ge__")
 WITH_LOGITS = ("binary_cross_entropy_with_logits", "cross_entropy")
-PAIRED = (
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
-    "sub",
-    "__sub__",
-    "__rsub__",
-    "mul",
-    "__mul__",
-    "poisson_nll_loss",
-    "gaussian_nll_loss",
-    "div",
-    "__truediv__",
-    "add",
-    "__add__",
+PAIRED = tuple(
+    "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy poisson_nll_loss "
+    "binary_cross_entropy_with_logits gaussian_nll_loss sub __sub__ __rsub__ mul __mul__ div "
+    "__truediv__ add __add__".split()
 )
 RuleLines = Callable[[list[Call]], list[str]]
 

@@ -231,6 +231,10 @@ class Evidence:
         """Whether a fault may have done harm: nothing was trained, or skill is below `LEARNED`."""
         return not self.trained or self.final_skill < e.LEARNED
 
+    def severity(self, otherwise: str) -> str:
+        """Return "critical" if a fault may have done harm, else the given one."""
+        return "critical" if self.may_be_harmed else otherwise
+
     @cached_property
     def mode_losses(self) -> tuple[float, float] | None:
         """Losses in training and evaluation mode, if the second is much higher."""

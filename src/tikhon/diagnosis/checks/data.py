@@ -153,8 +153,7 @@ def _inverted_class_weights(ev: Evidence) -> Iterable[Finding]:
     if columns:
         fix = "pos_weight=(1 - y.mean(0)) / y.mean(0)"
     numbers = {"majority": shares[common], "counted_less": times}
-    severity = "critical" if ev.may_be_harmed else "warning"
-    yield Finding("class_imbalance", severity, ("the loss",), numbers, why, fix=fix)
+    yield Finding("class_imbalance", ev.severity("warning"), ("the loss",), numbers, why, fix=fix)
 
 
 def find_inverted_weights(
@@ -235,9 +234,8 @@ def _changed_in_place(ev: Evidence) -> Iterable[Finding]:
         return
     why = sentence("why_drift", times=drift)
     fix = sentence("fix_scale_new_tensor")
-    severity = "critical" if ev.may_be_harmed else "info"
     numbers = {"drift": drift}
-    yield Finding("data_changed_in_place", severity, ("data",), numbers, why, fix=fix)
+    yield Finding("data_changed_in_place", ev.severity("info"), ("data",), numbers, why, fix=fix)
 
 
 def _masks_left_behind(ev: Evidence) -> Iterable[Finding]:

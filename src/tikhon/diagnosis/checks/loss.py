@@ -64,11 +64,9 @@ def _ignored_columns(ev: Evidence) -> Iterable[Finding]:
         return
     named = ", ".join(map(str, ignored[:5]))
     why = sentence("why_deaf_columns", named=named)
-    fix = sentence("fix_all_columns")
     numbers = {"columns": float(len(ignored))}
-    where = ("the loss",)
     code, severity = "loss_ignores_targets", "critical" if ev.may_be_harmed else "warning"
-    yield Finding(code, severity, where, numbers, why, fix=fix)
+    yield Finding(code, severity, ("the loss",), numbers, why, fix=sentence("fix_all_columns"))
 
 
 def _costly_correct_boxes(ev: Evidence) -> Iterable[Finding]:
@@ -76,11 +74,9 @@ def _costly_correct_boxes(ev: Evidence) -> Iterable[Finding]:
     if share is None or share < e.UNKNOWN:
         return
     why = sentence("why_box_beaten", share=share)
-    fix = sentence("fix_corners")
-    numbers = {"box_beaten": share}
     where = ("the loss",)
     code = "loss_ignores_targets"
-    yield Finding(code, "critical", where, numbers, why, fix=fix)
+    yield Finding(code, "critical", where, {"box_beaten": share}, why, fix=sentence("fix_corners"))
 
 
 def _inverted_loss(ev: Evidence) -> Iterable[Finding]:
@@ -94,8 +90,7 @@ def _inverted_loss(ev: Evidence) -> Iterable[Finding]:
         why = sentence("why_no_end", loss=endless)
         fix = sentence("fix_both_sides")
         numbers = {"loss": endless}
-        where = ("the loss",)
-        yield Finding("loss_upside_down", "critical", where, numbers, why, fix=fix)
+        yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
         return
     part = next(_inverted_parts(ev), None)
     if part is not None:
@@ -128,9 +123,8 @@ def _inverted_parts(ev: Evidence) -> Iterator[Finding]:
     entropy, volume = ev.fact("entropy_pulled"), ev.fact("determinant_pulled")
     if entropy is not None and entropy > 0:
         why = sentence("why_entropy_down")
-        place = (w.get("entropy_place") or "the loss",)
         fix = "loss = policy_loss - weight * entropy.mean()"
-        yield Finding(code, "warning", place, {}, why, fix=fix)
+        yield Finding(code, "warning", (w.get("entropy_place") or "the loss",), {}, why, fix=fix)
     if volume is not None and volume > 0:
         why = sentence("why_determinant_down")
         fix = sentence("fix_log_density")
@@ -140,8 +134,7 @@ def _inverted_parts(ev: Evidence) -> Iterator[Finding]:
         cost = float(far["loss"])
         why = sentence("why_answer_without_end", place=far["place"], all=far["of"], loss=cost)
         fix = sentence("fix_divergence_signs")
-        numbers = {"loss": float(far["loss"])}
-        yield Finding(code, "critical", where, numbers, why, fix=fix)
+        yield Finding(code, "critical", where, {"loss": float(far["loss"])}, why, fix=fix)
     if w.get("draws_above"):
         why = sentence("why_draws_above")
         fix = "-F.logsigmoid(score_of_data - score_of_draw).mean()"
@@ -155,8 +148,7 @@ def _unbounded_loss(ev: Evidence) -> Iterable[Finding]:
         return
     why = sentence("why_ever_faster", first=fall[0], last=fall[1])
     fix = sentence("fix_print_parts")
-    numbers = {"loss": fall[1]}
-    yield Finding("loss_upside_down", "warning", ("the loss",), numbers, why, fix=fix)
+    yield Finding("loss_upside_down", "warning", ("the loss",), {"loss": fall[1]}, why, fix=fix)
 
 
 def _outweighed_error(ev: Evidence) -> Iterable[Finding]:

@@ -101,9 +101,7 @@ def _placed(ev: Evidence) -> Iterable[Finding]:
         fact = ev.wiring.get(row.fact)
         if not fact:
             continue
-        severity = row.severity
-        if severity == "harmed":
-            severity = "critical" if ev.may_be_harmed else "warning"
+        severity = ev.severity("warning") if row.severity == "harmed" else row.severity
         values = fact if isinstance(fact, dict) else {"place": fact}
         numbers = {"nearer": float(fact["sure"])} if row.fact == "nearer" else {}
         why = sentence(row.why, **values)
@@ -140,8 +138,7 @@ def _unequal_columns(ev: Evidence) -> Iterable[Finding]:
     a, b = (sizes(s, ev.wiring["rows"]) for s in found["shapes"])
     why = sentence("why_unequal", a=a, b=b)
     fix = sentence("fix_as_many_outputs")
-    where = (found["place"] or "the loss",)
-    yield Finding("broadcast_loss", "critical", where, {}, why, fix=fix)
+    yield Finding("broadcast_loss", "critical", (found["place"] or "the loss",), {}, why, fix=fix)
 
 
 def _sampled_detached(ev: Evidence) -> Iterable[Finding]:
@@ -152,8 +149,7 @@ def _sampled_detached(ev: Evidence) -> Iterable[Finding]:
     fix = sentence("fix_rsample")
     if draw["name"] in ("multinomial", "bernoulli", "poisson"):
         fix = sentence("fix_score_function")
-    where = (draw["place"],)
-    yield Finding("detached", "critical", where, {}, why, fix=fix)
+    yield Finding("detached", "critical", (draw["place"],), {}, why, fix=fix)
 
 
 def _denoising_target(ev: Evidence) -> Iterable[Finding]:
@@ -163,8 +159,7 @@ def _denoising_target(ev: Evidence) -> Iterable[Finding]:
         return  # reconstruction through a bottleneck is a proper task
     why = sentence("why_asked_back")
     fix = sentence("fix_without_noise")
-    where = (found["place"],)
-    yield Finding("target_among_inputs", "critical", where, {}, why, fix=fix)
+    yield Finding("target_among_inputs", "critical", (found["place"],), {}, why, fix=fix)
 
 
 def _bounded_scores(ev: Evidence) -> Iterable[Finding]:
@@ -174,9 +169,8 @@ def _bounded_scores(ev: Evidence) -> Iterable[Finding]:
     floor = float(found["floor"])
     why = sentence("why_bounded_scores", floor=floor)
     fix = sentence("fix_divide_temperature")
-    numbers = {"floor": floor}
     where = (found["place"] or "the loss",)
-    yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
+    yield Finding("head_mismatch", "critical", where, {"floor": floor}, why, fix=fix)
 
 
 def _unmasked_ends(ev: Evidence) -> Iterable[Finding]:
@@ -206,8 +200,7 @@ def _domain_violations(ev: Evidence) -> Iterable[Finding]:
                 why = sentence("why_pairs_alike", name=name, same=same)
                 fix = sentence("fix_pair_labels")
                 numbers = {"target_low": same, "target_high": same}
-                code = "constant_targets"
-                yield Finding(code, "critical", where, numbers, why, fix=fix)
+                yield Finding("constant_targets", "critical", where, numbers, why, fix=fix)
                 continue
             why = sentence("why_one_partner")
             fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a)))"
@@ -248,8 +241,7 @@ def _violations_inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding
         if breach.get("kind"):
             why = sentence("why_softmax_of_position")
             fix = sentence("fix_softmax_positions")
-        severity = "critical" if ev.may_be_harmed else "warning"
-        yield Finding("head_mismatch", severity, where, {}, why, fix=fix)
+        yield Finding("head_mismatch", ev.severity("warning"), where, {}, why, fix=fix)
 
 
 def _probabilities_given(ev: Evidence, where: tuple[str, ...]) -> Iterable[Finding]:
@@ -257,8 +249,7 @@ def _probabilities_given(ev: Evidence, where: tuple[str, ...]) -> Iterable[Findi
         return
     why = sentence("why_given_probabilities")
     fix = sentence("fix_cross_entropy")
-    severity = "critical" if ev.may_be_harmed else "warning"
-    yield Finding("head_mismatch", severity, where, {}, why, fix=fix)
+    yield Finding("head_mismatch", ev.severity("warning"), where, {}, why, fix=fix)
 
 
 CHECKS = (

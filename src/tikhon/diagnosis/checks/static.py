@@ -78,9 +78,8 @@ def _rectified_scores(ev: Evidence) -> Iterable[Finding]:
     if zero is not None and zero >= e.UNLIFTED and ev.final_skill < e.LEARNED:
         why = sentence("why_rectified_scores", share=zero)
         fix = sentence("fix_remove_relu")
-        numbers = {"own_score_zero": zero}
         where = (head_site(ev),)
-        yield Finding("head_mismatch", "critical", where, numbers, why, fix=fix)
+        yield Finding("head_mismatch", "critical", where, {"own_score_zero": zero}, why, fix=fix)
 
 
 WITH_LOGITS = "binary_cross_entropy_with_logits"

@@ -132,9 +132,8 @@ def _rectified_head(ev: Evidence) -> Finding | None:
     floor = head_floor(ev)
     if not any(name.startswith("relu") for name in head) or floor < 0.25:
         return None
-    where = (head_site(ev),)
     why = sentence("why_rectified", floor=floor)
-    return Finding("dying_relu", "warning", where, {"floor": floor}, why)
+    return Finding("dying_relu", "warning", (head_site(ev),), {"floor": floor}, why)
 
 
 def saturated_activation(ev: Evidence) -> Finding | None:

@@ -164,8 +164,7 @@ def _one_step_used(ev: Evidence) -> Iterable[Finding]:
     why = sentence("why_only_step", length=length, step=step)
     fix = sentence("fix_last_step")
     numbers = {"only_step": float(step), "input_length": float(length)}
-    severity = "critical" if ev.may_be_harmed else "info"
-    yield Finding("inputs_ignored", severity, ("inputs",), numbers, why, fix=fix)
+    yield Finding("inputs_ignored", ev.severity("info"), ("inputs",), numbers, why, fix=fix)
 
 
 def _explained_otherwise(ev: Evidence, alike: dict[str, Any]) -> bool:
@@ -261,9 +260,8 @@ def _shifted_twice(ev: Evidence) -> Iterable[Finding]:
     if ahead is None or ahead < 2:
         return
     why = sentence("why_shifted_twice", ahead=ahead)
-    fix = sentence("fix_shift_once")
     where, numbers = ("the loss",), {"ahead": ahead}
-    yield Finding("shifted_twice", "critical", where, numbers, why, fix=fix)
+    yield Finding("shifted_twice", "critical", where, numbers, why, fix=sentence("fix_shift_once"))
 
 
 def _positions_mixed(ev: Evidence) -> Iterable[Finding]:
@@ -297,8 +295,7 @@ def _pooled_features(ev: Evidence) -> Iterable[Finding]:
         return
     why = sentence("why_pooled_features", **{k: found[k] for k in ("name", "size", "positions")})
     fix = sentence("fix_pool_positions")
-    severity = "critical" if ev.may_be_harmed else "info"
-    yield Finding("positions_mixed", severity, (found["place"],), {}, why, fix=fix)
+    yield Finding("positions_mixed", ev.severity("info"), (found["place"],), {}, why, fix=fix)
 
 
 def _interleaved(ev: Evidence) -> Iterable[Finding]:
@@ -483,9 +480,8 @@ def _updates_lost(ev: Evidence) -> Iterable[Finding]:
     worst = max(stuck[i] for i in sick)
     why = sentence("why_stuck", share=worst)
     names = tuple(ev.site(i).name for i in sick)
-    numbers = {"stuck": worst}
     fix = sentence("fix_autocast")
-    yield Finding("updates_lost", "critical", names, numbers, why, fix=fix)
+    yield Finding("updates_lost", "critical", names, {"stuck": worst}, why, fix=fix)
 
 
 def _shared_layers(ev: Evidence) -> Iterable[Finding]:
@@ -535,9 +531,8 @@ def _eps_rounds_to_zero(ev: Evidence) -> Iterable[Finding]:
         return
     eps = float(ev.record.optimizer.get("eps") or 0.0)
     why = sentence("why_eps_lost", eps=eps)
-    fix = sentence("fix_eps")
     numbers = {"parameters": float(len(lost))}
-    yield Finding("undefined_operation", "critical", lost, numbers, why, fix=fix)
+    yield Finding("undefined_operation", "critical", lost, numbers, why, fix=sentence("fix_eps"))
 
 
 CHECKS = (
