@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -43,14 +44,11 @@ class CalledModules:
             part for m in model.modules() if isinstance(m, BLOCKS) for part in m.modules()
         }
         kinds = (*WEIGHTED, *ACTIVATIONS, *NORMS, *RECURRENT)
-        chosen = [m for m in model.modules() if isinstance(m, kinds)]
-        handles = [m.register_forward_hook(self._record) for m in chosen]
-        try:
-            with torch.no_grad(), undisturbed(model, training=model.training):
-                call_model(model, batch[0])
-        finally:
-            for handle in handles:
-                handle.remove()
+        with torch.no_grad(), undisturbed(model, training=model.training), ExitStack() as hooks:
+            for module in model.modules():
+                if isinstance(module, kinds):
+                    hooks.enter_context(module.register_forward_hook(self._record))
+            call_model(model, batch[0])
 
     def _record(self, module: nn.Module, args: Any, output: Any) -> None:
         if module not in self.order:

@@ -579,8 +579,5 @@ def train(
 @contextmanager
 def stopped_at(deadline: Deadline) -> Iterator[None]:
     """Raise OutOfTimeError at the first layer called past the deadline within the block."""
-    handle = nn.modules.module.register_module_forward_pre_hook(deadline.check)
-    try:
+    with nn.modules.module.register_module_forward_pre_hook(deadline.check):
         yield
-    finally:
-        handle.remove()

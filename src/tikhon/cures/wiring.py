@@ -131,12 +131,9 @@ def keep_created_layers(model: nn.Module, batch: Batch) -> list[Line]:
     """Keep the layers that the first forward pass creates."""
     known = set(model.modules())
     made: list[nn.Module] = []
-    handle = nn.modules.module.register_module_forward_pre_hook(lambda m, args: made.append(m))
-    try:
-        with torch.no_grad(), undisturbed(model, training=model.training):
-            call_model(model, batch[0])
-    finally:
-        handle.remove()
+    recorded = nn.modules.module.register_module_forward_pre_hook(lambda m, args: made.append(m))
+    with torch.no_grad(), undisturbed(model, training=model.training), recorded:
+        call_model(model, batch[0])
     if known >= set(made):
         return []
     star = "**" if isinstance(batch[0], dict) else "*" if isinstance(batch[0], tuple) else ""
@@ -193,20 +190,17 @@ def _container(value: object) -> str:
 def remove_final_dropout(model: nn.Module, batch: Batch) -> list[Line]:
     """Remove dropout whose output is the model's output."""
     dropped: list[tuple[nn.Module, object]] = []
-    kinds = nn.modules.dropout._DropoutNd
-    handles = [
-        m.register_forward_hook(lambda m, args, output: dropped.append((m, output)))
-        for m in model.modules()
-        if isinstance(m, kinds)
-    ]
-    try:
-        with torch.no_grad(), undisturbed(model, training=True):
-            answer = call_model(model, batch[0])
-    finally:
-        for handle in handles:
-            handle.remove()
+    recorded = nn.modules.module.register_module_forward_hook(
+        lambda m, args, output: dropped.append((m, output))
+    )
+    with torch.no_grad(), undisturbed(model, training=True), recorded:
+        answer = call_model(model, batch[0])
     places = CalledModules(model, batch)
-    return [places.line(m, "{at} = nn.Identity()") for m, output in dropped if output is answer]
+    return [
+        places.line(m, "{at} = nn.Identity()")
+        for m, output in dropped
+        if isinstance(m, nn.modules.dropout._DropoutNd) and output is answer
+    ]
 
 
 def to_float32(model: nn.Module, batch: Batch) -> list[Line]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -52,16 +53,11 @@ def find_first_activation(model: nn.Module, run: Callable[[], object]) -> str:
         if any(map(has_nonfinite, tensors(output))):
             found.append(name)
 
-    named = list(model.named_modules())
-    handles = [
-        m.register_forward_hook(partial(check_output, n or type(m).__name__)) for n, m in named
-    ]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hook = partial(check_output, name or type(module).__name__)
+            hooks.enter_context(module.register_forward_hook(hook))
+        run()
     return found[0] if found else ""
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -153,10 +154,14 @@ class _EntropyTrace(Functions):
         self.found: list[tuple[Tensor, float, str]] = []  # with its sign
         self.has_advantages = False  # an output is multiplied by one number per row
         self._entropies: list[Tensor] = []
-        self._handle = model.register_forward_hook(self._record_entropies)
+        self.model = model
 
-    def close(self) -> None:
-        """Remove the hook."""
+    def __enter__(self) -> Self:
+        self._handle = self.model.register_forward_hook(self._record_entropies)
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self._handle.remove()
 
     def _record_entropies(self, module: nn.Module, args: object, output: object) -> None:
@@ -217,12 +222,8 @@ def _entropy_gradient(program: Program) -> Facts:
     if not program.replica.whole:
         return {}
     with torch.enable_grad(), undisturbed(program.model, training=True):
-        trace = _EntropyTrace(program.model)
-        try:
-            with trace:
-                loss = program.replica.value(program.batch)
-        finally:
-            trace.close()
+        with _EntropyTrace(program.model) as trace:
+            loss = program.replica.value(program.batch)
         if not trace.found or not trace.has_advantages or not loss.requires_grad:
             return {}
         slopes = torch.autograd.grad(loss, [t for t, _, _ in trace.found], allow_unused=True)
