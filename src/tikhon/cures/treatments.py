@@ -37,10 +37,11 @@ def decay(strength: float) -> Treatment:
     return Treatment(name, 3, "decay", setup=code, recipe={"decay": strength})
 
 
-def _another_loss(value: str, *before: str) -> str:
-    """Return code that replaces the loss by one of (output, y); the user's is `plain_loss`."""
+def _loss(name: str, kind: str, value: str, *before: str, **options: Any) -> Treatment:
+    """Return a treatment with a loss of (output, y); the user's is `plain_loss`."""
     body = "\n".join(f"    {line}" for line in (*before, f"return {value}"))
-    return f"def loss(output, y, plain_loss=loss):\n{body}"
+    code = f"def loss(output, y, plain_loss=loss):\n{body}"
+    return Treatment(name, 1, kind, setup=code, **options)
 
 
 def _edit(name: str, size: int, edit: Callable[..., Any], **options: Any) -> Treatment:
@@ -178,42 +179,25 @@ held = {id(p) for group in optimizer.param_groups for p in group["params"]}
 missing = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
 optimizer.add_param_group({"params": missing})""",
 )
-RESHAPED_TARGETS = Treatment(
-    "targets in the shape of the output",
-    1,
-    "shape",
-    setup=_another_loss("plain_loss(output, y.reshape(output.shape))"),
+RESHAPED_TARGETS = _loss(
+    "targets in the shape of the output", "shape", "plain_loss(output, y.reshape(output.shape))"
 )
-MEAN_OVER_ROWS = Treatment(
-    "mean over the rows", 1, "mean", setup=_another_loss("plain_loss(output, y) / len(y)")
+MEAN_OVER_ROWS = _loss("mean over the rows", "mean", "plain_loss(output, y) / len(y)")
+LOG_SOFTMAX = _loss(
+    "log_softmax before the loss", "logarithm", "plain_loss(torch.log_softmax(output, 1), y)"
 )
-LOG_SOFTMAX = Treatment(
-    "log_softmax before the loss",
-    1,
-    "logarithm",
-    setup=_another_loss("plain_loss(torch.log_softmax(output, 1), y)"),
+LOG_OF_PROBABILITIES = _loss(
+    "logarithm of the probabilities", "logarithm", "plain_loss(output.clamp_min(1e-8).log(), y)"
 )
-LOG_OF_PROBABILITIES = Treatment(
-    "logarithm of the probabilities",
-    1,
-    "logarithm",
-    setup=_another_loss("plain_loss(output.clamp_min(1e-8).log(), y)"),
-)
-BALANCED_CLASSES = Treatment(
+BALANCED_CLASSES = _loss(
     "every class counts alike",
-    1,
     "classes",
+    "sum(plain_loss(output[rows], y[rows]) for rows in kinds) / len(kinds)",
+    "kinds = [(y == kind).reshape(len(y), -1).all(1) for kind in y.unique()]",
     code_fix="nn.CrossEntropyLoss(weight=len(y) / (classes * y.bincount().float()))",
-    setup=_another_loss(
-        "sum(plain_loss(output[rows], y[rows]) for rows in kinds) / len(kinds)",
-        "kinds = [(y == kind).reshape(len(y), -1).all(1) for kind in y.unique()]",
-    ),
 )
-SIGMOID_BEFORE_LOSS = Treatment(
-    "a sigmoid before the loss",
-    1,
-    "sigmoids",
-    setup=_another_loss("plain_loss(torch.sigmoid(output), y)"),
+SIGMOID_BEFORE_LOSS = _loss(
+    "a sigmoid before the loss", "sigmoids", "plain_loss(torch.sigmoid(output), y)"
 )
 SIGMOID_PER_CLASS = Treatment(
     "a sigmoid for each class", 1, "sigmoids", setup="loss = nn.BCEWithLogitsLoss()"
@@ -315,11 +299,8 @@ INVERTED_MASKS = _calls("masks turned round", sequences.invert_masks, "~mask")
 KEY_MASKS = _calls(
     "masks of keys", sequences.key_masks, "mask[:, None, :]: it hides keys, the last axis"
 )
-SHIFTED_BACK = Treatment(
-    "labels moved back by one",
-    1,
-    "shift",
-    setup=_another_loss("plain_loss(output, torch.cat([y[:, :1], y[:, :-1]], 1))"),
+SHIFTED_BACK = _loss(
+    "labels moved back by one", "shift", "plain_loss(output, torch.cat([y[:, :1], y[:, :-1]], 1))"
 )
 CIRCULAR_LOSS = Treatment(
     "the difference of angles on a circle",
@@ -368,9 +349,7 @@ x_train, y_train = x_train[rows], y_train[rows]""",
 TARGETS_TO_UNIT_RANGE = Treatment(
     "targets scaled to 0…1", 1, "scaling", data_edit=data.scale_targets_to_unit_range
 )
-NEGATED_LOSS = Treatment(
-    "loss with the other sign", 1, "sign", setup=_another_loss("-plain_loss(output, y)")
-)
+NEGATED_LOSS = _loss("loss with the other sign", "sign", "-plain_loss(output, y)")
 NO_MAXIMIZE = Treatment(
     "maximize=False",
     1,
