@@ -18,22 +18,13 @@ from tikhon.diagnosis.checks.static import scales
 from tikhon.diagnosis.evidence import Evidence, middle, number, sizes
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.record import Site
-from tikhon.languages import sentence
+from tikhon.languages import Sentence, sentence, strings
 
-CUT_FIXES = {
-    "detach": sentence("fix_cut_detach"),
-    "data": sentence("fix_cut_data"),
-    "no_grad": sentence("fix_cut_no_grad"),
-    "argmax": sentence("fix_cut_argmax"),
-    "item": sentence("fix_cut_item"),
-    "__float__": sentence("fix_cut_float"),
-    "tolist": sentence("fix_cut_tolist"),
-    "numpy": sentence("fix_cut_numpy"),
-    "tensor": sentence("fix_cut_tensor"),
-    "round": sentence("fix_cut_round"),
-    "long": sentence("fix_cut_long"),
-    "int": sentence("fix_cut_int"),
-}
+
+def _cut_fix(name: str, otherwise: Sentence) -> Sentence:
+    """Return the fix of a call that cuts the graph, by its name."""
+    key = f"fix_cut_{name.strip('_')}"
+    return sentence(key) if key in strings("en") else otherwise
 
 
 def _graph(ev: Evidence) -> Iterable[Finding]:
@@ -47,7 +38,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
         if cuts:
             why = sentence("why_cuts_all", name=name, place=place)
         numbers = {"parameters": float(ev.record.trainable)}
-        fix = CUT_FIXES.get(name, sentence("fix_loss_of_output"))
+        fix = _cut_fix(name, sentence("fix_loss_of_output"))
         yield Finding("loss_not_connected", "critical", where, numbers, why, fix=fix)
     flat = w.get("flat")
     if flat and ev.has_zero_gradients:
@@ -120,7 +111,7 @@ def _detached(ev: Evidence) -> Iterable[Finding]:
     meant = set(lost) <= spared  # untrained parts are often detached on purpose
     why = sentence("why_detached", count=len(lost), name=name, place=place)
     numbers = {"parameters": float(len(lost))}
-    fix = sentence("fix_detached", cut=CUT_FIXES.get(name, sentence("fix_cut_other")))
+    fix = sentence("fix_detached", cut=_cut_fix(name, sentence("fix_cut_other")))
     yield Finding("detached", "info" if meant else "critical", lost, numbers, why, fix=fix)
 
 

@@ -73,6 +73,7 @@ class CallTrace(Located):
         has = isinstance(output, Tensor)
         checked = name in ONE_SIDED
         target_range, swapped = _target_range(name, args, kwargs) if checked else (None, False)
+        loses = attached and graded and not (has and output.requires_grad)
         self.calls.append(
             Call(
                 name,
@@ -82,11 +83,8 @@ class CallTrace(Located):
                 tuple(output.shape) if has else None,
                 _dim(name, args, kwargs),
                 attached,
-                attached and graded and not (has and output.requires_grad) and name in DETACHING,
-                attached
-                and graded
-                and not (has and output.requires_grad)
-                and name in PARTLY_DETACHING,
+                loses and name in DETACHING,
+                loses and name in PARTLY_DETACHING,
                 self.graded and not graded and attached,
                 target_range,
                 swapped,
