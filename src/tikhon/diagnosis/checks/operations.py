@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, sizes
 from tikhon.diagnosis.findings import Finding
-from tikhon.languages import sentence
+from tikhon.languages import Sentence, sentence
 
 INTO_RANGE = {
     "counts": sentence("fix_counts_into_range"),
@@ -186,70 +187,61 @@ def _unmasked_ends(ev: Evidence) -> Iterable[Finding]:
 def _domain_violations(ev: Evidence) -> Iterable[Finding]:
     reported = set()
     for breach in ev.wiring.get("breaches") or ():
-        name, place, kind = breach["function"], breach["place"], breach.get("kind", "")
-        where = (place or "the loss",)
+        name, code, kind = breach["function"], breach["code"], breach.get("kind", "")
+        where = (breach["place"] or "the loss",)
         if (name, kind) in reported or (kind == "shares" and not ev.wiring.get("whole")):
             continue  # known from all rows where targets are separate
         reported.add((name, kind))
-        if breach["code"] == "constant_targets":
-            ranked = kind == "pairs" and ev.wiring.get("candidates")
-            if ev.wiring.get("constant_target") and not ev.wiring.get("whole") and not ranked:
-                continue  # reported for the data
-            same = float(breach["low"])
-            if kind == "pairs":
-                why = sentence("why_pairs_alike", name=name, same=same)
-                fix = sentence("fix_pair_labels")
-                numbers = {"target_low": same, "target_high": same}
-                yield Finding("constant_targets", "critical", where, numbers, why, fix=fix)
-                continue
-            why = sentence("why_one_partner")
-            fix = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a)))"
-            numbers = {"target_low": same, "target_high": same}
-            yield Finding("constant_targets", "critical", where, numbers, why, fix=fix)
-            continue
-        if breach["code"] in ("head_mismatch", "undefined_operation"):
+        if code == "constant_targets":
+            yield from _one_partner(ev, breach, where)
+        elif code in ("head_mismatch", "undefined_operation"):
             yield from _violations_inside(ev, breach)
-            continue
-        if breach["code"] == "missing_log":
+        elif code == "missing_log":
             why = sentence("why_no_log", name=name)
-            fix = sentence("fix_log_softmax")
-            if name == "ctc_loss":
-                fix = sentence("fix_log_softmax_before")
+            ctc = name == "ctc_loss"
+            fix = sentence("fix_log_softmax_before") if ctc else sentence("fix_log_softmax")
             numbers = {"log_sum": float(breach["gap"])}
             yield Finding("missing_log", "critical", where, numbers, why, fix=fix)
-            continue
-        low, high = breach["low"], breach["high"]
-        fix = INTO_RANGE[kind]
-        why = sentence(f"why_range_{kind}", name=name, low=low, high=high)
-        numbers = {"target_low": low, "target_high": high}
-        yield Finding("target_out_of_range", "critical", where, numbers, why, fix=fix)
+        else:
+            low, high = breach["low"], breach["high"]
+            why = sentence(f"why_range_{kind}", name=name, low=low, high=high)
+            numbers = {"target_low": low, "target_high": high}
+            yield Finding(code, "critical", where, numbers, why, fix=INTO_RANGE[kind])
+
+
+def _one_partner(ev: Evidence, breach: dict[str, Any], where: tuple[str]) -> Iterable[Finding]:
+    """Find rows or pairs that are all given the same target in a call of the loss."""
+    pairs, w = breach.get("kind") == "pairs", ev.wiring
+    if w.get("constant_target") and not w.get("whole") and not (pairs and w.get("candidates")):
+        return  # reported for the data
+    same = float(breach["low"])
+    why = sentence("why_one_partner")
+    fix: Sentence | str = "F.cross_entropy(a @ b.T / temperature, torch.arange(len(a)))"
+    if pairs:
+        why = sentence("why_pairs_alike", name=breach["function"], same=same)
+        fix = sentence("fix_pair_labels")
+    numbers = {"target_low": same, "target_high": same}
+    yield Finding("constant_targets", "critical", where, numbers, why, fix=fix)
 
 
 def _violations_inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding]:
     """Find faults inside of the network: softmax over one entry, log of a free parameter."""
-    name, where = breach["function"], (breach["place"] or "forward",)
+    name, where, w = breach["function"], (breach["place"] or "forward",), ev.wiring
     if breach["code"] == "undefined_operation":
         why = sentence("why_free_log", name=name)
         fix = sentence("fix_log_parameter")
         yield Finding("undefined_operation", "warning", where, {}, why, fix=fix)
-    elif breach.get("kind") == "probabilities":
-        if not {"softmax"} & set(ev.static.get("head") or ()):
-            yield from _probabilities_given(ev, where)
-    elif not ev.wiring.get("softmax_over_one") and "softmax" not in (ev.static.get("head") or ()):
-        why = sentence("why_softmax_of_one")
-        fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
-        if breach.get("kind"):
-            why = sentence("why_softmax_of_position")
-            fix = sentence("fix_softmax_positions")
-        yield Finding("head_mismatch", ev.severity("warning"), where, {}, why, fix=fix)
-
-
-def _probabilities_given(ev: Evidence, where: tuple[str, ...]) -> Iterable[Finding]:
-    if ev.wiring.get("squashed_twice"):
         return
-    why = sentence("why_given_probabilities")
-    fix = sentence("fix_cross_entropy")
-    yield Finding("head_mismatch", ev.severity("warning"), where, {}, why, fix=fix)
+    fix: Sentence | str = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
+    why, reported = sentence("why_softmax_of_one"), w.get("softmax_over_one")
+    if breach.get("kind") == "probabilities":
+        why, reported = sentence("why_given_probabilities"), w.get("squashed_twice")
+        fix = sentence("fix_cross_entropy")
+    elif breach.get("kind"):
+        why = sentence("why_softmax_of_position")
+        fix = sentence("fix_softmax_positions")
+    if not reported and "softmax" not in (ev.static.get("head") or ()):
+        yield Finding("head_mismatch", ev.severity("warning"), where, {}, why, fix=fix)
 
 
 CHECKS = (
