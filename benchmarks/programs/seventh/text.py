@@ -291,7 +291,7 @@ class Embedder(nn.Module):
 @faulty(
     "embeddings that all fall into one point, where no length is set",
     "https://github.com/omoindrot/tensorflow-triplet-loss/issues/37",
-    "embeddings_collapse",  # no code says it: one point for all has a loss of the margin
+    "embedding_collapse",
     low=0.4,
     high=0.7,
     also=("inputs_ignored", "oscillating_loss", "dying_relu"),
