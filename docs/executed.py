@@ -24,7 +24,10 @@ from unittest import mock
 
 HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "images"
-GUIDES = "quickstart regularize diagnosis hypergradient tuning layers sparsity cli"
+GUIDES = (
+    "quickstart regularize diagnosis hypergradient tuning layers sparsity compaction sklearn data "
+    "cli"
+)
 PAGES = [
     HERE.parent / "README.md",
     *(HERE / f"{name}.md" for name in GUIDES.split()),

@@ -16,7 +16,7 @@ GUIDES = {  # the groups of the front page, in reading order
     "strengths": ("hypergradient", "tuning"),
     "diagnose": ("diagnosis",),
     "shell": ("cli", "data", "report", "compare", "live", "reliability"),
-    "integrations": ("sklearn", "integrations"),
+    "integrations": ("sklearn", "integrations", "examples"),
     "background": ("article", "article_gradients", "article_faq", "spred", "benchmarks"),
 }
 PROJECT = ("architecture", "contributing", "changelog")
