@@ -15,7 +15,8 @@ from data.corpus import Case, Flag, Text
 from tikhon.data import split
 from tikhon.data.column import Column
 from tikhon.data.encoding import encode_columns, iterate_columns
-from tikhon.data.reading import Format, read_table
+from tikhon.data.reading import read_table
+from tikhon.data.source import Format
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import InputError
 

@@ -13,7 +13,8 @@ from sklearn.preprocessing import TargetEncoder
 from tikhon.data import split
 from tikhon.data.encoding import encode_columns
 from tikhon.data.preprocessing import Preprocessing
-from tikhon.data.reading import Format, read_table
+from tikhon.data.reading import read_table
+from tikhon.data.source import Format
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError, InputError
 

@@ -16,7 +16,8 @@ from tikhon.data.columns import infer_column
 from tikhon.data.encoding import encode_column, encode_columns
 from tikhon.data.preprocessing import Preprocessing, rare_threshold
 from tikhon.data.raw_column import RawColumn
-from tikhon.data.reading import Format, read_table
+from tikhon.data.reading import read_table
+from tikhon.data.source import Format
 from tikhon.data.table import TableOptions, load_table
 from tikhon.errors import DataError, InputError
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tikhon.cli.terminal import Terminal
     from tikhon.data.dataset import Dataset
-    from tikhon.data.reading import Format, Source
+    from tikhon.data.source import Format, Source
     from tikhon.data.splits import Split
     from tikhon.data.table import TableOptions
 
@@ -92,7 +92,7 @@ class TableArguments:
         """Return the table options; None without a target."""
         if self.target is None:
             return None
-        from tikhon.data.reading import Format
+        from tikhon.data.source import Format
         from tikhon.data.table import TableOptions
 
         return TableOptions(

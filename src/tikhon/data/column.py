@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any, Literal
 
 from tikhon.data import dates, number_parsing
-from tikhon.data.reading import quote_names
+from tikhon.data.source import quote_names
 from tikhon.data.text_cells import TRUE
 from tikhon.languages import Sentence, sentence
 

@@ -12,8 +12,8 @@ import numpy as np
 from tikhon.data import dates, number_parsing
 from tikhon.data.column import DAYS_AS_NUMBERS, Column
 from tikhon.data.raw_column import RawColumn
-from tikhon.data.reading import Source, quote_names
 from tikhon.data.scales import scale_of
+from tikhon.data.source import Source, quote_names
 from tikhon.data.text_cells import (
     TRUE,
     TextCells,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from tikhon.data import dates, number_parsing
+from tikhon.data import dates, memory, number_parsing
 from tikhon.data.column import Column
 from tikhon.data.columns import (
     find_never_dates,
@@ -18,8 +18,8 @@ from tikhon.data.columns import (
     time_cells,
 )
 from tikhon.data.raw_column import RawColumn
-from tikhon.data.reading import Source, quote_names
 from tikhon.data.scales import level_key, ranks_of
+from tikhon.data.source import Source, quote_names
 from tikhon.data.text_cells import FALSE, TRUE, TextCells, days_since_1970, normalize_label
 from tikhon.errors import DataError
 
@@ -61,7 +61,7 @@ def concatenate_columns(parts: list[np.ndarray]) -> np.ndarray:
 
     The list is emptied as its columns are copied, so that the table is not held twice.
     """
-    found = np.empty((sum(part.shape[1] for part in parts), len(parts[0]))).T
+    found = memory.empty(len(parts[0]), sum(part.shape[1] for part in parts), by_column=True)
     start = 0
     parts.reverse()
     while parts:
@@ -82,7 +82,12 @@ def iterate_columns(
 
 
 def encode_column(raw: RawColumn, column: Column) -> np.ndarray:
-    """Encode one column (rows, width)."""
+    """Encode one column (rows, width); one of a source on disk to a file."""
+    values = _encode_column(raw, column)
+    return memory.move_to_file(values) if raw.source.on_disk else values
+
+
+def _encode_column(raw: RawColumn, column: Column) -> np.ndarray:
     if raw.foreign:
         raise DataError(
             f"{raw.source.name}: column {raw.name!r} holds {raw.foreign}, not one value per cell"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tikhon.errors import DataError
 
@@ -48,6 +48,34 @@ class TextLines:
         return self._text[start : self._at]
 
 
+class FileLines(TextLines):
+    """The same view of a file: its first lines are given, the others are read when needed."""
+
+    def __init__(self, head: str, open_rest: Callable[[], TextIO]) -> None:
+        super().__init__(head)
+        self._open_rest = open_rest
+        self._rest: TextIO | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the lines from the start."""
+        yield from super().__iter__()
+        with self._open_rest() as rest:
+            yield from filter(None, (line.removesuffix("\x1a") for line in rest))  # end in DOS
+
+    def read(self, count: int = -1) -> str:
+        """Return the next `count` characters; fewer only at the end."""
+        found = super().read(count)
+        if self._rest is None:
+            self._rest = self._open_rest()
+        more = self._rest.read(count - len(found) if count >= 0 else -1)
+        return found + more.removesuffix("\x1a")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._rest is not None:
+            self._rest.close()
+
+
 def default_separator(path: Path) -> str:
     """Return the separator implied by the file name."""
     return "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
@@ -72,6 +100,9 @@ def detect_separator(path: Path, text: TextLines) -> str:
         shown = " or ".join(f"--sep {separator!r}" for separator in fitting)
         raise DataError(f"{path}: the fields fit more than one separator; say {shown}")
     return fitting[0] if fitting else usual
+
+
+REPAIRS = ("notice_backslashes", "notice_quoted_rows")
 
 
 def repair_quotes(text: str, told: str | None, usual: str) -> tuple[str, str]:

@@ -1,60 +1,77 @@
-"""Estimate from its first rows whether a table fits into memory."""
+"""Free memory, and arrays in files for what does not fit into it."""
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
-from tikhon.data.file_heads import read_heads
-from tikhon.data.reading import Format, is_table, read_table
-from tikhon.errors import DataError, InputError
+import numpy as np
 
-_CELL = 8  # bytes of an encoded cell
-_PACKED = 60  # highest ratio of memory to file size: smaller files always fit
-_GIGA = 1e9
+_LARGE = 1 / 4  # share of the free memory from which an array is put into a file
+_BLOCK = 1 << 24  # bytes of rows transposed at a time
 _GROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def refuse_too_large(path: Path, format: Format | None = None) -> None:
-    """Raise `DataError` with the numbers for a table that needs more than the free memory.
+def empty(rows: int, width: int, dtype: Any = float, *, by_column: bool = False) -> np.ndarray:
+    """Return an uninitialised array (rows, width), to be filled column by column.
 
-    Files that cannot be cut by rows (Excel workbooks) are let through, as is everything if the
-    free memory is unknown.
+    If it would take more than a quarter of the free memory it is in a file without a name, which
+    is gone with the array, in column-major order (see `by_rows`); otherwise in row-major order
+    unless `by_column`.
     """
     free = free_memory()
-    try:
-        if free is None or not is_table(path) or path.stat().st_size * _PACKED < free:
-            return
-        needed, rows, columns = estimate_memory(path, format)
-    except (OSError, ValueError, ImportError, InputError):  # reading will report it
-        return
-    if needed <= free:
-        return
-    fitting = int(rows * free / needed / 1.1)
-    raise DataError(
-        f"{path} does not fit into memory: about {rows:,} rows of {columns} columns need "
-        f"{needed / _GIGA:.1f} GB to be read and {free / _GIGA:.1f} GB are free; end other "
-        f"programs, or give a file of fewer columns or of at most {fitting:,} such rows"
-    )
+    if free is not None and rows * width * np.dtype(dtype).itemsize > _LARGE * free:
+        with suppress(OSError):  # no room on the disk: memory may be enough
+            return file_array((width, rows), dtype).T
+    return np.empty((width, rows), dtype).T if by_column else np.empty((rows, width), dtype)
 
 
-def estimate_memory(path: Path, format: Format | None = None) -> tuple[float, int, int]:
-    """Estimate the peak bytes to read and split a table, its rows and its columns.
+def by_rows(array: np.ndarray) -> np.ndarray:
+    """Return a result of `empty` in row-major order; one in a file is copied to another file."""
+    if array.flags.c_contiguous:
+        return array
+    found = file_array(array.shape, array.dtype)
+    step = max(1, _BLOCK // max(1, array.shape[1] * array.itemsize))
+    for start in range(0, len(array), step):
+        found[start : start + step] = array[start : start + step]
+    return found
 
-    Factors measured on CSV and Parquet files of 30 and 100 columns: text is held beside its cells,
-    encoded cells twice for a moment, and freed memory is not returned at once. Raises `ValueError`
-    for a file that cannot be cut by rows.
+
+def move_to_file(array: np.ndarray) -> np.ndarray:
+    """Return a copy of an array in a file without a name."""
+    found = file_array(array.shape, array.dtype)
+    found[:] = array
+    return found
+
+
+def file_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an array in a file without a name, in row-major order.
+
+    Raises OSError if the disk has no room for it.
     """
-    content, share = read_heads(path)[0]
-    source = read_table(path, format, content=content)
-    rows, columns = len(source.frame) / share, len(source.frame.columns)
-    cells = float(source.frame.memory_usage(deep=True).sum()) / share
-    if content.startswith(b"PAR1"):
-        return 3.5 * cells, round(rows), columns
-    text = len(content) / share
-    return 1.6 * cells + max(text, 2 * _CELL * rows * columns), round(rows), columns
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if not size:
+        return np.empty(shape, dtype)
+    with temporary_file() as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk would end the process at a later write
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
+
+
+def temporary_file() -> IO[bytes]:
+    """Open a file without a name in `temporary_directory`."""
+    return tempfile.TemporaryFile(dir=temporary_directory())
+
+
+def temporary_directory() -> str:
+    """Return `$TMPDIR`, or /var/tmp, which unlike /tmp is on disk, or the system's choice."""
+    named = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    return "/var/tmp" if not named and os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
 
 
 def free_memory() -> int | None:

@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from tikhon.data import memory
 from tikhon.data.column import Column
 from tikhon.data.dataset import Table
 from tikhon.data.encoding import encode_columns, iterate_columns, matching_column
 from tikhon.data.number_parsing import is_currency, parse_number
-from tikhon.data.reading import Source, quote_names
+from tikhon.data.source import Source, quote_names
 from tikhon.data.text_cells import FALSE, TRUE
 from tikhon.errors import DataError
 from tikhon.languages import sentence
@@ -138,7 +139,7 @@ class Preprocessing:
 
     def _inputs(self, values: np.ndarray, rows: Rows, targets: np.ndarray | None) -> np.ndarray:
         count = len(values) if isinstance(rows, slice) else len(rows)
-        found = np.empty((count, len(self.feature_names)), np.float32)
+        found = memory.empty(count, len(self.feature_names), np.float32)
         places = iter(range(found.shape[1]))
         absent: list[np.ndarray] = []
         numeric = _iterate_numbers(values, self.columns, rows)
@@ -163,7 +164,7 @@ class Preprocessing:
         for column, cells in iterate_columns(values, self.columns):
             for hashed in cells[:, 1:].T if column.kind == "text" else ():
                 found[:, next(places)] = hashed[rows]
-        return found
+        return memory.by_rows(found)
 
     def transform(self, source: Source) -> np.ndarray:
         """Transform rows of a file; columns are matched by name, others ignored."""

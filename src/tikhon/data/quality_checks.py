@@ -12,7 +12,7 @@ import numpy as np
 from tikhon.data.column import Column
 from tikhon.data.encoding import iterate_columns
 from tikhon.data.number_parsing import MISSING, parse_number
-from tikhon.data.reading import Source, quote_names
+from tikhon.data.source import Source, quote_names
 from tikhon.data.text_cells import FALSE, TRUE
 from tikhon.languages import Sentence, sentence
 

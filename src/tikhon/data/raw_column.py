@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from tikhon.data import dates, number_parsing
-from tikhon.data.reading import Source
+from tikhon.data.source import Source
 from tikhon.data.text_cells import (
     TextCells,
     is_point_decimal,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tikhon.data.file_heads import Head, read_heads
-from tikhon.data.reading import Format, Source, is_table, read_table
+from tikhon.data.reading import is_table, read_table
+from tikhon.data.source import Format, Source
 from tikhon.errors import InputError
 
 LARGE = 64 << 20  # bytes below which no estimate is needed

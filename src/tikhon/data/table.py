@@ -15,9 +15,9 @@ from tikhon.data.column import Column
 from tikhon.data.columns import infer_column
 from tikhon.data.dataset import Dataset, Table
 from tikhon.data.encoding import concatenate_columns, encode_column
-from tikhon.data.memory import refuse_too_large
+from tikhon.data.large_tables import read_source
 from tikhon.data.raw_column import RawColumn
-from tikhon.data.reading import Format, Source, read_table
+from tikhon.data.source import Format, Source
 from tikhon.data.target import read_target
 from tikhon.errors import DataError, InputError, unknown_name
 from tikhon.languages import Sentence, sentence
@@ -81,11 +81,9 @@ class TableOptions:
 def load_table(path: Path, options: TableOptions) -> Dataset:
     """Load the data set of a table file.
 
-    Raises `DataError` for an unusable file or one that needs more than the free memory, and
-    `InputError` for a missing column.
+    Raises `DataError` for an unusable file, and `InputError` for a missing column.
     """
-    refuse_too_large(path, options.format)
-    return from_source(read_table(path, options.format), options)
+    return from_source(read_source(path, options.format), options)
 
 
 def from_source(source: Source, options: TableOptions) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -19,9 +19,10 @@ from tikhon.data.columns import (
     refuse_misspelt,
     refuse_units,
 )
+from tikhon.data.on_disk import gather_columns
 from tikhon.data.quality_checks import find_similar_labels
 from tikhon.data.raw_column import RawColumn
-from tikhon.data.reading import Source, quote_names
+from tikhon.data.source import Source, quote_names
 from tikhon.data.text_cells import TRUE, TextCells, are_truth_values, normalize_label
 from tikhon.errors import DataError
 from tikhon.languages import Sentence, sentence
@@ -124,8 +125,11 @@ def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
 
 def _select_rows(source: Source, there: np.ndarray) -> Source:
     lines = [line for line, is_there in zip(source.lines, there, strict=False) if is_there]
-    frame = cast("pd.DataFrame", source.frame[there]).reset_index(drop=True)
-    return replace(source, frame=frame, lines=lines)
+    frame: Any = source.frame
+    if source.on_disk:
+        columns = ((n, frame[n][there].reset_index(drop=True)) for n in frame.columns)
+        return replace(source, frame=gather_columns(columns), lines=lines)
+    return replace(source, frame=frame[there].reset_index(drop=True), lines=lines)
 
 
 def _refuse_mixtures(raw: RawColumn) -> None:

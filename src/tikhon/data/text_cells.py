@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -150,7 +150,7 @@ def days_since_1970(series: pd.Series) -> np.ndarray:
     return np.where(np.isnat(parsed_dates), np.nan, parsed_dates.astype(np.int64) / 86_400e6)
 
 
-def detect_decimal_mark(columns: Sequence[pd.Series]) -> str:
+def detect_decimal_mark(columns: Iterable[pd.Series]) -> str:
     """Return the decimal mark proved by a file's numbers, "." or ","; "" for none or both."""
     found: set[str] = set()
     for texts in columns:

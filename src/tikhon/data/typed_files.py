@@ -41,10 +41,11 @@ def read_arrow(path: Path, content: bytes, kind: str) -> Frame:
     names = table.column_names
     if twice := {name for name in names if names.count(name) > 1}:
         raise DataError(f"{path}: columns appear twice: {', '.join(map(repr, sorted(twice)))}")
-    return _from_arrow(path, table)
+    return from_arrow(path, table)
 
 
-def _from_arrow(path: Path, table: pa.Table) -> Frame:
+def from_arrow(path: Path, table: pa.Table) -> Frame:
+    """Convert a table to numbers, texts, booleans and timestamps. Raises `DataError`."""
     import pandas as pd
     import pyarrow as pa
 

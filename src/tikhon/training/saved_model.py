@@ -14,9 +14,10 @@ from torch import nn
 
 from tikhon.data import load
 from tikhon.data.encoding import encode_columns
-from tikhon.data.memory import refuse_too_large
+from tikhon.data.large_tables import read_source
 from tikhon.data.preprocessing import Preprocessing
-from tikhon.data.reading import SUFFIXES, Format, is_table, read_table
+from tikhon.data.reading import SUFFIXES, is_table
+from tikhon.data.source import Format
 from tikhon.data.sources import find_path
 from tikhon.errors import DataError, InputError, unknown_name
 from tikhon.models import Average, restore
@@ -144,9 +145,7 @@ class SavedModel:
             raise DataError(
                 f"{path}: the model was trained on a table; give {', '.join(SUFFIXES)}"
             )
-        format = self.format(encoding)
-        refuse_too_large(path, format)
-        source = read_table(path, format)
+        source = read_source(path, self.format(encoding))
         if absent := [name for name in keep if name not in source.frame]:
             raise InputError(unknown_name("column to --keep", absent[0], map(str, source.frame)))
         values = encode_columns(source, fitted.columns)
