@@ -106,14 +106,23 @@ def test_bad_input(arguments, folder, capsys):
     "arguments, parts",
     [
         (["fti"], ("unknown command 'fti'", "did you mean 'fit'")),
-        (["report", "nowhere"], ("nowhere is not the folder of a run",)),
+        (["report", "nowhere"], ("no run directory at nowhere",)),
         (["fit"], ("DATA", "tikhon fit --help")),
+        (["fit", "iris", "--learning-rate", "1"], ("did you mean --lr?",)),
+        (["diagnose", "mlp", "--lr=1"], ("--lr; did you mean --optimizer adam:1e-3?",)),
+        (["diagnose", "train.py", "--data", "iris"], ("train.py:make_model",)),
     ],
 )
 def test_bad_commands(arguments, parts, folder, capsys):
     assert main(arguments) == 2
     _, err = capsys.readouterr()
     assert all(part in err for part in parts) and "Traceback" not in err
+
+
+def test_help_of_a_command_by_name(capsys):
+    assert main(["help", "live"]) == main(["live", "--help"]) == 0
+    out, _ = capsys.readouterr()
+    assert out[: len(out) // 2] == out[len(out) // 2 :] and "tikhon live" in out
 
 
 def test_debug_shows_the_traceback(folder):

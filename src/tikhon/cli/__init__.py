@@ -112,6 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors are one message, never a traceback."""
     startup.is_program = arguments is None
     arguments = _complete_ray_option(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["help"]:  # as in `git help commit`
+        arguments = [*arguments[1:2], "--help"]
     try:
         with one_line_warnings() if startup.is_program else nullcontext():
             code = parser().main(arguments, prog_name="tikhon", standalone_mode=False)
@@ -148,6 +150,8 @@ def _report_error(error: Any, arguments: list[str]) -> int:
         shown = error.format_message()
         if "No such command" in shown and arguments:
             shown = unknown_name("command", arguments[0], COMMANDS)
+        if meant := _meant_option(error):
+            shown = f"No such option: {error.option_name}; did you mean {meant}?"
         shown += _received_value(error, arguments)
         path = getattr(getattr(error, "ctx", None), "command_path", "tikhon")
         print(f"tikhon: {shown}\n  see: {path} --help", file=sys.stderr)
@@ -179,6 +183,26 @@ def _report_error(error: Any, arguments: list[str]) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+# What people call an option elsewhere -> the options that may be meant, the best first.
+_CALLED_ELSEWHERE = {
+    "--lr": ("--optimizer adam:1e-3",),
+    "--learning-rate": ("--lr", "--optimizer adam:1e-3"),
+    "--wd": ("--weight-decay",),
+    "--bs": ("--batch-size",),
+    "--batch": ("--batch-size",),
+    "--label": ("--target",),
+    "--time-limit": ("--budget",),
+    "--out": ("--output",),
+}
+
+
+def _meant_option(error: Any) -> str | None:
+    """Return the option of the command that an unknown one stands for elsewhere."""
+    names = _CALLED_ELSEWHERE.get(getattr(error, "option_name", ""), ())
+    taken = {name for option in error.ctx.command.params for name in option.opts} if names else ()
+    return next((name for name in names if name.split()[0] in taken), None)
 
 
 def _received_value(error: object, arguments: list[str]) -> str:

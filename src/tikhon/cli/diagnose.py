@@ -177,6 +177,8 @@ def load_program(
     elif ":" in model:
         made = user_objects.load_object(model, "MODEL", terminal)
     else:
+        if model.endswith(".py"):
+            raise InputError(f"MODEL: name what is in the file, such as {model}:make_model")
         raise InputError(f"MODEL: {unknown_name('network', model, MODELS)}, or FILE.py:NAME")
     if not callable(made):
         raise InputError(f"MODEL: {model} is a {type(made).__name__}, not a module or a function")

@@ -34,12 +34,8 @@ def report(
     Several runs are compared where their data and their score are the same.
     """
     from tikhon.cli.results import english
-    from tikhon.errors import InputError
     from tikhon.report.document import write_page
 
-    for run in runs:
-        if not (run / "config.json").is_file():
-            raise InputError(f"{run} is not the folder of a run: it has no config.json")
     path, page = write_page(*runs, output=output, language=language)
     terminal = shown.terminal()
     sentences = [english(sentence) for sentence in page.sentences]
