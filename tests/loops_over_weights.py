@@ -6,6 +6,7 @@ They join the lists of `training_loops`.
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import nn
@@ -191,3 +192,129 @@ def clients_that_are_asked_for_nothing():
 @broken("weights_overwritten")
 def weights_drawn_anew_after_the_clients():
     return _clients(combine=lambda c: torch.randn_like(c[0]) * c[0].std())
+
+
+# rates, limits and decay
+
+
+def _plain(optimizer, *, limit=math.inf, steps=100, slope=nn.ReLU):
+    model = nn.Sequential(nn.Linear(10, 32), slope(), nn.Linear(32, 32), slope(), nn.Linear(32, 2))
+    engine = optimizer(model.parameters())
+    with watched(model, engine) as health:
+        for x, y in batches(steps):
+            engine.zero_grad()
+            CE(model(x), y).backward()
+            nn.utils.clip_grad_value_(model.parameters(), limit)
+            engine.step()
+    return health
+
+
+@broken("exploding_gradient")
+def a_momentum_that_multiplies_the_rate():
+    return _plain(lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9), slope=nn.Tanh)
+
+
+@broken("slow_convergence")
+def gradients_that_are_clipped_to_next_to_nothing():
+    return _plain(lambda p: torch.optim.SGD(p, lr=0.05), limit=1e-5)
+
+
+@healthy
+def gradients_of_adam_that_are_clipped_to_next_to_nothing():
+    return _plain(lambda p: torch.optim.Adam(p, lr=1e-3), limit=1e-5)
+
+
+@broken("decay_too_strong")
+def a_decay_of_ten():
+    return _plain(lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=10.0))
+
+
+@broken("decay_too_strong")
+def a_decay_that_momentum_multiplies():
+    return _plain(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.2))
+
+
+@healthy
+def a_usual_decay():
+    return _plain(lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1))
+
+
+# networks and inputs beside the model
+
+
+def _taught(*, train):
+    """A frozen teacher with norms, on other rows than its own."""
+    model = net()
+    teacher = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    teacher(torch.randn(64, 10))
+    teacher.requires_grad_(False).train(train)
+    engine = adam(model)
+    with watched(model, engine) as health:
+        for x, _ in batches():
+            step(model, engine, 2 * x + 1, teacher(2 * x + 1).softmax(1))
+    return health
+
+
+@broken("frozen_norms_move")
+def a_teacher_in_train_mode():
+    return _taught(train=True)
+
+
+@healthy
+def a_teacher_in_eval_mode():
+    return _taught(train=False)
+
+
+@healthy
+def a_critic_with_norms_that_is_frozen_in_turns():
+    model = nn.Linear(4, 10)
+    critic = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
+    engine, other = adam(model), adam(critic)
+    with watched(model, engine) as health:
+        for _ in range(40):
+            critic.requires_grad_(True)
+            other.zero_grad()
+            made, real = model(torch.randn(16, 4)).detach(), torch.randn(16, 10)
+            (critic(made) - critic(real)).mean().backward()
+            other.step()
+            critic.requires_grad_(False)
+            engine.zero_grad()
+            (-critic(model(torch.randn(16, 4))).mean()).backward()
+            engine.step()
+    return health
+
+
+@healthy
+def derivatives_by_the_inputs():
+    model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+    times = torch.linspace(0, 1, 20)[:, None].requires_grad_()
+    engine = torch.optim.LBFGS(model.parameters(), max_iter=4)
+
+    def closure():
+        engine.zero_grad()
+        values = model(times)
+        (slopes,) = torch.autograd.grad(values.sum(), times, create_graph=True)
+        loss = (slopes + values).square().mean() + (model(torch.zeros(1, 1)) - 1).square().sum()
+        loss.backward()
+        return loss
+
+    with watched(model, engine, every=2) as health:
+        for _ in range(24):
+            engine.step(closure)
+    return health
+
+
+@healthy
+def a_part_of_the_way_of_each_task():
+    model = nn.Sequential(nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 1))
+    engine = sgd(model, 0.02)
+    with watched(model, engine) as health:
+        for _ in range(20):
+            before = copy.deepcopy(model.state_dict())
+            x = 10 * torch.rand(20, 1) - 5
+            y = (0.5 + 4 * torch.rand(1)) * torch.sin(x + 3 * torch.rand(1))
+            for _ in range(10):
+                step(model, engine, x, y, nn.functional.mse_loss)
+            after = model.state_dict()
+            model.load_state_dict({n: before[n].lerp(after[n], 0.3) for n in before})
+    return health

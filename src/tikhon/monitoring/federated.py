@@ -22,6 +22,7 @@ class FederatedRounds:
 
     def __init__(self) -> None:
         self.state_requested = False  # since the last was loaded
+        self.steps = 0  # between the last two loads
         self._loaded: Tensor | None = None
         self._client_states: list[Tensor] = []  # trained on from the one that was loaded
         self._averages = 0
@@ -52,7 +53,8 @@ class FederatedRounds:
         self._client_states.append(client_sums)
         is_other = False
         if self._loaded is not None and not torch.equal(loaded, self._loaded):
-            is_other = not _lies_between(loaded, self._client_states)
+            start = [self._loaded] if self.steps > 1 else []  # part of the way, as in Reptile
+            is_other = not _lies_between(loaded, [*start, *self._client_states])
             if not is_other:
                 self._averages, self._client_states = self._averages + 1, []
         self._is_other_load = is_other or not self.state_requested

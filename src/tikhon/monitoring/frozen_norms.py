@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +26,35 @@ class FrozenNorms:
     """Running statistics of trained and then frozen layers."""
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._versions: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+        self._names: set[str] = set()  # of networks beside the model
         self._layers: dict[str, tuple[Norm, Tensor, Tensor]] = {}
         self._streak, self._largest_layer, self._largest_drift = Streak(), "", 0.0
         self._values_per_channel = math.inf  # per channel, in the last of the layers
         self._handle: RemovableHandle | None = None
+        self._add(model)
+        if self._layers:
+            last = list(self._layers.values())[-1][0]
+            self._handle = last.register_forward_pre_hook(Hook(self._count))
+
+    def find(self, modules: Mapping[str, nn.Module]) -> None:
+        """Search the variables of the loop for frozen networks, such as a teacher."""
+        own = {*self._model.modules()}
+        for name, module in modules.items():
+            if module not in own and not any(p.requires_grad for p in module.parameters()):
+                self._versions.setdefault(module, _version(module))
+                if self._versions[module] != _version(module):  # an average, or trained in turns
+                    self._drop(name)
+                elif name not in self._names:
+                    self._names.add(name)
+                    self._add(module, name)
+                    own |= {*module.modules()}
+
+    def _drop(self, name: str) -> None:
+        self._layers = {n: v for n, v in self._layers.items() if not n.startswith(f"{name}.")}
+
+    def _add(self, model: nn.Module, prefix: str = "") -> None:
         parents = {
             f"{path}.{name}".strip("."): parent
             for path, parent in model.named_modules()
@@ -40,11 +66,7 @@ class FrozenNorms:
                 mean, var = layer.running_mean, layer.running_var
                 assert mean is not None
                 assert var is not None
-                self._layers[name] = (layer, mean.clone(), var.clone())
-
-        if self._layers:
-            last = list(self._layers.values())[-1][0]
-            self._handle = last.register_forward_pre_hook(Hook(self._count))
+                self._layers[f"{prefix}.{name}".strip(".")] = (layer, mean.clone(), var.clone())
 
     def close(self) -> None:
         """Remove the hook."""
@@ -86,6 +108,11 @@ class FrozenNorms:
                 drift=self._largest_drift,
             )
         ]
+
+
+def _version(module: nn.Module) -> int:
+    """A count of the writes to its weights."""
+    return sum(p._version for p in module.parameters())
 
 
 def _frozen(layer: Norm, parent: nn.Module) -> bool:

@@ -109,6 +109,7 @@ class Sample:
     frozen_by_attribute: tuple[str, ...] = ()  # modules whose attribute says so, and that move
     unused_passes: int = 0  # passes whose outputs are not in the loss, if these are the most
     nonfinite_loss: bool = False  # though the gradients are finite
+    decay: float = 0.0  # part of the weights of a group that weight decay takes
     seed: int | None = None  # that random numbers of this step were drawn from, if it was set
     losses: LossReading = LossReading()
 
@@ -157,6 +158,8 @@ class StepHistory:
     rising_rates: list[Streak] = field(default_factory=list)  # by group: above all previous rates
     gains: list[float] = field(default_factory=list)  # of the sampled steps, as far as known
     classes: list[float] = field(default_factory=list)  # of batches that have only one
+    decays: list[float] = field(default_factory=list)  # parts of the weights taken by a step
+    _shrinkages: list[float] = field(default_factory=list)  # of gradients between pass and step
     _seed: int | None = None
     _moved: set[str] = field(default_factory=set)
     _unoptimized: Mapping[str, float] = field(default_factory=dict)
@@ -166,6 +169,12 @@ class StepHistory:
     def streak(self, name: str) -> Streak:
         """Return a streak by name, empty if new."""
         return self.streaks.setdefault(name, Streak())
+
+    @property
+    def clipping(self) -> float:
+        """What every step took of its gradient, as a factor; 1 while a learning rate rises."""
+        rises = any(streak.count for streak in self.rising_rates)
+        return 1.0 if rises else min(self._shrinkages, default=1.0)
 
     def frequent(self, name: str) -> Streak | None:
         """Return the tally of a sign that recurs, such as at ends of epochs, or None."""
@@ -221,6 +230,8 @@ class StepHistory:
     def _add_targets(self, sample: Sample) -> None:
         """Record how much the order of the targets matters, and batches of one class."""
         self._seed = sample.seed
+        self._shrinkages.append(1.0 if sample.shrinkage is None else sample.shrinkage)
+        self.decays.append(sample.decay)
         losses = sample.losses
         self.gains += [] if losses.gain is None else [losses.gain]
         is_single = losses.first_class == losses.last_class and sample.rows >= MIN_ROWS

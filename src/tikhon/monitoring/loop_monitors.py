@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from types import FrameType
 
@@ -45,23 +45,25 @@ class LoopMonitors:
         self._samples = 0
         self._final_alarms: list[Alarm] | None = None  # what was wrong when the loop ended
 
-    def find(self, frame: FrameType | None, forwards: int) -> None:
+    def find(self, frame: FrameType | None, forwards: int, inputs: Iterable[int]) -> None:
         """Look at the variables of the loop, in some sampled steps before they are made."""
         self._samples += 1
         if self._samples <= FIRST_SEARCHES or self._samples % SEARCH_EVERY == 0:
-            self._search(frame, forwards)
+            self._search(frame, forwards, inputs)
         self.schedules.observe()
         self.loaders.observe()
         self.target_networks.measure()
 
-    def _search(self, frame: FrameType | None, forwards: int) -> None:
+    def _search(self, frame: FrameType | None, forwards: int, inputs: Iterable[int]) -> None:
         variables = LoopVariables(frame)
         modules = variables.of_type(nn.Module)
         optimizers = [self._optimizer, *variables.of_type(Optimizer).values()]
         scalers = variables.of_type(torch.amp.GradScaler).values()
         self.scaler = next((s for s in scalers if s.is_enabled()), None)
         self.target_networks.find(modules, optimizers)
-        self.unoptimized_tensors.find(modules, variables.of_type(Tensor), optimizers)
+        leaves = variables.of_type(Tensor)
+        self.unoptimized_tensors.find(modules, leaves, optimizers, inputs)
+        self.frozen_norms.find(modules)
         loaders = variables.of_type(DataLoader)
         self.schedules.find(variables.of_type(LRScheduler), loaders, forwards)
         self.loaders.find(loaders, variables.of_type(cycle), forwards)

@@ -16,6 +16,10 @@ JUMP = 0.2  # update / weight of a step that destroys weights: BatchNorm tolerat
 REPLACING_STEP = 1.0  # update / weight of a step that leaves nothing of the first weights
 NOT_FALLEN = 0.9  # median loss of the second half / first loss, after such a step (convention)
 GROWN = 4.0  # weight norm / that of the first reading, after such a step
+LARGE_STEP = 0.05  # update / weight of steps that carry weights away in the end (convention)
+FAR_GROWN = 10.0  # the same growth after such steps
+RUNAWAY = 100.0  # growth that two readings show
+CLIPPED = 10.0  # gradient before / after clipping, that matters beside small updates (convention)
 NEGLIGIBLE_UPDATE = 1e-7  # update / weight: a weight moves by its own size in ten million steps
 
 
@@ -46,18 +50,24 @@ class NonFinite(TypedDict):
 
 
 def magnitude_alarms(
-    rows: Sequence[Row], failure: NonFinite | None, *, is_wired: bool, is_summed: bool = False
+    rows: Sequence[Row],
+    failure: NonFinite | None,
+    *,
+    is_wired: bool,
+    is_summed: bool = False,
+    clipping: float = 1.0,
 ) -> list[Alarm]:
     """Return the alarms of sampled steps; judges gradients only if the loop is `is_wired` right.
 
-    `is_summed`: a step sums micro-batches whose losses were not divided.
+    `is_summed`: a step sums micro-batches whose losses were not divided; `clipping`: what every
+    step took of its gradient, as a factor, at a rate that does not rise.
     """
     alarms = [*_failure_alarm(failure), *_loss_scale_alarms(rows)]
     runaway = _find_runaway(rows, is_summed=is_summed)
     if is_wired and runaway is not None and failure is None:
         alarms.append(runaway)
     elif is_wired:
-        alarms += [*_signal_alarms(rows, failure), *_update_alarms(rows)]
+        alarms += [*_signal_alarms(rows, failure), *_update_alarms(rows, clipping)]
     return alarms
 
 
@@ -85,21 +95,23 @@ def _find_runaway(rows: Sequence[Row], *, is_summed: bool) -> Alarm | None:
     """Detect single steps that enlarged the weights and left dead units or a high loss."""
     moved = [row for row in rows if row["update"] is not None]
     jump = max((row["update"] or 0.0 for row in moved), default=0.0)
-    if len(moved) <= MIN_SAMPLES or jump < JUMP:
-        return None
-    before, now = moved[0]["weight"], moved[-1]["weight"]
-    if now < GROWN * before:
+    before, now = (moved[0]["weight"], moved[-1]["weight"]) if moved else (1.0, 1.0)
+    is_sudden = jump >= JUMP and now >= GROWN * before
+    is_steady = jump >= LARGE_STEP and now >= FAR_GROWN * before
+    is_short = len(moved) <= MIN_SAMPLES and now < RUNAWAY * before
+    if is_short or not (is_sudden or is_steady):
         return None
     signals = [ratio for row in moved if (ratio := row["signal_ratio"]) is not None]
     late_ratios = signals[len(signals) // 2 :]
     is_dead = bool(signals) and median(late_ratios) < VANISHED < max(signals[:MIN_SAMPLES])
     losses = [abs(loss) for row in moved if (loss := row["loss"]) is not None]
-    is_high = len(losses) > MIN_SAMPLES and min(losses[-MIN_SAMPLES:]) > 3 * losses[0]
-    if jump >= REPLACING_STEP and len(losses) > MIN_SAMPLES:
+    recent = losses[-MIN_SAMPLES:] if len(losses) > MIN_SAMPLES else losses[-1:]
+    is_high = bool(recent) and min(recent) > 3 * losses[0]
+    if (is_steady or jump >= REPLACING_STEP) and len(losses) > MIN_SAMPLES:
         is_high = is_high or median(losses[len(losses) // 2 :]) > NOT_FALLEN * losses[0]
     if not is_dead and not is_high:
         return None
-    first = next(row["step"] for row in moved if (row["update"] or 0.0) >= JUMP)
+    first = next(row["step"] for row in moved if (row["update"] or 0.0) >= min(JUMP, jump))
     after = sentence("told_no_signal" if is_dead else "told_high_loss")
     grown = sentence("told_grown", jump=jump, before=before, now=now, after=after)
     if is_summed:
@@ -120,12 +132,16 @@ def _signal_alarms(rows: Sequence[Row], failure: NonFinite | None) -> list[Alarm
     return []
 
 
-def _update_alarms(rows: Sequence[Row]) -> list[Alarm]:
+def _update_alarms(rows: Sequence[Row], clipping: float) -> list[Alarm]:
     """Detect steps that never moved the weights, unlike a schedule that ends at zero."""
     readings = [(r["step"], update) for r in rows if (update := r["update"]) is not None]
     largest = max((update for _, update in readings), default=0.0)
     if len(readings) < MIN_SAMPLES or not 0 < largest < SLOW_UPDATE:
         return []
+    if clipping >= CLIPPED and len(readings) > 2 * MIN_SAMPLES:
+        step, share = readings[0][0], 1 - 1 / clipping
+        key = "clipped_to_nothing"
+        return [alarm("slow_convergence", step, key=key, largest=largest, share=share)]
     severity = "warning" if largest < NEGLIGIBLE_UPDATE else "info"
     return [alarm("slow_convergence", readings[0][0], severity=severity, largest=largest)]
 

@@ -7,6 +7,7 @@ the loop has ended.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from statistics import median
 
 from tikhon.languages import sentence
 from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, LoopState, alarm
@@ -14,6 +15,7 @@ from tikhon.monitoring.history import LOSS_FAULTS, REPLACED_ONCE, Streak
 
 NEGLIGIBLE_GRADIENT = 1e-5  # of the largest gradient: rounding errors of a zero gradient
 MAX_GRAPHS = 10  # sampled steps whose graphs are alive
+STRONG_DECAY = 0.05  # of the weights in a step: after 14 steps half is gone (convention)
 MIN_STEPS = 20  # steps, or forward passes, without a required event
 CODES = {"negative_weight": "loss_upside_down"}  # of signs that are named otherwise
 RECURRING = {"gradients_not_cleared", "gradients_of_another_loss"}  # may hold now and then
@@ -242,6 +244,14 @@ def sorted_batches(loop: LoopState) -> Alarm | None:
     return alarm("sorted_batches", loop.history.first_step, count=len(classes), samples=samples)
 
 
+def decay_too_strong(loop: LoopState) -> Alarm | None:
+    """Detect weight decay that takes what the last steps have taught."""
+    decays = loop.history.decays
+    if len(decays) < 2 * MIN_SAMPLES or median(decays) < STRONG_DECAY:
+        return None
+    return alarm("decay_too_strong", loop.history.first_step, share=median(decays))
+
+
 def learning_rate_collapsed(loop: LoopState) -> Alarm | None:
     """Detect a learning rate that collapsed long before the end."""
     last, largest_rates = loop.history.last, loop.history.largest_rates
@@ -313,6 +323,7 @@ OTHER_RULES: tuple[Rule | str, ...] = (
     weights_overwritten,
     "eval_mode_in_training",
     repeated_batch,
+    decay_too_strong,
     learning_rate_collapsed,
     warmup_never_ends,
     "replicas_differ",

@@ -71,6 +71,7 @@ class Sampler:
         self._signals: dict[str, Tensor | None] = {}  # of layers, in the order of their calls
         self._outputs = Counter[str]()  # of layers in this step
         self._received = Counter[str]()  # those that got a gradient
+        self.trained_inputs: set[int] = set()  # leaves that the model was given, by identity
         self._rows: set[int] = set()  # of the model's batches in this step
         self._fingerprints: list[Tensor] = []  # of the model's batches in this step
         self._last_kwargs: object = None  # of the last of these: each call has its own
@@ -103,8 +104,9 @@ class Sampler:
             if len(self._fingerprints) < MAX_FINGERPRINTS:
                 self._fingerprints.append(tensor_readings.fingerprint(inputs))
                 self._last_kwargs = inputs[1]
-            has_gradient = any(t.requires_grad and t.is_leaf for t in tensors(inputs))
-            self._recorder.input_gradient = self._recorder.input_gradient or has_gradient
+            leaves = {id(t) for t in tensors(inputs) if t.requires_grad and t.is_leaf}
+            self._recorder.input_gradient = self._recorder.input_gradient or bool(leaves)
+            self.trained_inputs |= leaves
 
     def evaluation(self) -> None:
         """The optimizer evaluates its closure."""
@@ -332,6 +334,7 @@ class Sampler:
             unused_passes=self._unused_passes(),
             nonfinite_loss=nonfinite_loss,
             seed=self.backward_calls.used_seed,
+            decay=max(map(_decay, self.optimizer.param_groups), default=0.0),
         )
 
     def _frozen_by_attribute(self) -> tuple[str, ...]:
@@ -413,6 +416,14 @@ def _is_whole_view(tensor: Tensor, rows: int) -> bool:
 def _is_uniform(tensor: Tensor) -> bool:
     values = stored_values(local(tensor)).reshape(-1)
     return bool((values == values[:1]).all())
+
+
+def _decay(group: Mapping[str, Any]) -> float:
+    """The part of the weights that decay takes in a step; of scaled gradients it is not known."""
+    is_plain = group.get("decoupled_weight_decay", "momentum" in group and "alpha" not in group)
+    if not is_plain or not group.get("weight_decay"):
+        return 0.0
+    return float(group["lr"]) * group["weight_decay"] / (1 - group.get("momentum", 0.0))
 
 
 def _row_count(batch: object) -> int:

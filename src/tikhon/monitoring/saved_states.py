@@ -36,7 +36,7 @@ class SavedStates:
         self.federated = FederatedRounds()
         self._save_hook = model.register_state_dict_post_hook(Hook(self._on_state_dict))
         self._load_hook = model.register_load_state_dict_pre_hook(Hook(self._on_load_state_dict))
-        self._is_watching = True
+        self._is_watching, self._last_load = True, 0
         if model in _LOAD_HOOKS:
             _LOAD_HOOKS.pop(model).remove()
 
@@ -71,6 +71,8 @@ class SavedStates:
         parameters = dict(module.named_parameters())
         loaded = {name: state.get(f"{prefix}{name}") for name in parameters}
         if self._is_watching:
+            self.federated.steps = self._step() - self._last_load
+            self._last_load = self._step()
             self.federated.record_load(parameters, loaded)
         pairs = [(loaded[name], p) for name, p in parameters.items()]
         if self.loaded is not None or not all(_shares_memory(given, p) for given, p in pairs):

@@ -212,7 +212,7 @@ class LoopHooks:
     # sampled steps, and what is rare
 
     def _search_loop(self, frame: FrameType | None) -> None:
-        self.monitors.find(frame, self.forwards)
+        self.monitors.find(frame, self.forwards, self._sampler.trained_inputs)
         self._sampler.found_scaler = self.monitors.scaler
 
     def _wrap_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:

@@ -42,10 +42,14 @@ class UnoptimizedTensors:
         modules: Mapping[str, nn.Module],
         tensors: Mapping[str, Tensor],
         optimizers: Iterable[Optimizer],
+        inputs: Iterable[int] = (),
     ) -> None:
-        """Search the variables of the loop for tensors that are in no optimizer."""
+        """Search the variables of the loop for tensors that are in no optimizer.
+
+        `inputs` of the model, by identity, have gradients where a loss has their derivatives.
+        """
         optimized = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
-        model_parameters = {id(p) for p in self._model.parameters()}
+        model_parameters = {*inputs, *(id(p) for p in self._model.parameters())}
         for name, tensor in _candidates(modules, tensors):
             if id(tensor) in optimized | model_parameters:
                 self._found.pop(id(tensor), None)

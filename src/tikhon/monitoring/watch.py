@@ -149,10 +149,15 @@ class Watch:
             has_improved=self._monitors.schedules.has_improved(hooks.step),
         )
         of_monitors = self._monitors.alarms(hooks.step, hooks.forwards, ended=self._ended)
-        found = [*alarms(loop), *of_monitors, *spike_alarms(list(self.spikes))]
+        found = [*alarms(loop), *of_monitors]
         is_wired = not any(a.severity == "warning" for a in found)
+        found += spike_alarms(list(self.spikes))
         found += magnitude_alarms(
-            list(self.rows), self.failure, is_wired=is_wired, is_summed=loop.sums_losses
+            list(self.rows),
+            self.failure,
+            is_wired=is_wired,
+            is_summed=loop.sums_losses,
+            clipping=self._history.clipping,
         )
         return tuple(sorted(found, key=lambda alarm: alarm.severity != "warning"))
 
