@@ -284,7 +284,8 @@ def histogram(edges: Sequence[float], counts: Sequence[int], zeros: float | None
         )
         top = 1.3 * max(max(rest), 1)
         layout |= {"barmode": "stack", "yaxis": axis(label("count"), range=[0, top])}
-        text, place = label("zeros_of", zeros=exact, all=sum(counts)), centres[home] + width
+        text = label("zeros_of", zeros=f"{exact:,}", all=f"{sum(counts):,}")
+        place = centres[home] + width
         anchors = {"xanchor": "left", "yanchor": "top"}
         layout["annotations"] = [annotation(place, 0.97, text, "zeros", 12, **anchors)]
     return {"data": data, "layout": layout}
