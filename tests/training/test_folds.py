@@ -19,6 +19,10 @@ from tikhon.training import fit
 from tikhon.training.folds import FOLDS, FoldStrengths
 from tikhon.training.recipe import Auto, Recipe
 
+pytestmark = pytest.mark.filterwarnings(  # from folds of 20 rows
+    "ignore:Hypergradient. the strength on .* acts by a share"
+)
+
 AUTO = Recipe(Term(tk.L2(), how="decoupled", strength=Auto()))
 GIVEN = {"optimizer": "adamw", "lr": 0.01, "epochs": 30, "batch_size": 16, "linear": False}
 

@@ -16,11 +16,14 @@ from tikhon.strengths.sensitivity import (
     DAMPING,
     FREEZE_AT,
     MAX_DECAY,
+    change_per_move,
     descend_log_strength,
+    even_log,
     first_decay,
     initial_memory,
     log_rate,
     propagate_decay,
+    transient_slope,
     trusted_share,
 )
 
@@ -28,10 +31,15 @@ _RANGE = (1e-4, 30.0)
 _SAVED = (
     "log",
     "first",
+    "even",
     "mean",
     "noise",
     "square",
     "gain",
+    "growth",
+    "removed",
+    "size",
+    "ratio",
     "trust",
 )  # per-member rows of the memory
 _NOTHING = -30.0  # log of a strength that has no effect
@@ -53,10 +61,14 @@ class AdaptiveDecay:
         self.last = round(FREEZE_AT * steps)
         low, high = self.bounds = (math.log(_RANGE[0]), math.log(_RANGE[1]))
         start = (first_decay(steps) / lr.double().clamp_min(1e-12)).log().clamp(low, high)
+        self.removed = torch.zeros(())  # from the squares of the weights, since the last update
         self.rate = log_rate(_RANGE, steps / self.every)
         self.sensitivity = [torch.zeros_like(w) for w in self.weights]
         shape = (len(start), len(self.weights))
-        self.memory: dict[str, Any] = initial_memory(start.expand(shape).to(self.weights[0]))
+        log = start.expand(shape).to(self.weights[0])
+        self.memory: dict[str, Any] = initial_memory(
+            log, even=even_log(log, steps), size=self._sums(self.weights)
+        )
         self.memory["trust"] = torch.ones_like(self.memory["log"])
         self.trace: list[Tensor] = []  # (members, layers) after each update
 
@@ -74,8 +86,11 @@ class AdaptiveDecay:
         rate = self.shrinkage(lr)
         if step % self.every == 0 and step < self.last:
             drain = rate + DAMPING * lr
+            pull = (lr * change_per_move(self.memory, self.strength)).clamp_max(MAX_DECAY)
             for i, (w, z) in enumerate(zip(self.weights, self.sensitivity)):
-                propagate_decay(z, w, column(rate[:, i], w), column(drain[:, i], w), self.every)
+                propagate_decay(z, w, column(pull[:, i], w), column(drain[:, i], w), self.every)
+        if self.due(step):
+            self.removed = 2 * self.every * rate * self._sums(self.weights)
         self.shrink_(rate)
 
     def shrinkage(self, lr: Tensor) -> Tensor:
@@ -93,13 +108,26 @@ class AdaptiveDecay:
         return (step + 1) % self.every == 0 and step < self.last
 
     @torch.no_grad()
-    def adapt_(self, losses: Tensor, constant_losses: Tensor, gradients: Sequence[Tensor]) -> None:
+    def adapt_(
+        self,
+        losses: Tensor,
+        constant_losses: Tensor,
+        gradients: Sequence[Tensor],
+        training: Sequence[Tensor],
+    ) -> None:
         """Update the log strengths from (members,) losses and gradients.
 
-        `constant_losses` (members,) are the losses of a constant prediction.
+        `constant_losses` (members,) are the losses of a constant prediction; `training` are the
+        gradients of the training step just made.
         """
-        pairs = zip(self.sensitivity, gradients)
-        slope = torch.stack([(z * g).flatten(1).sum(1) for z, g in pairs], dim=1)
+        ahead = transient_slope(
+            self.memory,
+            self._sums(self.sensitivity, training),
+            size=self._sums(self.weights),
+            removed=self.removed,
+            ratio=(self._sums(gradients) / self._sums(training)).sqrt().nan_to_num(1.0),
+        )
+        slope = self._sums(self.sensitivity, gradients) - ahead
         slope = torch.where(slope.isfinite(), slope, 0.0)
         level = torch.where(losses.isfinite(), losses, 0.0)[:, None].to(slope)
         descend_log_strength(
@@ -108,6 +136,12 @@ class AdaptiveDecay:
         shrinkage = trusted_share(self.memory, losses[:, None], constant_losses[:, None])
         self.memory["trust"] = torch.as_tensor(shrinkage).to(slope)
         self.trace.append(self.strength.log().clamp_min(_NOTHING))
+
+    @staticmethod
+    def _sums(first: Sequence[Tensor], second: Sequence[Tensor] | None = None) -> Tensor:
+        """Return the inner products of pairs, or the squared norms, (members, layers)."""
+        pairs = zip(first, second or first)
+        return torch.stack([(a * b).flatten(1).sum(1) for a, b in pairs], dim=1)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything the next step depends on, one row for each member."""

@@ -365,7 +365,9 @@ class Population:
                 constant = outputs.mean(1, keepdim=True).expand_as(outputs)
                 constant_losses = weighted_mean(self.objective.rows(constant, y), weights)
         gradients = [g.view_as(w) for g, w in zip(gradients, self.decay.weights)]
-        self.decay.adapt_(losses.detach(), constant_losses, gradients)
+        of_step = self.stepper.gradients()
+        training = [of_step[entry.name] for entry in self.entries]
+        self.decay.adapt_(losses.detach(), constant_losses, gradients, training)
 
     def _validation_outputs(
         self, x: Any, y: Tensor, weights: Tensor | None

@@ -19,7 +19,7 @@ from tikhon.errors import describe
 from tikhon.penalties import L1, L2, ElasticNet, GroupLasso, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.controller import Controller, Observation, Per, Reading
+from tikhon.regularizer.controller import Controller, Observation, Per, Reading, summed_over_shards
 from tikhon.regularizer.targets import all_reduce_sum, is_distributed, is_lazy
 from tikhon.strengths.schedules import Recorded
 from tikhon.strengths.sensitivity import (
@@ -28,13 +28,16 @@ from tikhon.strengths.sensitivity import (
     FREEZE_AT,
     MAX_DECAY,
     MIN_MOVES,
+    change_per_move,
     descend_log_strength,
+    even_log,
     first_decay,
     initial_memory,
     log_rate,
     propagate_decay,
     propagate_prox,
     short_run_factor,
+    transient_slope,
     trusted_share,
 )
 from tikhon.strengths.validation import (
@@ -61,10 +64,13 @@ class Hypergradient(Controller):
         Z <- (1 - lr*s - c*lr) * Z - lr*s*W        at every step,
 
     and for L1, ElasticNet and GroupLasso through the derivative of their prox, which is zero
-    outside the support. Every `every` steps ``log s`` makes a step of Adam against ``<Z, g_v>``,
-    at a rate that could cross `range` in half of the run (at most a factor of 1.22 per step, so
-    that a short run makes no leaps), and rests in the last tenth. A slope that promises less than
-    a thousandth of the loss moves it proportionally less.
+    outside the support. While training still enlarges the weights, the share of its gradient that
+    the penalty does not balance yet is subtracted from ``g_v``: every short horizon favours larger
+    weights, and the end of the run does not depend on it. Every `every` steps ``log s`` (a decay
+    too small to matter: ``s``) makes a step of Adam against the slope, at a rate that could cross
+    `range` in half of the run (at most a factor of 1.22 per step, so that a short run makes no
+    leaps), and rests in the last tenth. A slope that promises less than a thousandth of the loss
+    moves it proportionally less.
 
     The validation loss is that of the function being trained: no dropout, and layers such as
     BatchNorm use the statistics of the validation batch, since their running averages lag behind
@@ -167,7 +173,7 @@ class Hypergradient(Controller):
     def next(self, strength: float, observation: Observation, step: int) -> float:
         """Update the sensitivities by one step, and the strength when it is due."""
         memory, readings = observation.memory, observation.readings
-        if "log" not in memory:
+        if "even" not in memory:
             self._begin(readings, memory)
         self._propagate(readings, memory, ahead=False)
         if step < FREEZE_AT * self.steps:
@@ -224,9 +230,10 @@ class Hypergradient(Controller):
         """Update sensitivities: through a prox at its result, through decay for the next step."""
         for reading in readings:
             if isinstance(reading.penalty, L2) == ahead:
-                strength = memory["strength"] if ahead else reading.penalty.strength
+                strength = float(memory["strength"] if ahead else reading.penalty.strength)
+                unit = cast(float, change_per_move(memory, strength))
                 z = _sensitivity(memory, reading)
-                _propagate(z, reading, float(strength), self.damping, self.every)
+                _propagate(z, reading, strength, unit, self.damping, self.every)
 
     @cached_property
     def stream(self) -> Stream:
@@ -251,18 +258,21 @@ class Hypergradient(Controller):
                     f"{reading.name!r}; it serves L1, L2, ElasticNet and GroupLasso. Use a fixed "
                     f"strength, a schedule, or tikhon.path"
                 )
-        start = self.start or _max_over_processes(
-            min(map(self._first, readings)), readings[0].weights.device
-        )
+        is_decay, first = isinstance(readings[0].penalty, L2), self.start
+        if is_decay or not first:
+            device = readings[0].weights.device
+            first = _max_over_processes(min(map(self._first, readings)), device)
+        start = self.start or first
         absolute = self.start or all(
             r.how == "decoupled" and isinstance(r.penalty, L2) for r in readings
         )
-        usual = (
-            start / short_run_factor(self.steps) if isinstance(readings[0].penalty, L2) else start
-        )
-        scale = 1.0 if absolute else usual
-        memory["low"], memory["high"] = (math.log(scale * bound) for bound in self.range)
-        memory.update(initial_memory(min(max(math.log(start), memory["low"]), memory["high"])))
+        scale = 1.0 if absolute else start / (short_run_factor(self.steps) if is_decay else 1.0)
+        low, high = (math.log(scale * bound) for bound in self.range)
+        log = min(max(math.log(start), low), high)
+        even = even_log(math.log(first), self.steps) if is_decay else None
+        size = sum(summed_over_shards(r, float(r.weights.square().sum())) for r in readings)
+        begun = initial_memory(log, even=even, size=size) | {"low": low, "high": high}
+        memory.update(begun | memory)  # states of old runs lack some
 
     def _first(self, reading: Reading) -> float:
         """Return a first strength large enough to matter and small enough to do no harm."""
@@ -272,9 +282,7 @@ class Hypergradient(Controller):
             )
         unit = reading.penalty.with_strength(1.0)
         assert isinstance(unit, Proximable)
-        slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in reading.params]
-        gradient = reading.arrange(slopes).float()
-        return max(_FRACTION * max_strength(unit, gradient), 1e-12)
+        return max(_FRACTION * max_strength(unit, _training_gradient(reading)), 1e-12)
 
     def _descend(self, observation: Observation) -> None:
         """Take a step of Adam on log s along `-<Z, g_v>`."""
@@ -282,12 +290,21 @@ class Hypergradient(Controller):
         if "gradients" not in observation.shared:
             observation.shared["gradients"] = self.validate(observation.model, memory["count"])
         seen = observation.shared["gradients"]
-        slope = torch.zeros(())
+        figures = torch.zeros(6)
         for reading in observation.readings:
-            gradient = reading.arrange([seen.gradients[p] for p in reading.params])
-            z = _sensitivity(memory, reading)
-            slope = slope + all_reduce_sum((z * gradient).sum(), reading.params[0])
-        self.move(memory, slope, seen, (memory["low"], memory["high"]))
+            w, z = reading.weights, _sensitivity(memory, reading)
+            on_valid = reading.arrange([seen.gradients[p] for p in reading.params])
+            on_train = _training_gradient(reading)
+            removed = 2 * self.every * reading.gain * w * reading.penalty.grad(w)
+            pairs = [(z, on_valid), (z, on_train), (w, w)]
+            pairs += [(on_valid, on_valid), (on_train, on_train)]
+            sums = torch.stack([*((a * b).sum() for a, b in pairs), removed.sum()]).float()
+            figures = figures.to(sums) + all_reduce_sum(sums, reading.params[0])
+        figures = average_over_processes(figures)
+        slope, training, size, valid_square, train_square, removed = figures.tolist()
+        ratio = math.sqrt(valid_square / train_square) if train_square else math.inf
+        ahead = transient_slope(memory, training, size=size, removed=removed, ratio=ratio)
+        self.move(memory, slope - ahead, seen, (memory["low"], memory["high"]))
 
     def validate(self, model: nn.Module, number: int) -> ValidationResult:
         """Return the loss on validation batch `number`, and its gradient."""
@@ -296,12 +313,12 @@ class Hypergradient(Controller):
     def move(
         self,
         memory: dict[str, Any],
-        slope: Tensor,
+        slope: float,
         seen: ValidationResult,
         bounds: tuple[float, float],
     ) -> None:
         """Move `log s` against its slope; slope and losses are averaged over processes."""
-        figures = torch.stack([slope.to(seen.loss), seen.loss, seen.constant_loss])
+        figures = torch.stack([seen.loss.new_tensor(slope), seen.loss, seen.constant_loss])
         amount, level, constant_loss = average_over_processes(figures).tolist()
         memory["trust"] = float(trusted_share(memory, level, constant_loss))
         if math.isfinite(amount + level):  # otherwise the run itself diverges, and reports it
@@ -322,15 +339,27 @@ def _sensitivity(memory: dict[str, Any], reading: Reading) -> Tensor:
     return memory[key]
 
 
-def _propagate(z: Tensor, reading: Reading, strength: float, damping: float, steps: int) -> None:
-    """Update `z` in place over `steps` optimizer steps with constant weights."""
+def _training_gradient(reading: Reading) -> Tensor:
+    """Return the gradient of the training loss of this step, zero where there is none."""
+    given = [torch.zeros_like(p) if p.grad is None else p.grad for p in reading.params]
+    return reading.arrange(given).float()
+
+
+def _propagate(
+    z: Tensor, reading: Reading, strength: float, unit: float, damping: float, steps: int
+) -> None:
+    """Update `z` in place over `steps` optimizer steps with constant weights.
+
+    `unit` is the change of the strength per unit of a move.
+    """
     w, penalty = reading.weights, reading.penalty.with_strength(strength)
+    pull = reading.penalty.with_strength(unit).grad(w)
     gain, loss = reading.gain, min(1.0, damping * float(reading.rate))
     if isinstance(penalty, L2):
-        unit = cast("float | Tensor", 1.0 if penalty.weights is None else penalty.weights)
-        propagate_decay(z, penalty.grad(w), gain, gain * strength * unit + loss, steps)
+        factors = cast("float | Tensor", 1.0 if penalty.weights is None else penalty.weights)
+        propagate_decay(z, pull, gain, gain * strength * factors + loss, steps)
     else:
-        propagate_prox(z, w, penalty, gain, loss, steps)
+        propagate_prox(z, w, penalty, pull, gain, loss, steps)
 
 
 def _cap(reading: Reading) -> float:

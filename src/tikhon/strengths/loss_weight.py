@@ -149,4 +149,4 @@ class LossWeight:
             if param in seen.gradients:
                 slope = slope + (z * seen.gradients[param]).sum()
         low, high = self.strength.range
-        self.strength.move(self.memory, slope, seen, (math.log(low), math.log(high)))
+        self.strength.move(self.memory, float(slope), seen, (math.log(low), math.log(high)))

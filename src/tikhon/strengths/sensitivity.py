@@ -8,6 +8,7 @@ that map. These functions update `Z` and `log s`, for one strength (numbers) or 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -27,6 +28,9 @@ _MAX_MOVE = 0.2  # largest move of log s, limiting jumps in short runs
 _FIRST_DECAY = 0.003  # share of a weight that the first strength of a decay removes in a step,
 _HORIZON = 8.0  # in long runs at most a shrinkage by exp(-8) over the whole run,
 _WARM = 1000  # and in shorter runs scaled by the square of their length
+_NEVER_EVEN = 20.0  # log of a factor that no strength falls by
+_LOWEST_POSITION = 1e-6 - 1  # of a strength below the even one, on its scale from -1
+_MIN_GRADIENT_RATIO = 0.25  # of validation to training gradient, below which losses differ in unit
 _FULL_TRUST_GAIN = (
     0.01  # relative gain over a constant prediction from which a strength acts fully
 )
@@ -43,6 +47,11 @@ def short_run_factor(steps: int) -> float:
     return min(1.0, steps / _WARM) ** 2
 
 
+def even_log(first: Number, steps: int) -> Number:
+    """Return the log of the decay below which moves are even, given the log of the first one."""
+    return first - math.log(short_run_factor(steps)) / 2
+
+
 def propagate_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int = 1) -> None:
     """Apply `z <- (1 - drain) z - gain * pull` in place, `steps` times with the same values."""
     drain = drain.clamp(max=1) if isinstance(drain, Tensor) else min(drain, 1.0)
@@ -53,7 +62,13 @@ def propagate_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps:
 
 
 def propagate_prox(
-    z: Tensor, w: Tensor, penalty: Penalty, gain: Number, loss: float, steps: int = 1
+    z: Tensor,
+    w: Tensor,
+    penalty: Penalty,
+    pull: Tensor,
+    gain: Number,
+    loss: float,
+    steps: int = 1,
 ) -> None:
     """The same through the derivative of a prox, at its result `w`.
 
@@ -62,11 +77,10 @@ def propagate_prox(
     """
     z.mul_((1 - loss) ** steps)
     gain = gain * steps
-    pull = penalty.grad(w)
     if isinstance(penalty, GroupLasso):
         size = torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp_min(1e-30)
         direction = w / size
-        bend = gain * torch.linalg.vector_norm(pull, dim=1, keepdim=True) / size
+        bend = gain * torch.linalg.vector_norm(penalty.grad(w), dim=1, keepdim=True) / size
         z.sub_(gain * pull).div_(1 + bend)
         tilt = direction * bend / (1 + bend)
         along = (direction * z).sum(1, keepdim=True)
@@ -88,11 +102,60 @@ def steps_between_moves(steps: int) -> int:
     return max(1, min(5, int(FREEZE_AT * steps) // (2 * MIN_MOVES)))
 
 
-def initial_memory(log: Number) -> dict[str, Any]:
-    """Return the initial memory of a strength."""
+def initial_memory(
+    log: Number, *, even: Number | None = None, size: Number = 0.0
+) -> dict[str, Any]:
+    """Return the initial memory of a strength.
+
+    Moves are in log s above exp(`even`), and in s below it; without it all are in log s. `size`
+    is the sum of the squares of the weights.
+    """
     nothing = torch.zeros_like(log) if isinstance(log, Tensor) else 0.0
-    figures = dict.fromkeys(("mean", "noise", "square", "gain"), nothing)
-    return {"log": log, "first": log, "count": 0, **figures}
+    figures = dict.fromkeys(("mean", "noise", "square", "gain", "growth", "removed"), nothing)
+    places = {"log": log, "first": log, "even": log - _NEVER_EVEN if even is None else even}
+    return {**places, "count": 0, "size": size, "ratio": nothing, **figures}
+
+
+def change_per_move(memory: Mapping[str, Any], strength: Number) -> Number:
+    """Return by how much a strength changes per unit of a move: s, or the even one if larger."""
+    even = memory["even"]
+    if isinstance(even, Tensor):
+        return torch.maximum(torch.as_tensor(strength), even.exp() * memory["trust"])
+    return max(strength, math.exp(even) * memory.get("trust", 1.0))
+
+
+def transient_slope(
+    memory: dict[str, Any], training: Number, *, size: Number, removed: Number, ratio: Number
+) -> Number:
+    """Return the part of a slope that the rest of the training takes away by itself.
+
+    `training` is <Z, g_t> with the gradient g_t of the training loss. A short horizon favours
+    larger weights as long as training still enlarges them; where it ends, the decay removes what
+    the gradient adds. So the share of g_t that is not yet balanced, the growth of the weights
+    relative to growth plus what decay removed, will be followed, and the slope of the
+    validation loss is taken where that leads.
+
+    Args:
+        memory: of the strength; updated.
+        training: slope of the training loss.
+        size: sum of the squares of the weights.
+        removed: what the penalty removed from it since the last move.
+        ratio: norm of the validation gradient over that of the training gradient. If the first
+            one is small, the training loss has another unit (a sum over rows, a scaled loss).
+    """
+    for name, value in (("growth", size - memory["size"]), ("removed", removed)):
+        memory[name] = _MOMENTUM * memory[name] + (1 - _MOMENTUM) * value
+    memory["size"] = size
+    if not memory["count"]:
+        memory["ratio"] = _where(ratio < _MIN_GRADIENT_RATIO, ratio, 1.0)
+    growth = _where(memory["growth"] > 0, memory["growth"], 0.0)
+    return growth / (growth + abs(memory["removed"]) + 1e-30) * memory["ratio"] * training
+
+
+def _where(condition: bool | Tensor, yes: Number, no: Number) -> Number:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
 
 
 def trusted_share(memory: dict[str, Any], loss: Number, constant_loss: Number) -> Number:
@@ -131,7 +194,10 @@ def descend_log_strength(
     caution: float,
     bounds: tuple[float, float],
 ) -> None:
-    """Take one bias-corrected step of Adam on `log s` against its slope, within bounds.
+    """Take one bias-corrected step of Adam against the slope of a move, within bounds.
+
+    A move of 1 multiplies the strength by e above the even strength, and changes it by that one
+    below: in log s zero would be infinitely far, and a strength once lowered could not come back.
 
     Adam's epsilon has the unit of the loss, so that a negligible slope (before a layer whose scale
     the next one cancels, or early in training) hardly moves the strength. The mean of recent
@@ -150,12 +216,23 @@ def descend_log_strength(
     mean = _shrink_by_error(memory["mean"] / known, error)
     square = memory["square"] / (1 - _SCALE ** memory["count"])
     move = -rate * mean / (square**0.5 + _NEGLIGIBLE_SLOPE * abs(loss) + 1e-30)
-    first = memory.setdefault("first", memory["log"])  # missing in states of old runs
-    below = (move < 0) & (memory["log"] <= first)
-    low, high = bounds
-    if isinstance(move, Tensor):
-        move = torch.where(below, caution, 1.0) * move.clamp(-rate, rate)
-        memory["log"] = (memory["log"] + move).clamp(low, high)
-    else:
-        move = (caution if below else 1.0) * min(max(move, -rate), rate)
-        memory["log"] = min(max(memory["log"] + move, low), high)
+    below = (move < 0) & (memory["log"] <= memory["first"])
+    move = _where(below, caution, 1.0) * _clamp(move, -rate, rate)
+    memory["log"] = _clamp(_moved(memory["log"], memory["even"], move), *bounds)
+
+
+def _clamp(value: Number, low: float, high: float) -> Number:
+    return value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
+
+
+def _moved(log: Number, even: Number, move: Number) -> Number:
+    """Return log s after a move: in log s above the even strength, in s relative to it below."""
+    if isinstance(log, Tensor):
+        above = log - even
+        position = torch.where(above > 0, above, above.expm1()) + move
+        return even + torch.where(
+            position > 0, position, position.clamp_min(_LOWEST_POSITION).log1p()
+        )
+    above = log - cast(float, even)
+    position = (above if above > 0 else math.expm1(above)) + cast(float, move)
+    return even + (position if position > 0 else math.log1p(max(position, _LOWEST_POSITION)))
