@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import lr_scheduler as schedules
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from training_loops import CE, adam, broken, data, healthy, net, sgd, step, watched
+from training_loops import CE, adam, batches, broken, data, healthy, net, sgd, step, watched
 
 # learning rates
 
@@ -286,3 +286,93 @@ def an_evaluation_that_seeds_all_of_torch():
 @healthy
 def an_evaluation_with_a_generator_of_its_own():
     return _evaluated(lambda seed: torch.Generator().manual_seed(seed))
+
+
+# rows and their targets
+
+
+def _apart(*, shuffle):
+    """Inputs and targets from two loaders."""
+    model = net()
+    engine = adam(model, 3e-3)
+    x, y = data(320)
+    first, second = (DataLoader(part, batch_size=16, shuffle=shuffle) for part in (x, y))
+    with watched(model, engine) as health:
+        for _ in range(6):
+            for rows, labels in zip(first, second):
+                step(model, engine, rows, labels)
+    return health
+
+
+@broken("unrelated_labels")
+def inputs_and_targets_that_are_shuffled_apart():
+    return _apart(shuffle=True)
+
+
+@healthy
+def inputs_and_targets_from_two_loaders_in_order():
+    return _apart(shuffle=False)
+
+
+@healthy
+def targets_of_which_one_in_ten_parts_can_be_known():
+    model = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 1))
+    engine = adam(model, 3e-3)
+    x = torch.randn(640, 10)
+    loader = DataLoader(TensorDataset(x, x[:, :1] + 3 * torch.randn(640, 1)), 32, shuffle=True)
+    with watched(model, engine) as health:
+        for _ in range(8):
+            for rows, targets in loader:
+                step(model, engine, rows, targets, nn.functional.mse_loss)
+    return health
+
+
+def _scaled(scale):
+    model = net()
+    engine = adam(model)
+    x, y = data(160)
+    x = 4 * x + 2
+    mean, std = x.mean(0), x.std(0)
+    with watched(model, engine) as health:
+        for _ in range(8):
+            for k in range(0, 160, 16):
+                step(model, engine, scale(x[k : k + 16], mean, std), y[k : k + 16])
+    return health
+
+
+@broken("data_changed_in_place")
+def rows_that_are_scaled_in_place_in_every_epoch():
+    return _scaled(lambda x, mean, std: x.sub_(mean).div_(std))
+
+
+@healthy
+def rows_that_are_scaled_in_every_epoch():
+    return _scaled(lambda x, mean, std: (x - mean) / std)
+
+
+@healthy
+def rows_of_a_buffer_that_new_ones_replace():
+    model = net()
+    engine = adam(model)
+    buffer = torch.zeros(200, 10)
+    with watched(model, engine) as health:
+        for k, (x, _) in enumerate(list(batches(80, 8))):
+            start = 8 * (k % 25)
+            buffer[start : start + 8] = x
+            rows = buffer[start : start + 8]
+            step(model, engine, rows, (rows[:, 0] > 0).long())
+    return health
+
+
+@broken("schedule_overrun")
+def a_cosine_by_hand_of_epochs_that_is_moved_in_every_batch():
+    return _rates(
+        lambda e: schedules.LambdaLR(e, lambda k: 0.5 * (1 + math.cos(math.pi * k / 10)))
+    )
+
+
+@healthy
+def a_cosine_by_hand_of_all_batches():
+    return _rates(
+        lambda e: schedules.LambdaLR(e, lambda k: 0.5 * (1 + math.cos(math.pi * k / 120)))
+    )

@@ -69,6 +69,7 @@ class LoopState:
     passes_without_step: int = 0  # backward passes since steps became rare
     max_passes: int = 0  # the most forward passes between two steps
     is_federated: bool = False  # loaded weights are means over several clients
+    epochs: int = 0  # of the loader that is trained on
     has_improved: bool = False  # a plateau lowered the rate after many epochs had been the best
 
     @property

@@ -110,6 +110,7 @@ class Sample:
     unused_passes: int = 0  # passes whose outputs are not in the loss, if these are the most
     nonfinite_loss: bool = False  # though the gradients are finite
     decay: float = 0.0  # part of the weights of a group that weight decay takes
+    spread: float | None = None  # of a batch that is part of a tensor that is written to
     seed: int | None = None  # that random numbers of this step were drawn from, if it was set
     losses: LossReading = LossReading()
 
@@ -158,6 +159,8 @@ class StepHistory:
     rising_rates: list[Streak] = field(default_factory=list)  # by group: above all previous rates
     gains: list[float] = field(default_factory=list)  # of the sampled steps, as far as known
     classes: list[float] = field(default_factory=list)  # of batches that have only one
+    spreads: list[float] = field(default_factory=list)  # of batches from a tensor written to
+    path: float = 0.0  # of the weights in the sampled steps, relative to their size
     decays: list[float] = field(default_factory=list)  # parts of the weights taken by a step
     _shrinkages: list[float] = field(default_factory=list)  # of gradients between pass and step
     _seed: int | None = None
@@ -232,6 +235,9 @@ class StepHistory:
         self._seed = sample.seed
         self._shrinkages.append(1.0 if sample.shrinkage is None else sample.shrinkage)
         self.decays.append(sample.decay)
+        self.spreads += [] if sample.spread is None else [sample.spread]
+        size = math.hypot(*(t.weight for t in sample.tensors.values()))
+        self.path += sample.update / size if size else 0.0
         losses = sample.losses
         self.gains += [] if losses.gain is None else [losses.gain]
         is_single = losses.first_class == losses.last_class and sample.rows >= MIN_ROWS

@@ -36,6 +36,7 @@ class LoaderEpochs:
     batches: int
     reads: list[int] = field(default_factory=list)  # of the last epochs
     orders: list[object] = field(default_factory=list)  # equal where the order is
+    count: int = 0  # epochs that are over
     is_trained_on: bool = False  # batches are read between steps
     # attributes of the open iterator, which outlive it and do not keep its workers
     iterator: Mapping[str, Any] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class LoaderEpochs:
         read = self.iterator.get("_num_yielded", 0)
         self.is_trained_on = self.is_trained_on or 0 < self.first_seen < read
         self.reads, self.iterator = [*self.reads, read][-MIN_ALIKE:], {}
+        self.count += 1
 
     def alarms(self, name: str) -> Iterator[Alarm]:
         """What is the same in the last epochs."""
@@ -94,12 +96,18 @@ class Loaders:
         for hook in _HOOKS:
             hook.add(self)
 
+    @property
+    def epochs(self) -> int:
+        """Epochs that are over, of the loader that is trained on."""
+        return max((e.count for e in self._epochs.values() if e.is_trained_on), default=0)
+
     def close(self) -> None:
         """Take the hooks off."""
         for hook in _HOOKS:
             hook.remove(self)
         for epochs in self._epochs.values():
-            epochs.end()
+            if epochs.iterator:
+                epochs.end()
 
     def begin_epoch(self, iterator: Any, loader: DataLoader[object], *rest: object) -> None:
         """A loader is read from its beginning."""

@@ -7,7 +7,7 @@ the loop has ended.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from statistics import median
+from statistics import mean, median, stdev
 
 from tikhon.languages import sentence
 from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, LoopState, alarm
@@ -15,6 +15,10 @@ from tikhon.monitoring.history import LOSS_FAULTS, REPLACED_ONCE, Streak
 
 NEGLIGIBLE_GRADIENT = 1e-5  # of the largest gradient: rounding errors of a zero gradient
 MAX_GRAPHS = 10  # sampled steps whose graphs are alive
+DRIFT = 10.0  # factor between the spreads of batches, where their tensor is written to
+UNTOLD = 0.05  # part of the loss that the order of learned targets saves at least (convention)
+MIN_EPOCHS, MIN_GAINS = 3, 8  # epochs of a loader, and readings, after which that is judged
+MIN_PATH = 0.1  # path of the weights / their size: a rate that could have learned it
 STRONG_DECAY = 0.05  # of the weights in a step: after 14 steps half is gone (convention)
 MIN_STEPS = 20  # steps, or forward passes, without a required event
 CODES = {"negative_weight": "loss_upside_down"}  # of signs that are named otherwise
@@ -244,6 +248,28 @@ def sorted_batches(loop: LoopState) -> Alarm | None:
     return alarm("sorted_batches", loop.history.first_step, count=len(classes), samples=samples)
 
 
+def data_changed_in_place(loop: LoopState) -> Alarm | None:
+    """Detect rows that are changed where they lie, so that they drift from epoch to epoch."""
+    spreads = [spread for spread in loop.history.spreads if spread > 0]
+    if len(spreads) < MIN_SAMPLES + 2 or len(spreads) < 0.8 * (loop.history.samples - 1):
+        return None
+    factor = max(spreads) / min(spreads)
+    first = loop.history.first_step
+    return alarm("data_changed_in_place", first, factor=factor) if factor >= DRIFT else None
+
+
+def unrelated_labels(loop: LoopState) -> Alarm | None:
+    """Detect targets that the model cannot tell from those of other rows, after some epochs."""
+    late = loop.history.gains[len(loop.history.gains) // 2 :]
+    path = loop.history.path * loop.steps / max(1, loop.history.samples)
+    if loop.epochs < MIN_EPOCHS or len(late) < MIN_GAINS or path < MIN_PATH:
+        return None
+    gain, error = mean(late), stdev(late) / len(late) ** 0.5
+    if gain + 2 * error > UNTOLD:
+        return None
+    return alarm("unrelated_labels", epochs=loop.epochs, gain=max(0.0, gain))
+
+
 def decay_too_strong(loop: LoopState) -> Alarm | None:
     """Detect weight decay that takes what the last steps have taught."""
     decays = loop.history.decays
@@ -308,6 +334,7 @@ OTHER_RULES: tuple[Rule | str, ...] = (
     "backward_twice",
     "random_numbers_repeat",
     sorted_batches,
+    data_changed_in_place,
     "clipped_after_step",
     "clipped_before_backward",
     *LOSS_FAULTS,

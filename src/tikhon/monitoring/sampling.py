@@ -72,6 +72,9 @@ class Sampler:
         self._outputs = Counter[str]()  # of layers in this step
         self._received = Counter[str]()  # those that got a gradient
         self.trained_inputs: set[int] = set()  # leaves that the model was given, by identity
+        self._base: tuple[weakref.ref[Tensor], int] | None = None  # of a batch, and its version
+        self._is_rewritten = False  # it was written to since the last sampled step
+        self._spreads: list[Tensor] = []  # of the entries of this step's batch
         self._rows: set[int] = set()  # of the model's batches in this step
         self._fingerprints: list[Tensor] = []  # of the model's batches in this step
         self._last_kwargs: object = None  # of the last of these: each call has its own
@@ -101,12 +104,33 @@ class Sampler:
         if self._recorder is not None:
             self._recorder.forward(module)
             self._rows.add(_row_count(inputs))
+            if self._recorder.forwards == 1:
+                self._look_at_base(inputs)
             if len(self._fingerprints) < MAX_FINGERPRINTS:
                 self._fingerprints.append(tensor_readings.fingerprint(inputs))
                 self._last_kwargs = inputs[1]
             leaves = {id(t) for t in tensors(inputs) if t.requires_grad and t.is_leaf}
             self._recorder.input_gradient = self._recorder.input_gradient or bool(leaves)
             self.trained_inputs |= leaves
+
+    @torch.no_grad()
+    def _look_at_base(self, inputs: Sequence[object]) -> None:
+        """Read how rows spread that are a part of a larger tensor, which may be written to."""
+        batch = next((t for t in tensors(inputs) if t.is_floating_point()), None)
+        base = batch._base if batch is not None and batch.layout == torch.strided else None
+        known, self._base, self._is_rewritten, self._spreads = self._base, None, False, []
+        if (
+            batch is not None
+            and base is not None
+            and base.numel() > batch.numel()
+            and len(batch) > 1
+        ):
+            self._base = (weakref.ref(base), base._version)
+            is_same = known is not None and known[0]() is base
+            self._is_rewritten = is_same and known is not None and known[1] < base._version
+            step = batch.numel() // tensor_readings.FINGERPRINT_ENTRIES + 1
+            rows = batch.detach().reshape(len(batch), -1)[:, ::step]
+            self._spreads = [rows.float().std(0).mean()]
 
     def evaluation(self) -> None:
         """The optimizer evaluates its closure."""
@@ -184,6 +208,7 @@ class Sampler:
             "backward_norms": list(left.values()),
             "fingerprints": self._fingerprints,
             **self.backward_calls.tensors_to_read(),
+            "spread": self._spreads if self._is_rewritten else [],
             **others,
         }
         sent = loss if loss is not None else self._backward_loss()
@@ -334,6 +359,7 @@ class Sampler:
             unused_passes=self._unused_passes(),
             nonfinite_loss=nonfinite_loss,
             seed=self.backward_calls.used_seed,
+            spread=next(iter(values["spread"]), None),
             decay=max(map(_decay, self.optimizer.param_groups), default=0.0),
         )
 

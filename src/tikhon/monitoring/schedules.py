@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from tikhon.monitoring.alarms import Alarm, alarm
 
 MIN_EPOCHS = 2  # after which what is done once an epoch has been seen
+LOW, HIGH = 0.02, 0.9  # of the largest rate: next to nothing, and back (convention)
+MIN_RETURN = 4  # steps of a rise that is no jump
+MIN_RETURNS = 2  # times a rate has come back
 OVERRUN = 3  # times its length, after which a cosine has come back
 MIN_RESTARTS = 3  # times a warm-up began again
 MIN_BEST = 3  # best values, one after another, of a plateau that is moved once an epoch
@@ -42,16 +45,34 @@ class RateHistory:
     rises: int = 0
     falls: int = 0  # to anything but the first rate
     restarts: int = 0  # back to the first rate
+    returns: int = 0  # from next to nothing, as slowly as it fell
+    _fall: int = 0  # steps that it fell from its highest, one after another
+    _rise: int = 0  # steps that it rose from next to nothing
+    _largest: float = 0.0
 
     def add(self, rate: float) -> None:
         """That of a step, where it is another than that of the step before."""
         if self.first is None:
             self.first = rate
         self.rises += rate > self.last
+        self._follow_return(rate)
         if rate < self.last:
             self.restarts += math.isclose(rate, self.first, rel_tol=1e-6)
             self.falls += not math.isclose(rate, self.first, rel_tol=1e-6)
         self.last = rate
+
+    def _follow_return(self, rate: float) -> None:
+        """Count falls to next to nothing that a rise of as many steps follows."""
+        self._largest = max(self._largest, rate)
+        if rate < self.last:
+            self._fall, self._rise = (1 if self._rise else self._fall + 1), 0
+        elif self._rise or self.last <= LOW * self._largest:
+            self._rise += 1
+            is_back = rate >= HIGH * self._largest and self._rise >= MIN_RETURN
+            if is_back and self._fall <= 2 * self._rise <= 4 * self._fall:
+                self.returns, self._fall = self.returns + 1, 0
+        else:
+            self._fall = 0
 
     def alarms(self, steps: int) -> Iterator[Alarm]:
         """A rate that rises nearly always, and goes back to where it began."""
@@ -153,6 +174,9 @@ class Schedules:
 
     def _find_overrun(self) -> Iterator[Alarm]:
         """A cosine that is moved far beyond its length, and comes back."""
+        kinds = {type(scheduler) for _, scheduler in self._own_schedulers()}
+        if self._rates.returns >= MIN_RETURNS and not kinds & {CyclicLR, CosineAnnealingLR}:
+            yield alarm("schedule_overrun", key="rate_returns", count=self._rates.returns)
         for tracked, scheduler in self._own_schedulers():
             length = getattr(scheduler, "T_max", None)
             moves = scheduler.last_epoch - tracked.count

@@ -17,7 +17,7 @@ from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, LoopState
 from tikhon.monitoring.first_nonfinite import find_first_nonfinite
 from tikhon.monitoring.history import StepHistory
 from tikhon.monitoring.magnitudes import NonFinite, Row, magnitude_alarms, spike_alarms
-from tikhon.monitoring.rules import alarms
+from tikhon.monitoring.rules import alarms, unrelated_labels
 from tikhon.monitoring.sampling import Sampler
 from tikhon.monitoring.spikes import OnSpike, Spike, SpikeGuard
 from tikhon.monitoring.step_hooks import LoopHooks
@@ -146,6 +146,7 @@ class Watch:
             passes_without_step=hooks.passes_without_step,
             max_passes=hooks.max_passes,
             is_federated=self._monitors.saved_states.federated.is_averaging(ended=self._ended),
+            epochs=self._monitors.loaders.epochs,
             has_improved=self._monitors.schedules.has_improved(hooks.step),
         )
         of_monitors = self._monitors.alarms(hooks.step, hooks.forwards, ended=self._ended)
@@ -159,6 +160,8 @@ class Watch:
             is_summed=loop.sums_losses,
             clipping=self._history.clipping,
         )
+        if not any(a.severity == "warning" for a in found):
+            found += filter(None, [unrelated_labels(loop)])
         return tuple(sorted(found, key=lambda alarm: alarm.severity != "warning"))
 
     @property
