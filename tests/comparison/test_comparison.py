@@ -103,7 +103,7 @@ def noisy(rows: int = 90) -> object:
 def test_compare_is_fair_and_complete():
     told = []
     found = compare(
-        noisy(), ["none", "group_lasso", "early_stopping", "auto"], splits=2, trials=2, epochs=8,
+        noisy(), ["none", "group_lasso", "early_stopping", "auto"], splits=2, trials=2, epochs=3,
         batch_size=8, seeds=2, on_event=lambda text, done, total: told.append((done, total)),
     )  # fmt: skip
     result = found.to_dict()

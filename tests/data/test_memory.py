@@ -29,14 +29,21 @@ from tikhon.errors import DataError
 ROWS = 20_000
 
 
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    """One table as CSV, gzipped and not, as Parquet and as JSON lines, cut into short heads."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """One table as CSV, gzipped and not, as Parquet and as JSON lines."""
     pytest.importorskip("pyarrow")
-    write(tmp_path, ROWS, 6, "numbers")
-    (tmp_path / "d.csv.gz").write_bytes(gzip.compress((tmp_path / "d.csv").read_bytes()))
+    folder = tmp_path_factory.mktemp("files")
+    write(folder, ROWS, 6, "numbers")
+    (folder / "d.csv.gz").write_bytes(gzip.compress((folder / "d.csv").read_bytes()))
+    return folder
+
+
+@pytest.fixture
+def files(written, tmp_path, monkeypatch):
+    """A copy of the table's files, of which short heads are read."""
     monkeypatch.setattr(file_heads, "_LENGTHS", (40_000, 160_000))
-    return tmp_path
+    return shutil.copytree(written, tmp_path / "files")
 
 
 def write(folder, rows, columns, kind):
