@@ -191,32 +191,18 @@ def scores(methods: list[Method]) -> tuple[Chart, ...]:
 def curves(methods: list[Method]) -> Section | None:
     """Plot accuracy over epochs for each method on one scale, with the gap shaded."""
     blocks = []
-    known = [
-        v
-        for method in methods
-        for r in history(method)
-        for v in (r.get("train/accuracy"), r.get("valid/accuracy"))
+    keys = ("epoch", "train/accuracy", "valid/accuracy")
+    drawn = [
+        (m, [[r.get(key) for r in history(m)] for key in keys]) for m in methods if history(m)
     ]
-    low = min(charts.finite(known), default=0.0)
-    for method in filter(history, methods):
-        epochs, train, valid = (
-            [r.get(key) for r in history(method)]
-            for key in ("epoch", "train/accuracy", "valid/accuracy")
-        )
-        figure = charts.learning_curves(
-            epochs,
-            train,
-            valid,
-            label("metric_accuracy"),
-            higher=True,
-            range=[max(0, low - 0.02), 1.02],
-        )
-        alt = label(
-            "alt_curves",
-            metric=label("metric_accuracy"),
-            train=format_number(train[-1]),
-            valid=format_number(valid[-1]),
-        )
+    low = min(
+        charts.finite(v for _, (_, *both) in drawn for one in both for v in one), default=0.0
+    )
+    reach = [max(0, low - 0.02), 1.02]
+    for method, (epochs, train, valid) in drawn:
+        accuracy = label("metric_accuracy")
+        figure = charts.learning_curves(epochs, train, valid, accuracy, higher=True, range=reach)
+        alt = elements.describe_curves(label("metric_accuracy"), train[-1], valid[-1])
         blocks.append(Chart(method_label(method), figure, alt))
     if not blocks:
         return None

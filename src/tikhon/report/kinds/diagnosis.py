@@ -313,12 +313,7 @@ def dry_run(
         train, valid = ([p.get(k) for p in points] for k in ("eval_loss", "valid_loss"))
         figure = charts.learning_curves(steps, train, valid, label("metric_loss"), higher=False)
         figure["layout"]["xaxis"] = charts.axis(label("step"))
-        alt = label(
-            "alt_curves",
-            metric=label("metric_loss"),
-            train=format_number(train[-1]),
-            valid=format_number(valid[-1]),
-        )
+        alt = elements.describe_curves(label("metric_loss"), train[-1], valid[-1])
         blocks.append(Chart(label("metric_loss"), figure, alt))
     chain, names = sites_with_role(sites, "weight", "recurrent")
     moved = [p for p in probes if any(p["readings"][i].get("update") for i in chain)]

@@ -187,19 +187,20 @@ def learning_curves(run: SavedRun, metric: ScoreKind, best: int | None) -> Secti
         train, valid = run.series(f"train/{key}"), run.series(f"valid/{key}")
         if not charts.finite(train) and not charts.finite(valid):
             continue
-        last = record_at(run.history, best)
-        alt = label(
-            "alt_curves",
-            metric=title,
-            train=format_number(last.get(f"train/{key}")),
-            valid=format_number(last.get(f"valid/{key}")),
-        )
         higher = metric.higher and key == metric.key
         figure = charts.learning_curves(epochs, train, valid, title, higher=higher, best=best)
+        kept = epochs.index(best) if best in epochs else -1
+        alt = describe_curves(title, train[kept], valid[kept])
         blocks.append(Chart(label("curves_of", metric=title), figure, alt))
     if not blocks:
         blocks.append(Text(label("no_history")))
     return Section(label("learning_curves"), tuple(blocks), label("learning_curves_lead"))
+
+
+def describe_curves(metric: Label, train: Number, valid: Number) -> Label:
+    """Describe learning curves by the values that they end at."""
+    ends = {"train": format_number(train), "valid": format_number(valid)}
+    return label("alt_curves", metric=metric, **ends)
 
 
 def penalties_over_time(run: SavedRun) -> Section | None:

@@ -85,20 +85,9 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
 def remarks(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
     """Report the test cost of leaving features out, and whether the range was wide enough."""
     found = []
-    metrics, held = run.result.get("metrics") or {}, run.result.get("yardsticks") or {}
-    key = next((k for k in ("accuracy", "rmse") if f"test/{k}" in metrics), None)
-    at = f"test/{key}"
-    if key and chosen is not None and at in held.get("linear", {}):
-        found.append(
-            label(
-                "path_cost",
-                metric=label(f"metric_{key}"),
-                score=format_number(metrics[at]),
-                rows=f"{(run.result.get('rows') or {}).get('test', 0):,}",
-                all=total(run),
-                linear=format_number(held["linear"][at]),
-            )
-        )
+    tested = scores.test_scores(run)
+    if chosen is not None and "linear" in tested:
+        found.append(label("path_cost", all=total(run), **tested))
     strengths = run.result.get("strengths") or []
     if chosen is not None and len(strengths) > 1 and strengths[chosen] == min(strengths):
         key = "path_edge" if run.result["counts"][chosen] == total(run) else "path_edge_few"

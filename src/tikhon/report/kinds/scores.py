@@ -97,18 +97,21 @@ def learned_nothing(result: Mapping[str, Any]) -> bool:
 
 def compare_to_baselines(run: SavedRun) -> Label | None:
     """Return a sentence with the test score and those of the baselines."""
+    values = test_scores(run)
+    if "constant" not in values:
+        return None
+    values["answer"] = run.result.get("answer") or label("the_mean")
+    return label("score_beside" if "linear" in values else "score_beside_constant", **values)
+
+
+def test_scores(run: SavedRun) -> dict[str, object]:
+    """Return the test score of a run, with its metric, rows and the scores of the baselines."""
     metrics, held = run.result.get("metrics") or {}, run.result.get("yardsticks") or {}
     key = next((k for k in ("accuracy", "rmse") if f"test/{k}" in metrics), None)
-    if key is None or "constant" not in held:
-        return None
+    if key is None:
+        return {}
     at = f"test/{key}"
-    values: dict[str, object] = {
-        "metric": label(f"metric_{key}"),
-        "score": format_number(metrics[at]),
-        "rows": f"{(run.result.get('rows') or {}).get('test', 0):,}",
-        "constant": format_number(held["constant"].get(at)),
-        "answer": run.result.get("answer") or label("the_mean"),
-    }
-    if at not in held.get("linear", {}):
-        return label("score_beside_constant", **values)
-    return label("score_beside", linear=format_number(held["linear"][at]), **values)
+    rows = (run.result.get("rows") or {}).get("test", 0)
+    found = {name: format_number(scores[at]) for name, scores in held.items() if at in scores}
+    score = format_number(metrics[at])
+    return {"metric": label(f"metric_{key}"), "score": score, "rows": f"{rows:,}", **found}

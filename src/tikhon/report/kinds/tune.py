@@ -114,15 +114,13 @@ def metric_of(run: SavedRun) -> str | None:
 def measure(run: SavedRun) -> Label:
     """Name the metric as a title."""
     name = metric_of(run)
-    return label("compared_by_loss") if name is None else label("compared_by", metric=name)
+    return label("compared_by", metric=name) if name else label("compared_by_loss")
 
 
 def measure_word(run: SavedRun) -> Label:
     """Name the metric within a sentence."""
     name = metric_of(run)
-    return (
-        label("compared_by_word_loss") if name is None else label("compared_by_word", metric=name)
-    )
+    return label("compared_by_word", metric=name) if name else label("compared_by_word_loss")
 
 
 def level(run: SavedRun, audit: Mapping[str, object]) -> Level:
