@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tikhon.budget import parse_seconds
 from tikhon.cli import exporting, tables
-from tikhon.cli.folders import about_data, command_of, output_of
+from tikhon.cli.folders import about_data, about_network, command_of, output_of
 from tikhon.cli.options import parse_penalty, parse_strength
 from tikhon.cli.progress import FitProgress
 from tikhon.cli.results import conclude_fit
@@ -162,16 +162,11 @@ def _prepare(request: FitRequest) -> FitJob:
     }
     path = output_of(run.output, source.name, run.resume)
     network = _network(request, recipe, parts, source.outputs)
-    model = {
-        "name": request.network.model,
-        "shape": list(parts.train.shape),
-        "outputs": source.outputs,
-        "parameters": sum(p.numel() for p in network.parameters()),
-    }
+    size = sum(p.numel() for p in network.parameters())
     about = {
         "command": command_of(path),
         "data": about_data(source, parts, shares.valid, shares.test, table),
-        "model": model,
+        "model": about_network(request.network.model, parts, source.outputs, parameters=size),
         "budget": length.budget,
     }
     return FitJob(network, parts, recipe, training, path, about, length.words)

@@ -61,6 +61,11 @@ def config_of(
     } | more
 
 
+def about_network(name: str, parts: Split, outputs: int, **more: object) -> dict[str, object]:
+    """Describe a network for `config.json`: enough to build it again."""
+    return {"name": name, "shape": list(parts.train.shape), "outputs": outputs, **more}
+
+
 def about_data(
     source: Dataset,
     parts: Split,

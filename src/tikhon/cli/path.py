@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tikhon.cli import tables
-from tikhon.cli.folders import about_data, config_of, output_of
+from tikhon.cli.folders import about_data, about_network, config_of, output_of
 from tikhon.cli.option_groups import flag
 from tikhon.cli.options import Data, DataDir, Resumable, Seed, TestShare
 from tikhon.cli.resuming import complete_files, report_interruption
@@ -121,11 +121,7 @@ def path(
     )
     if run.resume and complete_files(terminal, folder_path):
         return 0
-    network = {
-        "name": _saved_name(model, penalty),
-        "shape": list(parts.train.shape),
-        "outputs": source.outputs,
-    }
+    network = about_network(_saved_name(model, penalty), parts, source.outputs)
     about = about_data(source, parts, tables.VALID, test, options, folds=build is None)
     config = config_of("path", folder_path, about, network, seed=seed)
     with RunDirectory(folder_path) as folder:

@@ -13,7 +13,7 @@ import typer
 
 from tikhon.budget import Budget
 from tikhon.cli import tables
-from tikhon.cli.folders import about_data, config_of, output_of
+from tikhon.cli.folders import about_data, about_network, config_of, output_of
 from tikhon.cli.option_groups import completion, flag
 from tikhon.cli.options import Data, DataDir, Device, Resumable, Seed, TestShare
 from tikhon.cli.resuming import complete_files, report_interruption
@@ -161,12 +161,7 @@ def tune(
         "tune",
         path,
         about_data(source, parts, tables.VALID, test, options, folds=True),
-        {
-            "name": names[0],
-            "shape": list(parts.train.shape),
-            "outputs": source.outputs,
-            "parameters": size,
-        },
+        about_network(names[0], parts, source.outputs, parameters=size),
         seed=seed,
         optimizer={"name": "adamw", "schedule": "cosine"},
         device=device,
@@ -305,7 +300,8 @@ class SearchTable:
 
     def _plan(self, plan: dict[str, Any]) -> None:
         self._seconds, self._metric = plan["seconds"], plan["metric"]
-        how = f"{plan['chunk']} at a time" if plan["chunk"] > 1 else "one after another"
+        together = min(plan["chunk"], plan["members"])
+        how = f"{together} at a time" if together > 1 else "one after another"
         text = f"plan: {plan['members']} members of {plan['epochs']} epochs, trained {how}"
         if (expected := plan["expected"] or 0.0) > _ANNOUNCED_FROM:
             text += f"; about {format_duration(expected)}"
@@ -334,8 +330,8 @@ class SearchTable:
             if best is not None:
                 shown = f"{self._shown(best)} ({_format_config(best.trial.config)})"
             self._terminal.note(
-                f"rung of {outcomes[0].trial.budget} epochs: {rung['done']} members, "
-                f"{rung['failed']} diverged, best {shown}"
+                f"rung of {outcomes[0].trial.budget} epochs: {rung['done']} "
+                f"member{'s' * (rung['done'] != 1)}, {rung['failed']} diverged, best {shown}"
             )
 
     def _shown(self, outcome: Any) -> str:
