@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import torch
 
+import tikhon as tk
 from tikhon.cli import main
-from tikhon.cli.training_length import estimate_seconds
+from tikhon.cli.training_length import estimate_seconds, why_fixed_length
 from tikhon.data import file_heads, reading_time
 from tikhon.models.mlp import MLP
+from tikhon.regularizer.terms import Term
+from tikhon.strengths.schedules import Cosine
+from tikhon.training.recipe import Auto, Recipe
 
 
 def test_the_command_says_how_long_a_large_table_takes(tmp_path, monkeypatch, capsys):
@@ -40,3 +44,10 @@ def test_the_time_of_a_training_changes_nothing_and_grows_with_its_epochs():
     assert long > 5 * short > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
+
+
+def test_a_strength_that_follows_the_validation_loss_leaves_the_length_open():
+    for strength, is_open in ((Auto(), True), (0.1, True), (Cosine(0.0, 0.1, 5), False)):
+        recipe = Recipe(Term(tk.L2(), strength=strength))
+        needs = why_fixed_length(recipe, "constant", refit=False, validated=True)
+        assert (not needs) == is_open

@@ -67,7 +67,8 @@ def why_fixed_length(recipe: Recipe, schedule: str, *, refit: bool, validated: b
     if recipe.averaging == "swa":
         return "swa averages the last quarter of them"
     for entry in recipe.to_dict().get("penalties", []):
-        if not isinstance(entry.get("strength", 0.0), int | float):
+        strength = entry.get("strength", 0.0)  # "auto" follows the validation loss to the end
+        if strength != "auto" and not isinstance(strength, int | float):
             return f"the strength of {entry['penalty']} moves over them"
     return ""
 
