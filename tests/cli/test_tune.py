@@ -97,7 +97,7 @@ def test_the_board_takes_trials_that_ran_out_of_time(capsys):
     board.event({"event": "batch", "trials": 2, "budget": 18})
     outcome = Outcome(Trial(0, {"lr": 0.1}, 11), 0.5, curve=((11, 0.5),))
     board.event({"event": "outcomes", "outcomes": [outcome]})
-    assert "1 members" in capsys.readouterr().err
+    assert ": 1 member, " in capsys.readouterr().err
 
 
 def test_a_worker_that_is_killed_gives_its_trials_back(tmp_path, command):
