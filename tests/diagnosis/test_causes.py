@@ -607,3 +607,24 @@ def test_a_mean_of_what_has_no_mean_is_the_place_where_rows_become_equal():
     torch.manual_seed(0)
     found = asked(PAIRS["a_norm_of_each_picture_in_front_of_its_mean"][1](True)).findings[0]
     assert (found.code, found.where) == ("inputs_ignored", ("2",))
+
+
+def test_one_output_behind_a_softmax_is_the_reason_why_all_classes_are_one():
+    torch.manual_seed(0)
+    found = asked(Parts(mlp(4, 8, 1), (torch.randn(90, 4), torch.zeros(90).long()), CE))
+    assert found.findings[0].code == "head_mismatch", str(found)
+    assert "constant_targets" not in found.labels, str(found)
+
+
+def test_embeddings_are_measured_by_no_model_of_classes():
+    """Which column of an embedding is the largest says nothing about a class."""
+    torch.manual_seed(0)
+    y = torch.randint(4, (96,))
+    data = 3.0 * torch.randn(4, 8)[y] + torch.randn(96, 8), y
+
+    def loss(z: Tensor, target: Tensor) -> Tensor:
+        return of_pairs(False)(nn.Identity(), (z, target))
+
+    found = asked(Parts(mlp(8, 32, 4), data, loss, rate=2e-2, steps=60))
+    assert "accuracy" not in str(found) and "SHALLOW" not in str(found)
+    assert found.to_dict()["far_behind"] is False

@@ -296,8 +296,7 @@ class Evidence:
     @cached_property
     def baseline_skills(self) -> tuple[float, float, float] | None:
         """Accuracy or R2: at the end, of the best constant, and held-out of a shallow model."""
-        compares_rows = self.wiring.get("embeds")  # and not outputs with targets
-        if compares_rows or self.own_loss_gain is not None or self.end is None:
+        if self.own_loss_gain is not None or self.end is None or self.wiring.get("embeds"):
             return None
         known = self.record.reference
         reached = number(self.end.metric)
@@ -310,8 +309,11 @@ class Evidence:
     def shallow_gain(self) -> float | None:
         """Gain of a shallow model over a constant on held-out rows; None if there is none.
 
-        A small gain counts if the relation is significant: noisy data are no fault.
+        A small gain counts if the relation is significant: noisy data are no fault. Outputs that
+        the loss compares with each other, and not with targets, have no such reference.
         """
+        if self.wiring.get("embeds"):
+            return None
         if self.own_loss_gain is not None:
             gain, constant = self.own_loss_gain
             return gain / abs(constant) if gain > e.OWN_GAIN * abs(constant) > 0 else None
