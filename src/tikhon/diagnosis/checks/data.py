@@ -143,14 +143,8 @@ def _inverted_class_weights(ev: Evidence) -> Iterable[Finding]:
     shares, weights = turned[0]
     rare, common = find_inverted_weights(shares, weights) or (0, 0)
     times = weights[common] / weights[rare]
-    why = sentence(
-        "why_weights_upside_down",
-        rare=rare,
-        share=shares[rare],
-        times=times,
-        common=common,
-        other=shares[common],
-    )
+    values = {"rare": rare, "share": shares[rare], "common": common, "other": shares[common]}
+    why = sentence("why_weights_upside_down", times=times, **values)
     fix = "weight=len(y) / (classes * y.bincount().float())"
     if columns:
         fix = "pos_weight=(1 - y.mean(0)) / y.mean(0)"

@@ -320,14 +320,9 @@ def _padding(ev: Evidence) -> Iterable[Finding]:
             fix = sentence("fix_mask_keys")
             yield Finding("padding_seen", "warning", (queries,), numbers, why, fix=fix)
             return
-        yield Finding(
-            "padding_seen",
-            "warning" if ev.may_be_harmed else "info",
-            (),
-            numbers,
-            why,
-            fix=sentence("fix_padding_everywhere"),
-        )
+        severity = "warning" if ev.may_be_harmed else "info"
+        fix = sentence("fix_padding_everywhere")
+        yield Finding("padding_seen", severity, (), numbers, why, fix=fix)
     if w.get("ends_unasked"):
         why = sentence("why_ends_unasked")
         fix = sentence("fix_padding_token")

@@ -209,23 +209,11 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
 
 def _heavy_momentum(ev: Evidence, climb: dict[str, float]) -> Finding:
     learned, steadier = max(ev.late_skill, 0.0), ev.control("steadier") or 0.0
-    why = sentence(
-        "why_steadier",
-        steadier=steadier,
-        learned=learned,
-        momentum=ev.momentum,
-        count=1 / max(1e-09, 1 - ev.momentum),
-    )
-    numbers = {"momentum": ev.momentum, "learned": learned, "steadier": steadier, **climb}
-    severe = bool(climb) or steadier - learned > e.FREED
-    return Finding(
-        "oscillating_loss",
-        "critical" if severe else "warning",
-        (),
-        numbers,
-        why,
-        fix="betas=(0.9, 0.999)" if "betas" in ev.record.optimizer else "momentum=0.9",
-    )
+    numbers = {"momentum": ev.momentum, "learned": learned, "steadier": steadier}
+    why = sentence("why_steadier", count=1 / max(1e-09, 1 - ev.momentum), **numbers)
+    severity = "critical" if climb or steadier - learned > e.FREED else "warning"
+    fix = "betas=(0.9, 0.999)" if "betas" in ev.record.optimizer else "momentum=0.9"
+    return Finding("oscillating_loss", severity, (), numbers | climb, why, fix=fix)
 
 
 def _steps_too_long(ev: Evidence) -> Finding:
@@ -332,14 +320,8 @@ def overfitting(ev: Evidence) -> Finding | None:
     if (end.eval_loss or 0.0) > (lowest.eval_loss or math.inf):
         return None  # both rise: unstable, not overfitting
     numbers = {"gap": gap, "rise": rise, "best_step": float(lowest.step)}
-    why = sentence(
-        "why_overfits",
-        rise=rise,
-        step=lowest.step,
-        gap=gap,
-        parameters=ev.record.parameters,
-        rows=ev.record.data.get("rows") or 0,
-    )
+    counts = {"parameters": ev.record.parameters, "rows": ev.record.data.get("rows") or 0}
+    why = sentence("why_overfits", rise=rise, step=lowest.step, gap=gap, **counts)
     return Finding("overfitting", "warning", (), numbers, why)
 
 
@@ -425,9 +407,8 @@ def _behind_baseline(ev: Evidence, numbers: dict[str, float]) -> Finding:
     if ev.own_loss_gain is not None and ev.shallow_gain is not None:
         gain, constant = ev.own_loss_gain
         reached = (number(end.eval_loss) if end is not None else None) or 0.0
-        why = sentence(
-            "why_own_yardstick", loss=reached, constant=trivial or 0.0, gain=gain / abs(constant)
-        )
+        values = {"loss": reached, "constant": trivial or 0.0, "gain": gain / abs(constant)}
+        why = sentence("why_own_yardstick", **values)
         return Finding("underfitting", "warning", (), numbers, why)
     if ev.own_loss_gain is None and ev.shallow_gain is not None and metric is not None:
         shallow = number(ev.record.reference.get("shallow")) or 0.0
@@ -461,9 +442,8 @@ def still_falling(ev: Evidence, found: set[str]) -> Finding | None:
         return None
     numbers = {"learned": max(ev.final_skill, 0.0), "update_ratio": ev.median_update or 0.0}
     why = sentence("why_falling", steps=ev.record.steps)
-    behind = (
-        ev.final_skill <= 0 and (ev.median_update or 0.0) < e.SMALL_UPDATE
-    )  # no better than a constant
+    # no better than a constant
+    behind = ev.final_skill <= 0 and (ev.median_update or 0.0) < e.SMALL_UPDATE
     return Finding("slow_convergence", "warning" if behind else "info", (), numbers, why)
 
 

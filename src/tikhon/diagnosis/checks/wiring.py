@@ -198,7 +198,10 @@ def _rows_mixed(ev: Evidence) -> Iterable[Finding]:
         where = (softmax,)
         why = sentence("why_softmax_rows", place=softmax)
         fix = sentence("fix_class_axis")
-    elif _in_time(kind) and place.get("batch_first") != "True":
+    elif (
+        re.search("^(LSTM|GRU|RNN)$|Transformer|Attention", kind)
+        and place.get("batch_first") != "True"
+    ):
         why = sentence("why_rows_as_time", layer=display_name(module), kind=kind)
         fix = f"nn.{kind}(..., batch_first=True)"
     elif "BatchNorm" in kind:
@@ -220,10 +223,6 @@ def _rows_mixed(ev: Evidence) -> Iterable[Finding]:
     if apart >= e.APART:
         why = sentence("why_neighbours", why=why, share=apart)
     yield Finding("rows_mixed", "critical", where, numbers, why, fix=fix)
-
-
-def _in_time(kind: str) -> bool:
-    return kind in ("LSTM", "GRU", "RNN") or "Transformer" in kind or "Attention" in kind
 
 
 def _future_visible(ev: Evidence) -> Iterable[Finding]:
@@ -450,15 +449,11 @@ def _few_rows_per_norm(ev: Evidence) -> Iterable[Finding]:
         return
     least = min(few.values())
     harmed = ev.may_be_harmed or ev.validation_skill < e.LEARNED
+    severity = "warning" if harmed else "info"
     why = sentence("why_few_values", count=least)
-    yield Finding(
-        "batchnorm_few_rows",
-        "warning" if harmed else "info",
-        tuple(few),
-        {"norm_values": float(least), "batch_size": float(ev.record.batch_size)},
-        why,
-        fix=sentence("fix_group_norm", layer=min(few)),
-    )
+    fix = sentence("fix_group_norm", layer=min(few))
+    numbers = {"norm_values": float(least), "batch_size": float(ev.record.batch_size)}
+    yield Finding("batchnorm_few_rows", severity, tuple(few), numbers, why, fix=fix)
 
 
 def _updates_lost(ev: Evidence) -> Iterable[Finding]:
@@ -479,15 +474,10 @@ def _shared_layers(ev: Evidence) -> Iterable[Finding]:
     shared = tuple(ev.static.get("shared") or ())
     if shared:
         why = sentence("why_shared", count=len(shared))
-        harmed = ev.trained and ev.final_skill < e.LEARNED
-        yield Finding(
-            "shared_layers",
-            "warning" if harmed else "info",
-            shared,
-            {"layers": float(len(shared))},
-            why,
-            fix=sentence("fix_new_layers"),
-        )
+        severity = "warning" if ev.trained and ev.may_be_harmed else "info"
+        numbers = {"layers": float(len(shared))}
+        fix = sentence("fix_new_layers")
+        yield Finding("shared_layers", severity, shared, numbers, why, fix=fix)
 
 
 def _unused_inputs(ev: Evidence) -> Iterable[Finding]:
