@@ -225,6 +225,21 @@ def a_column_for_each_label_where_indices_are_read(wrong: bool) -> Parts:
     return Parts(mlp(6, 32, 5), (x, y), nn.MultiLabelMarginLoss(), rate=1e-2, steps=60)
 
 
+class Clamped(nn.Sequential):
+    """Probabilities, away from 0 and 1."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).clamp(1e-4, 1 - 1e-4)
+
+
+@pair("saturated_activation")
+def probabilities_that_all_reach_their_clamp(wrong: bool) -> Parts:
+    x = torch.randn(200, 6)
+    model = Clamped(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1), nn.Sigmoid())
+    y = (x[:, :1] > 0.9).float()
+    return Parts(model, (x, y), nn.BCELoss(), rate=3.0 if wrong else 5e-2, steps=60)
+
+
 @pair("loss_ignores_targets")
 def a_score_beside_a_position(wrong: bool) -> Parts:
     x = torch.randn(300, 6)

@@ -216,3 +216,12 @@ def test_a_clean_verdict_stands_beside_what_others_reach_on_the_same_rows():
     reached, constant, _ = map(float, told.groups())
     assert abs(constant - float(torch.bincount(y).max()) / 300) < 0.005
     assert reached > constant
+
+
+@pytest.mark.parametrize(("point", "gains"), [(-1, True), (0, False)])
+def test_a_control_run_gains_nothing_with_a_higher_loss(point, gains):
+    """Both runs minimise the loss: more right answers at a higher loss are luck."""
+    record = healthy()
+    known = {"calmer_loss": record.points[point].eval_loss, "calmer_metric": 2.0}
+    better = Evidence(dataclasses.replace(record, reference={**record.reference, **known}))
+    assert (better.skill_gain("calmer") > 0) is gains

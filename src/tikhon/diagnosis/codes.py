@@ -88,7 +88,9 @@ _CAUSES = {
         "no_nonlinearity frozen_parameters"
     ),
     # a network that cannot learn predicts the majority class
-    "class_imbalance": _HOPELESS.replace(" class_imbalance", "") + " head_mismatch",
+    "class_imbalance": (
+        _HOPELESS.replace(" class_imbalance", "") + " head_mismatch saturated_activation"
+    ),
     "frozen_parameters": "poor_init",  # the trained part has no gradient either
     "overfitting": "unrelated_labels valid_differs",
     "train_eval_mismatch": "rows_mixed batchnorm_few_rows random_in_eval",

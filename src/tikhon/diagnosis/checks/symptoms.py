@@ -163,7 +163,8 @@ def saturated_activation(ev: Evidence) -> Finding | None:
     numbers = {"saturated": max(start, late), "at_start": start}
     share, severity = max(start, late), "critical"
     why = sentence("why_saturated", share=share, layer=display_name(where[-1]))
-    if not from_start and ev.control("leaky") is not None:
+    blocked = ev.record.probes[-1].gradient == 0  # a clamp may keep a slope from coming back
+    if not from_start and not blocked and ev.control("leaky") is not None:
         numbers |= ev.skill_evidence("leaky")
         severity = "critical" if ev.skill_gain("leaky") > e.STEADIER else "info"
     return Finding("saturated_activation", severity, where, numbers, _with_cause(ev, why))
