@@ -347,16 +347,12 @@ class Evidence:
         return self.trivial is None and (self.end is None or number(self.end.metric) is None)
 
     def skill_gain(self, name: str) -> float:
-        """Return the gain in skill of a control run; 0 if not run, or if its loss is higher.
+        """Return the gain in skill of a control run over the end of the run; 0 if not run.
 
-        Two runs minimise the loss: a higher skill at a higher loss is the luck of one evaluation.
+        And over its last third: a single evaluation may be unlucky.
         """
-        known, loss = self.control(name), number(self.record.reference.get(f"{name}_loss"))
-        ends = [late_scores(self.record.points)[0], self.end.eval_loss if self.end else None]
-        highest = max((v for v in ends if v is not None), default=math.inf)
-        if known is None or (loss is not None and loss > highest):
-            return 0.0
-        return known - max(self.final_skill, 0.0)
+        known = self.control(name)
+        return 0.0 if known is None else known - max(self.final_skill, self.late_skill, 0.0)
 
     def loss_gain(self, name: str) -> float:
         """Return the share of the trivial loss that a control run ends lower; 0 if not run."""
