@@ -68,15 +68,14 @@ def _constant_targets(ev: Evidence) -> Iterable[Finding]:
     why = sentence("why_one_target", value=value)
     # intended where a loss calls the model, as a generator's does, or never uses the targets
     unused = w.get("targets_used") is False
-    # and a loss that takes a softmax over one output allows no other class
     goal = (w.get("whole") and ev.record.loss != "own_loss") or w.get("judged") or unused
-    goal = goal or ev.has_softmax_of_one
     if w.get("judged"):
         why = sentence("why_judged", why=why)
     numbers = {"target_low": value, "target_high": ev.fact("target_high") or value}
     fix = sentence("fix_targets_rounded")
-    where = ("target",)
-    yield Finding("constant_targets", "info" if goal else "critical", where, numbers, why, fix=fix)
+    # a softmax over one output allows no other class
+    severity = "info" if goal else "warning" if ev.has_softmax_of_one else "critical"
+    yield Finding("constant_targets", severity, ("target",), numbers, why, fix=fix)
 
 
 def _unrelated_labels(ev: Evidence) -> Iterable[Finding]:
