@@ -617,6 +617,25 @@ def test_verdict_of_a_comparison(compared, tmp_path):
     assert "no_such" not in of(best, {**other, "low": None, "high": None, "tied": True})
 
 
+def test_one_split_gives_no_interval_and_no_verdict_on_regularization(compared, tmp_path):
+    from tikhon.comparison.compare import Comparison
+
+    result = json.loads((compared / "result.json").read_text())
+    bare = {"low": float("nan"), "high": float("nan"), "tied": True}
+    rows = [
+        {**row, **bare, "method": name} for row, name in zip(result["methods"], ("l1", "none"))
+    ]
+    found = Comparison("d", "accuracy", tuple(rows), 1, 1, 1, 1.0)
+    assert found.verdict().startswith("One split cannot tell whether regularization helps here")
+    rows = [{**row, "low": None, "high": None} for row in rows]  # as result.json holds them
+    run = save(tmp_path / "run", {"kind": "compare"}, [], {**found.to_dict(), "methods": rows})
+    charts_of = [
+        b for s in report.build(read(run)).sections for b in s.blocks if b.kind == "chart"
+    ]
+    assert charts_of[0].note == label("compare_note_one")
+    assert not any("error_x" in dot for dot in charts_of[0].figure["data"])
+
+
 def test_a_recipe_reads_as_the_command_line_takes_it():
     recipe = {
         "penalties": [

@@ -161,7 +161,7 @@ def table(methods: list[Method], best: Method | None) -> PageTable:
             format_number(method.get("gap")),
             percent(method.get("zeros")),
             format_number(test_accuracy(method)),
-            " – ".join(format_number(test_accuracy(method, end)) for end in ("low", "high")),
+            "–".join(format_number(test_accuracy(method, end)) for end in ("low", "high")),
         )
         for method in methods
     ]
