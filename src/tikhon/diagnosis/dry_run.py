@@ -21,7 +21,7 @@ from tikhon.diagnosis.replica import Replica, gradients, undisturbed
 from tikhon.diagnosis.samples import Samples
 from tikhon.regularizer.rounding import HALF_TYPES
 from tikhon.training.clipping import Clipping
-from tikhon.training.losses import IGNORED
+from tikhon.training.measures import class_accuracy
 from tikhon.training.step import Step
 
 
@@ -333,11 +333,11 @@ def skill(output: object, target: object) -> float | None:
     if not target.is_floating_point():
         for axis in (1, -1):  # class axis second, as in torch's losses, or last
             rest = [size for i, size in enumerate(output.shape) if i != axis % output.ndim]
-            if output.ndim == target.ndim + 1 and rest == list(target.shape) != []:
-                is_counted = target != IGNORED
-                if output.shape[axis] > 1 and bool(is_counted.any()):
-                    right = (output.argmax(axis) == target)[is_counted]
-                    return float(right.double().mean())
+            is_per_class = output.ndim == target.ndim + 1 and rest == list(target.shape) != []
+            if is_per_class and output.shape[axis] > 1:
+                accuracy = class_accuracy(output.argmax(axis), target)
+                if accuracy is not None:
+                    return accuracy
         if output.numel() != target.numel():
             return None
     flat, targets = output.flatten().double(), target.flatten().double()

@@ -169,20 +169,9 @@ def trusted_share(memory: dict[str, Any], loss: Number, constant_loss: Number) -
     defined = isinstance(constant_loss, Tensor) or constant_loss
     gain = (constant_loss - loss) / abs(constant_loss) if defined else math.nan
     gain = _MOMENTUM * memory["gain"] + (1 - _MOMENTUM) * gain
-    if isinstance(gain, Tensor):
-        memory["gain"] = torch.where(gain.isfinite(), gain, memory["gain"])
-        return torch.where(gain >= 0, (gain / _FULL_TRUST_GAIN).clamp(max=1), 1.0)
-    if not math.isfinite(gain):
-        return 1.0
-    memory["gain"] = gain
-    return min(1.0, gain / _FULL_TRUST_GAIN) if gain >= 0 else 1.0
-
-
-def _shrink_by_error(mean: Number, error: Number) -> Number:
-    """Shrink a mean towards zero by its standard error."""
-    if isinstance(mean, Tensor):
-        return mean.sign() * (mean.abs() - error).clamp_min(0)
-    return math.copysign(max(abs(mean) - cast(float, error), 0.0), mean)
+    is_known = abs(gain) < math.inf
+    memory["gain"] = _where(is_known, gain, memory["gain"])
+    return _where(is_known & (gain >= 0), _clamp(gain / _FULL_TRUST_GAIN, 0.0, 1.0), 1.0)
 
 
 def descend_log_strength(
@@ -213,7 +202,8 @@ def descend_log_strength(
     memory["square"] = _SCALE * memory["square"] + (1 - _SCALE) * slope**2
     known = 1 - _MOMENTUM ** memory["count"]
     error = (memory["noise"] / known * (1 - _MOMENTUM) / (1 + _MOMENTUM)) ** 0.5
-    mean = _shrink_by_error(memory["mean"] / known, error)
+    mean = memory["mean"] / known
+    mean = mean - _clamp(mean, -error, error)
     square = memory["square"] / (1 - _SCALE ** memory["count"])
     move = -rate * mean / (square**0.5 + _NEGLIGIBLE_SLOPE * abs(loss) + 1e-30)
     below = (move < 0) & (memory["log"] <= memory["first"])
@@ -221,8 +211,10 @@ def descend_log_strength(
     memory["log"] = _clamp(_moved(memory["log"], memory["even"], move), *bounds)
 
 
-def _clamp(value: Number, low: float, high: float) -> Number:
-    return value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
+def _clamp(value: Number, low: Number, high: Number) -> Number:
+    if isinstance(value, Tensor):
+        return value.clamp(low, high)  # type: ignore[call-overload]
+    return min(max(value, low), high)
 
 
 def _moved(log: Number, even: Number, move: Number) -> Number:

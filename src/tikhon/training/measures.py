@@ -106,10 +106,14 @@ def task_scores(
     predicted = output.argmax(1)
     whole = y.shape != output.shape and not y.is_floating_point()
     classes = y.reshape(predicted.shape) if whole else y.argmax(1)
+    accuracy = class_accuracy(predicted, classes, ignored)
+    return {} if accuracy is None else {"accuracy": accuracy}
+
+
+def class_accuracy(predicted: Tensor, classes: Tensor, ignored: int = IGNORED) -> float | None:
+    """Return the share of correct classes among those not `ignored`, None if there are none."""
     counted = classes != ignored
-    if not bool(counted.any()):
-        return {}
-    return {"accuracy": float((predicted == classes)[counted].double().mean())}
+    return float((predicted == classes)[counted].double().mean()) if bool(counted.any()) else None
 
 
 def _regression_scores(output: Tensor, y: Tensor, unit: float) -> dict[str, float]:
