@@ -141,6 +141,14 @@ def test_why_factors_the_gain_into_weights_and_slope():
     assert "sigmoid is at fault" in str([f.why for f in sigmoid.findings])
 
 
+def test_weights_that_are_too_large_are_the_cause_with_their_gain():
+    found = run(next(case for case in FAULTY if case.name == "large weights"), steps=1)
+    finding = next(f for f in found.findings if f.code == "poor_init")
+    drawn = 1.5 * 16**0.5  # standard deviation 1.5, 16 inputs
+    assert finding.evidence["weight_factor"] == pytest.approx(drawn, rel=0.3)
+    assert finding.evidence["initial_loss"] > 100 and "gain" in finding.why
+
+
 def test_consequences_are_folded_but_stay_in_labels():
     found = run(FAULTY[1])
     folded = next(f for f in found.findings if f.code == "vanishing_gradient")
