@@ -41,8 +41,7 @@ def compare(
     data_dir: DataDir = None,
     *,
     model: Annotated[
-        str,
-        flag("Network to train, as for tikhon fit.", MODEL, "MODEL", names=MODELS),
+        str, flag("Network to train, as for tikhon fit.", MODEL, "MODEL", names=MODELS)
     ] = "mlp",
     widths: Annotated[
         str | None, _sizes_option("Hidden widths to try with several L2 strengths.")

@@ -30,10 +30,7 @@ def cure(
     loss: LossOption = "auto",
     valid: ValidOption = None,
     target: TargetOption = None,
-    budget: Annotated[
-        str,
-        flag("Wall time in all, such as 60s or 2m.", TRAINING, "TIME"),
-    ] = "60s",
+    budget: Annotated[str, flag("Wall time in all, such as 60s or 2m.", TRAINING, "TIME")] = "60s",
     seeds: Annotated[int, flag("Seeds that each treatment runs with.", TRAINING)] = 3,
     steps: Annotated[int, flag("Steps of the longest runs.", TRAINING)] = 300,
     batch_size: BatchSize = 64,

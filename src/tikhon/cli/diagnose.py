@@ -39,13 +39,9 @@ Model = Annotated[
     ),
 ]
 DataOption = Annotated[
-    str | None,
-    flag("digits, mnist, ..., a file, or FILE.py:NAME.", DATA, "DATA", names=SOURCES),
+    str | None, flag("digits, mnist, ..., a file, or FILE.py:NAME.", DATA, "DATA", names=SOURCES)
 ]
-TargetOption = Annotated[
-    str | None,
-    flag("Column of a table to predict.", DATA, "COLUMN"),
-]
+TargetOption = Annotated[str | None, flag("Column of a table to predict.", DATA, "COLUMN")]
 ValidOption = Annotated[
     str | None,
     flag(
@@ -77,10 +73,7 @@ PenaltyOption = Annotated[
     ),
 ]
 BatchSize = Annotated[int, flag("Rows per step.", TRAINING)]
-Clip = Annotated[
-    float | None,
-    flag("Clip the norm of the gradient at X.", REGULARIZATION),
-]
+Clip = Annotated[float | None, flag("Clip the norm of the gradient at X.", REGULARIZATION)]
 
 
 def diagnose(

@@ -14,10 +14,7 @@ from tikhon.options import OUTPUT
 
 def live(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    host: Annotated[
-        str,
-        flag("Address to listen on.", OUTPUT, "HOST"),
-    ] = "127.0.0.1",
+    host: Annotated[str, flag("Address to listen on.", OUTPUT, "HOST")] = "127.0.0.1",
     port: Annotated[int, flag("First port to try.", OUTPUT)] = 8420,
     language: Language = None,
     *,

@@ -37,10 +37,7 @@ Data = Annotated[
         autocompletion=completion(SOURCES),
     ),
 ]
-DataDir = Annotated[
-    Path | None,
-    flag("Folder to look for DATA in.", DATA, "DIR"),
-]
+DataDir = Annotated[Path | None, flag("Folder to look for DATA in.", DATA, "DIR")]
 Language = Annotated[
     str | None,
     flag(

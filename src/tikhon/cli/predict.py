@@ -20,13 +20,7 @@ def predict(
     ],
     output: Annotated[
         Path | None,
-        flag(
-            "CSV file to write.",
-            OUTPUT,
-            "FILE",
-            shown="stdout",
-            flags=("--output", "-o"),
-        ),
+        flag("CSV file to write.", OUTPUT, "FILE", shown="stdout", flags=("--output", "-o")),
     ] = None,
     keep: Annotated[
         list[str] | None,

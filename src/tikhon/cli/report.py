@@ -16,13 +16,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     output: Annotated[
         Path | None,
-        flag(
-            "File to write.",
-            OUTPUT,
-            "FILE",
-            shown="RUN/report.html",
-            flags=("--output", "-o"),
-        ),
+        flag("File to write.", OUTPUT, "FILE", shown="RUN/report.html", flags=("--output", "-o")),
     ] = None,
     language: Language = None,
     open: Annotated[bool, flag("Open the page in the browser.", OUTPUT)] = False,

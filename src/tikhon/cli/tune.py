@@ -88,16 +88,11 @@ def tune(
         ),
     ] = None,
     epochs: Annotated[
-        int | None,
-        flag("Epochs of a full training.", TRAINING, shown="by rows"),
+        int | None, flag("Epochs of a full training.", TRAINING, shown="by rows")
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        flag("Rows per step.", TRAINING, shown="by rows"),
-    ] = None,
+    batch_size: Annotated[int | None, flag("Rows per step.", TRAINING, shown="by rows")] = None,
     loss: Annotated[
-        str,
-        flag("Loss to train with, as for tikhon fit.", TRAINING, "NAME", names=LOSSES),
+        str, flag("Loss to train with, as for tikhon fit.", TRAINING, "NAME", names=LOSSES)
     ] = "auto",
     metric: Annotated[
         str | None,
