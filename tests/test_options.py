@@ -116,6 +116,13 @@ def test_a_space_varies_a_field_or_says_what_to_do_instead(name):
     assert name in search(**{name: space}).config
 
 
+@pytest.mark.parametrize("name", ["batch_size", "optimizer"])
+def test_what_all_members_share_is_compared_by_one_search_for_each(name):
+    rows = torch.randn(40, 3), torch.randint(2, (40,))
+    with pytest.raises(InputError, match="call tune once for each with the same seed"):
+        tk.tune(lambda: torch.nn.Linear(3, 2), rows, space={name: [16, 32]}, budget="2runs")
+
+
 @pytest.mark.parametrize("name", STRENGTHS)
 def test_a_strength_has_one_name_in_shell_and_space(name, shell):
     told = STRENGTHS[name]
