@@ -125,15 +125,26 @@ class Schedules:
             for key, best in self._best_values.items()
         )
 
-    def alarms(self, steps: int, forwards: int, *, ended: bool) -> list[Alarm]:
+    def alarms(self, steps: int, forwards: int, *, ended: bool) -> Iterator[Alarm]:
         """What is wrong with them so far."""
-        return [
-            *self._find_foreign(),
-            *self._find_idle(forwards, ended),
-            *self._find_slow(steps, ended),
-            *self._find_overrun(),
-            *self._rates.alarms(steps),
-        ]
+        yield from self._find_foreign()
+        yield from self._rates.alarms(steps)
+        schedulers = [*self._own_schedulers()]
+        is_meant = any(isinstance(s, CyclicLR | CosineAnnealingLR) for _, s in schedulers)
+        if self._rates.returns >= MIN_RETURNS and not is_meant:
+            yield alarm("schedule_overrun", key="rate_returns", count=self._rates.returns)
+        for tracked, scheduler in schedulers:
+            where, moves = (tracked.name,), scheduler.last_epoch - tracked.count
+            length = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
+            epochs = (forwards - tracked.forwards) / max(1, self._longest_loader)
+            is_as_long = length and abs(length - steps) <= LENGTH_TOLERANCE * steps
+            if ended and self._longest_loader and epochs > MIN_EPOCHS and not moves:
+                yield alarm("schedule_never_stepped", where=where, epochs=epochs)
+            elif ended and is_as_long and 0 < moves <= steps / 10:  # moved once an epoch
+                made = {"length": length, "moves": moves, "steps": steps}
+                yield alarm("schedule_unfinished", where=where, **made)
+            elif isinstance(scheduler, CosineAnnealingLR) and moves >= OVERRUN * scheduler.T_max:
+                yield alarm("schedule_overrun", where=where, length=scheduler.T_max, moves=moves)
 
     def _find_foreign(self) -> Iterator[Alarm]:
         """A schedule of an optimizer of the same tensors that makes no steps."""
@@ -151,38 +162,6 @@ class Schedules:
                 and scheduler.last_epoch > tracked.count + 1
             ):
                 yield alarm("schedule_of_another_optimizer", where=(tracked.name,))
-
-    def _find_idle(self, forwards: int, ended: bool) -> Iterator[Alarm]:
-        """A schedule that is never stepped in several epochs."""
-        for tracked, scheduler in self._own_schedulers():
-            epochs = (
-                (forwards - tracked.forwards) / self._longest_loader if self._longest_loader else 0
-            )
-            if ended and epochs > MIN_EPOCHS and scheduler.last_epoch == tracked.count:
-                yield alarm("schedule_never_stepped", where=(tracked.name,), epochs=epochs)
-
-    def _find_slow(self, steps: int, ended: bool) -> Iterator[Alarm]:
-        """A schedule of as many steps as the loop has, moved once an epoch."""
-        for tracked, scheduler in self._own_schedulers():
-            moves = scheduler.last_epoch - tracked.count
-            length = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
-            if not ended or not length or not 0 < moves <= steps / 10:
-                continue
-            if abs(length - steps) <= LENGTH_TOLERANCE * steps:
-                made = {"length": length, "moves": moves, "steps": steps}
-                yield alarm("schedule_unfinished", where=(tracked.name,), **made)
-
-    def _find_overrun(self) -> Iterator[Alarm]:
-        """A cosine that is moved far beyond its length, and comes back."""
-        kinds = {type(scheduler) for _, scheduler in self._own_schedulers()}
-        if self._rates.returns >= MIN_RETURNS and not kinds & {CyclicLR, CosineAnnealingLR}:
-            yield alarm("schedule_overrun", key="rate_returns", count=self._rates.returns)
-        for tracked, scheduler in self._own_schedulers():
-            length = getattr(scheduler, "T_max", None)
-            moves = scheduler.last_epoch - tracked.count
-            if isinstance(scheduler, CosineAnnealingLR) and length and moves >= OVERRUN * length:
-                made = {"length": length, "moves": moves}
-                yield alarm("schedule_overrun", where=(tracked.name,), **made)
 
     def _own_schedulers(self) -> Iterator[tuple[Tracked, Any]]:
         schedulers = [(s, s.reference()) for s in self._schedulers.values()]

@@ -149,11 +149,8 @@ class TargetNetworks:
             handle.remove()
         self._handles = []
 
-    def alarms(self, steps: int, *, ended: bool) -> list[Alarm]:
+    def alarms(self, steps: int, *, ended: bool) -> Iterator[Alarm]:
         """Report networks that never move, and those that are the model in every step."""
-        return list(self._find_alarms(steps, ended))
-
-    def _find_alarms(self, steps: int, ended: bool) -> Iterator[Alarm]:
         for network in self._networks.values():
             names = (network.name,)
             stayed = not network.has_moved and network.distance > MIN_DISTANCE
