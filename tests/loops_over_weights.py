@@ -318,3 +318,25 @@ def a_part_of_the_way_of_each_task():
             after = model.state_dict()
             model.load_state_dict({n: before[n].lerp(after[n], 0.3) for n in before})
     return health
+
+
+def _averaged(decay):
+    """An average for the evaluation after the loop."""
+    model = net()
+    average, engine = copy.deepcopy(model).requires_grad_(False), adam(model, 1e-2)
+    with watched(model, engine) as health:
+        for x, y in batches(120):
+            step(model, engine, x, y)
+            for kept, new in zip(average.parameters(), model.parameters()):
+                kept.lerp_(new.detach(), 1 - decay)
+    return health
+
+
+@broken("average_lags")
+def an_average_over_more_steps_than_the_loop_has():
+    return _averaged(0.9999)
+
+
+@healthy
+def an_average_over_the_last_steps():
+    return _averaged(0.95)

@@ -20,6 +20,7 @@ from tikhon.monitoring.tensor_readings import fingerprint, row_norms, rows, tens
 MAX_NETWORKS = 4  # followers that are read
 MIN_STEPS = 100  # steps after which a follower that never moved counts as forgotten
 COPY_DISTANCE = 0.1  # distance to the model / its last update: an average of few steps is farther
+MAX_LAG = 0.9  # of the way that the model has gone (convention)
 MIN_DISTANCE = 0.01  # relative distance from the model
 # parts of names of networks that are fixed on purpose, and of followers
 FIXED_NAMES = "teacher ref old prev frozen pretrain initial base anchor start".split()
@@ -34,6 +35,7 @@ class TargetNetwork:
     module: nn.Module
     source: nn.Module  # the model, or its part with these shapes
     first_norms: Tensor  # of its tensors when it was found
+    first_rows: Tensor  # of its largest tensor
     began_equal: bool  # it was equal to the model then
     is_trainable: bool  # all its tensors require a gradient
     total_calls: int = 0
@@ -46,6 +48,13 @@ class TargetNetwork:
     since: int = 0  # the first of these
     has_moved: bool = False
     distance: float = 0.0  # to the model, relative to its size
+    lag: float = 0.0  # of the model's way from the first weights, what it has still to go
+
+    @property
+    def is_far_behind(self) -> bool:
+        """Whether an average that is not used while the model learns is near its start."""
+        is_average = self.has_moved and self.began_equal and not self.total_calls
+        return is_average and self.lag > MAX_LAG and self.distance > MIN_DISTANCE
 
 
 class TargetNetworks:
@@ -85,6 +94,7 @@ class TargetNetworks:
             module,
             source,
             first_norms=(norms := _norms(module)),
+            first_rows=_largest(module).clone(),
             began_equal=torch.equal(norms, _norms(source)),
             is_trainable=all(p.requires_grad for p in module.parameters()),
         )
@@ -109,7 +119,7 @@ class TargetNetworks:
             network.calls, network.inputs = 0, None
 
     def tensors_to_read(self) -> list[Tensor]:
-        """Return the results of `measure`, five numbers per network."""
+        """Return the results of `measure`, six numbers per network."""
         return self._measured
 
     def measure(self) -> None:
@@ -123,13 +133,16 @@ class TargetNetworks:
             inputs = network.inputs.to(norms.device) if network.inputs is not None else no_inputs
             distance = torch.stack(tensor_norms(differences)).norm()
             has_moved = (norms != network.first_norms).any().float()
-            self._measured += [*inputs, distance, _norms(network.source).norm(), has_moved]
+            source = _largest(network.source)
+            ahead, way = source - _largest(network.module), source - network.first_rows
+            lag = ahead.norm() / way.norm().clamp(min=1e-12)
+            self._measured += [*inputs, distance, _norms(network.source).norm(), has_moved, lag]
 
     def update(self, values: Sequence[float], sample: Sample) -> None:
         """Process the readings of a sampled step."""
         self._sampling = False
-        for network, k in zip(self._networks.values(), range(0, len(values), 5)):
-            first, second, distance, size, has_moved = values[k : k + 5]
+        for network, k in zip(self._networks.values(), range(0, len(values), 6)):
+            first, second, distance, size, has_moved, network.lag = values[k : k + 6]
             is_called = network.calls > 0
             is_model_batch = (first, second) in sample.fingerprints
             network.shares_inputs = network.shares_inputs or (is_called and is_model_batch)
@@ -158,6 +171,8 @@ class TargetNetworks:
                 severity = "info" if _has_word(network.name, FIXED_NAMES) else "warning"
                 far = {"steps": steps, "distance": network.distance}
                 yield alarm("target_never_updated", where=names, severity=severity, **far)
+            elif ended and steps >= MIN_STEPS and network.is_far_behind:
+                yield alarm("average_lags", where=names, steps=steps, lag=network.lag)
             elif network.copied > MIN_SAMPLES + 2 and not network.has_moved:
                 yield alarm(
                     "weights_overwritten", network.since, key="model_set_back", where=names
@@ -184,6 +199,10 @@ def _shapes(module: nn.Module) -> tuple[torch.Size, ...]:
 
 def _is_trained(module: nn.Module, optimized: set[int]) -> bool:
     return any(id(p) in optimized for p in module.parameters())
+
+
+def _largest(module: nn.Module) -> Tensor:
+    return rows(max(module.parameters(), key=Tensor.numel).detach())
 
 
 def _norms(module: nn.Module) -> Tensor:
