@@ -25,6 +25,51 @@ def a_price_beside_a_share(wrong: bool) -> Parts:
     return Parts(mlp(6, 32, 2), (x, y), nn.MSELoss(), steps=20)
 
 
+@pair("class_imbalance")
+def a_weight_that_leaves_the_loss_to_one_class(wrong: bool) -> Parts:
+    x = torch.randn(400, 6)
+    weight = torch.tensor(1e4 if wrong else 3.0)
+    y = (x[:, :1] + x[:, 1:2] > 0.9).float()
+    return Parts(mlp(6, 16, 1), (x, y), nn.BCEWithLogitsLoss(pos_weight=weight), steps=20)
+
+
+@pair("class_imbalance")
+def weights_of_classes_that_leave_the_loss_to_one(wrong: bool) -> Parts:
+    x = torch.randn(400, 6)
+    weight = torch.tensor([1.0, 1.0, 1e4 if wrong else 2.0])
+    return Parts(mlp(6, 16, 3), (x, x[:, :3].argmax(1)), nn.CrossEntropyLoss(weight), steps=20)
+
+
+@pair("missing_log")
+def a_rate_for_its_logarithm(wrong: bool) -> Parts:
+    x = torch.randn(400, 6)
+    rate = nn.Softplus() if wrong else nn.Identity()
+    y = torch.poisson(x[:, :1].exp())
+    return Parts(nn.Sequential(mlp(6, 16, 1), rate), (x, y), nn.PoissonNLLLoss())
+
+
+@pair("missing_log")
+def a_rate_in_the_loss_for_its_logarithm(wrong: bool) -> Parts:
+    x = torch.randn(400, 6)
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return F.poisson_nll_loss(z.exp(), y, log_input=wrong)
+
+    return Parts(mlp(6, 16, 1), (x, torch.poisson(x[:, :1].exp())), loss)
+
+
+@pair("underfitting")
+def a_variance_that_a_rectifier_holds_at_zero(wrong: bool) -> Parts:
+    x = torch.randn(400, 10)
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        variance = z[:, 1:].relu() if wrong else F.softplus(z[:, 1:]) + 1e-3
+        return F.gaussian_nll_loss(z[:, :1], y, variance)
+
+    y = x[:, :1] + 0.1 * torch.randn(400, 1)
+    return Parts(mlp(10, 32, 2), (x, y), loss, rate=3e-3, steps=80)
+
+
 class Variational(nn.Module):
     """Gives the decoded rows, and mean and logarithm of the variance of their codes."""
 

@@ -109,6 +109,10 @@ RELATED = 3.0
 RELATED_ROWS = 200  # [rows] below which only unusually strong relations are significant
 ADVANTAGE = 0.05  # final loss on shuffled minus true targets / trivial loss (convention)
 RARE_ROWS = 50  # of other classes than the commonest, below which a relation may stay unseen
+OUTWEIGHING = 0.97  # share of the loss that one class of fewer rows makes by its weight [share]
+ABOVE_CONSTANT = (
+    0.1  # excess over a constant's loss that noise does not explain [share] (convention)
+)
 MAJORITY = 0.75  # share of the majority class that can explain an accuracy [share] (convention)
 RARER = 2.0  # commonest / rarest class share [ratio] (convention)
 COUNTED_LESS = 1.5  # class weight of the commonest / of the rarest [ratio] (convention)
@@ -261,6 +265,7 @@ MEASURES: dict[str, Measure] = {
     "squeezed": Measure("share of input columns", None, SQUEEZED),
     "columns": Measure("input columns", None, 0),
     "majority": Measure("share of rows", None, MAJORITY),
+    "loss_share": Measure("share of the loss at outputs of zero", None, OUTWEIGHING),
     "counted_less": Measure("weight of the commonest class / of the rarest", None, COUNTED_LESS),
     "accuracy": Measure("share of rows"),
     "valid_shift": Measure("standard deviations of training inputs", None, SHIFT),

@@ -130,25 +130,37 @@ def _beats_constant_on_validation(ev: Evidence) -> bool:
     return valid > (share or 0.0) + 0.1
 
 
-def _inverted_class_weights(ev: Evidence) -> Iterable[Finding]:
+def _class_weights(ev: Evidence) -> Iterable[Finding]:
+    """Find weights of classes that are inverted, or leave the loss to one class."""
     w = ev.wiring
     shares, weights = w.get("class_shares"), w.get("class_weights")
     found = [(shares, weights)] if shares and weights else []
     pairs = zip(w.get("positive_shares") or (), w.get("positive_weights") or ())
     columns = [([1 - share, share], [1.0, weight]) for share, weight in pairs]
-    turned = [pair for pair in found or columns if find_inverted_weights(*pair) is not None]
-    if not turned or 2 * len(turned) < len(found or columns):
-        return
-    shares, weights = turned[0]
-    rare, common = find_inverted_weights(shares, weights) or (0, 0)
-    times = weights[common] / weights[rare]
-    values = {"rare": rare, "share": shares[rare], "common": common, "other": shares[common]}
-    why = sentence("why_weights_upside_down", times=times, **values)
     fix = "weight=len(y) / (classes * y.bincount().float())"
     if columns:
         fix = "pos_weight=(1 - y.mean(0)) / y.mean(0)"
-    numbers = {"majority": shares[common], "counted_less": times}
-    yield Finding("class_imbalance", ev.severity("warning"), ("the loss",), numbers, why, fix=fix)
+    turned = [pair for pair in found or columns if find_inverted_weights(*pair) is not None]
+    if turned and 2 * len(turned) >= len(found or columns):
+        shares, weights = turned[0]
+        rare, common = find_inverted_weights(shares, weights) or (0, 0)
+        times = weights[common] / weights[rare]
+        values = {"rare": rare, "share": shares[rare], "common": common, "other": shares[common]}
+        why = sentence("why_weights_upside_down", times=times, **values)
+        numbers = {"majority": shares[common], "counted_less": times}
+        yield Finding(
+            "class_imbalance", ev.severity("warning"), ("the loss",), numbers, why, fix=fix
+        )
+        return
+    for shares, weights in found or columns:
+        parts = [share * (number(weight) or 0.0) for share, weight in zip(shares, weights)]
+        largest = max(range(len(parts)), key=parts.__getitem__)
+        part = parts[largest] / (sum(parts) or 1.0)
+        if part > e.OUTWEIGHING and shares[largest] < e.MAJORITY and ev.may_be_harmed:
+            why = sentence("why_one_class", name=largest, share=shares[largest], part=part)
+            numbers = {"majority": shares[largest], "loss_share": part}
+            yield Finding("class_imbalance", "critical", ("the loss",), numbers, why, fix=fix)
+            return
 
 
 def find_inverted_weights(
@@ -366,7 +378,7 @@ CHECKS = (
     _constant_inputs,
     _constant_targets,
     _unrelated_labels,
-    _inverted_class_weights,
+    _class_weights,
     _class_imbalance,
     _target_in_inputs,
     _changed_in_place,

@@ -196,6 +196,9 @@ def _domain_violations(ev: Evidence) -> Iterable[Finding]:
             yield from _one_partner(ev, breach, where)
         elif code in ("head_mismatch", "undefined_operation"):
             yield from _violations_inside(ev, breach)
+        elif kind == "rate":
+            why, fix = sentence("why_rate_for_log", name=name), sentence("fix_rate_for_log")
+            yield Finding("missing_log", "critical", where, {}, why, fix=fix)
         elif code == "missing_log":
             why = sentence("why_no_log", name=name)
             ctc = name == "ctc_loss"

@@ -66,8 +66,15 @@ def _kl_arguments(step: TracedCall) -> Breach | None:
 
 
 def _counts(step: TracedCall) -> Breach | None:
-    target = argument(step, 1, "target")
+    """Check that targets are counts, and that a rate is not given for its logarithm."""
+    given, target = argument(step, 0, "input"), argument(step, 1, "target")
+    takes_log = argument(step, 2, "log_input") is not False
+    if takes_log and type(given.grad_fn).__name__ in RATES:
+        return {"code": "missing_log", "kind": "rate"}
     return _out_of_range("counts", target) if value_range(target)[0] < 0 else None
+
+
+RATES = {"ExpBackward0", "SoftplusBackward0"}  # what makes an output positive
 
 
 def _out_of_range(kind: str, target: Tensor) -> Breach:
