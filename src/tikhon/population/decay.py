@@ -28,20 +28,6 @@ from tikhon.strengths.sensitivity import (
 )
 
 _RANGE = (1e-4, 30.0)
-_SAVED = (
-    "log",
-    "first",
-    "even",
-    "mean",
-    "noise",
-    "square",
-    "gain",
-    "growth",
-    "removed",
-    "size",
-    "ratio",
-    "trust",
-)  # per-member rows of the memory
 _NOTHING = -30.0  # log of a strength that has no effect
 
 
@@ -143,17 +129,22 @@ class AdaptiveDecay:
         pairs = zip(first, second or first)
         return torch.stack([(a * b).flatten(1).sum(1) for a, b in pairs], dim=1)
 
+    @property
+    def _saved(self) -> list[str]:
+        """Names of the parts of the memory with one row for each member."""
+        return [name for name in self.memory if name != "count"]
+
     def state(self) -> dict[str, Tensor]:
         """Return everything the next step depends on, one row for each member."""
         rows = torch.cat([z.flatten(1) for z in self.sensitivity], dim=1)
-        found = {f"decay.{name}": self.memory[name].clone() for name in _SAVED}
+        found = {f"decay.{name}": self.memory[name].clone() for name in self._saved}
         counted = rows.new_full((len(rows), 1), self.memory["count"])
         trace = torch.stack(self.trace or [self.memory["log"]], dim=1)
         return found | {"decay.sensitivity": rows, "decay.count": counted, "decay.trace": trace}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Invert `state`. Raises `DataError` for the state of another version."""
-        needed = (f"decay.{name}" for name in (*_SAVED, "sensitivity", "count", "trace"))
+        needed = (f"decay.{name}" for name in (*self._saved, "sensitivity", "count", "trace"))
         missing = [name for name in needed if name not in state]
         if missing:
             raise DataError(
@@ -163,7 +154,7 @@ class AdaptiveDecay:
         sizes = [z[0].numel() for z in self.sensitivity]
         for z, part in zip(self.sensitivity, state["decay.sensitivity"].split(sizes, dim=1)):
             z.copy_(part.view_as(z))
-        self.memory = {name: state[f"decay.{name}"].clone() for name in _SAVED}
+        self.memory |= {name: state[f"decay.{name}"].clone() for name in self._saved}
         self.memory["count"] = int(state["decay.count"][0, 0])
         self.trace = list(state["decay.trace"].unbind(1))[: self.memory["count"]]
 
