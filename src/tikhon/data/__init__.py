@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from tikhon.data.batches import order, pair, slices
 from tikhon.data.dataset import Dataset
+from tikhon.data.source import Format
 from tikhon.data.sources import NAMES, load
 from tikhon.data.splits import Split, split
 from tikhon.data.table import TableOptions
 
-__all__ = ["NAMES", "Dataset", "Split", "TableOptions", "load", "order", "pair", "slices", "split"]
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "Format",
+    "Split",
+    "TableOptions",
+    "load",
+    "order",
+    "pair",
+    "slices",
+    "split",
+]
