@@ -130,6 +130,19 @@ def test_rows_of_the_wrong_length_are_not_left_out_in_pieces(files, monkeypatch)
             load_table(path, TableOptions("y", format=Format(bad_rows=on_bad)))
 
 
+def test_a_compressed_file_is_judged_before_it_is_unpacked(files, monkeypatch):
+    path = files / "d.csv.gz"
+    monkeypatch.setattr(large_tables, "_ROW", 1)
+    monkeypatch.setattr(memory, "free_memory", lambda: 200_000)
+    monkeypatch.setattr(csv_files, "MAX_UNPACKED", 99_999)
+    with pytest.raises(DataError, match="unpacks to more than 99,999 bytes"):
+        read_source(path)
+    monkeypatch.undo()
+    path.write_bytes(path.read_bytes()[:-3_000])
+    with pytest.raises(DataError, match="not a complete gzip file"):
+        read_csv_in_pieces(path, None, gather_texts)
+
+
 def test_pieces_are_the_rows_of_the_whole_file(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     monkeypatch.setattr(csv_files, "PIECE", 2)

@@ -6,11 +6,12 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from array import array
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from tikhon.languages import Sentence, sentence
 if TYPE_CHECKING:
     import pandas as pd
 
+MAX_UNPACKED = 1 << 34  # bytes a compressed file may unpack to
 PIECE = 50_000  # rows of a file read in pieces
 _HEAD_SIZE = 1 << 20  # bytes of such a file in which its header stands
 
@@ -51,14 +53,19 @@ def read_csv_in_pieces(
     another way, rows of the wrong length.
     """
     format = format or Format()
+    with path.open("rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
 
     def open_at(place: int) -> IO[bytes]:
-        with path.open("rb") as file:
-            is_packed = file.read(2) == b"\x1f\x8b"
         file = cast("IO[bytes]", gzip.open(path)) if is_packed else path.open("rb")
         file.seek(place)
         return file
 
+    if is_packed:
+        with open_gzip(path) as file:
+            file.seek(MAX_UNPACKED)
+            if file.read(1):
+                refuse_unpacked(path)
     with open_at(0) as file:
         head = file.read(_HEAD_SIZE)
     head = head[: head.rfind(b"\n") + 1]
@@ -82,6 +89,21 @@ def read_csv_in_pieces(
             f"{path}: byte 0x{error.object[error.start]:02x} is not {format.encoding} text; give "
             "the file's encoding, for example --encoding cp1252"
         ) from error
+
+
+@contextmanager
+def open_gzip(path: Path, content: bytes | None = None) -> Iterator[IO[bytes]]:
+    """Open a compressed file, or its `content`; `DataError` if it turns out to be damaged."""
+    try:
+        with gzip.open(path if content is None else io.BytesIO(content)) as file:
+            yield cast("IO[bytes]", file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is not a complete gzip file ({error}); copy it again") from error
+
+
+def refuse_unpacked(path: Path) -> NoReturn:
+    """Raise `DataError` for a compressed file that unpacks to too much."""
+    raise DataError(f"{path} unpacks to more than {MAX_UNPACKED:,} bytes, the limit")
 
 
 def split_preamble(

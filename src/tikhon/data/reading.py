@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import re
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tikhon.data import typed_files
-from tikhon.data.csv_files import decode, read_csv, split_preamble
+from tikhon.data.csv_files import (
+    MAX_UNPACKED,
+    decode,
+    open_gzip,
+    read_csv,
+    refuse_unpacked,
+    split_preamble,
+)
 from tikhon.data.source import Format, Source, origin_of, quote_names
 from tikhon.errors import DataError
 from tikhon.languages import sentence
@@ -27,7 +31,6 @@ _NAMED = {
     ".xlsx": "xlsx",
 }  # file type by name
 SUFFIXES = tuple(_NAMED)
-_LIMIT = 1 << 34  # bytes a compressed file may unpack to
 _HEAD_SIZE = 1 << 20  # bytes searched for the end of a first line with a JSON object
 
 
@@ -54,7 +57,10 @@ def read_table(
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     name = path.name.lower()
     if content.startswith(b"\x1f\x8b"):  # a server may have unpacked a .gz file
-        content = _unzipped(path, content)
+        with open_gzip(path, content) as stream:
+            content = stream.read(MAX_UNPACKED + 1)
+        if len(content) > MAX_UNPACKED:
+            refuse_unpacked(path)
     name = name.removesuffix(".gz")
     kind = _detect_type(path, name, content)
     if kind == "csv":
@@ -156,14 +162,3 @@ def _is_json(content: bytes) -> bool:
         return line.startswith(b"{") and isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
-
-
-def _unzipped(path: Path, content: bytes) -> bytes:
-    try:
-        with gzip.open(io.BytesIO(content)) as stream:
-            found = stream.read(_LIMIT + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is not a complete gzip file ({error}); copy it again") from error
-    if len(found) > _LIMIT:
-        raise DataError(f"{path} unpacks to more than {_LIMIT:,} bytes, the limit")
-    return found
