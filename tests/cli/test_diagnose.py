@@ -192,7 +192,7 @@ def test_what_is_missing_is_named(program, capsys, arguments, words):
 BAD = [
     (["train.py:make_modle"], "did you mean 'make_model'"),
     (["nothing.py:make_model"], "there is no file"),
-    (["train.py"], "FILE.py:NAME"),
+    (["train.py"], "such as train.py:make_model"),
     (["train.py:number"], "not a module"),
     (["train.py:broken"], "failed on a batch"),
     (["train.py:small", "--optimizer", "adm:1e-3"], "did you mean 'adam'"),

@@ -417,7 +417,8 @@ def _behind_baseline(ev: Evidence, numbers: dict[str, float]) -> Finding:
         return Finding("underfitting", "warning", (), numbers, why)
     loss = (number(end.eval_loss) if end is not None else None) or 0.0
     best = trivial if trivial is not None else (number(ev.start.loss) if ev.start else None) or 0.0
-    if trivial is not None and loss > best + e.ABOVE_CONSTANT * abs(best):
+    known = trivial is not None and not ev.wiring.get("constant_target")
+    if known and loss > best + e.ABOVE_CONSTANT * abs(best):
         why = sentence("why_below_constant", loss=loss, best=best)
         return Finding("underfitting", "warning", (), numbers, why)
     why = sentence("why_no_yardstick", loss=loss, best=best)
