@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tikhon.cli import main
-from tikhon.runs.run_directory import RunDirectory
+from tikhon.runs.manifest import has_manifest
+from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
 
 JOBS = {
     "fit": "fit --epochs 2 --no-linear",
@@ -58,6 +60,29 @@ def test_a_run_over_a_table_that_was_killed_goes_on(verb, rows, monkeypatch, cap
     table.write_text(text)  # the same rows, written again
     assert main([*arguments, "--resume"]) == 0
     assert main([*arguments, "--resume"]) == 2  # it is finished
+
+
+@pytest.mark.parametrize("verb", JOBS)
+@pytest.mark.parametrize("last", [CONFIG, RESULT])
+def test_a_run_that_was_killed_after_its_last_files_is_completed(verb, last, rows, monkeypatch):
+    name, *options = JOBS[verb].split()
+    arguments = [name, *rows, *options]
+    written = RunDirectory.write
+    finished = []
+
+    def dies(folder, document, content):
+        written(folder, document, content)
+        finished.append(document)
+        if document == last and (last == RESULT or finished.count(CONFIG) > 1):
+            raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "write", dies)
+        with suppress(SystemExit):
+            main(arguments)
+    is_whole = has_manifest(Path("run"))
+    assert main([*arguments, "--resume"]) == (2 if is_whole else 0)
+    assert has_manifest(Path("run"))
 
 
 def test_a_fit_that_is_killed_before_its_page_has_its_whole_result(tmp_path, monkeypatch, capsys):

@@ -249,6 +249,7 @@ def read_document(path: Path) -> dict[str, object]:
 
 
 _PLACES = ("data.origin.source", "data.origin.modified")  # the same data may be moved or touched
+_RESULTS = "model.members"  # written with the models that a search has chosen, just before its end
 _DERIVED = ("data.preprocessing.", "data.table.", "data.scaling.")  # of the data, by a fingerprint
 
 
@@ -262,7 +263,7 @@ def check_same_configuration(stored: Mapping[str, object], wanted: Mapping[str, 
             for name in sorted(before.keys() | after.keys())
             if before.get(name) != after.get(name)
         ]
-    rows = [row for row in rows if row[0] not in _PLACES]
+    rows = [row for row in rows if row[0] not in _PLACES and not row[0].startswith(_RESULTS)]
     if any(name == "data.fingerprint" for name, *_ in rows):
         rows = [row for row in rows if not row[0].startswith(_DERIVED)]
     if rows:
