@@ -103,11 +103,11 @@ def more(job, folder):
     return [job.again] if job.again and (folder / job.output / "config.json").exists() else []
 
 
-def state_of(name, path, whole) -> str:
-    """What is wrong with what a finished job has left."""
+def state_of(name, path, whole, *, is_killed) -> str:
+    """What is wrong with what a finished job has left; a killed one may leave its lock."""
     if trouble := verified(path):
         return trouble
-    if left := leftovers(path):
+    if not is_killed and (left := leftovers(path)):
         return f"left behind: {left}"
     return difference(left_in(path), whole) if name in SAME else ""
 
@@ -134,7 +134,8 @@ def test_a_command_that_is_killed(name, prepared, tmp_path):
         if not trouble and not is_whole and draw.random() < job.anew:
             trouble, is_whole = completed(job, folder, draw, length), True
         if is_whole or has_manifest(folder / job.output):
-            trouble = trouble or state_of(name, folder / job.output, whole)
+            how = {"is_killed": not is_whole}
+            trouble = trouble or state_of(name, folder / job.output, whole, **how)
         tally.add(trouble or "survived", f"{names} to {'the program ' if real else ''}{name}")
         shutil.rmtree(folder)
     tally.close()
