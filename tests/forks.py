@@ -13,6 +13,8 @@ from pathlib import Path
 
 def fork(action: Callable[[], int], out: Path, err: Path) -> int:
     """Run `action`, which gives the exit code, with its output in two files; the child's id."""
+    for path in (out, err):
+        path.touch()  # the child may be killed before it opens them
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fork of a process with threads; the child is ours
         child = os.fork()
