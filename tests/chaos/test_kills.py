@@ -104,7 +104,7 @@ def more(job, folder):
 
 
 def state_of(name, path, whole, *, is_killed) -> str:
-    """What is wrong with what a finished job has left; a killed one may leave temporary files."""
+    """What is wrong with what a finished job has left; one killed since keeps its lock."""
     if trouble := verified(path):
         return trouble
     if not is_killed and (left := leftovers(path)):
@@ -131,10 +131,10 @@ def test_a_command_that_is_killed(name, prepared, tmp_path):
         if ended.code not in in_order and not trouble:
             trouble = f"code {ended.code}: {ended.err[-400:]}"
         is_whole = ended.code in (0, 3)
-        how = {"is_killed": not is_whole}
         if not trouble and not is_whole and draw.random() < job.anew:
             trouble, is_whole = completed(job, folder, draw, length), True
         if is_whole or has_manifest(folder / job.output):
+            how = {"is_killed": not is_whole}
             trouble = trouble or state_of(name, folder / job.output, whole, **how)
         tally.add(trouble or "survived", f"{names} to {'the program ' if real else ''}{name}")
         shutil.rmtree(folder)

@@ -83,6 +83,11 @@ def test_a_run_that_was_killed_after_its_last_files_is_completed(verb, last, row
     is_whole = has_manifest(Path("run"))
     assert main([*arguments, "--resume"]) == (2 if is_whole else 0)
     assert has_manifest(Path("run"))
+    left = [Path("run/.lock"), Path("run/.manifest.json.abcdefgh.tmp")]
+    for file in left:  # of a kill after the last file
+        file.touch()
+    assert main([*arguments, "--resume"]) == 2  # it is finished
+    assert not any(file.exists() for file in left)
 
 
 def test_a_fit_that_is_killed_before_its_page_has_its_whole_result(tmp_path, monkeypatch, capsys):

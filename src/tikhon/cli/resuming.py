@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tikhon.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
@@ -15,15 +18,20 @@ if TYPE_CHECKING:
 def complete_files(terminal: Terminal, path: Path) -> bool:
     """Write the remaining files of a run that already has its result.
 
-    Returns False if more is missing, or nothing.
+    Returns False if more is missing, or nothing but what a kill at the end has left to remove.
     """
     from tikhon.report.document import write_page
     from tikhon.runs.interrupt import REQUESTED
     from tikhon.runs.run_directory import REPORT, RESULT, RunDirectory
 
     with RunDirectory(path) as folder:
-        there = (path / RESULT).exists()
-        if not there or (folder.is_finished and (path / REPORT).exists()):
+        if not (path / RESULT).exists():
+            return False
+        if folder.is_finished and (path / REPORT).exists():
+            with suppress(
+                InputError, StorageError
+            ):  # another process holds it, or nothing can be written
+                folder.lock()
             return False
         result = folder.read(RESULT)
         if result.get("stopped") == REQUESTED:
