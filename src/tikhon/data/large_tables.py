@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +35,14 @@ class Size:
     Attributes:
         needed: peak bytes of memory to read and split it.
         cells: bytes of its cells.
+        start: its first bytes, unpacked.
     """
 
     needed: float
     cells: float
     rows: int
     columns: int
+    start: bytes
 
 
 def read_source(path: Path, format: Format | None = None) -> Source:
@@ -50,15 +53,10 @@ def read_source(path: Path, format: Format | None = None) -> Source:
     nor on the disk.
     """
     free = memory.free_memory()
-    try:
-        if free is None or not is_table(path) or path.stat().st_size * _PACKED < free:
-            return read_table(path, format)
-        size, start = estimate_size(path, format), read_heads(path)[0][0][:8]
-    except (OSError, ValueError, ImportError, InputError):  # reading will report it
+    size = None if free is None else _large_size(path, format, free)
+    if free is None or size is None or size.needed <= free:
         return read_table(path, format)
-    if size.needed <= free:
-        return read_table(path, format)
-    if why := _find_obstacle(path, size, start, free):
+    if why := _find_obstacle(path, size, free):
         raise DataError(
             f"{path} does not fit into memory: about {size.rows:,} rows of {size.columns} columns "
             f"need {size.needed / _GIGA:.1f} GB to be read and {free / _GIGA:.1f} GB are free; "
@@ -67,7 +65,7 @@ def read_source(path: Path, format: Format | None = None) -> Source:
         )
     source = (
         read_parquet_by_columns(path, format)
-        if start.startswith(b"PAR1")
+        if size.start.startswith(b"PAR1")
         else read_csv_in_pieces(path, format, gather_texts)
     )
     notice = sentence(
@@ -76,8 +74,17 @@ def read_source(path: Path, format: Format | None = None) -> Source:
     return replace(source, notices=(*source.notices, notice), on_disk=True)
 
 
-def _find_obstacle(path: Path, size: Size, start: bytes, free: int) -> str:
+def _large_size(path: Path, format: Format | None, free: int) -> Size | None:
+    """Estimate the size of a table; None if it is small, or if reading will report what it is."""
+    with suppress(OSError, ValueError, ImportError, InputError):
+        if is_table(path) and path.stat().st_size * _PACKED >= free:
+            return estimate_size(path, format)
+    return None
+
+
+def _find_obstacle(path: Path, size: Size, free: int) -> str:
     """Explain why a table cannot be read through files on disk; "" if it can."""
+    start = size.start
     if start.lstrip().startswith((b"{", b"[")) or start.startswith((b"ARROW1", b"FEA1")):
         return "only CSV and Parquet files are read in pieces"
     if not has_mapped_strings():
@@ -107,10 +114,10 @@ def estimate_size(path: Path, format: Format | None = None) -> Size:
     rows, columns = len(source.frame) / share, len(source.frame.columns)
     cells = float(source.frame.memory_usage(deep=True).sum()) / share
     if content.startswith(b"PAR1"):
-        return Size(3.5 * cells, cells, round(rows), columns)
+        return Size(3.5 * cells, cells, round(rows), columns, content[:8])
     text = len(content) / share
     needed = 1.6 * cells + max(text, 2 * _CELL * rows * columns)
-    return Size(needed, cells, round(rows), columns)
+    return Size(needed, cells, round(rows), columns, content[:8])
 
 
 def read_parquet_by_columns(path: Path, format: Format | None = None) -> Source:

@@ -6,6 +6,7 @@ Pure functions of the evidence; standard library only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, number
@@ -130,37 +131,46 @@ def _beats_constant_on_validation(ev: Evidence) -> bool:
     return valid > (share or 0.0) + 0.1
 
 
+WeightedClasses = tuple[list[float], list[float]]  # share of the rows and weight of each class
+
+
 def _class_weights(ev: Evidence) -> Iterable[Finding]:
     """Find weights of classes that are inverted, or leave the loss to one class."""
     w = ev.wiring
     shares, weights = w.get("class_shares"), w.get("class_weights")
-    found = [(shares, weights)] if shares and weights else []
+    classes: list[WeightedClasses] = [(shares, weights)] if shares and weights else []
     pairs = zip(w.get("positive_shares") or (), w.get("positive_weights") or ())
-    columns = [([1 - share, share], [1.0, weight]) for share, weight in pairs]
-    fix = "weight=len(y) / (classes * y.bincount().float())"
-    if columns:
-        fix = "pos_weight=(1 - y.mean(0)) / y.mean(0)"
-    turned = [pair for pair in found or columns if find_inverted_weights(*pair) is not None]
-    if turned and 2 * len(turned) >= len(found or columns):
-        shares, weights = turned[0]
-        rare, common = find_inverted_weights(shares, weights) or (0, 0)
-        times = weights[common] / weights[rare]
-        values = {"rare": rare, "share": shares[rare], "common": common, "other": shares[common]}
-        why = sentence("why_weights_upside_down", times=times, **values)
-        numbers = {"majority": shares[common], "counted_less": times}
-        yield Finding(
-            "class_imbalance", ev.severity("warning"), ("the loss",), numbers, why, fix=fix
-        )
-        return
-    for shares, weights in found or columns:
+    columns: list[WeightedClasses] = [([1 - s, s], [1.0, weight]) for s, weight in pairs]
+    finding = _inverted_weights(ev, classes or columns) or _outweighing(ev, classes or columns)
+    if finding is not None:
+        fix = "weight=len(y) / (classes * y.bincount().float())"
+        yield replace(finding, fix="pos_weight=(1 - y.mean(0)) / y.mean(0)" if columns else fix)
+
+
+def _inverted_weights(ev: Evidence, tasks: list[WeightedClasses]) -> Finding | None:
+    turned = [task for task in tasks if find_inverted_weights(*task) is not None]
+    if not turned or 2 * len(turned) < len(tasks):
+        return None
+    shares, weights = turned[0]
+    rare, common = find_inverted_weights(shares, weights) or (0, 0)
+    times = weights[common] / weights[rare]
+    values = {"rare": rare, "share": shares[rare], "common": common, "other": shares[common]}
+    why = sentence("why_weights_upside_down", times=times, **values)
+    numbers = {"majority": shares[common], "counted_less": times}
+    return Finding("class_imbalance", ev.severity("warning"), ("the loss",), numbers, why)
+
+
+def _outweighing(ev: Evidence, tasks: list[WeightedClasses]) -> Finding | None:
+    """Return the finding of a class of fewer rows that makes nearly all of the loss."""
+    for shares, weights in tasks if ev.may_be_harmed else ():
         parts = [share * (number(weight) or 0.0) for share, weight in zip(shares, weights)]
         largest = max(range(len(parts)), key=parts.__getitem__)
-        part = parts[largest] / (sum(parts) or 1.0)
-        if part > e.OUTWEIGHING and shares[largest] < e.MAJORITY and ev.may_be_harmed:
-            why = sentence("why_one_class", name=largest, share=shares[largest], part=part)
-            numbers = {"majority": shares[largest], "loss_share": part}
-            yield Finding("class_imbalance", "critical", ("the loss",), numbers, why, fix=fix)
-            return
+        share, part = shares[largest], parts[largest] / (sum(parts) or 1.0)
+        if part > e.OUTWEIGHING and share < e.MAJORITY:
+            why = sentence("why_one_class", name=largest, share=share, part=part)
+            numbers = {"majority": share, "loss_share": part}
+            return Finding("class_imbalance", "critical", ("the loss",), numbers, why)
+    return None
 
 
 def find_inverted_weights(
