@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ MAX_OPTIMIZER_STEPS = (
 MIN_UPDATE = 1e-5  # relative update that a float32 norm resolves
 REPLICA_TOLERANCE = 1e-4  # relative difference of norms between processes
 MIN_SCALE = 16.0  # a loss scale, or what clipping takes from a gradient beside it (convention)
+RECENT = 1_000  # sampled steps whose figures are kept, so that a long run costs no more
 MIN_ROWS = 8  # of a batch, in which a single class is remarkable
 MIN_TALLY = 5  # sampled steps, not necessarily successive
 MIN_CLEARED_PASSES = (
@@ -157,12 +159,14 @@ class StepHistory:
     largest_rates: list[float] = field(default_factory=list)  # learning rate by group
     collapsed_rates: list[Streak] = field(default_factory=list)
     rising_rates: list[Streak] = field(default_factory=list)  # by group: above all previous rates
-    gains: list[float] = field(default_factory=list)  # of the sampled steps, as far as known
-    classes: list[float] = field(default_factory=list)  # of batches that have only one
-    spreads: list[float] = field(default_factory=list)  # of batches from a tensor written to
+    gains: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # of sampled steps
+    classes: Counter[float] = field(default_factory=Counter)  # of batches that have only one
+    spreads: int = 0  # positive ones, of batches from a tensor that is written to
+    least_spread: float = math.inf
+    largest_spread: float = 0.0
     path: float = 0.0  # of the weights in the sampled steps, relative to their size
-    decays: list[float] = field(default_factory=list)  # parts of the weights taken by a step
-    _shrinkages: list[float] = field(default_factory=list)  # of gradients between pass and step
+    decays: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # of weights
+    _least_shrinkage: float = math.inf  # of gradients between pass and step
     _seed: int | None = None
     _moved: set[str] = field(default_factory=set)
     _unoptimized: Mapping[str, float] = field(default_factory=dict)
@@ -177,7 +181,7 @@ class StepHistory:
     def clipping(self) -> float:
         """What every step took of its gradient, as a factor; 1 while a learning rate rises."""
         rises = any(streak.count for streak in self.rising_rates)
-        return 1.0 if rises else min(self._shrinkages, default=1.0)
+        return 1.0 if rises or not self.samples else self._least_shrinkage
 
     def frequent(self, name: str) -> Streak | None:
         """Return the tally of a sign that recurs, such as at ends of epochs, or None."""
@@ -233,15 +237,21 @@ class StepHistory:
     def _add_targets(self, sample: Sample) -> None:
         """Record how much the order of the targets matters, and batches of one class."""
         self._seed = sample.seed
-        self._shrinkages.append(1.0 if sample.shrinkage is None else sample.shrinkage)
+        shrinkage = 1.0 if sample.shrinkage is None else sample.shrinkage
+        self._least_shrinkage = min(self._least_shrinkage, shrinkage)
         self.decays.append(sample.decay)
-        self.spreads += [] if sample.spread is None else [sample.spread]
+        if sample.spread is not None and sample.spread > 0:
+            self.spreads += 1
+            self.least_spread = min(self.least_spread, sample.spread)
+            self.largest_spread = max(self.largest_spread, sample.spread)
         size = math.hypot(*(t.weight for t in sample.tensors.values()))
         self.path += sample.update / size if size else 0.0
         losses = sample.losses
-        self.gains += [] if losses.gain is None else [losses.gain]
+        if losses.gain is not None:
+            self.gains.append(losses.gain)
         is_single = losses.first_class == losses.last_class and sample.rows >= MIN_ROWS
-        self.classes += [losses.first_class] if is_single else []
+        if is_single:
+            self.classes[losses.first_class] += 1
 
     def _add_structure(self, sample: Sample) -> None:
         """Record tensors that only one of model and optimizer has, and that do not move."""

@@ -7,7 +7,7 @@ the loop has ended.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from statistics import mean, median, stdev
+from statistics import fmean, median, stdev
 
 from tikhon.languages import sentence
 from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, LoopState, alarm
@@ -242,29 +242,29 @@ def repeated_batch(loop: LoopState) -> Alarm | None:
 def sorted_batches(loop: LoopState) -> Alarm | None:
     """Detect batches of one class each, of which there are several."""
     classes, samples = loop.history.classes, loop.history.samples
-    is_short = len(classes) < MIN_SAMPLES + 2 or len(classes) < 0.6 * samples
-    if is_short or len(set(classes)) < 2:
+    count = classes.total()
+    if count < MIN_SAMPLES + 2 or count < 0.6 * samples or len(classes) < 2:
         return None
-    return alarm("sorted_batches", loop.history.first_step, count=len(classes), samples=samples)
+    return alarm("sorted_batches", loop.history.first_step, count=count, samples=samples)
 
 
 def data_changed_in_place(loop: LoopState) -> Alarm | None:
     """Detect rows that are changed where they lie, so that they drift from epoch to epoch."""
-    spreads = [spread for spread in loop.history.spreads if spread > 0]
-    if len(spreads) < MIN_SAMPLES + 2 or len(spreads) < 0.8 * (loop.history.samples - 1):
+    history = loop.history
+    if history.spreads < MIN_SAMPLES + 2 or history.spreads < 0.8 * (history.samples - 1):
         return None
-    factor = max(spreads) / min(spreads)
-    first = loop.history.first_step
+    factor, first = history.largest_spread / history.least_spread, history.first_step
     return alarm("data_changed_in_place", first, factor=factor) if factor >= DRIFT else None
 
 
 def unrelated_labels(loop: LoopState) -> Alarm | None:
     """Detect targets that the model cannot tell from those of other rows, after some epochs."""
-    late = loop.history.gains[len(loop.history.gains) // 2 :]
+    gains = list(loop.history.gains)
+    late = gains[len(gains) // 2 :]
     path = loop.history.path * loop.steps / max(1, loop.history.samples)
     if loop.epochs < MIN_EPOCHS or len(late) < MIN_GAINS or path < MIN_PATH:
         return None
-    gain, error = mean(late), stdev(late) / len(late) ** 0.5
+    gain, error = fmean(late), stdev(late) / len(late) ** 0.5
     if gain + 2 * error > UNTOLD:
         return None
     return alarm("unrelated_labels", epochs=loop.epochs, gain=max(0.0, gain))
