@@ -9,6 +9,7 @@ import inspect
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -45,9 +46,16 @@ def test_name_resolves(name):
     assert (inspect.getdoc(value) or "").strip()
 
 
-def test_unknown_name():
-    with pytest.raises(AttributeError, match="No tikhon attribute nothing"):
-        _ = tikhon.nothing
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("L3", "L1"), ("GroupLaso", "GroupLasso"), ("regularise", "regularize"),
+     ("Dropout", "layers.Dropout")],
+)  # fmt: skip
+def test_an_unknown_name_is_answered_with_the_closest(name, meant):
+    with pytest.raises(AttributeError, match=rf"{name}.*did you mean [^?]*'{meant}'") as caught:
+        getattr(tikhon, name)
+    assert "".join(traceback.format_exception(caught.value)).lower().count("did you mean") == 1
+    assert not hasattr(tikhon, name)
 
 
 @pytest.mark.parametrize("name", SUBMODULES)

@@ -6,6 +6,16 @@ declared in `__init__.pyi`, for editors and type checkers.
 
 import lazy_loader
 
+from tikhon.errors import unknown_name
+
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__ or name.startswith("__"):
+        return _load(name)
+    names = [*__all__, *(f"layers.{layer}" for layer in _load("layers").__all__)]
+    # without the module as `obj`, Python adds no suggestion of its own
+    raise AttributeError(unknown_name("name in tikhon", name, names), name=name)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pandas as pd
@@ -12,14 +13,15 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from tikhon.comparison import NAMES, Method, Records, balance, compare
 from tikhon.comparison.architecture import DeepMLP, backprop_ratio
 from tikhon.comparison.compare import (
+    _affordable_rounds,
     _affordable_seeds,
     _beats_constant,
     _draw_split,
-    _has_time_left,
     _plan_trials,
 )
 from tikhon.comparison.methods import design
 from tikhon.comparison.statistics import interval, p_value, tied
+from tikhon.comparison.trainings import Fitted, Trainer
 from tikhon.data import load, split
 from tikhon.data.arrays import from_arrays
 from tikhon.data.table import TableOptions
@@ -134,19 +136,56 @@ def test_a_short_budget_goes_into_splits_before_it_goes_into_seeds(budget, seeds
 
 
 @pytest.mark.parametrize(
-    ("seconds", "done", "goes_on"),
-    [(80.0, 2, True), (84.0, 2, False), (75.0, 3, True), (76.0, 3, False), (81.0, 4, False)],
+    ("left", "splits", "rounds"),
+    [
+        (80, 1, 4),
+        (40, 1, 2),
+        (30, 1, 1),
+        (10, 1, 1),
+        (9, 1, 0),
+        (-1, 1, 0),
+        (40, 2, 4),
+        (40, 4, 4),
+    ],
 )
-def test_a_split_is_begun_while_time_is_left_for_it(seconds, done, goes_on):
-    """Of 100 seconds; the third may take a quarter more, which an interval is worth."""
-    assert _has_time_left(seconds, done, 100.0) == goes_on
+def test_a_split_has_the_trials_that_there_is_time_for(left, splits, rounds):
+    """A round of all methods takes 10 s; up to the third, splits share the time that is left."""
+    assert _affordable_rounds(left, 10.0, splits) == rounds
+
+
+class Slow:
+    """Trainings on a clock of its own, each of which takes longer than the one before."""
+
+    def __init__(self, monkeypatch, growth):
+        self.now, self.seconds, self.growth = 0.0, 1.0, growth
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(Trainer, "fit", lambda trainer, *args, **more: self.fit(*args[1:]))
+
+    def fit(self, recipe, lr):
+        self.now += self.seconds
+        self.seconds *= self.growth
+        metrics = {f"{part}/{name}": lr for part in ("train", "valid", "test")
+                   for name in ("loss", "accuracy")}  # fmt: skip
+        return Fitted(recipe, lr, metrics, self.seconds, 0.0, (1, 1))
+
+
+@pytest.mark.parametrize("growth", [1.0, 1.02, 1.1, 2.0])
+def test_a_budget_is_kept_on_a_machine_that_slows_down(growth, monkeypatch):
+    slow = Slow(monkeypatch, growth)
+    names = ["none", "l2", "l1", "dropout", "l2+dropout"]
+    found = compare(noisy(), names, splits=5, epochs=1, seeds=1, budget="40s")
+    assert slow.now <= 1.05 * 40 + found.trials * slow.seconds
+    assert {len(row["scores"]) for row in found.rows} == {found.splits}
+    left_out = set(names) - {row["method"] for row in found.rows}
+    assert bool(left_out) == (growth == 2.0)
+    assert all(name in str(found.notice) for name in left_out)
 
 
 def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
-    found = compare(noisy(), ["none", "l2"], splits=9, trials=2, epochs=2, seeds=1, budget="10ms")
-    assert found.splits == 1 and all(len(row["scores"]) == 1 for row in found.rows)
+    found = compare(noisy(), ["none", "l2", "l1"], trials=2, epochs=2, seeds=1, budget="10ms")
+    assert found.splits == 1 and [len(row["scores"]) for row in found.rows] == [1, 1]
     assert all(math.isnan(row["low"]) for row in found.rows)
-    result, told = found.to_dict(), {"splits": 1, "asked": 9, "trials": 2, "more": 3}
+    result, told = found.to_dict(), {"splits": 1, "asked": 5, "trials": 2, "methods": "l1"}
     assert result["notice"] == found.notice and "--budget" in result["notice"]
     assert result["sentences"]["notice"]["values"].items() >= told.items()
 
@@ -214,7 +253,7 @@ def test_a_comparison_stopped_at_every_training_ends_as_if_it_never_was(tmp_path
         except Stopped:
             stops += 1
             assert len(records) == known + 1
-    assert stops == 2 + 4 * 2 + 2
+    assert stops == 2 + 4 * 2 + 2 - 1  # nothing is left to stop after the last
 
 
 def test_a_journal_of_something_else_is_refused(tmp_path):

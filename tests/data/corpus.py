@@ -116,6 +116,8 @@ NUMBERS = [
          ([1036, 2500, 3125], [0.5, 1.25, 2.5])),
     pair("other_column_decides_point", "1,036 | 2,500 | 3,125", "0.5 | 1.25 | 2.5",
          ([1036, 2500, 3125], [0.5, 1.25, 2.5])),
+    pair("whole_with_unit", "3 years | 12 years | 5 years", "0,5 | 1,25 | 2,5",
+         ([3, 12, 5], [0.5, 1.25, 2.5]), said="'a': in years; 'b': decimal comma"),
     pair("semicolons", "1,5 | 2,25 | 3,75", "7 | 8 | 9", ([1.5, 2.25, 3.75], [7, 8, 9]),
          separator=";", said="separated by ';'"),
     column("minus_sign", f"{M}5 | {M}0.25 | 3 | \u20131", [-5, -0.25, 3, -1]),

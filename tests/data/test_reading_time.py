@@ -29,11 +29,13 @@ def large(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["d.csv", "d.parquet"])
 def test_what_grows_with_the_rows_is_counted_and_what_does_not_is_not(large, monkeypatch, name):
-    clock = 0.0
+    """Also where other programs make every other reading wait."""
+    clock, readings = 0.0, 0
 
     def use(source):
-        nonlocal clock
-        clock += 3 + 0.01 * len(source.frame)
+        nonlocal clock, readings
+        readings += 1
+        clock += 3 + 0.01 * len(source.frame) + 500 * (readings % 2)
 
     monkeypatch.setattr(reading_time.time, "perf_counter", lambda: clock)
     assert estimate_reading_time(large / name, use) == pytest.approx(3 + 0.01 * ROWS, rel=0.05)

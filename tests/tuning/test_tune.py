@@ -339,6 +339,26 @@ def test_the_default_is_judged_at_its_best_epoch(folds):
     assert not found.audit.worth_it
 
 
+@pytest.mark.parametrize("stopped", [3, 7, 20])
+def test_a_default_that_time_cut_short_while_it_improved_is_not_compared_with(
+    stopped, monkeypatch
+):
+    run, now = PopulationRunner.run, itertools.count(1)
+
+    def run_for(runner, trials):
+        if trials[0].id == -1 and trials[0].budget == LONG:
+            runner.expired = lambda ahead: next(now) >= stopped
+        return run(runner, trials)
+
+    monkeypatch.setattr(PopulationRunner, "run", run_for)
+    found = overfitted(0, Log(2e-2, 3e-2)).audit
+    is_fair = stopped > 10  # its best epoch is long past by then
+    assert math.isfinite(found.default_score) == math.isfinite(found.gain) == is_fair
+    assert found.default_epoch == stopped or is_fair
+    told = f"the default, which had time for {stopped} epochs only"
+    assert (told in " ".join(found.lines())) != is_fair
+
+
 def test_a_default_that_is_chosen_is_repeated_by_its_settings():
     """With its score on the validation rows, and refitted on all rows."""
     rows, unseen = random_labels(), data(200, seed=5)

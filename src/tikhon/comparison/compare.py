@@ -25,7 +25,8 @@ from tikhon.runs.interrupt import ignore_messages
 
 _MIN_TRIALS = 3  # fewest trainings for a choice
 _MIN_SPLITS = 3  # fewest splits for a meaningful interval
-_OVERRUN = 1.25  # allowed excess over the budget up to that many splits
+_MIN_METHODS = 2  # fewest methods, whatever the budget
+_OVERRUN = 1.05  # time after which no training starts, relative to the budget
 _MAX_TRIALS = 8  # most trainings for each split; further budget goes to more splits
 _COST_MARGIN = 1.3  # mean cost of a method relative to training without one
 
@@ -188,6 +189,73 @@ class Comparison:
         return sentence("compare_helps_tied" if equal else "compare_helps", **values)
 
 
+@dataclass
+class _Plan:
+    """The splits and trials of a comparison; `trials` falls where the budget asks for fewer."""
+
+    data: Dataset
+    trainer: Trainer
+    records: Records
+    limit: float | None
+    splits: int
+    trials: int
+    seeds: int
+    seed: int
+
+    def run(self, contenders: list[Contender], on_event: Event) -> list[float]:
+        """Tune the methods on one split after another, the first also with other seeds.
+
+        Returns the score of a constant prediction on each split. A method that the first split
+        does not reach has nothing chosen.
+        """
+        total = len(contenders) * (self.splits * self.trials + self.seeds - 1)
+        done, trials, constants = 0, self.trials, list[float]()
+        for index in range(self.splits):
+            if index:
+                trials = self._affordable_trials(trials, len(contenders), done, index)
+            if not trials:
+                break
+            parts = _draw_split(self.data, index, self.splits, self.seed)
+            seed = (self.seed + index) % (1 << 32)
+            for number, contender in enumerate(contenders):
+                name = contender.method.name
+                late = index > 0 or number >= _MIN_METHODS
+                if late and self._is_over(f"{name}, split {index + 1}"):
+                    break
+                on_event(f"split {index + 1}/{self.splits}: {name}", done, total)
+                contender.tune(self.trainer, self.records, parts, trials, index, seed)
+                done += trials
+                if index == 0:
+                    contender.repeat(self.trainer, self.records, parts, self.seeds)
+                    done += self.seeds - 1
+            if index == 0:
+                contenders = [contender for contender in contenders if contender.chosen]
+            if any(len(contender.chosen) <= index for contender in contenders):
+                for contender in contenders:
+                    del contender.chosen[index:]
+                break
+            self.trials = trials
+            constants.append(_constant_score(parts)[1])
+        return constants
+
+    def _affordable_trials(self, trials: int, contenders: int, done: int, index: int) -> int:
+        """Return the trials of the next split, 0 if there is no time for it."""
+        if self.limit is None:
+            return trials
+        left = _OVERRUN * self.limit - self.records.seconds
+        rounds = _affordable_rounds(left, self.records.seconds / done * contenders, index)
+        name = f"trainings per method, split {index + 1}"
+        return min(trials, self.records.once(name, lambda: rounds))
+
+    def _is_over(self, task: str) -> bool:
+        """Return whether the budget is spent before a task, as decided when it was first met."""
+        limit = self.limit
+        if limit is None:
+            return False
+        name = f"the time is over before {task}"
+        return self.records.once(name, lambda: self.records.seconds > _OVERRUN * limit)
+
+
 def compare(
     data: Dataset,
     methods: Sequence[str],
@@ -218,8 +286,9 @@ def compare(
         trials: trainings for each method and split; by default 1 to 8 as the budget allows, or 6.
         epochs, batch_size: of every training.
         budget: total time, such as "5m". Trials follow from it and the time of one training; if it
-            is short, fewer splits are assumed (at least 3) so that each method is tuned. A split
-            that would exceed it is not started (the second and third only if by over a quarter).
+            is short, fewer splits are planned (at least 3) so that each method is tuned. A later
+            split has as many trials as there is time for, and none counts that does not end in
+            time. Methods after the second that the first split does not reach are left out.
         seeds: number of seeds for the first split's choice (its stability); one if the budget is
             short.
         seed: of everything.
@@ -246,7 +315,6 @@ def compare(
             )
     records, on_event = Records() if records is None else records, on_event or ignore_messages
     trainer = Trainer(model, epochs, batch_size, records.stop)
-    requested_splits = splits
     parts = _draw_split(data, 0, splits, seed)
     if trials is None:
         cost = 0.0
@@ -254,37 +322,30 @@ def compare(
             cost = _COST_MARGIN * float(records.once("seconds", lambda: trainer.cost(parts)))
             seeds = _affordable_seeds(limit, cost, len(contenders), seeds)
         trials = _plan_trials(limit, cost, len(contenders), splits, len(contenders) * (seeds - 1))
-    fixed = len(contenders) * (seeds - 1)
-    total, done = len(contenders) * splits * trials + fixed, 0
-    constants: list[float] = []
-    for index in range(splits):
-        if index:
-            parts = _draw_split(data, index, splits, seed)
-        constants.append(_constant_score(parts)[1])
-        for contender in contenders:
-            on_event(f"split {index + 1}/{splits}: {contender.method.name}", done, total)
-            contender.tune(
-                trainer, records, parts, trials, number=index, seed=(seed + index) % (1 << 32)
-            )
-            done += trials
-            if index == 0:
-                contender.repeat(trainer, records, parts, seeds)
-                done += seeds - 1
-        if index + 1 < splits and not records.once(
-            f"time is left after split {index + 1}",
-            lambda n=index + 1: not limit or _has_time_left(records.seconds, n, limit),
-        ):
-            break
-    splits = len(contenders[0].chosen)
+    plan = _Plan(data, trainer, records, limit, splits, trials, seeds, seed)
+    constants = plan.run(contenders, on_event)
+    left_out = [contender.method.name for contender in contenders if not contender.chosen]
+    contenders = [contender for contender in contenders if contender.chosen]
     share = len(parts.test.x) / len(parts.train.x)
     step = 1 / len(parts.test.x) if data.task == "classification" else 0.0
     rows = _rows(contenders, share, step)
     metric = "accuracy" if data.task == "classification" else "rmse"
-    seconds = records.seconds
-    notice = None if limit is None else _budget_notice(trials, splits, requested_splits, seconds)
+    notice = None
+    if limit is not None:
+        notice = _budget_notice(plan, splits, len(constants), left_out, len(contenders))
     beaten = _beats_constant(rows[0]["scores"], constants, share, step, len(parts.test.x))
     constant = Constant(_constant_score(parts)[0], fmean(constants), beaten)
-    return Comparison(data.name, metric, rows, trials, splits, epochs, seconds, notice, constant)
+    return Comparison(
+        data.name,
+        metric,
+        rows,
+        plan.trials,
+        len(constants),
+        epochs,
+        records.seconds,
+        notice,
+        constant,
+    )
 
 
 def _draw_split(data: Dataset, index: int, splits: int, seed: int) -> Split:
@@ -327,27 +388,34 @@ def _beats_constant(
     return is_clear or (gain > 0 and p_value(gains, share=share, step=step) <= 1 - LEVEL)
 
 
-def _has_time_left(seconds: float, done: int, limit: float) -> bool:
-    """Return whether one more split fits; up to the third may exceed the limit a little."""
-    return seconds * (done + 1) / done <= limit * (_OVERRUN if done + 1 <= _MIN_SPLITS else 1)
-
-
 def _budget_notice(
-    trials: int, splits: int, requested_splits: int, seconds: float
+    plan: _Plan, asked: int, splits: int, left_out: Sequence[str], reached: int
 ) -> Sentence | None:
-    """Report what exceeded the budget; None if nothing did."""
-    if trials >= _MIN_TRIALS and splits >= requested_splits:
+    """Report what the budget was too short for; None if nothing."""
+    trials, seconds = plan.trials, plan.records.seconds
+    if trials >= _MIN_TRIALS and splits >= asked and not left_out:
         return None
-    trials_needed = max(trials, _MIN_TRIALS)
-    seconds_needed = round(1.2 * seconds * requested_splits * trials_needed / (splits * trials))
-    return sentence(
-        "compare_short",
-        splits=splits,
-        asked=requested_splits,
-        trials=trials,
-        more=trials_needed,
-        seconds=seconds_needed,
-    )
+    more = max(trials, _MIN_TRIALS)
+    share = (reached + len(left_out)) * asked * more / (reached * splits * trials)
+    values: dict[str, Value] = {
+        "splits": splits,
+        "asked": asked,
+        "trials": trials,
+        "more": more,
+        "seconds": round(1.2 * seconds * share),
+    }
+    if left_out:
+        return sentence("compare_short_methods", methods=", ".join(left_out), **values)
+    return sentence("compare_short", **values)
+
+
+def _affordable_rounds(left: float, cost: float, splits: int) -> int:
+    """Return how often each method can train on the next split, where once takes `cost` seconds.
+
+    The time is shared with the splits that are missing to the least number, if it suffices.
+    """
+    rounds = max(0, int(left / cost))
+    return rounds // max(1, _MIN_SPLITS - splits) or rounds
 
 
 def _affordable_seeds(budget: float, cost: float, contenders: int, seeds: int) -> int:

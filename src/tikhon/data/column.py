@@ -45,6 +45,7 @@ class Column:
     clock: bool = False  # dates include a time of day
     reason: Sentence | None = None  # why it was dropped
     decimal: str = "."  # "" if each cell determines its own decimal mark
+    whole: bool = False  # no cell has a decimal mark
     unit: str = ""  # a currency, "%" or letters around the numbers
     multiples: tuple[str, ...] = ()  # suffixes that scale the number: k, M, million
     hashes: int = 0  # number of hashed features of free text
@@ -93,7 +94,7 @@ class Column:
     def readings(self) -> tuple[Sentence, ...]:
         """Describe unusual formats detected in its cells."""
         found = []
-        if self.decimal != ".":
+        if self.decimal != "." and not self.whole:
             found.append(sentence("reading_comma" if self.decimal else "reading_own_mark"))
         if self.scale:
             found.append(sentence("reading_scale", words=" < ".join(self.scale)))

@@ -179,6 +179,7 @@ def number_column(
         name,
         "number",
         decimal=decimal,
+        whole=not number_parsing.proved_marks(numbers),
         unit="".join(units),
         multiples=tuple(sorted({one.multiple for one in numbers} - {""})),
         words=(*(bound for bound in number_parsing.FLAGS if bound in bounds), *words),

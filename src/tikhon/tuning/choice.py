@@ -24,7 +24,8 @@ class SearchAudit:
     `noise` is the expected excess of the chosen score over the best candidate's, due to few
     validation rows (bootstrapped). `edges` names hyperparameters chosen at an end of their range.
     `default_score` is the score of the untuned configuration after `default_epoch` epochs, its
-    best on the same rows; `gain` is the improvement over it, and `gain_error` its standard error.
+    best on the same rows (NaN if time was over by then, or if it diverged, after 0 epochs);
+    `gain` is the improvement over it, and `gain_error` its standard error.
     Scores have the `metric`'s own sign: higher is better for a maximised one.
     """
 
@@ -69,7 +70,11 @@ class SearchAudit:
                 f"the choice lies at the edge of the space in {', '.join(self.edges)}: widen it"
             )
         if not math.isfinite(self.default_score):
-            found.append("the default configuration diverged")
+            found.append(
+                f"not compared with the default, which had time for {self._epochs} only"
+                if self.default_epoch
+                else "the default configuration diverged"
+            )
         elif self.worth_it:
             found.append(
                 f"better than the default ({self._default}) by {self.gain:.4f}, standard error "
@@ -83,9 +88,12 @@ class SearchAudit:
         return found
 
     @property
+    def _epochs(self) -> str:
+        return "1 epoch" if self.default_epoch == 1 else f"{self.default_epoch} epochs"
+
+    @property
     def _default(self) -> str:
-        epochs = "1 epoch" if self.default_epoch == 1 else f"{self.default_epoch} epochs"
-        return f"{self.default_score:.4f} after {epochs}, where it was best"
+        return f"{self.default_score:.4f} after {self._epochs}, where it was best"
 
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-serialisable dict."""
@@ -192,7 +200,8 @@ def audit(
 ) -> SearchAudit:
     """Audit a choice; `default` is the index of the untuned candidate, None if it diverged.
 
-    `default_epoch` is the number of epochs it was trained for.
+    `default_epoch` is the number of epochs it was trained for; with `default` None, those that it
+    had time for.
     """
     signed = float if metric is None else metric.signed
     means = rows.mean(1)

@@ -21,6 +21,7 @@ TOP = 8  # members in the average
 TIMED_OUT = "the time budget was used up"
 MIN_RESERVE, MAX_RESERVE = 0.2, 0.4  # share of a time budget reserved for after the search,
 UNTUNED_SHARE = 0.3  # and share of that for the untuned trial
+_LATE = 0.75  # share of the epochs after which a best epoch tells that training was cut short
 
 
 @dataclass(eq=False)
@@ -41,6 +42,7 @@ class Session:
     on_event: Callable[[dict[str, object]], None]
     reserve: float = MIN_RESERVE
     ended: str = ""
+    untuned_epochs: int = 0  # of the untuned trial if time was too short to compare with it
 
     @property
     def seconds_left(self) -> float:
@@ -103,12 +105,17 @@ class Session:
         """Train the untuned configuration for the number of epochs best on its validation rows.
 
         Trained fully it may overfit, unlike in practice, and every search would appear to gain.
+        One that time cut short while it improved is not recorded, for the same reason.
         """
         (outcome,) = self.runner.run([trial])
-        best = outcome.best_epoch
+        best, trained = outcome.best_epoch, outcome.trial.budget
+        if not outcome.failed and trained < trial.budget and best > _LATE * trained:
+            self.untuned_epochs = trained
+            return
         if not outcome.failed and best < trial.budget:
             self.runner.expired = lambda ahead: False  # at most as long as the first run
             (outcome,) = self.runner.run([replace(outcome.trial, budget=best)])
+            outcome = replace(outcome, score=outcome.curve[-1][1])  # of so few epochs no mean
         self._record([outcome])
 
     def _resume(self) -> None:

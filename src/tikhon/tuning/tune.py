@@ -361,7 +361,7 @@ def _build_result(
     chosen = choose(rows, weights, [repr(builder_entries(config)) for config in configs])
     default = next((k for k, o in enumerate(ends) if o.trial.id == DEFAULT), None)
     failed = sum(o.failed for o in history)
-    epoch = 0 if default is None else ends[default].trial.budget
+    epoch = session.untuned_epochs if default is None else ends[default].trial.budget
     search_audit = audit(
         space, configs, rows, chosen, default, failed, job.metric, default_epoch=epoch
     )

@@ -200,13 +200,15 @@ def verdict(run: SavedRun, audit: Mapping[str, object]) -> Label:
         "gain": format_number(audit.get("gain")),
         "error": format_number(audit.get("gain_error")),
     }
-    if audit.get("gain") is None:
-        return label("tune_alone", **values)
-    if audit.get("candidates") == 1 and audit.get("failed"):
-        return label("tune_only_default", **values)
     if scores.learned_nothing(run.result):
         answer = run.result.get("answer") or label("the_mean")
         return label("tune_nothing", **values | {"answer": answer})
+    if audit.get("gain") is None:
+        return label(
+            "tune_default_short" if audit.get("default_epoch") else "tune_alone", **values
+        )
+    if audit.get("candidates") == 1 and audit.get("failed"):
+        return label("tune_only_default", **values)
     return label("tune_better" if audit.get("worth_it") else "tune_same", **values)
 
 
