@@ -126,16 +126,23 @@ def batches(parts: Parts) -> Iterator[Any]:
             yield from parts.data
     inputs, target = parts.data
     while True:
-        order = torch.randperm(len(target))
+        order = torch.randperm(rows_of(target))
         for rows in order.split(parts.batch_size):
             yield take(inputs, rows), take(target, rows)
 
 
 def take(values: Any, rows: Tensor) -> Any:
-    """Rows of a tensor, or of each tensor of a tuple or dictionary."""
+    """Rows of a tensor, or of each tensor in a tuple or dictionary."""
     if isinstance(values, dict):
-        return {name: v[rows] for name, v in values.items()}
-    return tuple(v[rows] for v in values) if isinstance(values, tuple) else values[rows]
+        return {name: take(v, rows) for name, v in values.items()}
+    return tuple(take(v, rows) for v in values) if isinstance(values, tuple) else values[rows]
+
+
+def rows_of(values: Any) -> int:
+    """Rows of a tensor, or of the first tensor in a tuple or dictionary."""
+    while isinstance(values, (dict, tuple)):
+        values = next(iter(values.values() if isinstance(values, dict) else values))
+    return len(values)
 
 
 def train(parts: Parts) -> float:
