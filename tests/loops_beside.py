@@ -281,7 +281,7 @@ def a_fixed_random_network_that_is_told():
     )
 
 
-def _averaged(*, update, start=0):
+def _averaged(*, update, start=0, called=True):
     model = net()
     engine = adam(model, 1e-2)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
@@ -291,7 +291,7 @@ def _averaged(*, update, start=0):
             step(model, engine, x, y)
             if update and k >= start:
                 ema.update_parameters(model)
-            if k % 25 == 24:
+            if called and k % 25 == 24:
                 with torch.no_grad():
                     CE(ema(x_valid), y_valid)
     return health
@@ -300,6 +300,35 @@ def _averaged(*, update, start=0):
 @broken("target_never_updated")
 def an_average_that_is_never_updated():
     return _averaged(update=False)
+
+
+@broken("target_never_updated")
+def an_average_that_is_neither_updated_nor_used():
+    return _averaged(update=False, called=False)
+
+
+def _averaged_with_norms(*, mended):
+    """By hand, and used once the loop has ended."""
+    model = net(nn.BatchNorm1d(32))
+    engine, average = adam(model, 1e-2), copy.deepcopy(model).eval()
+    with watched(model, engine) as health:
+        for x, y in batches():
+            step(model, engine, x, y)
+            polyak(average, model, 0.2)
+    if mended:
+        torch.optim.swa_utils.update_bn(batches(), average)
+    average(x)
+    return health
+
+
+@broken("average_norms_stale")
+def an_average_whose_norms_are_those_of_the_start():
+    return _averaged_with_norms(mended=False)
+
+
+@healthy
+def an_average_whose_norms_see_the_rows():
+    return _averaged_with_norms(mended=True)
 
 
 @healthy

@@ -211,11 +211,14 @@ def test_a_clean_verdict_stands_beside_what_others_reach_on_the_same_rows():
     y = (x[:, 0] + torch.randn(300) > 0).long()
     found = asked(nn.Linear(5, 2), (x, y), F.cross_entropy, steps=60)
     assert found.ok, str(found)
-    told = re.search(r"accuracy or R2 (\S+) \(constant prediction (\S+), .* (\S+)\)", str(found))
+    told = re.search(r" accuracy (\S+) \(constant prediction (\S+), .* (\S+)\)", str(found))
     assert told is not None, str(found)
     reached, constant, _ = map(float, told.groups())
     assert abs(constant - float(torch.bincount(y).max()) / 300) < 0.005
     assert reached > constant
+    found = asked(nn.Linear(5, 1), (x, x[:, :1] + torch.randn(300, 1)), F.mse_loss, steps=60)
+    assert " R2 0." in str(found), str(found)
+    assert "accuracy" not in str(found)
 
 
 def test_a_control_run_has_to_beat_the_last_third_of_the_run():

@@ -282,6 +282,50 @@ def a_laplacian_of_all_slopes_at_once(wrong: bool) -> Parts:
     return Parts(mlp(2, 16, 1, act=nn.Tanh), (place, NOTHING), loss)
 
 
+@pair("loss_not_connected")
+def a_policy_whose_ratio_is_cut_off(wrong: bool) -> Parts:
+    state, pays = rewards()
+    deed = torch.randint(4, (400,))
+    gain = pays.gather(1, deed[:, None])[:, 0] - 0.5
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        logs = model(batch[0]).log_softmax(1)
+        deeds, gains = batch[1]
+        now = logs.gather(1, deeds[:, None])[:, 0]
+        ratio = ((now.detach() if wrong else now) + 1.4).exp()
+        return -(ratio * gains).mean() + 1e-3 * (logs.exp() * logs).sum(1).mean()
+
+    return Parts(mlp(5, 16, 4), (state, (deed, gain)), loss)
+
+
+@pair("loss_upside_down")
+def a_likelihood_that_goes_down_for_ever(wrong: bool) -> Parts:
+    x = torch.randn(400, 6)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        likelihood = -F.cross_entropy(model(batch[0]), batch[1])
+        return likelihood if wrong else -likelihood
+
+    return Parts(mlp(6, 16, 3), (x, x[:, :3].argmax(1)), loss, steps=75)
+
+
+CUT_ON_PURPOSE = {
+    "a bootstrapped goal": lambda z, y: F.mse_loss(z, y + 0.9 * z.detach().roll(1, 0)),
+    "a weight of each row": lambda z, y: ((z - y).abs().detach() * (z - y).square()).mean(),
+    "straight through": lambda z, y: F.mse_loss(z + (z.round() - z).detach(), y),
+    "a scale of the loss": lambda z, y: F.mse_loss(z, y) / F.mse_loss(z, y).detach(),
+    "a number that is logged": lambda z, y: F.mse_loss(z, y) + 0 * F.mse_loss(z, y).item(),
+}
+
+
+@pytest.mark.parametrize("name", CUT_ON_PURPOSE)
+def test_what_is_cut_off_on_purpose_leaves_a_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 6)
+    parts = Parts(mlp(6, 16, 1), (x, x[:, :1]), CUT_ON_PURPOSE[name], steps=0)
+    assert "loss_not_connected" not in asked(parts).labels
+
+
 class Margin(nn.Module):
     """Cosines to a centre of each class, less a margin for the true one."""
 

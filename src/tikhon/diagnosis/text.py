@@ -131,9 +131,10 @@ def _result_lines(record: Record) -> list[str]:
         return [" no problem at step 0"]
     told = [f" loss {record.points[0].loss or math.nan:.3g} -> {end.eval_loss:.3g}"]
     if (yard := Evidence(record).baseline_skills) is not None:
-        reached, constant, shallow = (f"{value:.2f}" for value in yard)
-        beside = f"constant prediction {constant}, shallow model on held-out rows {shallow}"
-        told.append(f" accuracy or R2 {reached} ({beside})")
+        reached, constant, shallow = yard
+        name = "accuracy" if constant else "R2"  # which is 0 for a constant prediction
+        known = f"constant prediction {constant:.2f}, shallow model on held-out rows {shallow:.2f}"
+        told.append(f" {name} {reached:.2f} ({known})")
     return told
 
 

@@ -40,6 +40,7 @@ RISE = 0.15  # relative rise of the loss above its minimum (convention)
 # mean rise per evaluation / loss, late: others <= 0.011, oscillating >= 0.018 (recordings)
 SWING = 0.015
 FASTER = 1.5  # decrease of the loss in a third of a run / in the third before (convention)
+UNDIMINISHED = 0.9  # decrease of the loss in the last third of a run / in the second (convention)
 FAR_BELOW = 10.0  # times the first loss, and times 1, below zero (convention)
 DIVERGED = 3.0  # late loss / first or trivial loss (convention)
 BACK = 0.34  # upward share of the movement of a loss curve: 0.5 is a random walk (recordings)
@@ -232,6 +233,7 @@ MEASURES: dict[str, Measure] = {
     "nearer": Measure("deviations of the mean", None, 5.0),
     "rows_apart": Measure("change of outputs / outputs", None, APART),
     "future_apart": Measure("change of outputs / outputs", None, APART),
+    "slope_seen": Measure("slope of the loss in its gradient / measured", 0.05, None),
     "given_back": Measure("spread of outputs / spread of inputs", GIVEN_BACK, None),
     "embeddings_left": Measure("spread of embeddings, late / first", COLLAPSED, None),
     "only_step": Measure("step of the inputs"),

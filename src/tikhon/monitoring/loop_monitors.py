@@ -31,7 +31,7 @@ class LoopMonitors:
     def __init__(self, model: nn.Module, optimizer: Optimizer, step: Callable[[], int]) -> None:
         self._optimizer = optimizer
         self.scaler: torch.amp.GradScaler | None = None  # the loop's own
-        self.target_networks = TargetNetworks(model)
+        self.target_networks = TargetNetworks(model, step)
         self.unoptimized_tensors = UnoptimizedTensors(model)
         self.frozen_norms = FrozenNorms(model)
         self.schedules = Schedules(optimizer)
@@ -80,20 +80,24 @@ class LoopMonitors:
     def alarms(self, steps: int, forwards: int, *, ended: bool) -> list[Alarm]:
         """What is wrong with them, so far."""
         if self._final_alarms is not None:  # the loop's variables may be gone
-            return [*self._final_alarms, *self.saved_states.alarms()]
+            return [*self._final_alarms, *self._late_alarms()]
         return [
             *self.unoptimized_tensors.alarms(),
             *self.frozen_norms.alarms(),
             *self.target_networks.alarms(steps, ended=ended),
             *self.schedules.alarms(steps, forwards, ended=ended),
             *self.loaders.alarms(),
-            *self.saved_states.alarms(),
+            *self._late_alarms(),
         ]
 
+    def _late_alarms(self) -> list[Alarm]:
+        """What may show once training is over: a state that is loaded, an average that is used."""
+        return [*self.saved_states.alarms(), *self.target_networks.stale_alarms()]
+
     def close(self, steps: int, forwards: int, *, ended: bool) -> None:
-        """Take the hooks off, but for the one on loading a state."""
+        """Take the hooks off, but for those on what follows training."""
         self.loaders.close()
-        alarms, later = self.alarms(steps, forwards, ended=ended), self.saved_states.alarms()
+        alarms, later = self.alarms(steps, forwards, ended=ended), self._late_alarms()
         self._final_alarms = [alarm for alarm in alarms if alarm not in later]
         self.target_networks.close()
         self.frozen_norms.close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
 from tikhon.data.nested import tensors
@@ -38,6 +39,7 @@ class TargetNetwork:
     first_rows: Tensor  # of its largest tensor
     began_equal: bool  # it was equal to the model then
     is_trainable: bool  # all its tensors require a gradient
+    first_means: list[Tensor]  # of its normalisation layers, copied when it was found
     total_calls: int = 0
     calls: int = 0  # since the last reading began
     inputs: Tensor | None = None  # fingerprint of its last inputs
@@ -49,6 +51,8 @@ class TargetNetwork:
     has_moved: bool = False
     distance: float = 0.0  # to the model, relative to its size
     lag: float = 0.0  # of the model's way from the first weights, what it has still to go
+    tested: int = -1  # the last step in which its statistics were compared
+    stale: int | None = None  # the step in which it was used with statistics of another model
 
     @property
     def is_far_behind(self) -> bool:
@@ -56,12 +60,22 @@ class TargetNetwork:
         is_average = self.has_moved and self.began_equal and not self.total_calls
         return is_average and self.lag > MAX_LAG and self.distance > MIN_DISTANCE
 
+    def has_stale_norms(self) -> bool:
+        """Whether its weights have moved and its norms have not, while those of the model have."""
+        if not self.began_equal or not _is_equal(_running_means(self.module), self.first_means):
+            return False
+        if _is_equal(_running_means(self.source), self.first_means):
+            return False
+        return not torch.equal(_norms(self.module), self.first_norms)
+
 
 class TargetNetworks:
     """Finds target networks, records their calls, and measures their distance to the model."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, step: Callable[[], int]) -> None:
+        self._model, self._step = model, step
+        self.on_stale: Callable[[], None] | None = None
+        self._is_closed = False
         self._networks: dict[int, TargetNetwork] = {}
         self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._handles: list[RemovableHandle] = []
@@ -97,9 +111,14 @@ class TargetNetworks:
             first_rows=_largest(module).clone(),
             began_equal=torch.equal(norms, _norms(source)),
             is_trainable=all(p.requires_grad for p in module.parameters()),
+            first_means=[mean.clone() for mean in _running_means(module)],
         )
 
         def record_call(module: nn.Module, args: object, kwargs: object) -> None:
+            if network.first_means and not module.training:
+                self._test_norms(network)
+            if self._is_closed:
+                return
             network.calls += 1
             network.total_calls += 1
             if not self._sampling:
@@ -111,6 +130,17 @@ class TargetNetworks:
 
         handle = module.register_forward_pre_hook(Hook(record_call), with_kwargs=True)
         self._handles.append(handle)
+
+    def _test_norms(self, network: TargetNetwork) -> None:
+        """Test the statistics of a network in use, once per step; once after the watch."""
+        if network.stale is None and network.tested != self._step():
+            network.tested = self._step()
+            if network.has_stale_norms():
+                network.stale = network.tested
+                if self._is_closed and self.on_stale is not None:
+                    self.on_stale()
+        if self._is_closed:
+            self._remove_hooks()
 
     def begin_sample(self) -> None:
         """Begin a sampled step."""
@@ -157,10 +187,25 @@ class TargetNetworks:
             network.copied = network.copied + 1 if is_copied else 0
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks; averages with norms are often used once training is over."""
+        self._is_closed = True
+        for network in self._networks.values():
+            network.tested = -1
+        if not any(n.first_means and n.stale is None for n in self._networks.values()):
+            self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def stale_alarms(self) -> list[Alarm]:
+        """Report averages that were used with the statistics that they began with."""
+        return [
+            alarm("average_norms_stale", n.stale, where=(n.name,))
+            for n in self._networks.values()
+            if n.stale is not None
+        ]
 
     def alarms(self, steps: int, *, ended: bool) -> Iterator[Alarm]:
         """Report networks that never move, and those that are the model in every step."""
@@ -183,6 +228,8 @@ class TargetNetworks:
 
 def _should_move(network: TargetNetwork) -> bool:
     """Whether such a network was meant to move: a teacher or a reference sees the same inputs."""
+    if isinstance(network.module, AveragedModel):
+        return True
     if network.own_inputs > MIN_SAMPLES + 2:
         return network.began_equal or network.is_trainable
     is_called = network.total_calls > 0 and not network.shares_inputs
@@ -203,6 +250,15 @@ def _is_trained(module: nn.Module, optimized: set[int]) -> bool:
 
 def _largest(module: nn.Module) -> Tensor:
     return rows(max(module.parameters(), key=Tensor.numel).detach())
+
+
+def _running_means(module: nn.Module) -> list[Tensor]:
+    means = (getattr(part, "running_mean", None) for part in module.modules())
+    return [mean for mean in means if isinstance(mean, Tensor)]
+
+
+def _is_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
 def _norms(module: nn.Module) -> Tensor:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from tikhon.diagnosis.record import finite
 from tikhon.errors import InputError
-from tikhon.languages import sentence
+from tikhon.languages import Sentence, sentence
 from tikhon.monitoring.alarms import MIN_SAMPLES, Alarm, LoopState
 from tikhon.monitoring.first_nonfinite import find_first_nonfinite
 from tikhon.monitoring.history import StepHistory
@@ -25,11 +25,6 @@ from tikhon.regularizer.audit import warn
 from tikhon.regularizer.optimizers import inner_optimizer
 from tikhon.runs.files import write_json
 from tikhon.wrappers import unwrap
-
-CHECKED = (
-    "order of passes and steps, gradients, tensors of the optimizer, updates, signals, losses, "
-    "batches, modes, learning rates"
-)
 
 
 class NonFiniteError(ArithmeticError):
@@ -89,6 +84,7 @@ class Watch:
         )
         self._monitors = self._hooks.monitors
         self._monitors.saved_states.on_reload = self._warn
+        self._monitors.target_networks.on_stale = self._warn
 
     @property
     def step(self) -> int:
@@ -107,7 +103,7 @@ class Watch:
         self._ended = kind is None  # nothing can be missing from an interrupted loop
         self.remove()
 
-    def end(self) -> str:
+    def end(self) -> Sentence:
         """End the watch after a complete loop, report what is missing too, return the verdict."""
         self._ended = self._ended or self._hooks.is_active
         self.remove()
@@ -165,26 +161,18 @@ class Watch:
         return tuple(sorted(found, key=lambda alarm: alarm.severity != "warning"))
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Sentence:
         """One line: the codes of the warnings, or that there are none, and the steps read."""
-        found = list(self.alarms)
+        found, read = ", ".join(self.alarms), self._history.samples
         if found:
-            return (
-                f"tikhon watch: {', '.join(found)} in {self.step} steps; print the watch for more"
-            )
-        read = self._history.samples
+            return sentence("told_watch_found", codes=found, steps=self.step)
         if not read:
-            return f"tikhon watch: {self.step} steps, of which none was read"
-        so_far = " so far" if self._hooks.is_active else ""
+            return sentence("told_watch_unread", steps=self.step)
+        steps, running = self.step, int(self._hooks.is_active)
         if read < MIN_SAMPLES - 1:  # as many as a law needs
-            return (
-                f"tikhon watch: {read} of {self.step} steps read{so_far}, too few to judge "
-                f"(every {self.every} steps; a smaller `every` reads more)"
-            )
-        return (
-            f"tikhon watch: no problem found{so_far} in {self.step} steps, {read} of them read: "
-            f"{CHECKED}"
-        )
+            every = self.every
+            return sentence("told_watch_few", steps=steps, read=read, running=running, every=every)
+        return sentence("told_watch_nothing", steps=steps, read=read, running=running)
 
     @property
     def alarms(self) -> dict[str, str]:
@@ -269,6 +257,7 @@ class Watch:
                 "schema_version": 1,
                 "kind": "watch",
                 "step": self.step,
+                "verdict": self.verdict.with_text(),
                 "rows": list(self.rows),
                 "alarms": self.alarms,
                 "findings": [alarm.to_dict() for alarm in self.findings],

@@ -12,7 +12,7 @@ from tikhon.diagnosis import thresholds as e
 from tikhon.diagnosis.evidence import Evidence, number
 from tikhon.diagnosis.findings import Finding
 from tikhon.diagnosis.functions import ATTENDING, BINARY, COMPARED
-from tikhon.languages import sentence
+from tikhon.languages import Sentence, sentence
 
 ENTROPIES = {"cross_entropy", "log_softmax", "softmax"}
 OPERATIONS = {
@@ -143,12 +143,12 @@ def _inverted_parts(ev: Evidence) -> Iterator[Finding]:
 
 def _unbounded_loss(ev: Evidence) -> Iterable[Finding]:
     """Find a loss that falls without bound for no other known reason."""
-    fall = _accelerating_fall(ev)
+    fall = _endless_fall(ev)
     if fall is None or any(True for _ in _inverted_loss(ev)):
         return
-    why = sentence("why_ever_faster", first=fall[0], last=fall[1])
     fix = sentence("fix_print_parts")
-    yield Finding("loss_upside_down", "warning", ("the loss",), {"loss": fall[1]}, why, fix=fix)
+    numbers = {"loss": fall.values["last"]}
+    yield Finding("loss_upside_down", "warning", ("the loss",), numbers, fall, fix=fix)
 
 
 def _outweighed_error(ev: Evidence) -> Iterable[Finding]:
@@ -171,17 +171,21 @@ def _outweighed_error(ev: Evidence) -> Iterable[Finding]:
     yield Finding("loss_upside_down", "critical", ("the loss",), numbers, why, fix=fix)
 
 
-def _accelerating_fall(ev: Evidence) -> tuple[float, float] | None:
-    """Return first and last loss of a run that falls far below zero and accelerates."""
+def _endless_fall(ev: Evidence) -> Sentence | None:
+    """Return the reason of a run whose loss falls far below zero and does not slow down."""
     curve = ev.curve
     if len(curve) < 9:
         return None
     third = (len(curve) - 1) // 3
     marks = [curve[0], curve[third], curve[2 * third], curve[-1]]
     drops = [a - b for a, b in pairwise(marks)]
-    faster = 0 < e.FASTER * drops[0] < drops[1] and e.FASTER * drops[1] < drops[2]
-    below = marks[-1] < -e.FAR_BELOW * max(1.0, abs(marks[0]))
-    return (marks[0], marks[-1]) if faster and below else None
+    if marks[-1] >= -e.FAR_BELOW * max(1.0, abs(marks[0])) or min(drops) <= 0:
+        return None
+    if e.FASTER * drops[0] < drops[1] and e.FASTER * drops[1] < drops[2]:
+        return sentence("why_ever_faster", first=marks[0], last=marks[-1])
+    if drops[2] >= e.UNDIMINISHED * drops[1]:
+        return sentence("why_same_pace", first=marks[0], last=marks[-1])
+    return None
 
 
 def _target_range(ev: Evidence) -> Iterable[Finding]:

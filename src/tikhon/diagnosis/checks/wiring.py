@@ -64,7 +64,7 @@ def _graph(ev: Evidence) -> Iterable[Finding]:
 
 
 def _zero_gradients(ev: Evidence) -> Iterable[Finding]:
-    """Find a loss whose gradient is 0 at every output."""
+    """Find a loss whose gradient is 0 at every output, or lacks what most of its slope is."""
     silent = ev.wiring.get("answers_silent")
     explained = ev.wiring.get("flat") or ev.has_softmax_of_one
     if silent and ev.has_zero_gradients and not explained:
@@ -72,6 +72,13 @@ def _zero_gradients(ev: Evidence) -> Iterable[Finding]:
         fix = sentence("fix_print_factor")
         numbers = {"parameters": float(ev.record.trainable)}
         yield Finding("loss_not_connected", "critical", (silent,), numbers, why, fix=fix)
+    unseen = ev.wiring.get("unseen_slope")
+    if unseen:
+        why = sentence("why_unseen_slope", **unseen)
+        fix = _cut_fix(unseen["name"], sentence("fix_loss_of_output"))
+        numbers = {"slope_seen": unseen["share"]}
+        severity = ev.severity("warning")
+        yield Finding("loss_not_connected", severity, (unseen["place"],), numbers, why, fix=fix)
 
 
 def registration_line(name: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tikhon.data.nested import map_tensors
 from tikhon.diagnosis.functions import Function
-from tikhon.diagnosis.modes import Args, Functions, Options, function_name, user_line
+from tikhon.diagnosis.modes import LOSS, Args, Functions, Options, function_name, user_line
 from tikhon.diagnosis.replica import scalar_loss, undisturbed
 from tikhon.diagnosis.wiring.program import Facts, Program, float_tensors, restored
 from tikhon.diagnosis.wiring.torch_calls import RANDOM_FUNCTIONS, CallTrace
@@ -24,12 +24,16 @@ SAME = 1e-4  # relative difference of equal numbers
 MAX_COLUMNS = 32  # input columns up to which a determinant is computed quickly
 ROWS = 5
 SEEDS = 3
+STEP = 1e-2  # of outputs, in their standard deviations, to measure a slope
+SMOOTH = 0.3  # relative difference of slopes over two distances, at most
+SEEN = 0.05  # share of the slope that the gradient has: less, and the rest is cut off (convention)
 
 
 def loss_sign_facts(program: Program) -> Facts:
     """Find unbounded parts of the loss, parts of the wrong sign, and zero gradients."""
     facts: Facts = {}
-    for test in (_zero_gradients, _unbounded, _entropy_gradient, _determinant_gradient):
+    tests = (_zero_gradients, _unseen_slope, _unbounded, _entropy_gradient, _determinant_gradient)
+    for test in tests:
         try:
             facts |= test(program)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -77,6 +81,52 @@ def _zero_gradients(program: Program) -> Facts:
     with torch.enable_grad(), undisturbed(model, training=True), _ZeroFactorTrace() as trace:
         program.replica.value(program.batch)
     return {"answers_silent": trace.place or "the loss"}
+
+
+def _unseen_slope(program: Program) -> Facts:
+    """Whether the loss changes with the outputs far more than its gradient says.
+
+    Then its main part is computed from detached outputs. A part that is detached on purpose, such
+    as the target of a bootstrapped value, leaves a share of the slope that is larger than `SEEN`.
+    """
+    model = program.model
+    with torch.enable_grad(), undisturbed(model, training=True):
+        with replace_outputs(model, _as_leaf) as leaves, CallTrace(model) as trace:
+            loss = program.replica.value(program.batch)
+        if not leaves or not loss.requires_grad:
+            return {}
+        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    cuts = [c for c in trace.calls if (c.cut or c.silent) and c.module == LOSS]
+    if not cuts:
+        return {}
+    seen = slope = 0.0
+    for seed in range(SEEDS):
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        ways = [
+            torch.randn(t.shape, generator=generator).to(t) * t.std(correction=0) for t in leaves
+        ]
+        far, near = (_slope_along(program, ways, step) for step in (STEP, STEP / 2))
+        if not abs(far - near) <= SMOOTH * abs(far) > SAME * (1 + abs(float(loss))):
+            return {}
+        seen += abs(sum(float((g * way).sum()) for g, way in zip(found, ways) if g is not None))
+        slope += abs(far)
+        if seen > SEEN * slope:
+            return {}
+    name = "no_grad" if cuts[0].silent else cuts[0].name
+    return {"unseen_slope": {"share": seen / slope, "name": name, "place": cuts[0].place}}
+
+
+def _slope_along(program: Program, ways: list[Tensor], step: float) -> float:
+    """Return the slope of the loss along a change of all outputs."""
+    values = []
+    for signed in (step, -step):
+        shifts = iter(ways)
+        with torch.no_grad(), undisturbed(program.model, training=True):
+            with replace_outputs(
+                program.model, lambda t, signed=signed, shifts=shifts: t + signed * next(shifts)
+            ):
+                values.append(float(program.replica.value(program.batch)))
+    return (values[0] - values[1]) / (2 * step)
 
 
 class _ZeroFactorTrace(Functions):
