@@ -860,6 +860,10 @@ def test_a_letter_says_what_ended_it_what_failed_and_what_to_do_next():
     assert text.splitlines()[1].startswith(" lr x10: loss 2.000 -> 0.500, lower by 1.500")
     assert "did not help: lr x0.1\n" in text  # what is only not sure did not fail
     assert text.endswith("train in full, diagnose again")
+    diverged = replace(nothing, scores=(math.nan, math.inf))
+    text = letter(diverged, *tried[:1], treatment=rate(10.0))
+    assert " lr x10: loss not finite -> 0.500, with each of 2 seeds\n" in text
+    assert "1.500" not in text  # what is below no number is not measured
     short = letter(*(replace(a, scores=a.scores[:1], effects=a.effects[:1], steps=20)
                      for a in (nothing, tried[1])))  # fmt: skip
     assert "1 seed x 20 steps" in short

@@ -462,12 +462,19 @@ def test_runs_are_compared_where_data_and_score_are_the_same(tmp_path, fitted, d
     assert [name.text("zh") for name in names] == ["学习率", "丢弃率"]
     (c,) = fits(tmp_path, "c", data="other", c=(0.99, 0.001))
     mixed = report.build(read(a), read(b), read(c))
-    assert mixed.verdict.text("en").startswith("3 runs in 2 groups by data, score and command")
+    assert mixed.verdict.text("en").startswith(
+        "3 runs in 2 groups of the same data, score and command"
+    )
     apart = report.build(read(a), read(c), read(tuned), read(demoed))
     assert apart.verdict.text("en").startswith(APART.format(4))
     blocks = [block for section in apart.sections for block in section.blocks]
     assert not any(isinstance(block, PageTable) and block.chosen is not None for block in blocks)
     assert all(words not in render(apart) for words in ("has the best", ">best<"))
+
+
+def test_a_curve_of_one_epoch_is_drawn_as_a_point():
+    modes = [charts.line([1, 2], y, "a", "blue")["mode"] for y in ([0.5, None], [0.5, 0.6])]
+    assert modes == ["lines+markers", "lines"]
 
 
 def test_a_difference_within_the_noise_makes_no_run_the_best(tmp_path):
@@ -515,6 +522,11 @@ def test_verdict_of_a_diagnosis(diagnosed, cured, tmp_path):
     assert report.build(read(run)).level == "watch"
     result = json.loads((cured / "result.json").read_text())
     assert (" helps: " in sentence(cured)) == result["confirmed"]
+    if result["confirmed"]:
+        first, *rest = result["arms"]
+        arms = [{**first, "scores": [None, *first["scores"][1:]]}, *rest]
+        run = save(tmp_path / "diverged", {"kind": "cure"}, [], {**result, "arms": arms})
+        assert "without treatment it is not finite" in sentence(run)
     failed = {**result, "confirmed": False, "treatment": None, "patch": ""}
     run = save(tmp_path / "failed", {"kind": "cure"}, [], failed)
     assert sentence(run).startswith("No treatment helped")
@@ -626,7 +638,10 @@ def test_one_split_gives_no_interval_and_no_verdict_on_regularization(compared, 
         {**row, **bare, "method": name} for row, name in zip(result["methods"], ("l1", "none"))
     ]
     found = Comparison("d", "accuracy", tuple(rows), 1, 1, 1, 1.0)
-    assert found.verdict().startswith("One split cannot tell whether regularization helps here")
+    for order in (rows, [{**row, "test": 0.5} for row in rows[::-1]]):
+        said = Comparison("d", "accuracy", tuple(order), 1, 1, 1, 1.0).verdict()
+        assert said.startswith("One split cannot tell whether regularization helps here")
+        assert "with l1, the best of the others" in said
     rows = [{**row, "low": None, "high": None} for row in rows]  # as result.json holds them
     run = save(tmp_path / "run", {"kind": "compare"}, [], {**found.to_dict(), "methods": rows})
     charts_of = [

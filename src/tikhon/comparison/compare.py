@@ -181,11 +181,14 @@ class Comparison:
         if unregularized is None:
             return sentence("compare_tied" if equal else "compare_best", **values)
         values |= {"bare": format_number(abs(unregularized["test"]))}
-        if best is unregularized:
-            return sentence("compare_none_best", **values)
+        regularized = next((row for row in self.rows if row is not unregularized), None)
+        if self.splits == 1 and regularized is not None:  # ties every method with the best
+            values |= {"method": regularized["method"]}
+            values |= {"score": format_number(abs(regularized["test"]))}
+            return sentence("compare_one_split", **values)
         if unregularized["tied"]:
-            one = self.splits == 1  # ties every method with the best
-            return sentence("compare_one_split" if one else "compare_none_tied", **values)
+            first = best is unregularized
+            return sentence("compare_none_best" if first else "compare_none_tied", **values)
         return sentence("compare_helps_tied" if equal else "compare_helps", **values)
 
 
@@ -397,12 +400,13 @@ def _budget_notice(
         return None
     more = max(trials, _MIN_TRIALS)
     share = (reached + len(left_out)) * asked * more / (reached * splits * trials)
+    needed = math.ceil(1.2 * seconds * share)
     values: dict[str, Value] = {
         "splits": splits,
         "asked": asked,
         "trials": trials,
         "more": more,
-        "seconds": round(1.2 * seconds * share),
+        "budget": f"{needed}s" if needed < 120 else f"{-(-needed // 60)}m",
     }
     if left_out:
         return sentence("compare_short_methods", methods=", ".join(left_out), **values)

@@ -390,18 +390,19 @@ def _summary(found: Cure) -> str:
         lines.append(f" no cure found: {reason}")
         return "\n".join([*lines, *_remaining_lines(found)])
     base, chosen = found.treatments[0], found.best
-    seeds, steps = len(base.scores), base.steps
+    seeds, steps, measured = len(base.scores), base.steps, math.isfinite(mean(base.scores))
     lines[0] += f", {seeds} seed{'s' * (seeds > 1)} x {steps} steps"
     if chosen is None:
         lines.append(f" {_no_cure_reason(found)}")
         lines += [] if seeds > 1 else [f" {TOO_SHORT}"]
         lines += _remaining_lines(found)
     else:
+        before, after = (format_number(mean(a.scores)) for a in (base, chosen))
+        change = f"lower by {format_number(chosen.effect)} ± {format_number(chosen.spread)}, "
+        if not measured:
+            before, change = "not finite", ""
         lines.append(
-            f" {chosen.name}: loss {format_number(mean(base.scores))} -> "
-            f"{format_number(mean(chosen.scores))}, "
-            f"lower by {format_number(chosen.effect)} ± {format_number(chosen.spread)}, "
-            f"with each of {seeds} seeds"
+            f" {chosen.name}: loss {before} -> {after}, {change}with each of {seeds} seeds"
         )
         lines += _remaining_lines(found)
         own = found.treatment.code_fix if found.treatment else ""
@@ -411,15 +412,17 @@ def _summary(found: Cure) -> str:
     finals = [a for a in found.treatments if a.steps == steps]
     for treatment in finals:
         verdict = treatment.verdict if treatment is not base else ""
+        change = (treatment.effect, treatment.spread) if measured else (None, None)
+        effect, spread = map(format_number, change)
         lines.append(
             f" {_shorten(treatment.name):44} {format_number(mean(treatment.scores)):>9} "
-            f"{format_number(treatment.effect):>9} {format_number(treatment.spread):>8}  {verdict}"
+            f"{effect:>9} {spread:>8}  {verdict}"
         )
     failed = [
         a.name
         for a in finals
         if a is not base and a.verdict != "confirmed"
-        if not a.effect > 0.05 * abs(base.scores[0])
+        if not a.effect > (0.05 * abs(base.scores[0]) if measured else 0.0)
     ]
     if failed:
         text = f"did not help: {', '.join(dict.fromkeys(failed))}"
@@ -438,7 +441,7 @@ def _shorten(name: str) -> str:
 
 def _no_cure_reason(found: Cure) -> str:
     if found.diagnosis.ok:
-        return "nothing to cure: no problem was found, and no treatment does better"
+        return "nothing to cure: no problem was found, and no treatment is confirmed to do better"
     return (
         "no cure found: no treatment beat the untreated program and a constant predictor clearly"
     )

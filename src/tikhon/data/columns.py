@@ -282,7 +282,7 @@ def _date_column(raw: RawColumn) -> Column | None:
         raise DataError(
             f"column {name!r}: the year of {cells.texts[cells.codes[row]]!r} in "
             f"{source.line(row)} may be of either century; write four digits, or say --dates "
-            f"{order} to read 00 to 68 as 20xx and 69 to 99 as 19xx"
+            f"{order} to read 00 to 68 as 20xx and 69 to 99 as 19xx, or --drop {name}"
         )
     days = dates.days_of_dates(found, order)
     words = _flag_words(source, name, cells, ~np.isnan(days), "dates") or ()

@@ -68,7 +68,8 @@ _FORMS = [
         rf"{_MONTH}[-. /,]*(?P<y>\d{{4}})",
         r"(?P<y>(?:19|20)\d\d)(?P<m>\d\d)(?P<d>\d\d)",
         r"(?P<y>\d{4})[-\s]?Q(?P<q>[1-4])",
-        r"(?:Q(?P<q>[1-4])|(?P<quarter>[1-4])Q|H(?P<half_year>[12]))[-\s/']*(?P<y>\d{4}|\d\d)",
+        r"(?:(?:Q(?P<q>[1-4])|H(?P<half_year>[12]))(?!\d\d$)|(?P<quarter>[1-4])Q)[-\s/']*"
+        r"(?P<y>\d{4}|\d\d)",  # Q1'21 and 1Q21; H131 is a code
         r"(?:CW|KW|W|Week|Wk)\.?\s*(?P<w>[0-5]?\d)[-\s/,]+(?P<y>\d{4})",
         rf"{_WEEKDAY}{_MONTH}\s+(?P<d>\d{{1,2}})\s+{_CLOCK}{_ZONE}\s+(?P<y>\d{{4}})",
         r"(?P<y>\d{4})\s*[年년]\s*(?P<m>\d{1,2})\s*[月월]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -97,6 +97,36 @@ def find_similar_labels(name: str, labels: Sequence[str]) -> list[Sentence]:
         found += [word for pair in pairs.items() for word in pair[::-1]]  # M, male, F, female
     found = list(dict.fromkeys(found))
     return [sentence("notice_kept_apart", labels=quote_names(found), name=name)] if found else []
+
+
+def find_misspelt_labels(name: str, rows: Mapping[str, int]) -> list[Sentence]:
+    """Report rare labels that are one edit from a common one (`Yse`), or differ in dots (`O.K.`).
+
+    `rows` counts the rows of each label.
+    """
+    words = {label: re.sub(r"[.\s'-]", "", label).lower() for label in rows}
+    common = sorted((label for label in rows if words[label].isalpha()), key=lambda x: -rows[x])
+    return [
+        sentence("notice_misspelt", label=label, usual=usual, name=name, rows=rows[label])
+        for label in common
+        for usual in [x for x in common if _is_misspelt(words[label], words[x])][:1]
+        if rows[label] <= _RARE_SHARE * rows[usual]
+    ]
+
+
+def _is_misspelt(word: str, other: str) -> bool:
+    """Return whether two words are one letter apart, or two swapped ones; short ones only by a
+    letter more or less.
+    """
+    if word == other:
+        return True
+    short, long = sorted((word, other), key=len)
+    same = next((i for i, (a, b) in enumerate(zip(short, long)) if a != b), len(short))
+    if len(short) < len(long):
+        return len(short) > 1 and short[same:] == long[same + 1 :]
+    rest, others = short[same:], long[same:]
+    swapped = rest[:2] == others[1::-1] and rest[2:] == others[2:]
+    return swapped or (len(short) > _ABBREVIATION and rest[1:] == others[1:])
 
 
 def check_levels(column: Column) -> list[Sentence]:

@@ -20,7 +20,7 @@ from tikhon.data.columns import (
     refuse_units,
 )
 from tikhon.data.on_disk import gather_columns
-from tikhon.data.quality_checks import find_similar_labels
+from tikhon.data.quality_checks import find_misspelt_labels, find_similar_labels
 from tikhon.data.raw_column import RawColumn
 from tikhon.data.source import Source, quote_names
 from tikhon.data.text_cells import TRUE, TextCells, are_truth_values, normalize_label
@@ -196,6 +196,9 @@ def _classes(
     ]
     if values is None:
         told += find_similar_labels(name, [label[key] for key in shown])
+        told += find_misspelt_labels(
+            name, {label[key]: sum(cells.counts[i] for i in spellings[key]) for key in shown}
+        )
         told += _find_combined_labels(name, [label[key] for key in shown])
         if cell := find_unread_numbers(sorted(label.values())):
             reading = sentence("reading_unread", cell=cell)

@@ -98,7 +98,9 @@ def line(
     **style: object,
 ) -> Figure:
     """Return a line through points; `style` sets its dash or shape."""
-    points = {"mode": "lines", "x": list(x), "y": list(y), "name": name}
+    points: Figure = {"mode": "lines", "x": list(x), "y": list(y), "name": name}
+    if len(finite(points["y"])) == 1:
+        points |= {"mode": "lines+markers", "marker": {"size": 6, "color": colour}}
     return {**points, "line": {"color": colour, "width": width, **style}}
 
 

@@ -340,10 +340,10 @@ def cure_page(run: SavedRun) -> Page:
     found: list[SavedFinding] = list(inner.get("findings") or [])
     words = label("no_cure")
     if confirmed and best:
-        losses = [format_number(mean(a["scores"])) for a in (results[0], best)]
-        words = label(
-            "cured", treatment=treatment_label(best["name"]), before=losses[0], after=losses[1]
-        )
+        before, after = (format_number(mean(a["scores"])) for a in (results[0], best))
+        key = "cured_diverged" if diverges(results) else "cured"
+        treatment = treatment_label(best["name"])
+        words = label(key, treatment=treatment, before=before, after=after)
     tried = [a for a in results if a["name"] != "nothing"]
     shown = [Fact(label("tried"), str(len(tried)))]
     if best:
@@ -376,6 +376,12 @@ def mean(values: list[Number]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def diverges(results: list[SavedTreatment]) -> bool:
+    """Return whether the untreated program has no finite loss to compare with."""
+    scores = results[0]["scores"]
+    return len(charts.finite(scores)) < len(scores)
+
+
 def treatment_section(
     results: list[SavedTreatment], best: SavedTreatment | None
 ) -> Section | None:
@@ -389,9 +395,10 @@ def treatment_section(
     keys = ("treatment", "steps_run", "metric_loss", "effect", "over_seeds", "verdict")
     chosen = next((i for i, a in enumerate(tried) if best and a["name"] == best["name"]), None)
     caption = label("treatments_caption", tried=len(tried), lasting=len(lasting))
-    rows = tuple(_treatment(a, a["steps"] == longest) for a in tried)
+    measured = not diverges(results)
+    rows = tuple(_treatment(a, a["steps"] == longest, measured) for a in tried)
     table = PageTable(caption, tuple(map(label, keys)), rows, chosen)
-    if not lasting:
+    if not (lasting and measured):
         return Section(label("treatments"), (table,))
     colours = ["series-2" if a["verdict"] == "confirmed" else "muted" for a in lasting]
     figure = charts.intervals(
@@ -425,7 +432,7 @@ def _treatments() -> dict[str, re.Pattern[str]]:
     }
 
 
-def _treatment(a: SavedTreatment, lasted: bool) -> tuple[Cell, ...]:
+def _treatment(a: SavedTreatment, lasted: bool, measured: bool) -> tuple[Cell, ...]:
     """Return the table row of a treatment: steps, loss, and improvement over no treatment."""
     level = VERDICTS.get(a["verdict"], "plain")
     words = {"confirmed": "confirmed", "worse": "worse", "leaves the fault": "leaves_the_fault"}
@@ -435,7 +442,9 @@ def _treatment(a: SavedTreatment, lasted: bool) -> tuple[Cell, ...]:
         treatment_label(a["name"]),
         str(a["steps"]),
         format_number(mean(a["scores"])),
-        format_number(a.get("effect")),
-        f"{format_number(low)} … {format_number(high)}" if len(a["effects"]) > 1 else "–",
+        format_number(a.get("effect") if measured else None),
+        f"{format_number(low)} … {format_number(high)}"
+        if measured and len(a["effects"]) > 1
+        else "–",
         Mark(level, label(word if lasted else "stopped_early")),
     )
