@@ -13,6 +13,10 @@ from torch.nn.utils import prune
 from compaction.models_of import MODELS, Block, Patches
 from tikhon.compaction import compact, speedup
 
+GRAPHS = {  # their forwards hold sizes of units as numbers, or functions of bare parameters
+    "branching", "functions", "language-chunk", "language-timm", "language-unflatten", "lstm",
+    "attention-fill", "attention-add", "attention-bmm",
+}  # fmt: skip
 PLANNED = ("patches", "groups", "lstm", "attention")  # these take a plan, not chance: see below
 
 
@@ -57,6 +61,49 @@ def test_equal_outputs_and_fewer_parameters(name: str, seed: int):
     assert new == sum(p.numel() for p in small.parameters())
     if not name.startswith(PLANNED):
         assert new < old
+    assert type(small) is type(model) or name in GRAPHS
+
+
+def test_the_small_model_has_the_methods_of_the_whole_one_and_keeps_frozen_what_is():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def encode(self, x):
+            return torch.relu(self.first(x))
+
+        def forward(self, x):
+            return self.last(self.encode(x))
+
+    model = Encoder()
+    with torch.no_grad():
+        model.first.weight[::2] = model.first.bias[::2] = 0
+    model.first.requires_grad_(False)
+    x = torch.randn(6, 5)
+    small = compact(model, x)
+    assert small.encode(x).shape == (6, 4)
+    torch.testing.assert_close(small.last(small.encode(x)), model(x))
+    frozen = {name for name, p in small.named_parameters() if not p.requires_grad}
+    assert frozen == {"first.weight", "first.bias"}
+
+
+def test_a_language_model_still_generates_with_its_cache():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16,
+        bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[:, ::2] = 0
+    prompt = torch.randint(3, 40, (2, 5))
+    small = compact(model, prompt)
+    assert small.transformer.h[0].mlp.c_fc.out_features == 32
+    assert small.config.use_cache and model.config.use_cache
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(small.generate(prompt, **settings), model.generate(prompt, **settings))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -641,27 +688,37 @@ def test_a_small_model_can_be_cut_again():
 
 
 class InPlace(nn.Module):
-    """It looks at a number of its input, writes in place, and drops."""
+    """It looks at a number of its input, writes in place, and drops; it may know its width."""
 
-    def __init__(self):
+    def __init__(self, width=None):
         super().__init__()
-        self.first, self.drop, self.last = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 2)
+        self.width = width
+        self.first, self.drop = nn.Linear(6, 8), nn.Dropout(0.5)
+        self.middle, self.last = nn.Linear(8, 8), nn.Linear(8, 2)
 
     def forward(self, x):
         rows, _ = x.shape
         h = self.first(x)
         h[: rows if rows < 100 else 100].relu_()
-        return self.last(self.drop(h))
+        h = self.middle(self.drop(h))
+        return self.last(h.reshape(rows, self.width) if self.width else h)
 
 
-def test_dropout_that_is_lost_is_told_of():
+@pytest.mark.parametrize("width", [None, 8])
+def test_dropout_that_is_lost_is_told_of(width):
     torch.manual_seed(0)
-    model = InPlace()
+    model = InPlace(width)
     with torch.no_grad():
-        model.first.weight[5:] = 0
-    with pytest.warns(UserWarning, match="the small InPlace has no dropout"):
-        small = compact(model, torch.randn(4, 6))
+        model.middle.weight[5:] = 0
     x = torch.randn(4, 6)
+    if width is None:  # its own forward takes the smaller layers
+        small = compact(model, x)
+        assert type(small) is InPlace
+        assert len({small(x).sum().item() for _ in range(5)}) > 1
+    else:  # the number in its forward holds the units
+        with pytest.warns(UserWarning, match="the small InPlace has no dropout"):
+            small = compact(model, x)
+    assert small.get_submodule("last").in_features == 5
     torch.testing.assert_close(small.eval()(x), model.eval()(x))
 
 
@@ -686,6 +743,14 @@ class Written(nn.Module):
     "forward",
     [
         lambda m, x: torch.addmm(m.scale, x.view(-1, x.size(-1)), m.matrix),  # as GPT-2 does
+        lambda m, x: x @ m.matrix + m.scale,
+        lambda m, x: torch.matmul(x, m.matrix),
+        lambda m, x: m.first.bias + (x @ m.first.weight.T),
+        lambda m, x: x @ m.matrix + m.scale[:1],
+        lambda m, x: x @ m.matrix + m.scale[None],
+        lambda m, x: x.matmul(m.first.weight.T) + m.first.bias,  # as Falcon does
+        lambda m, x: x @ m.first.weight.transpose(0, 1) + m.first.bias,
+        lambda m, x: x @ m.first.weight.t(),
         lambda m, x: torch.addcmul(m.scale, m.scale, m.first(x)),  # as timm's affine layers do
         lambda m, x: m.first(x.to(m.first.weight.dtype)),
         lambda m, x: m.first(x).reshape(operator.add(x.shape[:1], (6,))),  # a size, whole

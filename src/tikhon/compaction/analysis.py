@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -92,7 +93,15 @@ class Analysis:
         for source in _all_units(call.inputs):
             self.registry.pin(source.ids, f"{call.name}: {why}")
             self.registry.needed.update(source.ids[~source.const].unique().tolist())
+        for node in call.node.all_input_nodes:  # of a weight only what is zero would go
+            if node.op == "get_attr" and self._is_weight(node):
+                weight = self.units[node]
+                self.registry.needed.update(weight.ids[weight.value != 0].unique().tolist())
         return _map_tensors(call.out, lambda t: opaque(t.shape, self.registry, call.name))
+
+    def _is_weight(self, node: fx.Node) -> bool:
+        tensor = attrgetter(str(node.target))(self.graph)
+        return isinstance(tensor, nn.Parameter) and isinstance(self.units.get(node), Units)
 
     def solve(self, *, pins: bool = True) -> Tensor:
         """Flags of the units that must stay; without `pins`, what the weights alone would keep."""

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,12 +20,14 @@ from tikhon.regularizer.audit import warn
 from tikhon.wrappers import require_module
 
 from .analysis import Analysis, Interpreter
-from .rewrite import cut
+from .own_class import in_own_class, without_cache
+from .rewrite import cut, smaller_parts
 from .rules import RULES
 from .tracing import trace
 from .transformer_layers import with_traceable_layers
 
 TOLERANCE = 1e-5
+Batches = list[tuple[tuple[object, ...], object]]  # arguments and expected outputs
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def _ratio(name: str, before: float, after: float) -> str:
     return f"{name:24} {before:>12,} -> {after:,}  ({before / max(after, 1):.2f}x smaller)"
 
 
-def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.GraphModule:
+def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.Module:
     """A smaller model with the same outputs: dead and unused rows, channels and heads removed.
 
     A unit is removed if no remaining unit reads it (its outgoing weights are exactly zero) or if
@@ -100,7 +102,7 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
         )
     original = _with_plain_weights(copy_with_model(model, model)).eval()
     work = copy.deepcopy(original)
-    with torch.no_grad():
+    with torch.no_grad(), without_cache(original, work) as cached:
         expected = original(*inputs)
         if change := _difference(expected, original(*inputs)):
             why, what = (
@@ -112,31 +114,21 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> fx.
                 f"{type(model).__name__} gives {why} on the example, so a smaller model cannot be "
                 f"compared with it; {what}"
             )
-        graph = trace(with_traceable_layers(work), inputs)
-        if lost := graph.meta.get("lost"):
-            warn(
-                f"the small {type(model).__name__} has no {lost}: the model changes tensors in "
-                f"place, and only its evaluation mode could be followed; do not train it on"
-            )
+        traceable = with_traceable_layers(work)
+        graph = trace(traceable, inputs)
         interpreter = Interpreter(graph, RULES)
         interpreter.run(*inputs)
         analysis = interpreter.analysis
         keep = analysis.solve()
         units, stuck = _unit_counts(analysis, keep), _blocked_units(analysis, keep)
-        small = cut(analysis, keep).eval()
-        try:
-            difference = max(
-                _difference(expected, small(*inputs)),
-                *(
-                    _difference(original(*other), small(*other))
-                    for other in _other_batches(inputs)
-                ),
-            )
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"compaction left a model that does not run ({error}); please report this model: "
-                f"{type(model).__name__}"
-            ) from error
+        parts = smaller_parts(analysis, keep)
+        batches = [(inputs, expected), *((b, original(*b)) for b in _other_batches(inputs))]
+        small = in_own_class(traceable, parts)
+        difference = math.inf if small is None else _difference_of_own_class(small, batches)
+        if small is None or not difference <= TOLERANCE:
+            small = cut(analysis, keep, parts)
+            difference = _difference_of_graph(small, batches, type(model).__name__)
+            _warn_of_losses(model, graph.meta.get("lost", ""), cached=cached)
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"compaction changed the outputs by {difference:.2g} of their largest value (allowed: "
@@ -176,6 +168,43 @@ def _other_batches(inputs: tuple[object, ...]) -> list[tuple[object, ...]]:
         return (3 * noise).to(x)
 
     return [tuple(other(x) for x in inputs)]
+
+
+def _difference_of_own_class(small: nn.Module, batches: Batches) -> float:
+    """The largest difference; infinite where the forward depends on sizes that have changed."""
+    try:
+        return _largest_difference(small, batches)
+    except Exception:  # of the user's code
+        return math.inf
+
+
+def _difference_of_graph(small: nn.Module, batches: Batches, name: str) -> float:
+    try:
+        return _largest_difference(small, batches)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"compaction left a model that does not run ({error}); please report this model: "
+            f"{name}"
+        ) from error
+
+
+def _largest_difference(small: nn.Module, batches: Batches) -> float:
+    small.eval()
+    return max(_difference(expected, small(*inputs)) for inputs, expected in batches)
+
+
+def _warn_of_losses(model: nn.Module, dropout: str, *, cached: bool) -> None:
+    """Say what the graph of a model has not."""
+    if dropout:
+        warn(
+            f"the small {type(model).__name__} has no {dropout}: the model changes tensors in "
+            f"place, and only its evaluation mode could be followed; do not train it on"
+        )
+    if cached:
+        warn(
+            f"the small {type(model).__name__} returns no cache of keys and values "
+            f"(use_cache=False)"
+        )
 
 
 def _difference(expected: object, received: object) -> float:

@@ -30,6 +30,8 @@ def layer_calls_as_modules(graph: fx.GraphModule, model: nn.Module) -> fx.GraphM
     nodes = graph.graph.nodes
     for node in list(nodes):
         _expand_addcmul(node)
+        _write_as_linear(node)
+        _take_bias(node, graph)
     called = {str(n.target) for n in nodes if n.op == "call_module"}
     users = Counter(str(n.target) for n in nodes if n.op == "get_attr" for _ in n.users)
     for node in list(nodes):
@@ -40,7 +42,11 @@ def layer_calls_as_modules(graph: fx.GraphModule, model: nn.Module) -> fx.GraphM
         module = LAYERS[node.target][1](args)
         path, _, attribute = source.rpartition(".")
         name = path
-        if attribute == "weight" and path and path not in called:
+        if (
+            attribute == "weight"
+            and path not in called | {""}
+            and not _lacks_bias(module, path, graph)
+        ):
             _adopt_members(module, graph.get_submodule(path), model.get_submodule(path))
         else:
             name = f"{path}_{node.name}".lstrip("_").replace(".", "_")
@@ -63,7 +69,9 @@ def _layer_arguments(
     node: fx.Node, graph: fx.GraphModule, users: Counter[str]
 ) -> tuple[str, Arguments] | None:
     """The name of the weight and all arguments; None where one is computed or used elsewhere."""
-    if node.op != "call_function" or node.target not in LAYERS or not node.args:
+    if node.op not in ("call_function", "call_method") or not node.args:
+        return None
+    if node.target not in LAYERS:
         return None
     names = LAYERS[node.target][0]
     bound = {**dict(zip(names, node.args)), **node.kwargs}
@@ -84,7 +92,11 @@ def _layer_arguments(
         return None
     if not all(isinstance(one, nn.Parameter | None) for one in learned):
         return None
-    return None if not source and node.target in _WEIGHTED else (source, args)
+    if node.target in _WEIGHTED and not source:
+        return None
+    if node.target in _MATRICES and args["weight"].ndim != 2:
+        return None
+    return source, args
 
 
 def _expand_addcmul(node: fx.Node) -> None:
@@ -97,6 +109,67 @@ def _expand_addcmul(node: fx.Node) -> None:
             total = node.graph.call_function(operator.add, (term, product))
         node.replace_all_uses_with(total)
         node.graph.erase_node(node)
+
+
+def _write_as_linear(node: fx.Node) -> None:
+    """Write a product with a transposed weight, `x @ weight.T`, as the linear layer it is."""
+    if node.target not in _PRODUCTS or len(node.args) != 2 or node.kwargs:
+        return
+    x, factor = node.args
+    if not isinstance(factor, fx.Node) or len(factor.users) > 1 or not _is_transpose(factor):
+        return
+    weight = factor.args[0]
+    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        node.op, node.target, node.args = "call_function", F.linear, (x, weight)
+        node.graph.erase_node(factor)
+
+
+def _take_bias(node: fx.Node, graph: fx.GraphModule) -> None:
+    """Write a product and the sum with a bias that follows it as one layer."""
+    if node.target not in (operator.add, torch.add, "add") or len(node.args) != 2 or node.kwargs:
+        return
+    first, second = node.args
+    for product, bias in ((first, second), (second, first)):
+        if not isinstance(product, fx.Node) or not isinstance(bias, fx.Node):
+            continue
+        weight = _weight_of_product(product)
+        if weight is None or bias.op != "get_attr":
+            continue
+        matrix, vector = (attrgetter(str(part.target))(graph) for part in (weight, bias))
+        rows = product.target is F.linear
+        outputs = matrix.shape[:1] if rows else matrix.shape[1:]
+        if matrix.ndim == 2 and vector.shape == outputs:
+            x, layer = product.args[0], F.linear if rows else torch.addmm
+            node.op, node.target = "call_function", layer
+            node.args = (x, weight, bias) if rows else (bias, x, weight)
+            node.graph.erase_node(product)
+            return
+
+
+def _weight_of_product(product: fx.Node) -> fx.Node | None:
+    """The weight of a linear layer without bias that nothing but its sum reads."""
+    if len(product.args) != 2 or product.kwargs:
+        return None
+    weight = product.args[1]
+    if product.target not in (F.linear, *_PRODUCTS) or len(product.users) > 1:
+        return None
+    return weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+
+
+def _lacks_bias(module: nn.Module, path: str, graph: fx.GraphModule) -> bool:
+    """Whether the layer has a bias that is added elsewhere."""
+    own = graph.get_submodule(path)._parameters.get("bias")
+    return own is not None and getattr(module, "bias", own) is None
+
+
+def _is_transpose(node: fx.Node) -> bool:
+    """Whether a node exchanges the axes of a matrix; other ranks no linear layer takes."""
+    name = (
+        node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
+    )
+    if name == "permute":
+        return node.args[1] in ([1, 0], (1, 0))
+    return name in ("T", "mT", "t", "numpy_T", "transpose")
 
 
 def _input(node: fx.Node) -> Argument:
@@ -219,6 +292,11 @@ LAYERS: dict[Any, tuple[tuple[str, ...], Callable[[Arguments], nn.Module]]] = {
     F.conv_transpose2d: (_TRANSPOSED, _convolution(nn.ConvTranspose2d, transposed=True)),
     F.conv_transpose3d: (_TRANSPOSED, _convolution(nn.ConvTranspose3d, transposed=True)),
 }
+_PRODUCTS = (operator.matmul, torch.matmul, "matmul")
+LAYERS |= dict.fromkeys(
+    _PRODUCTS, (("input", "weight"), lambda args: InputsFirst(args["weight"], None))
+)
+_MATRICES = {F.linear, torch.addmm, *_PRODUCTS}
 _WEIGHTED = {F.group_norm, torch.addmm} | {
     target for target, (names, _) in LAYERS.items() if names[1] == "weight"
 }

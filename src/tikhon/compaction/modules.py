@@ -47,13 +47,16 @@ class InputsFirst(nn.Module):
 
     transposed = True
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        return x @ self.weight + self.bias
+        product = x @ self.weight
+        return product if self.bias is None else product + self.bias
 
 
 def matrix(module: nn.Linear | InputsFirst) -> Tensor:

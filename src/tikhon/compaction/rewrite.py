@@ -27,37 +27,53 @@ from .recurrent import cut_recurrent
 from .rules import per_dimension, select_columns
 from .units import Units, axis_masks, entry_mask, varies
 
+Replaced = dict[str, nn.Module | nn.Parameter | Tensor]
 
-def cut(analysis: Analysis, keep: Tensor) -> fx.GraphModule:
-    """The graph with every tensor cut to the units that stay."""
+
+def smaller_parts(analysis: Analysis, keep: Tensor) -> Replaced:
+    """The modules and tensors of the units that stay, by the names of those they replace."""
     graph = analysis.graph
-    replaced: dict[str, nn.Module | nn.Parameter | Tensor] = {}
+    replaced: Replaced = {}
     for node in graph.graph.nodes:
         target = str(node.target)
         if node.op == "call_module" and target not in analysis.tied:
             module = graph.get_submodule(target)
             rule = next((_CUTS[kind] for kind in type(module).__mro__ if kind in _CUTS), None)
             if rule is not None and node not in analysis.refused:
-                replaced[target] = rule(module, node, analysis, keep)
+                part = rule(module, node, analysis, keep)
+                _keep_what_else_it_holds(module, part)
+                replaced[target] = part
         elif node.op == "get_attr" and isinstance(analysis.units[node], Units):
             replaced[target] = _cut_tensor(attrgetter(target)(graph), node, analysis, keep)
-        elif node.op in ("call_method", "call_function"):
+    # parents first
+    return dict(sorted(replaced.items(), key=lambda part: part[0].count(".")))
+
+
+def cut(analysis: Analysis, keep: Tensor, replaced: Replaced) -> fx.GraphModule:
+    """The graph with the smaller parts, and shapes of the units that stay."""
+    graph = analysis.graph
+    for node in graph.graph.nodes:
+        if node.op in ("call_method", "call_function"):
             _reshape_arguments(node, analysis, keep)
-    for target in sorted(replaced, key=lambda name: name.count(".")):  # parents first
+    for target, part in replaced.items():
         parent, _, name = target.rpartition(".")
-        holder = graph.get_submodule(parent)
-        _keep_extra_members(getattr(holder, name), replaced[target])
-        setattr(holder, name, replaced[target])
+        setattr(graph.get_submodule(parent), name, part)
     graph.recompile()
     return graph
 
 
-def _keep_extra_members(old: object, new: object) -> None:
-    """Keep what a layer of the model's own holds besides its weights, for other calls."""
-    for name in getattr(old, "extra_members", ()) if old is not new else ():
+def _keep_what_else_it_holds(old: nn.Module, new: nn.Module) -> None:
+    """What a layer of the model's own holds besides its weights, for other calls; and what of it
+    is frozen."""
+    if new is old:
+        return
+    for name in getattr(old, "extra_members", ()):
         for store in ("_parameters", "_buffers", "_modules"):
             if name in getattr(old, store):
                 getattr(new, store)[name] = getattr(old, store)[name]
+    trainable = {name: p.requires_grad for name, p in old.named_parameters()}
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(trainable.get(name, parameter.requires_grad))
 
 
 def _inputs(node: fx.Node, analysis: Analysis, position: int = 0) -> Units:

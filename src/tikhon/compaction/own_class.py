@@ -1,0 +1,60 @@
+"""The small model in the user's own class, where its forward runs with the smaller parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+from torch import nn
+
+from .rewrite import Replaced
+
+
+def in_own_class(model: nn.Module, replaced: Replaced) -> nn.Module | None:
+    """The model with the smaller modules and tensors in place of its own, which it gives up.
+
+    None where the graph has parts that the model does not have under their names: functions of
+    parameters that stand beside their modules.
+    """
+    for name, new in replaced.items():
+        try:
+            old = attrgetter(name)(model)
+        except AttributeError:
+            return None
+        if isinstance(old, nn.Module) is not isinstance(new, nn.Module):
+            return None
+        if _shapes(old) == _shapes(new):
+            continue
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, new)
+    return model
+
+
+def _shapes(part: Any) -> object:
+    if isinstance(part, nn.Module):
+        return {name: tensor.shape for name, tensor in part.state_dict().items()}
+    return part.shape
+
+
+@contextmanager
+def without_cache(*models: nn.Module) -> Iterator[bool]:
+    """Hugging Face models return no cache of keys and values, which no graph could; whether they
+    would."""
+    found = {id(c): c for m in models for part in m.modules() if _is_caching(c := _config(part))}
+    for config in found.values():
+        config.use_cache = False
+    try:
+        yield bool(found)
+    finally:
+        for config in found.values():
+            config.use_cache = True
+
+
+def _config(module: nn.Module) -> Any:
+    return getattr(module, "config", None)
+
+
+def _is_caching(config: Any) -> bool:
+    return getattr(config, "use_cache", False) is True
