@@ -272,7 +272,7 @@ class TrainingOptions:
         "sgd, adam, adamw, nadam, radam, rmsprop or adagrad.",
         panel=TRAINING,
         metavar="NAME",
-        search=_OWN,
+        search=False,
         names=OPTIMIZERS,
     )
     lr: float = option(1e-3, "Learning rate.", float, TRAINING, search=False)
@@ -285,7 +285,7 @@ class TrainingOptions:
         names=SCHEDULES,
         search="every trial has the cosine schedule",
     )
-    batch_size: int = option(64, "Rows per step.", int, TRAINING, search=_OWN)
+    batch_size: int = option(64, "Rows per step.", int, TRAINING, search=False)
     epochs: int = option(
         20,
         "Passes over the training rows.",

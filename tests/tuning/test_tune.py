@@ -30,7 +30,7 @@ from tikhon.tuning.preparation import make_job
 from tikhon.tuning.runners import PopulationRunner, choose_chunk, step_time
 from tikhon.tuning.searches import PopulationBased, Random
 from tikhon.tuning.space import Choice, Log, Space, Uniform
-from tikhon.tuning.trials import Trial
+from tikhon.tuning.trials import DEFAULT, Trial
 from tikhon.tuning.tune import tune
 
 SPACE = Space(dropout=Uniform(0, 0.6), lr=Log(1e-3, 3e-2), weight_decay="auto")
@@ -476,6 +476,13 @@ def test_batch_norm_with_folds_is_trained_one_after_another_and_told_why():
         ({"epochs": 0}, "epochs must be a whole number, 1 or more, received 0"),
         ({"epochs": 2.5}, "epochs must be .*received 2.5"),
         ({"batch_size": 0}, "batch_size must be .*received 0"),
+        ({"space": {"batch_size": Log(8, 64)}}, "'batch_size' holds Log.*whole numbers of rows"),
+        ({"space": {"batch_size": [0, 8]}}, "'batch_size' holds Choice.*whole numbers of rows"),
+        (
+            {"space": {"optimizer": ["adamw", "sdg"]}},
+            "unknown optimizer 'sdg'; did you",
+        ),
+        ({"space": {"optimizer": ["adamw", "nadam"]}}, "NAdam does not act entry by entry"),
         ({"seed": -1}, "seed must be a whole number, 0 or more"),
         ({"device": "gpuu"}, "unknown device 'gpuu'"),
         ({"search": "random"}, "received 'random'.*create_study"),
@@ -727,6 +734,37 @@ def test_the_choice_makes_a_recipe_that_fit_repeats(penalty):
     chosen = found.to_dict()
     assert chosen["settings"]["schedule"] == "cosine"
     assert [p["how"] for p in chosen["recipe"]["penalties"]] == ["decoupled", "objective"]
+    for a, b in zip(run.model.parameters(), found.model.parameters()):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+SHARED = Space(lr=0.02, optimizer=["sgd", "rmsprop"], batch_size=[8, 40], l2=1e-3)
+
+
+def test_a_batch_size_and_an_optimizer_of_a_space_train_as_those_of_a_search():
+    given = {"folds": 2, "epochs": 2, "refit": False}
+    given |= {"search": lambda space, plan: Random(space, count=6)}
+    found = search(space=SHARED, **given)
+    assert found.plan.chunk > 1
+    trials = [o for o in found.history if o.trial.id != DEFAULT]
+    kinds = {tuple(o.trial.config[n] for n in ("optimizer", "batch_size")): o for o in trials}
+    assert len(kinds) > 2
+    for (optimizer, batch_size), outcome in kinds.items():
+        alone = {"optimizer": optimizer, "batch_size": batch_size, "search": None}
+        first = search(space=Space(lr=0.02, l2=1e-3), **(given | alone)).history[0]
+        assert (first.score, first.trial.budget) == pytest.approx(
+            (outcome.score, outcome.trial.budget), rel=1e-5
+        )
+
+
+def test_a_chosen_batch_size_and_optimizer_reach_the_refit_and_the_settings():
+    x, y = data()
+    space = Space(lr=0.02, weight_decay=0.5, optimizer=["rmsprop", "sgd"], batch_size=[24, 40])
+    found = tune(partial(nn.Linear, 6, 2), (x, y), space=space, epochs=3, budget="4runs", folds=0)
+    chosen = {name: found.config[name] for name in ("optimizer", "batch_size")}
+    assert {name: found.settings[name] for name in chosen} == chosen
+    torch.manual_seed(found.settings["seed"])
+    run = fit(nn.Linear(6, 2), (x, y), found.recipe, **found.settings)
     for a, b in zip(run.model.parameters(), found.model.parameters()):
         assert torch.allclose(a, b, atol=1e-6)
 

@@ -32,10 +32,6 @@ _SUGGESTING_METHODS = frozenset(
     {"Int", "Float", "Choice", "Boolean", "Fixed", "conditional_scope"}
 )
 _COMPARED_VALUES = 4  # values of a choice compared
-_SHARED_ADVICE = (
-    ", since all members share it; to compare values, call tune once for each with the same seed, "
-    "and keep the result with the best audit.chosen_score"
-)
 CONFIG_NAMES = (
     "config",
     "params",
@@ -226,8 +222,7 @@ class Builder:
     def _explain_unread(self, name: str) -> str:
         reasons = {option: found.search for option, found, _ in training_fields()}
         if isinstance(reason := reasons.get(name), str):
-            advice = _SHARED_ADVICE if name in ("batch_size", "optimizer") else ""
-            return f"a search does not vary {name!r}: {reason}{advice}"
+            return f"a search does not vary {name!r}: {reason}"
         own = [p.name for p in _parameters(self.build_model) if p.kind in _KEYWORD]
         accepted = [parameter for parameter in own if parameter not in CONFIG_NAMES]
         found = unknown_name("space entry", name, [*KNOWN, *accepted])

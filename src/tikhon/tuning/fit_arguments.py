@@ -11,7 +11,7 @@ from tikhon.regularizer.terms import Term
 from tikhon.training.losses import LOSSES
 from tikhon.training.recipe import Auto, Recipe, penalty_names
 from tikhon.training.settings import OPTIMIZERS
-from tikhon.tuning.runners import Config, SearchJob
+from tikhon.tuning.runners import Config, SearchJob, with_settings
 from tikhon.tuning.trials import Value
 
 
@@ -49,6 +49,7 @@ def _term(name: str, value: Value) -> object:
 
 def settings_of(config: Config, job: SearchJob) -> dict[str, object]:
     """Return the other settings of a trial, named as arguments of `fit`."""
+    job = with_settings(job, config)
     known = {kind: name for name, kind in OPTIMIZERS.items()}
     loss, lr = job.objective.loss, float(config.get("lr", 1e-3))
     own = partial(job.optimizer, lr=lr, weight_decay=0.0)  # an unnamed factory

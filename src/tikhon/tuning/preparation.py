@@ -24,7 +24,7 @@ from tikhon.training.losses import LOSSES
 from tikhon.training.settings import OPTIMIZERS, Settings, pick_device
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.metric import LEAST_BLOCKED, metric_of
-from tikhon.tuning.runners import Config, SearchJob
+from tikhon.tuning.runners import Config, SearchJob, populate
 from tikhon.tuning.space import Log, Space, Uniform
 
 FEW_ROWS = 2_500  # rows below which a single held-out fifth is too noisy
@@ -116,6 +116,20 @@ def make_job(
             "to tell differences from chance: give more rows in valid, or folds"
         )
     return job
+
+
+def check_shared_entries(job: SearchJob, space: Space, default: Config) -> None:
+    """Raise `InputError` for optimizers and batch sizes of a space that no trial can have."""
+    if job.loader is not None and "batch_size" in space:
+        raise InputError(
+            f"the space varies batch_size, and the {type(job.loader.sampler).__name__} of the "
+            "loader draws the batches: give the rows, or a loader that only shuffles"
+        )
+    if "optimizer" in space:
+        entry = space["optimizer"]
+        names = [entry] if isinstance(entry, str) else space.range("optimizer").grid(1)
+        for name in names:
+            populate(job, [{**default, "optimizer": str(name)}])
 
 
 def all_rows(job: SearchJob, x: Any, y: Tensor, valid: tuple[Any, Tensor] | None) -> SearchJob:

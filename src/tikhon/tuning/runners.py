@@ -21,6 +21,7 @@ from tikhon.population.hyperparameters import Hyperparameters
 from tikhon.population.losses import RowLosses, weighted_mean
 from tikhon.population.population import Population
 from tikhon.runs.interrupt import Stopped, ignore_messages, never_stop
+from tikhon.training.settings import OPTIMIZERS
 from tikhon.tuning.draws import Draws
 from tikhon.tuning.metric import Metric, blocks_of
 from tikhon.tuning.space import known
@@ -172,7 +173,7 @@ class PopulationRunner:
             config = {k: v == "auto" for k, v in sorted(unit.trial.config.items())}
             parent = unit.trial.parent
             start = 0 if parent is None else starts.get(parent, 0)
-            return repr((unit.trial.budget, start, config, builder_entries(unit.trial.config)))
+            return repr((unit.trial.budget, start, config, shared_entries(unit.trial.config)))
 
         for _, group in groupby(sorted(units, key=key_of), key=key_of):
             members = list(group)
@@ -188,7 +189,7 @@ class PopulationRunner:
         """Train until that epoch; if None, to the budget of the trials or until time is up."""
         first, started = units[0].trial, time.perf_counter()
         others = math.ceil(self.job.folds / len(units)) - 1  # groups of folds to train as long
-        job = with_trial_length(self.job, first)
+        job = job_of(self.job, first)
         population = populate(job, [unit.trial.config for unit in units])
         start = 0
         if first.parent is not None:
@@ -251,13 +252,27 @@ class PopulationRunner:
         return Outcome(trial, score, seconds, error, curve=curve, strengths=strengths)
 
 
-def with_trial_length(job: SearchJob, trial: Trial) -> SearchJob:
-    """Return the job of a trial: the default has a schedule of its own length."""
-    return replace(job, epochs=trial.budget) if trial.id == DEFAULT else job
+def job_of(job: SearchJob, trial: Trial) -> SearchJob:
+    """Return the job of a trial: with its own batch size and optimizer, if the space varies them,
+    and for the default a schedule of its own length.
+    """
+    job = replace(job, epochs=trial.budget) if trial.id == DEFAULT else job
+    return with_settings(job, trial.config)
+
+
+def with_settings(job: SearchJob, config: Config) -> SearchJob:
+    """Return the job with the batch size and the optimizer of a configuration."""
+    name = config.get("optimizer")
+    return replace(
+        job,
+        batch_size=int(config.get("batch_size", job.batch_size)),
+        optimizer=job.optimizer if name is None else OPTIMIZERS[str(name)],
+    )
 
 
 def populate(job: SearchJob, configs: Sequence[Config]) -> Population:
     """Return freshly initialised members; equal seeds give equal initial weights."""
+    job = with_settings(job, configs[0])
     return Population(
         [build(job, config) for config in configs],
         Hyperparameters.of(configs),
@@ -278,6 +293,12 @@ def build(job: SearchJob, config: Config) -> nn.Module:
 def builder_entries(config: Config) -> list[tuple[str, Value]]:
     """Return the entries known only to the builder, which may change the model's computation."""
     return sorted((name, value) for name, value in config.items() if not known(name))
+
+
+def shared_entries(config: Config) -> list[tuple[str, Value]]:
+    """Return the entries that members trained together have in common."""
+    shared = ("batch_size", "optimizer")
+    return sorted((n, value) for n, value in config.items() if n in shared or not known(n))
 
 
 def _fold_state(state: State, fold: int) -> State:
@@ -361,6 +382,7 @@ def train_fully(
 
     None for a member that diverges, and for all if `stop` returns true before the end.
     """
+    job = with_settings(job, configs[0])
     population = populate(job, configs)
     if population.decay is not None:
         found = torch.stack([trace for trace in traces if trace is not None])
@@ -406,10 +428,11 @@ def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
     if not batchable:
         return 1, reason
     model = build(job, batchable[0][0])
+    rows = max(with_settings(job, group[0]).batch_size for group in batchable)
     max_members = max(map(len, batchable)) * job.folds
     size = sum(p.numel() for p in model.parameters())
     factor = 1 if job.y.device.type == "cpu" else ACCELERATOR
-    members = factor * _saturating_rows(job, model, size) // min(job.batch_size, len(job.y))
+    members = factor * _saturating_rows(job, model, size) // min(rows, len(job.y))
     sizes = [
         s
         for s in SIZES
@@ -445,7 +468,7 @@ def _try_batching(job: SearchJob, config: Config) -> tuple[bool, str]:
 def _by_model(configs: Sequence[Config]) -> list[list[Config]]:
     groups: dict[str, list[Config]] = {}
     for config in configs:
-        groups.setdefault(repr(builder_entries(config)), []).append(config)
+        groups.setdefault(repr(shared_entries(config)), []).append(config)
     return list(groups.values())
 
 
@@ -461,7 +484,10 @@ def _saturating_rows(job: SearchJob, model: nn.Module, size: int) -> int:
 
 
 def step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
-    """Microseconds of a step of one member of the costliest model, at this chunk size."""
+    """Microseconds of a step of one member of the costliest model, at this chunk size.
+
+    Where batch sizes differ, as many of them as there are steps of the job's own size in an epoch.
+    """
     groups = _by_model(configs)
     sampled = groups[:: math.ceil(len(groups) / TIMED_MODELS)]
     sizes = [chunk if chunk > 1 and can_batch(job, group[0])[0] else 1 for group in sampled]
@@ -471,6 +497,7 @@ def step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
 def _member_step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> float:
     """Time a step of one member of a model in microseconds, including adaptive strengths."""
     members = [configs[i % len(configs)] for i in range(chunk)]
+    own_steps, job = job.steps_per_epoch, with_settings(job, configs[0])
     fold_mask = None
     if job.fold_mask is not None:
         fold_mask = job.fold_mask[[i % job.folds for i in range(chunk)]]
@@ -482,7 +509,7 @@ def _member_step_time(job: SearchJob, configs: Sequence[Config], chunk: int) -> 
         batch = _validation_batch(job, fold_mask, update)
         adapting = _median_microseconds(lambda step: population.adapt(*batch, update), 4)
         microseconds_per_step += adapting / population.decay.every
-    return microseconds_per_step / chunk
+    return microseconds_per_step / chunk * job.steps_per_epoch / own_steps
 
 
 def microseconds(

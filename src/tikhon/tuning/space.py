@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tikhon.errors import InputError, unknown_name
-from tikhon.options import STRENGTHS, split_name, training_fields
+from tikhon.options import OPTIMIZERS, STRENGTHS, split_name, training_fields
 from tikhon.tuning.trials import Value
 
 # Hyperparameters of the runners, and whether larger values simplify the model.
@@ -274,7 +274,8 @@ class Space(Mapping[str, Entry]):
     A range with conditions (`Int(3, 7).when(model="cnn")`) belongs only to configurations that
     meet them; conditions refer to earlier entries. A list is the `Choice` of its values.
 
-    Entries for every model: lr, clip_norm, seed, dropout, label_smoothing, mixup, weight_decay (a
+    Entries for every model: lr, batch_size, optimizer (names), clip_norm, seed, dropout,
+    label_smoothing, mixup, weight_decay (a
     range, a number or "auto": for each layer, by hypergradient), strengths of the penalties l2,
     l1, elastic_net, group_lasso, mcp, scad, log_sum and huber, and max_norm. Other names are for
     the builder of the model; `tune` raises for one that is never read.
@@ -479,6 +480,16 @@ def _check_domain(name: str, entry: Range | Value) -> None:
     if own not in KNOWN or entry == "auto":
         return
     ends = entry.grid(2) if isinstance(entry, Range) else [entry]
+    if own == "optimizer":
+        for end in ends:
+            if end not in OPTIMIZERS:
+                raise InputError(f"space: {unknown_name('optimizer', end, OPTIMIZERS)}")
+        return
+    if own == "batch_size" and not all(type(end) is int and end > 0 for end in ends):
+        raise InputError(
+            f"space entry 'batch_size' holds {entry!r}: give whole numbers of rows, as in "
+            "[32, 64] or Int(16, 128, log=True)"
+        )
     for end in ends:
         if isinstance(end, (str, bool)) or not math.isfinite(end) or end < 0:
             raise InputError(f"space entry {name!r} holds {end!r}: give a finite number >= 0")

@@ -23,6 +23,7 @@ from tikhon.options import with_mode
 from tikhon.regularizer.audit import warn
 from tikhon.runs.interrupt import Stopped, ignore_messages, never_stop
 from tikhon.runs.run_directory import STATES
+from tikhon.training.compiler_imports import without_compiler
 from tikhon.training.input_check import check_model_accepts
 from tikhon.training.losses import Loss, loss_name, loss_of
 from tikhon.training.recipe import Recipe
@@ -34,6 +35,7 @@ from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.plan import SearchPlan, configs_near_defaults, default_config, make_plan
 from tikhon.tuning.preparation import (
     all_rows,
+    check_shared_entries,
     default_space,
     make_job,
     open_journal,
@@ -44,11 +46,11 @@ from tikhon.tuning.runners import (
     PopulationRunner,
     SearchJob,
     build,
-    builder_entries,
+    job_of,
     populate,
+    shared_entries,
     train_fully,
     validation_rows,
-    with_trial_length,
 )
 from tikhon.tuning.searches import Halving, Search, SpaceFilling
 from tikhon.tuning.session import (
@@ -192,6 +194,7 @@ class TuneResult:
         return "\n".join(lines)
 
 
+@without_compiler()
 def tune(
     build_model: Callable[..., nn.Module],
     train: Any,
@@ -294,6 +297,7 @@ def tune(
     )
     if held_out is not None and loss.kind != "whole":
         check_model_accepts(build(job, defaults), job.x, slice_rows(job.scored[0], slice(2)))
+    check_shared_entries(job, space, defaults)
     job.objective.probe(build(job, defaults), slice_rows((job.x, job.y), slice(_PROBED)))
     journal = open_journal(output, resume, space, job, budget)
     plan = _make_plan(job, space, budget, journal, fixed=epochs is not None)
@@ -358,7 +362,7 @@ def _build_result(
     rows = torch.stack([_row_losses(job, out) for out in outputs])
     configs = [o.trial.config for o in ends]
     weights = [-1.0 if o.trial.id == DEFAULT else space.weight(o.trial.config) for o in ends]
-    chosen = choose(rows, weights, [repr(builder_entries(config)) for config in configs])
+    chosen = choose(rows, weights, [repr(shared_entries(config)) for config in configs])
     default = next((k for k, o in enumerate(ends) if o.trial.id == DEFAULT), None)
     failed = sum(o.failed for o in history)
     epoch = session.untuned_epochs if default is None else ends[default].trial.budget
@@ -394,7 +398,7 @@ def _build_result(
         seconds=time.perf_counter() - session.started,
         stopped=session.ended,
         members=tuple(configs[k] for k, *_ in parts),
-        settings=settings_of(configs[chosen], with_trial_length(full, ends[chosen].trial)),
+        settings=settings_of(configs[chosen], job_of(full, ends[chosen].trial)),
     )
 
 
@@ -430,11 +434,9 @@ def _row_losses(job: SearchJob, outputs: Tensor) -> Tensor:
     """Return losses of rows or blocks, or pseudo-values of a metric."""
     if job.metric is not None:
         return job.metric.pseudo_values(outputs, job.scored[1])
-    return (
-        outputs
-        if job.objective.batch_only
-        else job.objective.rows(outputs[None], job.scored[1])[0]
-    )
+    if job.objective.batch_only:
+        return outputs
+    return job.objective.rows(outputs[None], job.scored[1])[0]
 
 
 def _select_members(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen: int) -> list[int]:
@@ -454,10 +456,7 @@ def _select_members(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen:
 
 
 def _refit(
-    full: SearchJob,
-    ends: list[Outcome],
-    top: list[int],
-    session: Session,
+    full: SearchJob, ends: list[Outcome], top: list[int], session: Session
 ) -> list[tuple[int, dict[str, Tensor] | None]]:
     """Retrain on all rows, each with the strengths found in its search.
 
@@ -482,7 +481,7 @@ def _refit(
     def stop() -> bool:
         return session.is_spent(1.05) or session.stop()
 
-    jobs = [with_trial_length(full, trials[k]) for k in chosen]
+    jobs = [job_of(full, trials[k]) for k in chosen]
     traces = [_mean_trace(session, trials[k], job.epochs) for k, job in zip(chosen, jobs)]
     kinds = [(job.epochs, 0 if t is None else len(t)) for job, t in zip(jobs, traces)]
     for alike in _group_by_population(wanted, kinds):
@@ -515,7 +514,7 @@ def _group_by_population(configs: list[Config], kinds: list[tuple[int, int]]) ->
         key = (
             sorted(config),
             config.get("weight_decay") == "auto",
-            builder_entries(config),
+            shared_entries(config),
             kinds[k],
         )
         groups.setdefault(repr(key), []).append(k)
