@@ -316,13 +316,11 @@ def sigmoid_for_one_unit(calls: list[Call]) -> list[str]:
 # the loss
 
 
-def include_all_classes(calls: list[Call]) -> list[str]:
-    """Compute class losses without `ignore_index` and class weights."""
+def set_options(options: str, calls: list[Call]) -> list[str]:
+    """Compute class losses with other options, such as `ignore_index` and class weights."""
     return line_if_any(
         calls_to(calls, *CLASS_LOSSES),
-        f"if name in {CLASS_LOSSES}:\n"
-        '    kwargs = {**kwargs, "ignore_index": -100, "weight": None}\n'
-        "    return function(*args[:2], **kwargs)",
+        f"if name in {CLASS_LOSSES}:\n    return function(*args[:2], **{{**kwargs, {options}}})",
     )
 
 
@@ -390,15 +388,6 @@ def sum_over_entries(calls: list[Call]) -> list[str]:
         (c for c in calls_to(calls, "mean") if c.output),
         'if name == "mean" and args[0].ndim > 1 and (args[1:] or "dim" in kwargs):\n'
         "    return torch.sum(*args, **kwargs)",
-    )
-
-
-def ignore_padding(calls: list[Call]) -> list[str]:
-    """Ignore token 0, the padding, in class losses."""
-    return line_if_any(
-        calls_to(calls, *CLASS_LOSSES),
-        f"if name in {CLASS_LOSSES}:\n"
-        '    return function(*args[:2], **{**kwargs, "ignore_index": 0})',
     )
 
 

@@ -393,7 +393,10 @@ def _summary(found: Cure) -> str:
     seeds, steps, measured = len(base.scores), base.steps, math.isfinite(mean(base.scores))
     lines[0] += f", {seeds} seed{'s' * (seeds > 1)} x {steps} steps"
     if chosen is None:
-        lines.append(f" {_no_cure_reason(found)}")
+        reason = "no treatment beat the untreated program and a constant predictor clearly"
+        if found.diagnosis.ok:
+            reason = "no problem was found, and no treatment is confirmed to do better"
+        lines.append(f" {'nothing to cure' if found.diagnosis.ok else 'no cure found'}: {reason}")
         lines += [] if seeds > 1 else [f" {TOO_SHORT}"]
         lines += _remaining_lines(found)
     else:
@@ -437,14 +440,6 @@ def _summary(found: Cure) -> str:
 
 def _shorten(name: str) -> str:
     return name if len(name) <= 44 else f"{name[:43]}…"
-
-
-def _no_cure_reason(found: Cure) -> str:
-    if found.diagnosis.ok:
-        return "nothing to cure: no problem was found, and no treatment is confirmed to do better"
-    return (
-        "no cure found: no treatment beat the untreated program and a constant predictor clearly"
-    )
 
 
 def _remaining_lines(found: Cure) -> list[str]:

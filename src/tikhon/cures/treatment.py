@@ -70,11 +70,6 @@ class Treatment:
         """Names of its parts."""
         return {part.name for part in self.parts or (self,)}
 
-    @property
-    def replaces_optimizer(self) -> bool:
-        """Whether the setup replaces the user's optimizer."""
-        return any("optimizer =" in part.setup for part in self.parts or (self,))
-
     def apply(self, replica: Replica, samples: Samples, valid_batch: Batch | None = None) -> bool:
         """Treat the replica in place and store the patch on it; return False if not applicable."""
         parts = self.parts or (self,)

@@ -250,7 +250,7 @@ NO_HEAD_ACTIVATION = _calls(
 )
 NO_IGNORED_CLASSES = _calls(
     "no class left out of the loss",
-    calls.include_all_classes,
+    partial(calls.set_options, '"ignore_index": -100, "weight": None'),
     "the loss without ignore_index, and without weights of 0",
 )
 ONE_SHAPE_IN_LOSS = _calls(
@@ -286,7 +286,9 @@ SUM_OVER_ENTRIES = _calls(
     "a sum over the entries of a row, then a mean over the rows",
 )
 NO_PADDING_IN_LOSS = _calls(
-    "padding left out of the loss", calls.ignore_padding, "ignore_index=0 in the loss"
+    "padding left out of the loss",
+    partial(calls.set_options, '"ignore_index": 0'),
+    "ignore_index=0 in the loss",
 )
 NO_PADDING_IN_MODEL = _calls(
     "words without padding",
@@ -536,7 +538,8 @@ def candidates(codes: Sequence[str]) -> list[Treatment]:
         return [rate(0.01), SLOWER, *edits.values()]
     treatments = [SLOWER, FASTER, ADAMS[0], *edits.values()]  # what a short budget must reach
     for edit in edits.values():
-        treatments += [] if edit.replaces_optimizer else [edit & rate(0.2), edit & adam(1e-3)]
+        if not any("optimizer =" in part.setup for part in edit.parts or (edit,)):
+            treatments += [edit & rate(0.2), edit & adam(1e-3)]
         treatments += [edit & rate(10.0)] if edit.kind == SCALED_INPUTS.kind else []
         if edit.kind in (GRU.name, RECURRENT_INIT.name, CHRONO_INIT.name, OPEN_FORGET_GATES.name):
             treatments += [edit & adam(1e-2) & CLIP, edit & adam(1e-3) & CLIP]

@@ -95,7 +95,8 @@ def _run_due_controls(
     make: Callable[[], Replica], run: CompletedRun
 ) -> Iterator[dict[str, object]]:
     """Yield the results of each control run that is due."""
-    if _lacks_relation(run):
+    relation = number(run.record.wiring.get("relation"))
+    if relation is not None and relation < e.RELATED:  # no shallow model finds one
         yield {"advantage": _advantage(make, run)}
     ev = Evidence(run.record)
     if ev.ignores_code:  # the code may become informative later
@@ -124,12 +125,6 @@ def _run_due_controls(
             end = trial.points[-1]
             scores = late_scores(trial.points) if over_time else (end.eval_loss, end.metric)
             yield dict(zip((f"{control.name}_loss", f"{control.name}_metric"), scores))
-
-
-def _lacks_relation(run: CompletedRun) -> bool:
-    """Whether no shallow model finds a relation, so that the network itself has to be tried."""
-    relation = run.record.wiring.get("relation")
-    return relation is not None and relation < e.RELATED
 
 
 def _advantage(make: Callable[[], Replica], run: CompletedRun) -> float | None:
@@ -186,7 +181,7 @@ def _may_step_too_far(ev: Evidence, run: CompletedRun) -> bool:
     The loss oscillates, or skill is low with constant outputs or large updates.
     """
     has_reference, skill = ev.shallow_gain is not None, ev.final_skill
-    became_constant = ev.has_constant_output and not ev.starts_constant
+    became_constant = ev.has_constant_output and not ev.is_constant(ev.first)
     lost = skill < LOW_SKILL and ((has_reference and not ev.falls_smoothly) or became_constant)
     lacks_skill = skill < e.LEARNED if has_reference else ev.trivial is not None and skill <= 0
     has_long_steps = not ev.falls_fast and (ev.median_update or 0.0) >= LONG_STEP
@@ -259,22 +254,25 @@ def _add_residual_connection(replica: Replica, run: CompletedRun) -> None:
         replica.model.get_submodule(name).register_forward_hook(add_query)
 
 
-def _change_nothing(replica: Replica, run: CompletedRun) -> None:
-    """Leave the replica unchanged: the context `LeakyActivations` makes the difference."""
-
-
 def _has_flat_units(ev: Evidence, run: CompletedRun) -> bool:
     """Whether units died or saturated during a run with low skill."""
-    dying = ev.dead_rectifiers and not ev.starts_dead
-    return ev.final_skill < e.LEARNED and bool(dying or ev.saturated_activations)
+    dead, first = ev.dead_rectifiers, ev.first
+    was_dead = first is not None and any((first.readings[i].dead or 0) >= e.DEAD for i in dead)
+    dying = bool(dead) and not was_dead
+    return ev.final_skill < e.LEARNED and (dying or bool(ev.saturated_activations))
 
 
 def _has_unscaled_inputs(ev: Evidence, run: CompletedRun) -> bool:
     """Whether the inputs are one unscaled tensor, in a run with low skill."""
     inputs = run.source.probe[0]
     is_one_tensor = isinstance(inputs, torch.Tensor) and inputs.ndim > 1
-    applies = is_one_tensor and not ev.wiring.get("whole")
-    return applies and _has_low_skill(ev) and ev.has_unscaled_inputs
+    size = run.record.data.get("inputs") or {}
+    spread, mean = number(size.get("std")), number(size.get("mean"))
+    if not is_one_tensor or ev.wiring.get("whole") or not _has_low_skill(ev):
+        return False
+    if not spread or mean is None or run.record.data.get("normalised_inside"):
+        return False
+    return not 0.1 <= spread <= 10 or abs(mean) > 3 * spread
 
 
 def _standardize_inputs(replica: Replica, run: CompletedRun) -> None:
@@ -311,6 +309,6 @@ CONTROLS = (
         lambda ev, run: ev.may_be_harmed and ev.wiring.get("nothing_past"),
         _add_residual_connection,
     ),
-    Control("leaky", _has_flat_units, _change_nothing),  # small slope where activations are flat
+    Control("leaky", _has_flat_units, lambda replica, run: None),  # `LeakyActivations` does it
     Control("scaled", _has_unscaled_inputs, _standardize_inputs),
 )

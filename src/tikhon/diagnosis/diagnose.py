@@ -37,12 +37,7 @@ from tikhon.errors import InputError
 from tikhon.languages import sentence
 
 # faults of the program itself, causes before consequences
-WIRING = (
-    *wiring.CHECKS,
-    *operations.CHECKS,
-    *loss_checks.CHECKS,
-    *data_checks.CHECKS,
-)
+WIRING = (*wiring.CHECKS, *operations.CHECKS, *loss_checks.CHECKS, *data_checks.CHECKS)
 # critical only where a control run, or the lowest loss the head can reach, proves them causes
 PROVEN = {"frozen_parameters", "missing_from_optimizer", "head_mismatch"}
 # evidence by a control run, which proves a cause

@@ -149,14 +149,10 @@ class Evidence:
     @cached_property
     def has_constant_output(self) -> bool:
         """Whether the network ends with the same output for every sample."""
-        return self._is_constant(self.last)
+        return self.is_constant(self.last)
 
-    @cached_property
-    def starts_constant(self) -> bool:
-        """Whether it had the same output for every sample before the first step."""
-        return self._is_constant(self.first)
-
-    def _is_constant(self, probe: Probe | None) -> bool:
+    def is_constant(self, probe: Probe | None) -> bool:
+        """Whether the output at a probe is the same for every sample."""
         if probe is None or not self.chain:
             return False
         spread = probe.readings[self.chain[-1]].diversity
@@ -176,13 +172,6 @@ class Evidence:
             and reading.dead >= e.DEAD
             and (fails or self.late_median("dead", i) >= e.DEAD)
         ]
-
-    @cached_property
-    def starts_dead(self) -> bool:
-        """Whether any of `dead_rectifiers` was dead before the first step."""
-        first = self.first
-        dead = self.dead_rectifiers
-        return first is not None and any((first.readings[i].dead or 0) >= e.DEAD for i in dead)
 
     @cached_property
     def saturated_activations(self) -> list[int]:
@@ -262,15 +251,6 @@ class Evidence:
         if self.record.failure is not None:
             return 0.0
         return self._skill(self.end.valid_metric, self.end.valid_loss)
-
-    @cached_property
-    def has_unscaled_inputs(self) -> bool:
-        """Whether inputs are not standardized and no normalisation layer comes first."""
-        inputs = self.record.data.get("inputs") or {}
-        spread, mean = number(inputs.get("std")), number(inputs.get("mean"))
-        if not spread or mean is None or self.record.data.get("normalised_inside"):
-            return False
-        return not 0.1 <= spread <= 10 or abs(mean) > 3 * spread
 
     @cached_property
     def late_skill(self) -> float:

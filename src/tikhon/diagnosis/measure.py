@@ -279,7 +279,8 @@ def _choose_optimizer(optimizer: object, loss: object, model: nn.Module) -> tupl
     """Return the optimizer of the dry run, and whether the one given trains another model."""
     if loss is None and optimizer is None:
         optimizer = own_optimizer(model)
-    is_foreign = is_foreign_optimizer(optimizer, model)
+    optimized, own = _tensor_ids(optimizer), {id(p) for p in model.parameters()}
+    is_foreign = bool(optimized and own) and not optimized & own
     return None if is_foreign else optimizer, is_foreign
 
 
@@ -363,12 +364,6 @@ def _unread_recurrent_parameters(
             zero = {n for n, g in own.items() if g is not None and not bool(g.any())}
             idle |= zero if len(zero) < len(own) else set()
     return idle
-
-
-def is_foreign_optimizer(optimizer: object, model: nn.Module) -> bool:
-    """Whether the optimizer has parameters, but none of the model."""
-    optimized, own = _tensor_ids(optimizer), {id(p) for p in model.parameters()}
-    return bool(optimized and own) and not optimized & own
 
 
 def _check_rows(model: nn.Module, source: Samples, validation: Batch | None) -> None:

@@ -154,7 +154,9 @@ class Instruments(Located):
         options = {k: v for k, v in kwargs.items() if k not in ("input", "inplace")}
         if func in (torch.nn.functional.relu, torch.nn.functional.hardtanh):
             rest = rest if label == "hardtanh" else ()
-        slope = _slope(label, func, inputs.detach(), _without_flags(rest), options)
+        if rest and isinstance(rest[-1], bool):  # `inplace`
+            rest = rest[:-1]
+        slope = _slope(label, func, inputs.detach(), rest, options)
         if slope is None or not slope.numel():
             return {}
         found = {"slope": root_mean_square(slope)}
@@ -306,11 +308,6 @@ def _spread(output: Tensor) -> dict[str, float]:
 
 def _identity(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _without_flags(rest: Args) -> Args:
-    """Return positional options without a trailing `inplace`."""
-    return rest[:-1] if rest and isinstance(rest[-1], bool) else rest
 
 
 def _time_ratio(profile: Tensor) -> float:

@@ -246,11 +246,7 @@ def isolated(model: nn.Module, seed: int) -> Iterator[None]:
     """Seed the generators of torch, numpy and Python, and restore their states afterwards."""
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     states = random.getstate(), np.random.get_state()
-    with (
-        torch.random.fork_rng(devices=devices),
-        torch.enable_grad(),
-        warnings.catch_warnings(),
-    ):
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), warnings.catch_warnings():
         # reported once, as a finding
         warnings.filterwarnings("ignore", message="Using a target size")
         _seed(seed, devices)

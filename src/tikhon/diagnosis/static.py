@@ -65,8 +65,9 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
             name
             for group in replica.optimizer.param_groups
             if (group.get("eps") or 0) > 0
-            for name in _half_precision_names(model, group["params"])
-            if not bool(torch.tensor(group["eps"]).to(_dtype_of(model, name)))
+            for name, p in model.named_parameters()
+            if p.dtype in HALF_TYPES and any(p is part for part in group["params"])
+            if not bool(torch.tensor(group["eps"]).to(p.dtype))
         ]
         facts["maximize"] = any(g.get("maximize") for g in replica.optimizer.param_groups)
     facts["hooked"] = [n for n, p in model.named_parameters() if p._backward_hooks]
@@ -79,15 +80,6 @@ def model_facts(replica: Replica, batch_size: int) -> dict[str, object]:
         facts["batch_of_one"] = [n for n, m in modules if isinstance(m, norm)]
     facts["dropout_before_norm"] = _dropout_before_norm(model)
     return facts
-
-
-def _half_precision_names(model: nn.Module, parameters: list[Tensor]) -> list[str]:
-    ids = {id(p) for p in parameters}
-    return [n for n, p in model.named_parameters() if id(p) in ids and p.dtype in HALF_TYPES]
-
-
-def _dtype_of(model: nn.Module, name: str) -> torch.dtype:
-    return model.get_parameter(name).dtype
 
 
 def _shared(model: nn.Module) -> list[str]:
@@ -278,14 +270,12 @@ class _Tape(Functions):
             or (name in PRESERVING and args and self.is_nonnegative(args[0]))
         ):
             self._nonnegative.append(result)
-        if name in ADDITIONS and len(args) == 2 and all(map(self._is_nonnegative_term, args)):
+        terms = [t >= 0 if isinstance(t, int | float) else self.is_nonnegative(t) for t in args]
+        if name in ADDITIONS and len(args) == 2 and all(terms):
             self._nonnegative.append(result)
         if name in DROPOUTS and result is not (args[0] if args else kwargs.get("input")):
             self.dropped.append((result, user_line()))
         return result
-
-    def _is_nonnegative_term(self, value: object) -> bool:
-        return value >= 0 if isinstance(value, int | float) else self.is_nonnegative(value)
 
     def is_nonnegative(self, value: object) -> bool:
         """Whether a result is >= 0 by construction: a square, a norm, a sum of them."""

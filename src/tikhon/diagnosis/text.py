@@ -26,10 +26,12 @@ VERDICTS = {
 def format_screen(record: Record, findings: tuple[Finding, ...]) -> str:
     """Format verdict, findings with their consequences, and layers in at most 25 lines."""
     lines = [_title(record, findings)]
-    causes = [f for f in findings if not _is_consequence(f, findings)]
+    codes = {f.code for f in findings}
+    causes = [f for f in findings if f.cause not in codes]
     if _is_well(findings):
         lines += _result_lines(record)
-    lines_left = SCREEN - len(lines) - _table_size(record) - 1
+    table_size = min(7, sum(s.role in ("weight", "recurrent") for s in record.sites)) + 2
+    lines_left = SCREEN - len(lines) - table_size - 1
     detail = 6 if len(causes) * 6 <= lines_left else 2
     shown = causes[: max(1, lines_left // detail)]
     for place, finding in enumerate(shown, 1):
@@ -63,10 +65,6 @@ def _title(record: Record, findings: tuple[Finding, ...]) -> str:
 def _is_well(findings: tuple[Finding, ...]) -> bool:
     """Whether nothing found is a warning or worse."""
     return worst(findings) in ("fine", "info")
-
-
-def _is_consequence(finding: Finding, findings: tuple[Finding, ...]) -> bool:
-    return bool(finding.cause) and any(f.code == finding.cause for f in findings)
 
 
 def _root_cause(finding: Finding, findings: tuple[Finding, ...]) -> str:
@@ -136,10 +134,6 @@ def _result_lines(record: Record) -> list[str]:
         known = f"constant prediction {constant:.2f}, shallow model on held-out rows {shallow:.2f}"
         told.append(f" {name} {reached:.2f} ({known})")
     return told
-
-
-def _table_size(record: Record) -> int:
-    return min(7, sum(s.role in ("weight", "recurrent") for s in record.sites)) + 2
 
 
 def _layers(record: Record, lines_left: int) -> list[str]:

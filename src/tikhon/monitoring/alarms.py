@@ -72,11 +72,6 @@ class LoopState:
     epochs: int = 0  # of the loader that is trained on
     has_improved: bool = False  # a plateau lowered the rate after many epochs had been the best
 
-    @property
-    def sums_losses(self) -> bool:
-        """Whether a step sums micro-batches whose losses were not divided."""
-        return self.is_lasting(self.history.streak("summed_losses"))
-
     def is_lasting(self, streak: Streak, min_samples: int = MIN_SAMPLES) -> bool:
         """Whether a streak is long enough to be reported."""
         minimum = 2 if min_samples <= MIN_SAMPLES else MIN_SAMPLES

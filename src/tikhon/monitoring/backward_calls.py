@@ -93,7 +93,7 @@ class BackwardCalls:
     def _is_upside_down(self) -> bool:
         """Whether the steps go up every criterion."""
         graphs = [graph for graph in self.graphs if graph.signs]
-        rises = bool(graphs) and all(graph.is_negative for graph in graphs)
+        rises = bool(graphs) and all(g.signs and max(g.signs) < 0 for g in graphs)
         falls = bool(graphs) and all(graph.is_positive for graph in graphs)
         return (rises and self._maximizes == {False}) or (falls and self._maximizes == {True})
 

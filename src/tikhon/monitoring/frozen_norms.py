@@ -45,14 +45,12 @@ class FrozenNorms:
             if module not in own and not any(p.requires_grad for p in module.parameters()):
                 self._versions.setdefault(module, _version(module))
                 if self._versions[module] != _version(module):  # an average, or trained in turns
-                    self._drop(name)
+                    kept = self._layers.items()
+                    self._layers = {n: v for n, v in kept if not n.startswith(f"{name}.")}
                 elif name not in self._names:
                     self._names.add(name)
                     self._add(module, name)
                     own |= {*module.modules()}
-
-    def _drop(self, name: str) -> None:
-        self._layers = {n: v for n, v in self._layers.items() if not n.startswith(f"{name}.")}
 
     def _add(self, model: nn.Module, prefix: str = "") -> None:
         parents = {

@@ -126,10 +126,7 @@ class Loaders:
             self.begin_epoch(iterator, loader)
 
     def find(
-        self,
-        loaders: Mapping[str, DataLoader[object]],
-        cycles: Mapping[str, Any],
-        forwards: int,
+        self, loaders: Mapping[str, DataLoader[object]], cycles: Mapping[str, Any], forwards: int
     ) -> None:
         """Look at what the loop holds."""
         self._names |= {id(v.sampler): name for name, v in loaders.items()}

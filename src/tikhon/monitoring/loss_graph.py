@@ -49,11 +49,6 @@ class LossGraph:
         """Whether every criterion in the loss is multiplied by a positive number."""
         return bool(self.signs) and all(sign > 0 for sign in self.signs)
 
-    @property
-    def is_negative(self) -> bool:
-        """Whether every criterion in the loss is multiplied by a negative number."""
-        return bool(self.signs) and all(sign < 0 for sign in self.signs)
-
     def add_reading(self, name: str, value: Tensor) -> None:
         """Keep a number to be read with the sampled step."""
         self.readings.setdefault(name, []).append(value.detach().float().reshape(()))

@@ -62,7 +62,11 @@ def magnitude_alarms(
     `is_summed`: a step sums micro-batches whose losses were not divided; `clipping`: what every
     step took of its gradient, as a factor, at a rate that does not rise.
     """
-    alarms = [*_failure_alarm(failure), *_loss_scale_alarms(rows)]
+    alarms = _loss_scale_alarms(rows)
+    if failure is not None:
+        where, told = (failure["where"],), {"message": failure["message"]}
+        found = alarm("exploding_gradient", failure["step"], key="nonfinite", where=where, **told)
+        alarms = [found, *alarms]
     runaway = _find_runaway(rows, is_summed=is_summed)
     if is_wired and runaway is not None and failure is None:
         alarms.append(runaway)
@@ -81,14 +85,6 @@ def spike_alarms(spikes: Sequence[Spike]) -> list[Alarm]:
         key, value = "gradient_spike", first.gradient or 0.0
     figures = {"value": value, "usual": first.median, "z": first.z, "count": len(spikes)}
     return [alarm("loss_spike", first.step, key=key, **figures)]
-
-
-def _failure_alarm(failure: NonFinite | None) -> list[Alarm]:
-    if failure is None:
-        return []
-    where, message = (failure["where"],), failure["message"]
-    code = "exploding_gradient"
-    return [alarm(code, failure["step"], key="nonfinite", where=where, message=message)]
 
 
 def _find_runaway(rows: Sequence[Row], *, is_summed: bool) -> Alarm | None:

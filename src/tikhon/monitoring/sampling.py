@@ -418,9 +418,11 @@ class Sampler:
         new = [
             t
             for t in tensors(batch)
-            if not (any(part.is_same(t) for part in given) or _is_whole_view(t, rows))
-        ]
-        return True, len(new) < len(given) and all(_is_uniform(t) for t in new)
+            if not any(part.is_same(t) for part in given)
+            and not (t._base is not None and 0 < t._base.ndim and len(t._base) <= rows)
+        ]  # nor views of tensors with no more rows than a step sees
+        known = (stored_values(local(t)).reshape(-1) for t in new)
+        return True, len(new) < len(given) and all(bool((v == v[:1]).all()) for v in known)
 
 
 def _foreign_address(tensor: Tensor) -> int | None:
@@ -431,17 +433,6 @@ def _foreign_address(tensor: Tensor) -> int | None:
     if not plain or tensor.untyped_storage().resizable():
         return None
     return tensor.data_ptr()
-
-
-def _is_whole_view(tensor: Tensor, rows: int) -> bool:
-    """Whether it is a view of a tensor with no more rows than a step sees."""
-    base = tensor._base
-    return base is not None and base.ndim > 0 and len(base) <= rows
-
-
-def _is_uniform(tensor: Tensor) -> bool:
-    values = stored_values(local(tensor)).reshape(-1)
-    return bool((values == values[:1]).all())
 
 
 def _decay(group: Mapping[str, Any]) -> float:

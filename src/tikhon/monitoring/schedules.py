@@ -87,7 +87,7 @@ class Schedules:
         self._optimizer = optimizer
         self._schedulers: dict[int, Tracked] = {}
         self._longest_loader = 0  # its batches
-        self._rates = RateHistory()
+        self.rates = RateHistory()
         self._best_values: dict[int, list[float]] = {}  # of a plateau, by id
         self._plateau_epochs: dict[int, int] = {}  # how often that was moved
 
@@ -104,10 +104,6 @@ class Schedules:
         for loader in loaders.values():
             with suppress(TypeError):  # of an iterable without a length
                 self._longest_loader = max(self._longest_loader, len(loader))
-
-    def record_rate(self, rate: float) -> None:
-        """The learning rate of the first group is another now."""
-        self._rates.add(rate)
 
     def observe(self) -> None:
         """Read the best value of each plateau."""
@@ -128,11 +124,11 @@ class Schedules:
     def alarms(self, steps: int, forwards: int, *, ended: bool) -> Iterator[Alarm]:
         """What is wrong with them so far."""
         yield from self._find_foreign()
-        yield from self._rates.alarms(steps)
+        yield from self.rates.alarms(steps)
         schedulers = [*self._own_schedulers()]
         is_meant = any(isinstance(s, CyclicLR | CosineAnnealingLR) for _, s in schedulers)
-        if self._rates.returns >= MIN_RETURNS and not is_meant:
-            yield alarm("schedule_overrun", key="rate_returns", count=self._rates.returns)
+        if self.rates.returns >= MIN_RETURNS and not is_meant:
+            yield alarm("schedule_overrun", key="rate_returns", count=self.rates.returns)
         for tracked, scheduler in schedulers:
             where, moves = (tracked.name,), scheduler.last_epoch - tracked.count
             length = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)

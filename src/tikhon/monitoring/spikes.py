@@ -42,7 +42,7 @@ class RunningLevel:
     def __init__(self, keep: int = 64) -> None:
         self._values: deque[float] = deque(maxlen=keep)
         self._start_level: float | None = None
-        self._first: list[float] = []
+        self.first: list[float] = []
 
     @property
     def median(self) -> float:
@@ -61,13 +61,9 @@ class RunningLevel:
         """Add a value."""
         if math.isfinite(value):
             self._values.append(value)
-            self._first += [abs(value)] if len(self._first) < FIRST_READINGS else []
+            self.first += [abs(value)] if len(self.first) < FIRST_READINGS else []
         if self._start_level is None and len(self._values) == MIN_READINGS:
             self._start_level = median(abs(v) for v in self._values)
-
-    def exceeds_start(self, value: float) -> bool:
-        """Whether the value is more than twice the largest of the first values."""
-        return value > 2 * max(self._first, default=math.inf)
 
     def is_negligible(self, value: float) -> bool:
         """Whether the value is small relative to the start of training."""
@@ -110,7 +106,7 @@ class SpikeDetector:
     def _z_loss(self, loss: float, *, sampled_only: bool) -> float:
         """The z-score of a loss; 0 if it is small, or less than twice the median."""
         is_small = self.losses.is_negligible(loss) or (
-            sampled_only and not self.losses.exceeds_start(loss)
+            sampled_only and loss <= 2 * max(self.losses.first, default=math.inf)
         )
         has_doubled = loss - self.losses.median >= abs(self.losses.median)
         return self.losses.z(loss) if has_doubled and not is_small else 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import torch
@@ -151,12 +150,13 @@ class LoopHooks:
         rate = optimizer.param_groups[0].get("lr")
         if rate != self._rate and isinstance(rate, float):
             self._rate = rate
-            self.monitors.schedules.record_rate(rate)
+            self.monitors.schedules.rates.add(rate)
         weight = self.weight_writes.tensor
         if weight is not None and weight._version != self.weight_writes.version:
             self.weight_writes.record_write(self.step)
         if self._is_sampled:
-            self._search_loop(sys._getframe(1))
+            self.monitors.find(sys._getframe(1), self.forwards, self._sampler.trained_inputs)
+            self._sampler.found_scaler = self.monitors.scaler
         if len(args) > 1 or kwargs:
             changed = with_closure(args, kwargs, self._wrap_closure)
             if changed is not None:
@@ -210,10 +210,6 @@ class LoopHooks:
             self.monitors.target_networks.begin_sample()
 
     # sampled steps, and what is rare
-
-    def _search_loop(self, frame: FrameType | None) -> None:
-        self.monitors.find(frame, self.forwards, self._sampler.trained_inputs)
-        self._sampler.found_scaler = self.monitors.scaler
 
     def _wrap_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure with a look at its gradients: LBFGS and Lightning go backward inside."""

@@ -69,7 +69,10 @@ class Watch:
             n for n, p in self.model.named_parameters() if not p.requires_grad
         )
         self._history = StepHistory()
-        stepped = _stepped_optimizer(optimizer)
+        try:
+            stepped = inner_optimizer(optimizer)
+        except TypeError as error:
+            raise InputError(f"not a torch optimizer: {error}") from error
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._sampler = Sampler(self.model, stepped, scaler)
         self._guard = SpikeGuard(stepped, on_spike, keep)
@@ -153,7 +156,7 @@ class Watch:
             list(self.rows),
             self.failure,
             is_wired=is_wired,
-            is_summed=loop.sums_losses,
+            is_summed=loop.is_lasting(self._history.streak("summed_losses")),
             clipping=self._history.clipping,
         )
         if not any(a.severity == "warning" for a in found):
@@ -271,13 +274,6 @@ class Watch:
             return
         self.output.mkdir(parents=True, exist_ok=True)
         write_json(self.output / "watch.json", self.to_dict())
-
-
-def _stepped_optimizer(optimizer: object) -> Optimizer:
-    try:
-        return inner_optimizer(optimizer)
-    except TypeError as error:
-        raise InputError(f"not a torch optimizer: {error}") from error
 
 
 def watch(

@@ -22,7 +22,6 @@ from tikhon.diagnosis.checks.causes import (
 from tikhon.diagnosis.checks.initial import poor_init
 from tikhon.diagnosis.evidence import Evidence, mean_rise, middle, number, upward_share
 from tikhon.diagnosis.findings import Finding
-from tikhon.diagnosis.record import Point
 from tikhon.languages import Sentence, sentence
 
 
@@ -64,7 +63,10 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
     if ev.record.failure is not None or not ev.record.probes or ev.final_skill >= e.LEARNED:
         return None
     if ev.has_zero_gradients:
-        where = _first_site_with_gradient(ev)
+        sites = [s for s, r in zip(ev.record.sites, ev.record.probes[0].readings) if r.signal]
+        where = tuple(s.name for s in sites[:1])  # before it there is none
+        if not sites and ev.static.get("head"):
+            where = (head_site(ev),)
         why = sentence("why_no_gradient")
         return Finding("vanishing_gradient", "critical", where, {"signal_ratio": 0.0}, why)
     for position, first, later in ev.time_ratios():
@@ -85,15 +87,6 @@ def vanishing_gradient(ev: Evidence) -> Finding | None:
     where, why = explain_gain(ev)
     numbers = {"signal_ratio": early}
     return Finding("vanishing_gradient", "critical", where, numbers, why)
-
-
-def _first_site_with_gradient(ev: Evidence) -> tuple[str, ...]:
-    """Return the first site with a gradient: before it there is none."""
-    probe = ev.record.probes[0]
-    loud = [i for i, r in enumerate(probe.readings) if r.signal]
-    if loud:
-        return (ev.site(loud[0]).name,)
-    return (head_site(ev),) if ev.static.get("head") else ()
 
 
 def dying_relu(ev: Evidence) -> Finding | None:
@@ -186,7 +179,13 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         numbers = {"climb": end / limit}
         return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
     if ev.skill_gain("calmer") > e.FREED:  # a tenth of the learning rate
-        return _steps_too_long(ev)
+        numbers, why = (
+            ev.skill_evidence("calmer"),
+            sentence("why_calmer", **ev.skill_evidence("calmer")),
+        )
+        if ev.has_constant_output:
+            why = sentence("why_all_alike", why=why)
+        return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
     if not ev.oscillates:
         return None
     late = curve[len(curve) // 3 :]
@@ -215,14 +214,6 @@ def _heavy_momentum(ev: Evidence, climb: dict[str, float]) -> Finding:
     severity = "critical" if climb or steadier - learned > e.FREED else "warning"
     fix = "betas=(0.9, 0.999)" if "betas" in ev.record.optimizer else "momentum=0.9"
     return Finding("oscillating_loss", severity, (), numbers | climb, why, fix=fix)
-
-
-def _steps_too_long(ev: Evidence) -> Finding:
-    numbers = ev.skill_evidence("calmer")
-    why = sentence("why_calmer", **numbers)
-    if ev.has_constant_output:
-        why = sentence("why_all_alike", why=why)
-    return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
 
 
 def slow_convergence(ev: Evidence) -> Finding | None:
@@ -315,7 +306,8 @@ def overfitting(ev: Evidence) -> Finding | None:
         gap = metric - valid
     else:
         gap = ((end.valid_loss or 0.0) - (end.eval_loss or 0.0)) / abs(end.valid_loss or 1.0)
-    steady = rise >= 0.05 and _rises_steadily(points)
+    tail = [p.valid_loss or 0.0 for p in points[len(points) // 2 :]]
+    steady = rise >= 0.05 and len(tail) > 3 and upward_share(tail) > 0.7
     if not (rise >= e.RISE or steady) or gap < e.GAP or ev.final_skill < 0.5:
         return None
     if (end.eval_loss or 0.0) > (lowest.eval_loss or math.inf):
@@ -324,12 +316,6 @@ def overfitting(ev: Evidence) -> Finding | None:
     counts = {"parameters": ev.record.parameters, "rows": ev.record.data.get("rows") or 0}
     why = sentence("why_overfits", rise=rise, step=lowest.step, gap=gap, **counts)
     return Finding("overfitting", "warning", (), numbers, why)
-
-
-def _rises_steadily(points: list[Point]) -> bool:
-    """Whether the validation loss rises steadily over the last half."""
-    tail = [p.valid_loss or 0.0 for p in points[len(points) // 2 :]]
-    return len(tail) > 3 and upward_share(tail) > 0.7
 
 
 def underfitting(ev: Evidence, found: set[str]) -> Finding | None:

@@ -66,20 +66,28 @@ def _as_leaf(t: Tensor) -> Tensor:
     return t.detach().clone().requires_grad_()
 
 
+def _output_gradients(
+    program: Program, *, training: bool = True, seed: int = 0
+) -> tuple[list[Tensor], tuple[Tensor | None, ...], float]:
+    """Return the outputs, the loss and its gradients there; no outputs if it has none."""
+    with torch.enable_grad(), undisturbed(program.model, training=training, seed=seed):
+        with replace_outputs(program.model, _as_leaf) as leaves:
+            loss = scalar_loss(program.replica.value(program.batch))
+        if not leaves or not loss.requires_grad:
+            return [], (), float(loss)
+        return leaves, torch.autograd.grad(loss, leaves, allow_unused=True), float(loss)
+
+
 def _zero_gradients(program: Program) -> Facts:
     """Whether the gradient of the loss is 0 at every output, for all seeds."""
-    model = program.model
     for seed in range(SEEDS):
-        with torch.enable_grad(), undisturbed(model, training=True, seed=seed):
-            with replace_outputs(model, _as_leaf) as leaves:
-                loss = program.replica.value(program.batch)
-            if not leaves or not loss.requires_grad:
-                return {}
-            found = torch.autograd.grad(loss, leaves, allow_unused=True)
-        if all(g is None for g in found) or any(g is not None and bool(g.any()) for g in found):
+        _, found, _ = _output_gradients(program, seed=seed)
+        known = [g for g in found if g is not None]
+        if not known or any(bool(g.any()) for g in known):
             return {}
-    with torch.enable_grad(), undisturbed(model, training=True), _ZeroFactorTrace() as trace:
-        program.replica.value(program.batch)
+    with torch.enable_grad(), undisturbed(program.model, training=True):
+        with _ZeroFactorTrace() as trace:
+            program.replica.value(program.batch)
     return {"answers_silent": trace.place or "the loss"}
 
 
@@ -89,15 +97,10 @@ def _unseen_slope(program: Program) -> Facts:
     Then its main part is computed from detached outputs. A part that is detached on purpose, such
     as the target of a bootstrapped value, leaves a share of the slope that is larger than `SEEN`.
     """
-    model = program.model
-    with torch.enable_grad(), undisturbed(model, training=True):
-        with replace_outputs(model, _as_leaf) as leaves, CallTrace(model) as trace:
-            loss = program.replica.value(program.batch)
-        if not leaves or not loss.requires_grad:
-            return {}
-        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    with CallTrace(program.model) as trace:
+        leaves, found, loss = _output_gradients(program)
     cuts = [c for c in trace.calls if (c.cut or c.silent) and c.module == LOSS]
-    if not cuts:
+    if not cuts or not leaves:
         return {}
     seen = slope = 0.0
     for seed in range(SEEDS):
@@ -106,7 +109,7 @@ def _unseen_slope(program: Program) -> Facts:
             torch.randn(t.shape, generator=generator).to(t) * t.std(correction=0) for t in leaves
         ]
         far, near = (_slope_along(program, ways, step) for step in (STEP, STEP / 2))
-        if not abs(far - near) <= SMOOTH * abs(far) > SAME * (1 + abs(float(loss))):
+        if not abs(far - near) <= SMOOTH * abs(far) > SAME * (1 + abs(loss)):
             return {}
         seen += abs(sum(float((g * way).sum()) for g, way in zip(found, ways) if g is not None))
         slope += abs(far)
@@ -322,11 +325,6 @@ def _determinant_gradient(program: Program) -> Facts:
 
 def _output_gradient(program: Program, numel: int) -> float:
     """Return the summed gradient of the loss at outputs with `numel` entries."""
-    with torch.enable_grad(), undisturbed(program.model, training=False):
-        with replace_outputs(program.model, _as_leaf) as leaves:
-            loss = scalar_loss(program.replica.value(program.batch))
-        own = [t for t in leaves if t.numel() == numel]
-        if not own or not loss.requires_grad:
-            return 0.0
-        slopes = torch.autograd.grad(loss, own, allow_unused=True)
-    return sum(float(g.sum()) for g in slopes if g is not None)
+    leaves, slopes, _ = _output_gradients(program, training=False)
+    own = [g for t, g in zip(leaves, slopes) if t.numel() == numel]
+    return sum(float(g.sum()) for g in own if g is not None)

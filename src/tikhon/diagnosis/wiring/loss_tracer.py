@@ -361,7 +361,9 @@ def loss_facts(program: Program) -> Facts:
             loss = program.replica.value(program.batch)
         origin = trace.origin_of(loss)
     facts = dict(trace.facts)
-    unintended = [b for b in origin.broadcasts if b.is_unintended]
+    unintended = [
+        b for b in origin.broadcasts if not b.intended and (b.unrelated or not b.explicit)
+    ]
     if unintended:
         first = unintended[0]
         shapes = [list(s) for s in first.shapes]

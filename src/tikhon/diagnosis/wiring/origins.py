@@ -22,11 +22,6 @@ class Broadcast:
     unrelated: bool  # the operands come from different tensors
     intended: bool = False  # used with other pairwise matrices, or reduced along one axis
 
-    @property
-    def is_unintended(self) -> bool:
-        """Whether the pairs are unintended."""
-        return not self.intended and (self.unrelated or not self.explicit)
-
 
 @dataclass(eq=False)
 class Summand:
