@@ -200,7 +200,11 @@ SIGMOID_BEFORE_LOSS = _loss(
     "a sigmoid before the loss", "sigmoids", "plain_loss(torch.sigmoid(output), y)"
 )
 SIGMOID_PER_CLASS = Treatment(
-    "a sigmoid for each class", 1, "sigmoids", setup="loss = nn.BCEWithLogitsLoss()"
+    "a sigmoid for each class",
+    1,
+    "sigmoids",
+    setup="loss = nn.BCEWithLogitsLoss()",
+    code_fix="predict with torch.sigmoid(output) > 0.5, where a softmax was read",
 )
 AXES_IN_ORDER = _calls(
     "axes in order before a view",

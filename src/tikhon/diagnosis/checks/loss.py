@@ -147,7 +147,7 @@ def _unbounded_loss(ev: Evidence) -> Iterable[Finding]:
     if fall is None or any(True for _ in _inverted_loss(ev)):
         return
     fix = sentence("fix_print_parts")
-    numbers = {"loss": fall.values["last"]}
+    numbers = {"loss": ev.curve[-1]}
     yield Finding("loss_upside_down", "warning", ("the loss",), numbers, fall, fix=fix)
 
 
