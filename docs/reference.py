@@ -147,5 +147,7 @@ def list_pages(app, docname: str, source: list[str]) -> None:
 
 
 def _below(here: Path) -> list[str]:
+    """Return the tutorials and translations, the quickstart first."""
     pages = [*here.glob("tutorials/*.md"), *here.glob("*.zh-CN.md")]
-    return sorted(p.relative_to(here).as_posix().removesuffix(".md") for p in pages)
+    names = sorted(p.relative_to(here).as_posix().removesuffix(".md") for p in pages)
+    return sorted(names, key=lambda name: not name.startswith("quickstart"))

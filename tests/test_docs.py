@@ -106,6 +106,7 @@ def test_contributing_names_the_smallest_penalty():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # those of the extensions of sphinx about each other
 def test_documentation_builds_without_a_warning(tmp_path):
     sphinx = pytest.importorskip("sphinx.cmd.build", reason="sphinx is in the extra `docs`")
     assert sphinx.main(["-q", "-W", "-b", "html", str(ROOT / "docs"), str(tmp_path)]) == 0

@@ -380,9 +380,8 @@ def _diagnose_again(trials: Trials) -> Diagnosis | None:
 
 def _summary(found: Cure) -> str:
     """Format the verdict, the treatments run to the end, the failed ones, and the patch."""
-    lines = [
-        f"tikhon cure: {max(0, len(found.treatments) - 1)} treatments in {found.seconds:.0f} s"
-    ]
+    count = max(0, len(found.treatments) - 1)
+    lines = [f"tikhon cure: {count} treatment{'s' * (count != 1)} in {found.seconds:.0f} s"]
     if not found.treatments:
         reason = "the budget ended before the untreated program had run once"
         if set(root_codes(found.diagnosis)) == {"valid_differs"}:

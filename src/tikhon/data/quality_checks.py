@@ -55,11 +55,6 @@ def report_formats(columns: Sequence[Column]) -> list[Sentence]:
     return [sentence("notice_read", columns="; ".join(told[:12]) + more)] if told else []
 
 
-def report_dropped(columns: Sequence[Column]) -> list[Sentence]:
-    """Report the unused columns and the reasons."""
-    return [sentence("notice_left_out", columns=describe_dropped(columns))] if columns else []
-
-
 def describe_dropped(columns: Sequence[Column]) -> str:
     """List the unused columns and the reasons."""
     shown = "; ".join(f"{quote_names([c.name])} ({c.reason})" for c in columns[:8])
@@ -355,10 +350,12 @@ def _all_different(cells: np.ndarray) -> bool:
 
 def find_sentinels(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]:
     """Report repeated outliers such as -999."""
-    numbers = [
-        (c.name, x[:, 0]) for c, x in iterate_columns(values, columns) if c.kind == "number"
-    ]
-    return [found for name, cells in numbers for found in _sentinels(cells, name)][:8]
+    return [
+        found
+        for column, cells in iterate_columns(values, columns)
+        if column.kind == "number"
+        for found in _sentinels(cells[:, 0], column.name)
+    ][:8]
 
 
 def target_sentinels(y: np.ndarray, target: Column) -> list[Sentence]:
@@ -379,7 +376,8 @@ def _sentinels(cells: np.ndarray, name: str) -> list[Sentence]:
         if count < 2 or len(np.unique(rest)) < 5:
             continue
         negative = mark < 0 <= rest.min()
-        if not (_is_sentinel(mark) or (negative and mark == np.floor(mark))):
+        known = mark in _SENTINELS or set(f"{abs(mark):.10g}") <= {"9", "."}
+        if not (known or (negative and mark == np.floor(mark))):
             continue
         width = max(float(np.ptp(rest)), 1e-12)
         gap = min(abs(mark - rest.min()), abs(mark - rest.max()))
@@ -403,10 +401,6 @@ def find_merged_cells(values: np.ndarray, columns: Sequence[Column]) -> list[Sen
                 name, count = quote_names([column.name]), len(cells) - len(rows)
                 found.append(sentence("notice_merged_cells", column=name, count=count))
     return found
-
-
-def _is_sentinel(mark: float) -> bool:
-    return mark in _SENTINELS or set(f"{abs(mark):.10g}") <= {"9", "."}
 
 
 def find_garbled_text(source: Source) -> list[Sentence]:

@@ -94,7 +94,9 @@ def from_source(source: Source, options: TableOptions) -> Dataset:
     source = target.source
     columns, values, dropped = _features(source, names, options)
     notices = [*source.notices, *target.notices, *quality_checks.report_formats(columns)]
-    notices += quality_checks.report_dropped(dropped)
+    if dropped:
+        told = quality_checks.describe_dropped(dropped)
+        notices.append(sentence("notice_left_out", columns=told))
     for column in columns:
         notices += quality_checks.check_levels(column)
     if target.task == "classification":

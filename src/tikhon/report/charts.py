@@ -227,13 +227,9 @@ def score_against_strength(response: Response, **range_: object) -> Figure:
     x = [s for s, _, _ in points]
     scores = line(x, [v for _, v, _ in points], response.y, response.colour)
     data = [scores | {"mode": "lines+markers", "marker": {"size": 6}}]
-    chosen = [
-        (s, v)
-        for s, v, _ in points
-        if response.chosen is not None and is_close(s, response.chosen)
-    ]
-    if chosen:
-        data.append(ring(*chosen[0], label("chosen")))
+    for s, v, _ in points:
+        if response.chosen is not None and math.isclose(s, response.chosen, rel_tol=1e-6):
+            data.append(ring(s, v, label("chosen")))  # equal up to the rounding of JSON
     layout: Figure = {
         "xaxis": axis(response.x, **(logarithmic(x) if log else {})),
         "yaxis": axis(response.y, **range_),
@@ -254,11 +250,6 @@ def score_against_strength(response: Response, **range_: object) -> Figure:
             tickvals=[0, 0.25, 0.5, 0.75, 1],
         )
     return {"data": data, "layout": layout}
-
-
-def is_close(a: float, b: float) -> bool:
-    """Return whether two strengths are equal up to JSON rounding."""
-    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def spans_decades(values: Iterable[object], factor: float = 30) -> bool:

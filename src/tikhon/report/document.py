@@ -60,7 +60,8 @@ def write_page(
     page = build(*runs)
     html = render(page, language)
     if output is None:
-        output = runs[0].path / "report.html" if len(runs) == 1 else _comparison_path(runs[0].path)
+        first = runs[0].path.resolve()
+        output = first / "report.html" if len(runs) == 1 else first.parent / "comparison.html"
     target = Path(output)
     write_bytes(target, html.encode())
     if len(runs) == 1 and target.parent == runs[0].path:
@@ -77,7 +78,3 @@ def build(*runs: SavedRun) -> Page:
             raise InputError(f"{run.path}: {unknown_name('kind of run', run.kind, KINDS)}")
     pages = [columns.put_leak_first(KINDS[run.kind](run), run) for run in runs]
     return pages[0] if len(pages) == 1 else run_groups.page(runs, pages)
-
-
-def _comparison_path(path: Path) -> Path:
-    return path.resolve().parent / "comparison.html"

@@ -151,27 +151,14 @@ def table(rows: list[Row], metric: elements.ScoreKind) -> PageTable:
                 seconds(row.get("seconds")),
             )
         )
-    keys = (
-        "method",
-        "verdict",
-        "test",
-        "interval",
-        "train_test_gap",
-        "zeros",
-        "size_left",
-        "seed_spread",
-        "time",
-    )
+    keys = ("method", "verdict", "test", "interval", "train_test_gap", "zeros", "size_left")
+    keys = (*keys, "seed_spread", "time")
     empty = {"interval": "–", "size_left": "100%", "seed_spread": "–"}  # empty columns are dropped
-    kept = [
-        i
-        for i, key in enumerate(keys)
-        if key not in empty or any(line[i] != empty[key] for line in lines)
-    ]
-    shown_lines = tuple(tuple(line[i] for i in kept) for line in lines)
-    head = tuple(label(keys[i]) for i in kept)
-    spread = label("tied_note_seeds" if label("seed_spread") in head else "tied_note")
-    return PageTable(label("compare_caption"), head, shown_lines, note=spread)
+    filled = zip(keys, *lines)
+    table = {k: cells for k, *cells in filled if any(cell != empty.get(k) for cell in cells)}
+    note = label("tied_note_seeds" if "seed_spread" in table else "tied_note")
+    rows_shown = tuple(zip(*table.values()))
+    return PageTable(label("compare_caption"), tuple(map(label, table)), rows_shown, note=note)
 
 
 def scores(rows: list[Row], metric: elements.ScoreKind) -> Chart:

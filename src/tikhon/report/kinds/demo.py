@@ -101,11 +101,6 @@ def baseline(methods: list[Method]) -> Method | None:
     return next((method for method in methods if method["name"] == "none"), None)
 
 
-def method_text(name: Label | Name) -> Label | str:
-    """Return a method's name for use inside another text."""
-    return name if isinstance(name, Label) else str(name)
-
-
 def verdict(methods: list[Method]) -> Label:
     """Return the result of the demo in one sentence."""
     best, bare = best_method(methods), baseline(methods)
@@ -115,7 +110,7 @@ def verdict(methods: list[Method]) -> Label:
         "train": percent(bare.get("train_accuracy")),
         "before": format_number(test_accuracy(bare)),
         "after": format_number(test_accuracy(best)),
-        "method": method_text(method_label(best)),
+        "method": method_label(best),
     }
     return label("demo_unchanged" if best is bare else "demo_cured", **values)
 
@@ -129,14 +124,14 @@ def facts(methods: list[Method], best: Method | None) -> tuple[Fact, ...]:
     found = [
         Fact(label("test_without"), format_number(test_accuracy(bare)), interval(bare), "bad"),
         Fact(
-            label("test_with", method=method_text(method_label(best))),
+            label("test_with", method=method_label(best)),
             format_number(test_accuracy(best)),
             interval(best),
             "good",
         ),
     ]
     if sparsest.get("zeros"):
-        note = label("with_method", method=method_text(method_label(sparsest)))
+        note = label("with_method", method=method_label(sparsest))
         found.append(Fact(label("zeros"), percent(sparsest["zeros"]), note))
     return tuple(found)
 
@@ -260,8 +255,6 @@ def penalties(methods: list[Method]) -> Section | None:
     figure = charts.lines_over_epochs(
         epochs, series, label("zeros"), range=[-0.02, 1.02], tickformat=".0%"
     )
-    last = ", ".join(f"{name} {percent(values[-1])}" for name, values in series.items())
-    chart = Chart(
-        label("zeros"), figure, label("alt_over_time", what=label("zeros"), last=last), wide=True
-    )
+    alt = elements.describe_lines(label("zeros"), series)
+    chart = Chart(label("zeros"), figure, alt, wide=True)
     return Section(label("penalties_over_time"), (chart,), label("demo_zeros_lead"))

@@ -31,7 +31,6 @@ from tikhon.report.page import (
     label,
     percent,
     saved_label,
-    seconds,
 )
 from tikhon.report.saved import SavedRun
 from tikhon.runs.documents import (
@@ -349,8 +348,7 @@ def cure_page(run: SavedRun) -> Page:
     if best:
         pairs = (("loss_untreated", results[0]), ("loss_treated", best))
         shown = [*(Fact(label(key), format_number(mean(a["scores"]))) for key, a in pairs), *shown]
-    if result.get("seconds") is not None:
-        shown.append(Fact(label("time"), seconds(result["seconds"])))
+    shown += elements.time_fact(run)
     patch = (Section(label("patch"), (CodeBlock(tuple(result["patch"].splitlines())),)),)
     return Page(
         title=label("title_cure", model=record.get("model", run.name)),

@@ -29,6 +29,7 @@ from tikhon.report.page import (
     joined,
     label,
     percent,
+    seconds,
     strength,
 )
 from tikhon.report.saved import SavedRun
@@ -53,11 +54,6 @@ def metric_of(records: Iterable[Mapping[str, object]]) -> ScoreKind:
     return ScoreKind("loss", label("metric_loss"), False)
 
 
-def record_at(history: tuple[Epoch, ...], epoch: object) -> Epoch:
-    """Return the record of an epoch, or the last one."""
-    return next((r for r in history if r.get("epoch") == epoch), history[-1] if history else {})
-
-
 def data_name(run: SavedRun) -> str:
     """Return the name of a run's data."""
     data = run.config.get("data") or {}
@@ -72,7 +68,8 @@ def kept_epoch(run: SavedRun) -> int | None:
 
 def final_record(run: SavedRun) -> Epoch:
     """Return the scores of the model that was kept."""
-    kept = record_at(run.history, kept_epoch(run))
+    epoch, last = kept_epoch(run), run.history[-1] if run.history else {}
+    kept = next((r for r in run.history if r.get("epoch") == epoch), last)
     return {**kept, **(run.result.get("metrics") or {})}
 
 
@@ -203,6 +200,12 @@ def describe_curves(metric: Label, train: Number, valid: Number) -> Label:
     return label("alt_curves", metric=metric, **ends)
 
 
+def describe_lines(what: Label, series: Mapping[str, list[Number]]) -> Label:
+    """Describe lines over epochs by the values that they end at."""
+    last = ", ".join(f"{name} {format_number(values[-1])}" for name, values in series.items())
+    return label("alt_over_time", what=what, last=last)
+
+
 def penalties_over_time(run: SavedRun) -> Section | None:
     """Plot value, strength and exact zeros of each penalty, and the norms, over epochs."""
     epochs = run.series("epoch")
@@ -220,13 +223,10 @@ def penalties_over_time(run: SavedRun) -> Section | None:
             series = {n: v for n, v in series.items() if len(set(charts.finite(v))) > 1}
         if not series:
             continue
-        last = ", ".join(f"{name} {format_number(values[-1])}" for name, values in series.items())
         figure = charts.lines_over_epochs(
             epochs, series, label(key), log=key == "strength", **more
         )
-        blocks.append(
-            Chart(label(key), figure, label("alt_over_time", what=label(key), last=last))
-        )
+        blocks.append(Chart(label(key), figure, describe_lines(label(key), series)))
     if not blocks:
         return None
     return Section(label("penalties_over_time"), tuple(blocks), label("penalties_over_time_lead"))
@@ -246,7 +246,7 @@ def penalty_table(penalties: Mapping[str, SavedPenalty]) -> PageTable | None:
         (
             Name(name),
             strength(p.get("strength")),
-            mode_cell(p.get("how")),
+            label(f"mode_{p['how']}") if "how" in p else "–",  # older runs lack it
             format_number(p.get("value")),
             percent(p.get("zeros")),
             *((_audit_mark(p),) if audited else ()),
@@ -274,11 +274,6 @@ def sparsity_table(found: SavedSparsity) -> PageTable | None:
         return None
     head = (label("layer_thinned"), label(f"units_{found['of']}"), label("zeros"))
     return PageTable(label("sparsity_at_end"), head, rows)
-
-
-def mode_cell(how: str | None) -> Cell:
-    """Return how a penalty acts, which sets the unit of its strength; older runs lack it."""
-    return "–" if how is None else label(f"mode_{how}")
 
 
 def _audit_mark(penalty: SavedPenalty) -> Cell:
@@ -336,6 +331,12 @@ def score_fact(metric: ScoreKind, record: Mapping[str, object], part: str) -> Fa
     if value is None:
         return None
     return Fact(part_score(metric, part), format_number(value))
+
+
+def time_fact(run: SavedRun) -> tuple[Fact, ...]:
+    """Return the time of a run as a main figure, if it is known."""
+    spent = run.result.get("seconds")
+    return () if spent is None else (Fact(label("time"), seconds(spent)),)
 
 
 def part_score(metric: ScoreKind, part: str) -> Label:

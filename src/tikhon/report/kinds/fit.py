@@ -18,7 +18,6 @@ from tikhon.report.page import (
     format_number,
     label,
     percent,
-    seconds,
 )
 from tikhon.report.saved import SavedRun
 
@@ -33,7 +32,7 @@ def page(run: SavedRun) -> Page:
     left = run.result.get("sparsity")
     thinned = elements.sparsity_table(left) if left else None
     tables = (
-        scores.table(run, scores.model_rows(record)),
+        scores.table(run, [(label(f"part_{part}"), record, part) for part in scores.PARTS]),
         scores.recall_table(run),
         penalties,
         thinned,
@@ -137,6 +136,4 @@ def facts(run: SavedRun, metric: ScoreKind, record: Mapping[str, object]) -> tup
         last = elements.kept_epoch(run) is None and run.result.get("epochs") not in (best, None)
         note = label("best_not_kept") if last else None
         found.append(Fact(label("best_epoch"), str(best), note))
-    if run.result.get("seconds") is not None:
-        found.append(Fact(label("time"), seconds(run.result["seconds"])))
-    return tuple(fact for fact in found if fact is not None)
+    return (*(fact for fact in found if fact is not None), *elements.time_fact(run))

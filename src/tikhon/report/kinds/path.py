@@ -17,7 +17,6 @@ from tikhon.report.page import (
     Section,
     format_number,
     label,
-    seconds,
     strength,
 )
 from tikhon.report.saved import SavedRun
@@ -113,14 +112,7 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
                 label("mode_objective"),
             ),
         ]
-    if result.get("seconds") is not None:
-        shown.append(Fact(label("time"), seconds(result["seconds"])))
-    return tuple(shown)
-
-
-def names_of(run: SavedRun) -> list[str]:
-    """Return the names of the features, or their indices."""
-    return list(run.result.get("feature_names") or map(str, range(total(run))))
+    return (*shown, *elements.time_fact(run))
 
 
 def summary(run: SavedRun, chosen: int | None) -> Section | None:
@@ -225,7 +217,7 @@ def importances(run: SavedRun) -> Section | None:
     rows = result.get("importances") or []
     if not rows:
         return None
-    names = names_of(run)
+    names = list(result.get("feature_names") or map(str, range(total(run))))
     kept = [names.index(name) for name in result.get("selected") or ()]
     figure = charts.importance_lines(
         result["strengths"], rows, names, label("importance"), LINES, first=kept[:LINES]

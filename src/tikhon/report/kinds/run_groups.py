@@ -117,8 +117,7 @@ def group_runs(runs: Sequence[SavedRun], pages: Sequence[Page]) -> list[RunGroup
     records = [elements.final_record(run) for run in runs]
     metrics = [elements.metric_of([record]) for record in records]
     for i, run in enumerate(runs):
-        data = run.config.get("data")
-        held = data if isinstance(data, Mapping) else {}
+        held = elements.as_mapping(run.config.get("data"))
         same = held.get("fingerprint") or (elements.data_name(run), str(held.get("rows")))
         key = (metrics[i].key, str(same), held.get("task"), run.kind == "fit" or run.path)
         found.setdefault(key, []).append(i)
@@ -168,9 +167,9 @@ def group_sections(group: RunGroup) -> list[Section]:
 
 def _same_rows(group: RunGroup) -> bool:
     """Return whether the runs used the same validation rows."""
-    held = [(run.config.get("seed"), (run.config.get("data") or {})) for run in group.runs]
     cuts = {
-        (seed, str(data.get("split")) if isinstance(data, Mapping) else "") for seed, data in held
+        (run.config.get("seed"), str(elements.as_mapping(run.config.get("data")).get("split")))
+        for run in group.runs
     }
     return len(cuts) == 1
 
@@ -243,8 +242,7 @@ def curves(group: RunGroup) -> Section | None:
     longest = max(drawn, key=lambda run: len(run.history))
     series = {run.name: run.series(f"valid/{metric.key}") for run in drawn}
     figure = charts.lines_over_epochs(longest.series("epoch"), series, metric.label)
-    last = ", ".join(f"{name} {format_number(values[-1])}" for name, values in series.items())
-    alt = label("alt_over_time", what=metric.label, last=last)
+    alt = elements.describe_lines(metric.label, series)
     chart = Chart(elements.part_score(metric, "valid"), figure, alt, wide=True)
     return Section(label("learning_curves"), (chart,))
 

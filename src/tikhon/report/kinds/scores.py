@@ -16,11 +16,6 @@ SHARES = {"accuracy", "r2", "balanced_accuracy", "average_precision"}
 ScoredRows = tuple[Label, Mapping[str, object], str]  # name, scores, part
 
 
-def model_rows(record: Mapping[str, object]) -> list[ScoredRows]:
-    """Return the scores of one model on training, validation and test rows."""
-    return [(label(f"part_{part}"), record, part) for part in PARTS]
-
-
 def table(run: SavedRun, held: Sequence[ScoredRows], *, without: str = "") -> PageTable | None:
     """Tabulate one row for each model and part, then the baselines on the same rows."""
     held = [*held, *baseline_rows(run)]

@@ -24,7 +24,6 @@ from tikhon.report.page import (
     format_number,
     label,
     percent,
-    seconds,
     strength,
 )
 from tikhon.report.saved import SavedRun
@@ -50,7 +49,8 @@ def page(run: SavedRun) -> Page:
     """Build the page: verdict, audit, rungs, responses, parallel coordinates, trials."""
     run = with_own_sign(run)
     found = members(run.result.get("trials") or [])
-    chosen = chosen_index(found, run.result.get("config") or {})
+    config = dict(run.result.get("config") or {})
+    chosen = next((i for i, m in enumerate(found) if dict(m.config) == config), None)
     audit: SavedAudit = run.result.get("audit") or {}
     summary = (scores.table(run, scored_models(run)), choice_table(run), audit_table(audit))
     return Page(
@@ -173,11 +173,6 @@ def members(trials: list[SavedTrial]) -> list[Member]:
     return found
 
 
-def chosen_index(found: list[Member], config: Mapping[str, object]) -> int | None:
-    """Return the index of the chosen member."""
-    return next((i for i, m in enumerate(found) if dict(m.config) == dict(config)), None)
-
-
 def full_budget(found: list[Member]) -> int:
     """Return the epochs of a full training."""
     return max((m.budget for m in found), default=0)
@@ -220,11 +215,8 @@ def short(value: object) -> str:
 def facts(run: SavedRun, found: list[Member], audit: SavedAudit) -> tuple[Fact, ...]:
     """Return score, gain, trials and time."""
     metrics = run.result.get("metrics") or {}
-    shown = [
-        fact
-        for metric in (elements.metric_of([metrics]),)
-        if (fact := elements.score_fact(metric, metrics, "test"))
-    ]
+    tested = elements.score_fact(elements.metric_of([metrics]), metrics, "test")
+    shown = [] if tested is None else [tested]
     if run.result.get("score") is not None:
         shown.append(Fact(measure(run), format_number(run.result["score"])))
     if (gain := audit.get("gain")) is not None:
@@ -239,9 +231,7 @@ def facts(run: SavedRun, found: list[Member], audit: SavedAudit) -> tuple[Fact, 
             )
         )
     shown.append(Fact(label("tried"), str(len(found))))
-    if run.result.get("seconds") is not None:
-        shown.append(Fact(label("time"), seconds(run.result["seconds"])))
-    return tuple(shown)
+    return (*shown, *elements.time_fact(run))
 
 
 def choice_table(run: SavedRun) -> PageTable | None:
@@ -269,34 +259,25 @@ def audit_table(audit: SavedAudit) -> PageTable | None:
     """Tabulate the uncertainty of the choice."""
     if not audit:
         return None
-    edges, failed, chosen = (
-        audit.get("edges") or [],
-        audit.get("failed"),
-        audit.get("chosen_score"),
-    )
-    noise = audit.get("noise", 0.0)
+    edges, failed = audit.get("edges") or [], audit.get("failed")
+    noise, chosen = audit.get("noise", 0.0), audit.get("chosen_score")
     share = noise / chosen if chosen else None
     gain = f"{format_number(audit.get('gain'))} ± {format_number(audit.get('gain_error'))}"
     clear = "better_than_default" if audit.get("worth_it") else "no_better_than_default"
     small = "noise_small" if share is not None and share <= 0.02 else "noise_large"
     at_edge = label("at_edge", names=", ".join(edges)) if edges else label("inside")
     lost = Mark("plain", label("left_out")) if failed else Mark("good", label("none_failed"))
-    rows = (
-        (
-            label("audit_gain_score" if audit.get("maximised") else "audit_gain"),
-            gain,
-            _mark(audit.get("worth_it"), label(clear)),
-        ),
-        (
-            label("audit_noise"),
-            f"{format_number(noise)} ({percent(share)})",
-            _mark(small == "noise_small", label(small)),
-        ),
+    spread = f"{format_number(noise)} ({percent(share)})"
+    rows = [
+        (label("audit_noise"), spread, _mark(small == "noise_small", label(small))),
         (label("audit_edges"), str(len(edges)), _mark(not edges, at_edge)),
         (label("audit_failed"), str(failed or 0), lost),
-    )
+    ]
+    if audit.get("gain") is not None:
+        check = label("audit_gain_score" if audit.get("maximised") else "audit_gain")
+        rows.insert(0, (check, gain, _mark(audit.get("worth_it"), label(clear))))
     head = (label("check"), label("value"), label("verdict"))
-    return PageTable(label("audit_caption"), head, rows)
+    return PageTable(label("audit_caption"), head, tuple(rows))
 
 
 def _mark(fine: object, words: Label) -> Mark:
