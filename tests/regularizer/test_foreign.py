@@ -815,6 +815,35 @@ def test_a_copy_of_a_handle_keeps_what_was_found_of_its_optimizer():
     assert not twin.weight.any() and reg.sparsity() == trained
 
 
+class ByFactors(optim.Optimizer):
+    """Multiplies weights, as Madam and exponentiated gradients do."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(torch.exp(-group["lr"] * p.sign() * p.grad.sign()))
+
+
+def test_weights_that_are_multiplied_are_told_of():
+    """The lasso of (1, 0.01) at 0.1 is (0.9, 0); the second one only comes closer to it."""
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data = torch.tensor([[-1.0, 1.0]])
+    optimizer = ByFactors(model.parameters(), 0.01)
+    with pytest.warns(UserWarning, match="ByFactors multiplies weights: .*weight/L1 does not"):
+        tk.regularize(model, optimizer, tk.L1(0.1))
+    for _ in range(2000):
+        model.weight.grad = model.weight.detach() - torch.tensor([[1.0, 0.01]])
+        optimizer.step()
+    assert model.weight[0, 0] <= 0  # the minimum is 0.9
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tk.regularize(model, optimizer, tk.L2(0.1))
+
+
 class OnSphere(optim.Optimizer):
     """Gives every weight its first length back, as optimizers on spheres do."""
 

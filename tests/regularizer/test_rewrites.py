@@ -151,3 +151,32 @@ def test_what_keeps_zeros_and_bounds_is_silent(after, penalty, every):
 
 def test_weights_loaded_once_are_silent():
     assert not run({"*": tk.L1(0.5)}, averaged, every=10, steps=12)
+
+
+def averaged_data(model):
+    """As `averaged`, where autograd does not see it."""
+    average = copy.deepcopy(model)
+    for p in average.parameters():
+        nn.init.normal_(p)
+
+    def act():
+        for own, p in zip(average.parameters(), model.parameters()):
+            own.data.lerp_(p.data, 0.5)
+            p.data.copy_(own.data)
+
+    return act
+
+
+def test_a_loop_that_does_so_once_an_epoch_through_data_is_named():
+    (caught,) = run(tk.L1(0.5), averaged_data, steps=60, every=13)
+    assert "L1 loses its zeros" in str(caught.message)
+
+
+def test_a_model_that_is_converted_between_steps_is_silent():
+    model = nn.Linear(5, 8)
+    tk.regularize(model, optimizer := optim.SGD(model.parameters(), lr=0.1), tk.L1(0.1))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        model.to(dtype)
+        optimizer.zero_grad()
+        model(X.to(dtype)).square().mean().backward()
+        optimizer.step()

@@ -173,6 +173,17 @@ def preserves_norms(optimizer: optim.Optimizer) -> bool:
     return bool(moves[1] > _MIN_TURN) and bool(shorter[0] < _MAX_SHORTENING * moves[1])
 
 
+@_experiment(otherwise=False)
+def keeps_zeros(optimizer: optim.Optimizer) -> bool:
+    """Return whether weights are multiplied, so that zeros stay whatever their gradient."""
+    clone, probes = _probe_copy(optimizer)
+    for probe in probes:
+        probe.data[::2] = 0
+    before = [probe.detach().clone() for probe in probes]
+    list(_take_random_steps(clone, probes))
+    return all((p != w).any() and not p.detach()[::2].any() for p, w in zip(probes, before))
+
+
 def _orthogonal_direction(w: Tensor) -> Tensor:
     """Return a direction orthogonal to the weights."""
     other = w.flip(0) if w.numel() > 1 else w
@@ -514,11 +525,17 @@ def check_weight_copies(
     bounds when it is swapped in, and gradient penalties suit every optimizer. Raises TypeError for
     other terms if the parameters are not the iterates, and warns if they are occasionally reset.
     """
+    kind = type(optimizer).__name__
     _check_norm_preservation(optimizer, routed)
+    zeroing = [b for b, r in routed if r in ("prox", "orthant")]
+    if zeroing and keeps_zeros(optimizer):
+        warn(
+            f"{kind} multiplies weights: none crosses zero, and one at zero stays there, so that "
+            f"{zeroing[0].name} does not find the minimum; use an optimizer such as AdamW"
+        )
     moving = [(b, r) for b, r in routed if r != "gradient"]
     holding = [b for b, r in moving if r in ("project", "orthant")]
     if holding and diverges_when_held(optimizer):
-        kind = type(optimizer).__name__
         warn(
             f"{holding[0].name} holds weights against their gradients, and {kind} takes longer "
             f"and longer steps while gradients last: its step size may grow without end; watch "
@@ -532,7 +549,7 @@ def check_weight_copies(
         return copies
     if copies is None or not others:
         return copies
-    kind, (first, route) = type(optimizer).__name__, others[0]
+    first, route = others[0]
     where = " and ".join(map(repr, copies.keys))
     keeps = f"{kind} keeps other weights beside the parameters (in its state, under {where})"
     if copies.every_step:

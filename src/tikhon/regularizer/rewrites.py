@@ -17,6 +17,8 @@ from tikhon.regularizer.terms import Binding
 _CHECKED = {1, 2, 10, 11, 100, 101, 1000, 1001}  # steps compared with the start of the next
 _PREDICTED = 5  # edits once an epoch whose next one is predicted, and compared
 _SAMPLE_SIZE = 4096  # entries of a parameter
+_FEW = 8  # entries compared in every step, in the first steps
+_SAMPLED_STEPS = 2000
 _RESTORED = 0.1  # of a change of the norm: what may be left when it has been undone
 _CHANGED = 1e-5  # relative change of a norm that counts
 Found = tuple[str, str]  # name of a term, and what it loses
@@ -28,13 +30,15 @@ class RewriteDetector:
     So by clipping, renormalising, or copying an average into the model after each step. Changes
     that keep them (masks, a stricter bound) do not count, nor does a single one (a checkpoint).
     In other than a few steps nothing is read, and on a device nothing waits. Edits once an epoch
-    are noticed by the version of a parameter, and the next one is expected as much later.
+    are noticed by the version of a parameter, or in the first steps on a CPU by a few weights (for
+    those through `param.data`), and the next one is expected as much later.
     """
 
     def __init__(self) -> None:
         self._steps = 0
         self._checked = set(_CHECKED)
-        self._version: tuple[Tensor, int] | None = None  # of a parameter, at the last step's end
+        # a parameter at the last step's end: its version and some of its weights
+        self._state: tuple[Tensor, int, Tensor | None] | None = None
         self._last_edit = 1  # the step before which it was edited last
         self._norms: dict[Binding, Tensor] = {}  # at the start of the step
         self._recorded: list[tuple[Binding, str, Tensor]] = []  # at its end
@@ -58,7 +62,10 @@ class RewriteDetector:
 
     def _predict_edit(self) -> None:
         """Check the next edit too, if the weights were edited since the last step."""
-        if self._version is None or self._version[0]._version == self._version[1]:
+        if self._state is None:
+            return
+        param, version, sample = self._state
+        if param._version == version and _is_same(param, sample):
             return
         spacing, self._last_edit = self._steps - self._last_edit, self._steps
         if spacing > 1 and not self.is_done:
@@ -66,8 +73,10 @@ class RewriteDetector:
 
     def end(self, bindings: Sequence[Binding]) -> None:
         """Note its end."""
-        param = bindings[0].target.params[0] if bindings else None
-        self._version = None if param is None else (param, param._version)
+        if bindings:
+            param = bindings[0].target.params[0]
+            is_sampled = param.is_cpu and self._steps < _SAMPLED_STEPS and not is_lazy(param)
+            self._state = param, param._version, _few(param) if is_sampled else None
         if self._steps not in self._checked:
             return
         for binding in filter(_is_readable, bindings):
@@ -120,6 +129,21 @@ def _is_readable(binding: Binding) -> bool:
 def _norm(binding: Binding) -> Tensor:
     norms = [upcast(local(param)).norm().double() for param in binding.target.params]
     return torch.stack(norms).norm()
+
+
+def _is_same(param: Tensor, sample: Tensor | None) -> bool:
+    """Return whether these few weights are still the same, as far as can be read at no cost."""
+    if sample is None or not param.is_cpu:
+        return True
+    now = _few(param)
+    return now.dtype == sample.dtype and torch.equal(now, sample)
+
+
+def _few(param: Tensor) -> Tensor:
+    """Return a few weights, spread over the parameter."""
+    weights = local(param).detach()
+    weights = weights.view(-1) if weights.is_contiguous() else weights[0].flatten()
+    return weights[:: max(1, weights.numel() // _FEW)].clone()
 
 
 def _sample(binding: Binding) -> Tensor:
