@@ -722,6 +722,33 @@ def test_dropout_that_is_lost_is_told_of(width):
     torch.testing.assert_close(small.eval()(x), model.eval()(x))
 
 
+class AddsInPlace(nn.Module):
+    """A residual block as torchvision and Hugging Face write it: `out += x`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        if x.shape[2] > 100:  # a branch: torch.fx cannot follow it
+            return x
+        out = self.second(torch.relu(self.norm(self.first(x))))
+        out += x
+        return out
+
+
+def test_a_block_that_adds_in_place_loses_channels():
+    torch.manual_seed(0)
+    model = AddsInPlace().eval()
+    with torch.no_grad():
+        model.first.weight[0] = model.first.bias[0] = model.norm.bias[0] = 0
+    small = compact(model, torch.randn(2, 3, 6, 6))
+    x = torch.randn(3, 3, 9, 9)
+    torch.testing.assert_close(small(x), model(x))
+    assert (small.first.out_channels, small.norm.num_features) == (2, 2)
+
+
 class Written(nn.Module):
     """Two layers; unit 2 of the first is dead, and the last does not read unit 4."""
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from tikhon.wrappers import require_module
 
 from .analysis import Analysis, Interpreter
 from .own_class import in_own_class, without_cache
-from .rewrite import cut, smaller_parts
+from .rewrite import Replaced, cut, smaller_parts
 from .rules import RULES
 from .tracing import trace
 from .transformer_layers import with_traceable_layers
@@ -101,8 +102,7 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.
             f"{describe(example_input)}"
         )
     original = _with_plain_weights(copy_with_model(model, model)).eval()
-    work = copy.deepcopy(original)
-    with torch.no_grad(), without_cache(original, work) as cached:
+    with torch.no_grad(), without_cache(original) as cached:
         expected = original(*inputs)
         if change := _difference(expected, original(*inputs)):
             why, what = (
@@ -114,21 +114,18 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.
                 f"{type(model).__name__} gives {why} on the example, so a smaller model cannot be "
                 f"compared with it; {what}"
             )
-        traceable = with_traceable_layers(work)
-        graph = trace(traceable, inputs)
-        interpreter = Interpreter(graph, RULES)
-        interpreter.run(*inputs)
-        analysis = interpreter.analysis
-        keep = analysis.solve()
-        units, stuck = _unit_counts(analysis, keep), _blocked_units(analysis, keep)
-        parts = smaller_parts(analysis, keep)
         batches = [(inputs, expected), *((b, original(*b)) for b in _other_batches(inputs))]
-        small = in_own_class(traceable, parts)
+        analysed = _Analysed.of(original, cached, inputs, free_sizes=False)
+        small = in_own_class(analysed.model, analysed.parts)
         difference = math.inf if small is None else _difference_of_own_class(small, batches)
         if small is None or not difference <= TOLERANCE:
-            small = cut(analysis, keep, parts)
+            if analysed.analysis.graph.meta.get("fixed sizes"):
+                analysed = _Analysed.of(original, cached, inputs, free_sizes=True)
+            small = cut(analysed.analysis, analysed.keep, analysed.parts)
             difference = _difference_of_graph(small, batches, type(model).__name__)
-            _warn_of_losses(model, graph.meta.get("lost", ""), cached=cached)
+            _warn_of_losses(
+                model, analysed.analysis.graph.meta.get("lost", ""), cached=bool(cached)
+            )
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"compaction changed the outputs by {difference:.2g} of their largest value (allowed: "
@@ -137,11 +134,37 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.
     small.compaction = Compaction(  # type: ignore[assignment]
         parameters=(_parameters(original), _parameters(small)),
         flops=(_flops(original, inputs), _flops(small, inputs)),
-        units=units,
-        stuck=stuck,
+        units=_unit_counts(analysed.analysis, analysed.keep),
+        stuck=_blocked_units(analysed.analysis, analysed.keep),
         difference=difference,
     )
     return small.train(model.training)
+
+
+@dataclass(frozen=True)
+class _Analysed:
+    """A copy of a model, its units, those that stay, and the smaller parts that hold them."""
+
+    model: nn.Module
+    analysis: Analysis
+    keep: Tensor
+    parts: Replaced
+
+    @classmethod
+    def of(
+        cls,
+        original: nn.Module,
+        shared: dict[int, Any],
+        inputs: tuple[object, ...],
+        *,
+        free_sizes: bool,
+    ) -> _Analysed:
+        model = with_traceable_layers(copy.deepcopy(original, dict(shared)))
+        interpreter = Interpreter(trace(model, inputs, free_sizes=free_sizes), RULES)
+        interpreter.run(*inputs)
+        analysis = interpreter.analysis
+        keep = analysis.solve()
+        return cls(model, analysis, keep, smaller_parts(analysis, keep))
 
 
 def _with_plain_weights(model: nn.Module) -> nn.Module:

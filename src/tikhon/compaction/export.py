@@ -19,15 +19,20 @@ from .rules import RULES
 Call = tuple[Any, list[Any]]  # a function, or the name of a method, with its arguments
 
 
-def export_graph(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
+def export_graph(
+    model: nn.Module, inputs: tuple[object, ...], *, free_sizes: bool
+) -> fx.GraphModule:
     """The operations of one forward pass as calls of torch's functions and methods of tensors.
 
-    Branches are those that the inputs take. Sizes stay free where the model allows it and the
-    example has at least two of them. What is lost on the way is named in `meta["lost"]`.
+    Branches are those that the inputs take. With `free_sizes`, which can take minutes, sizes stay
+    free where the model allows it and the example has at least two of them. What is lost on the
+    way is named in `meta["lost"]`.
     """
-    free = pytree.tree_map(
-        lambda x: [torch.export.Dim.AUTO] * x.ndim if isinstance(x, Tensor) else None, inputs
-    )
+    free = None
+    if free_sizes:
+        free = pytree.tree_map(
+            lambda x: [torch.export.Dim.AUTO] * x.ndim if isinstance(x, Tensor) else None, inputs
+        )
     with torch.enable_grad(), warnings.catch_warnings(action="ignore"):  # torch's, of itself
         program = torch.export.export(model, inputs, dynamic_shapes=free, strict=False)
         mutable = any(_is_mutable(node) for node in program.graph.nodes)
@@ -39,10 +44,13 @@ def export_graph(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
             _to_named_function(node)
+            if node.target is F.batch_norm:
+                _drop_statistics(node)
     _flatten_signature(graph, inputs)
     graph.eliminate_dead_code()
     found = fx.GraphModule(module, graph)
     found.meta["lost"] = "dropout" if mutable and drops else ""
+    found.meta["fixed sizes"] = not free_sizes
     return found
 
 
@@ -93,6 +101,19 @@ def _batch_norm(args: list[Any]) -> Call:
     return F.batch_norm, [x, mean, variance, weight, bias, *rest[:3]]
 
 
+def _drop_statistics(node: fx.Node) -> None:
+    """Read the output alone of a batch norm that was decomposed, where it comes with others."""
+    for user in list(node.users):
+        if user.target is operator.getitem:
+            user.replace_all_uses_with(node)
+            node.graph.erase_node(user)
+
+
+def _decomposed_batch_norm(args: list[Any]) -> Call:
+    x, weight, bias, mean, variance, momentum, eps = args
+    return F.batch_norm, [x, mean, variance, weight, bias, False, momentum, eps]
+
+
 def _slice(args: list[Any]) -> Call:
     x, dim, *bounds = [*args, *(0, None, None)[len(args) - 1 :]]
     start, end, *step = bounds
@@ -121,6 +142,7 @@ _OPERATORS = {name: name for name in ("add", "sub", "mul", "neg", "pow")} | {
 }
 _REWRITES: dict[str, Callable[[list[Any]], Call]] = {
     "batch_norm": _batch_norm,
+    "_native_batch_norm_legit_no_training": _decomposed_batch_norm,
     "embedding": _embedding,
     "slice": _slice,
     "select": _select,

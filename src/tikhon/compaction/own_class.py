@@ -39,16 +39,19 @@ def _shapes(part: Any) -> object:
 
 
 @contextmanager
-def without_cache(*models: nn.Module) -> Iterator[bool]:
-    """Hugging Face models return no cache of keys and values, which no graph could; whether they
-    would."""
-    found = {id(c): c for m in models for part in m.modules() if _is_caching(c := _config(part))}
-    for config in found.values():
+def without_cache(model: nn.Module) -> Iterator[dict[int, Any]]:
+    """A Hugging Face model returns no cache of keys and values, which no graph could.
+
+    Yields the settings that are changed for so long, by their `id`: copies of the model that share
+    them (the memo of `copy.deepcopy`) have their cache again as well.
+    """
+    configs = [config for part in model.modules() if _is_caching(config := _config(part))]
+    for config in configs:
         config.use_cache = False
     try:
-        yield bool(found)
+        yield {id(config): config for config in configs}
     finally:
-        for config in found.values():
+        for config in configs:
             config.use_cache = True
 
 

@@ -22,10 +22,11 @@ class Tracer(fx.Tracer):
         )
 
 
-def trace(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
+def trace(model: nn.Module, inputs: tuple[object, ...], *, free_sizes: bool) -> fx.GraphModule:
     """The graph of the model; its submodules are the model's own, or hold its parameters.
 
-    By torch.fx, or by torch.export on these inputs where the forward branches on them.
+    By torch.fx, or by torch.export on these inputs where the forward branches on them; the graph
+    is then of their sizes alone unless `free_sizes`.
     """
     try:
         graph = Tracer().trace(model)
@@ -34,7 +35,7 @@ def trace(model: nn.Module, inputs: tuple[object, ...]) -> fx.GraphModule:
         found = fx.GraphModule(model, graph)
     except Exception as error:
         try:
-            found = export_graph(model, inputs)
+            found = export_graph(model, inputs, free_sizes=free_sizes)
         except Exception as second:
             kind, by_fx, by_export = type(model).__name__, *map(_first_sentence, (error, second))
             raise ValueError(
