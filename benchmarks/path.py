@@ -1,9 +1,12 @@
 """Paths: exactness against celer, cost and accuracy against lassonet, planted supports.
 
-Three parts, one JSON a cell in --output (a run continues where it stopped):
+Four parts, one JSON a cell in --output (a run continues where it stopped):
   linear   largest difference of coefficients to celer on the same strengths
   network  CPU time and test accuracy per number of kept features against the lassonet package,
            A-B in one process, one thread; hidden layer of 64
+  weights  100 strengths over all weights of a network: CPU time in trainings at one strength, and
+           the objective on the training rows at 10 strengths over that of a separate training of
+           the same length from the same start
   planted  n=200, p=1000, 10 true features: F1 of the support of a debiased L1 path with the
            one-standard-error rule, beside LassoCV and LassoNetCV
 
@@ -103,6 +106,103 @@ def network(name: str, seed: int) -> dict[str, Any]:
     return {"cpu": times, "accuracy": {k: scores[k] for k in ("ours", "lassonet")}}
 
 
+WEIGHTS: dict[str, tuple[str, str, int, float, tk.penalties.Proximable]] = {
+    "digits-mlp-l1": ("digits", "mlp:64", 40, 1e-3, tk.L1()),
+    "digits-mlp-l1-fast": ("digits", "mlp:64,32", 40, 3e-3, tk.L1()),
+    "digits-mlp-rows": ("digits", "mlp:64", 40, 1e-3, tk.GroupLasso()),
+    "digits-mlp-log": ("digits", "mlp:64", 40, 1e-3, tk.LogSum()),
+    "satimage-mlp-l1": ("satimage", "mlp:64", 20, 1e-3, tk.L1()),
+    "concrete-mlp-l1": ("concrete", "mlp:64,32", 60, 1e-3, tk.L1()),
+    "mnist-convnet-l1": ("mnist5k", "convnet", 10, 1e-3, tk.L1()),
+}
+
+
+def rows_of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standardised columns and targets, or images; classes as integers from 0."""
+    if name == "mnist5k":
+        data = np.load(DATA / "mnist5k.npz")
+        x = torch.tensor(data["X"].reshape(-1, 1, 28, 28), dtype=torch.float32)
+        return x / x.max(), torch.tensor(data["y"].astype(int))
+    x, y = standardised(name)
+    if name == "concrete":
+        y = (y - y.mean()) / y.std()
+        return torch.tensor(x).float(), torch.tensor(y).float()[:, None]
+    return torch.tensor(x).float(), torch.tensor(np.unique(y, return_inverse=True)[1])
+
+
+def trained_apart(
+    model: torch.nn.Module,
+    train: Any,
+    penalty: tk.penalties.Proximable,
+    epochs: int,
+    lr: float,
+    seed: int,
+) -> None:
+    """A plain loop with `regularize` at a fixed strength, over the rows in the order of `fit`."""
+    from tikhon.data.batches import order, slices
+
+    x, y = train
+    loss = torch.nn.functional.cross_entropy if y.dtype == torch.long else torch.nn.MSELoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    with tk.regularize(model, optimizer, penalty):
+        for epoch in range(epochs):
+            for batch in slices(order(len(x), seed=seed, epoch=epoch), 64):
+                optimizer.zero_grad()
+                loss(model(x[batch]), y[batch]).backward()
+                optimizer.step()
+
+
+def objective(
+    model: torch.nn.Module, train: Any, penalty: tk.penalties.Proximable
+) -> tuple[float, int]:
+    """Loss on the training rows plus penalty, and the penalised weights that are not zero."""
+    x, y = train
+    loss = torch.nn.functional.cross_entropy if y.dtype == torch.long else torch.nn.MSELoss()
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    with torch.no_grad():
+        value = loss(model.eval()(x), y) + sum(penalty.value(w.flatten(1)) for w in weights)
+    return float(value), sum(int((w != 0).sum()) for w in weights)
+
+
+def weights(key: str, seed: int) -> dict[str, Any]:
+    from tikhon.models import build
+
+    name, model, epochs, lr, penalty = WEIGHTS[key]
+    x, y = rows_of(name)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    cut = len(x) // 5
+    train, valid = ((x[o], y[o]) for o in (order[cut:], order[:cut]))
+    outputs = int(y.max()) + 1 if y.dtype == torch.long else 1
+
+    def start() -> torch.nn.Module:
+        torch.manual_seed(seed)
+        return build(model, tuple(x.shape[1:]), outputs)
+
+    trained_apart(start(), (x[:64], y[:64]), penalty.with_strength(1e-3), 1, lr, 0)  # warm caches
+    began = time.process_time()
+    result = tk.path(start, train, penalty, of="weights", valid=valid, epochs=epochs, lr=lr,
+                     seed=seed)  # fmt: skip
+    cpu, singles, checks = time.process_time() - began, [], []
+    last = next((i for i, c in enumerate(result.counts) if not c), len(result.counts) - 1)
+    for index in sorted({round(i * last / 9) for i in range(10)}):
+        at = penalty.with_strength(result.strengths[index])
+        other = start()
+        began = time.process_time()
+        trained_apart(other, train, at, epochs, lr, seed)
+        singles.append(time.process_time() - began)
+        (ours, size), (theirs, other_size) = (
+            objective(m, train, at) for m in (result.model(index), other)
+        )
+        checks.append({"strength": result.strengths[index], "ratio": ours / theirs,
+                       "weights": size, "weights_apart": other_size})  # fmt: skip
+    return {
+        "cpu": cpu, "single": (single := float(np.median(singles))), "trainings": cpu / single,
+        "checks": checks, "weights": result.supports.shape[1], "sizes": result.counts,
+        "scores": result.accuracies or list(zip(result.scores, result.errors)),
+        "chosen": result.chosen, "knee": result.knee,
+    }  # fmt: skip
+
+
 def planted(noise: float, seed: int, peer: str) -> dict[str, Any]:
     """F1 of the supports; `peer` is "linear" (ours and LassoCV) or "lassonet" (minutes)."""
     rng = np.random.default_rng(seed)
@@ -181,6 +281,16 @@ def show(cells: dict[str, Any], wanted: int) -> None:
             }
             print(f"  {low:>2}-{high:<2} features: tikhon {means['ours']:.3f}, "
                   f"lassonet {means['lassonet']:.3f}")  # fmt: skip
+    for key in WEIGHTS:
+        runs = [c for k, c in cells.items() if k.rpartition("-")[0] == f"weights-{key}"]
+        for c in runs:
+            ratios = [check["ratio"] for check in c["checks"]]
+            print(f"{key}: {c['trainings']:.1f} trainings of {c['single']:.1f} s, objective over "
+                  f"a separate training {min(ratios):.3f} to {max(ratios):.3f}, "
+                  f"{sum(r <= 1.01 for r in ratios)} of {len(ratios)} within 1 %")  # fmt: skip
+            for label, i in (("dense", 0), ("chosen", c["chosen"]), ("knee", c["knee"])):
+                print(f"  {label}: {c['sizes'][i]:,} of {c['weights']:,} weights, score "
+                      f"{c['scores'][i][0]:.3f} +- {c['scores'][i][1]:.3f}")  # fmt: skip
     for noise in NOISE:
         for peer in ("linear", "lassonet"):
             keys = [k for k in cells if k.startswith(f"planted-{peer}-{noise}-")]
@@ -211,6 +321,8 @@ def main() -> None:
     for seed in range(splits):
         for name in ("breast_cancer", "digits"):
             work[f"network-{name}-{seed}"] = lambda name=name, seed=seed: network(name, seed)
+    for seed, key in itertools.product(range(min(splits, 3)), WEIGHTS):
+        work[f"weights-{key}-{seed}"] = lambda key=key, seed=seed: weights(key, seed)
     for peer in ("linear", "lassonet"):
         for seed, noise in itertools.product(range(seeds), NOISE):
             work[f"planted-{peer}-{noise}-{seed}"] = lambda noise=noise, seed=seed, peer=peer: (

@@ -115,6 +115,7 @@ def network_path(
     *,
     valid: tuple[Tensor, Tensor] | None,
     strengths: int | Sequence[float] | object,
+    debias: bool,
     seed: int,
     keeper: PeriodicCheckpoint,
 ) -> PathResult:
@@ -122,12 +123,14 @@ def network_path(
 
     `strengths` limits the number of refitted supports (spread over feature counts).
     """
+    if debias:
+        raise InputError("a path of features always refits its networks: leave debias out")
     if not isinstance(strengths, int):
         raise InputError("a network's strengths come from its sweep: give how many, not which")
     if not isinstance(penalty, (GroupLasso, Hierarchical)):
         raise InputError(
             f"a network's path switches features off: use GroupLasso or Hierarchical, not "
-            f"{type(penalty).__name__} (which is for linear models)"
+            f"{type(penalty).__name__}; of='weights' follows all weights under it"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -139,7 +142,7 @@ def network_path(
         snapshots = _select_snapshots(sweep.run(keeper), strengths)
     if valid is not None:
         valid = valid[0].float(), valid[1] if unit is None else unit.scaled(valid[1])
-    population = _refit_supports(build, sweep, snapshots, (x, y), valid, seed)
+    population = _refit(build, sweep, snapshots, valid)
     result = _build_result(build, sweep, snapshots, population, valid, penalty)
     return result if unit is None else _in_target_units(result, unit)
 
@@ -298,18 +301,13 @@ def _select_snapshots(snapshots: list[Snapshot], limit: int) -> list[Snapshot]:
     return [by_count[count] for count in counts]
 
 
-def _refit_supports(
+def _refit(
     build: Callable[[], nn.Module],
     sweep: Sweep,
     snapshots: list[Snapshot],
-    data: tuple[Tensor, Tensor],
     valid: tuple[Tensor, Tensor] | None,
-    seed: int,
 ) -> Population:
-    """Refit all supports together without the penalty; dropped features stay zero.
-
-    With validation rows each network ends at its lowest validation loss.
-    """
+    """Refit all supports together without the penalty; dropped features stay zero."""
     models, masks = [], []
     for snapshot in snapshots:
         model = build()
@@ -321,13 +319,34 @@ def _refit_supports(
         target.place_([mask[names[id(p)]] for p in target.params], live)
         models.append(model)
         masks.append(mask)
-    x, _ = data
-    settings = Hyperparameters(
-        lr=torch.full((len(models),), 5e-3),
-        weight_decay={"*": torch.full((len(models),), DECAY)},
+    return refit_supports(
+        models, masks, sweep.objective, sweep.stream, valid, lr=5e-3, decay=DECAY
     )
+
+
+def refit_supports(
+    models: Sequence[nn.Module],
+    masks: Sequence[Mapping[str, Tensor]],
+    objective: RowLosses,
+    stream: Stream,
+    valid: tuple[Tensor, Tensor] | None,
+    *,
+    lr: float,
+    decay: float,
+    each: Callable[[], None] = lambda: None,
+) -> Population:
+    """Train all models together; entries with mask 0 stay as they are.
+
+    With validation rows each model ends at its lowest validation loss. `each` is called before
+    every step.
+    """
+    settings = Hyperparameters(
+        lr=torch.full((len(models),), lr),
+        weight_decay={"*": torch.full((len(models),), decay)} if decay else {},
+    )
+    example = stream.batch(0)[0][:2]
     population = Population(
-        models, settings, objective=sweep.objective, example=x[:2], steps=REFIT_STEPS
+        models, settings, objective=objective, example=example, steps=REFIT_STEPS
     )
     stacked = [torch.stack([m[name] for m in masks]).flatten() for name in population.stack.names]
     population.mask = torch.cat(stacked)
@@ -335,7 +354,8 @@ def _refit_supports(
     best_state = {name: value.detach().clone() for name, value in tensors.items()}
     best = torch.full((len(models),), math.inf)
     for step in range(REFIT_STEPS):
-        population.step(*sweep.stream.batch(step), None, step, seed=step)
+        each()
+        population.step(*stream.batch(step), None, step, seed=step)
         if valid is not None and (step + 1) % CHECK == 0:
             losses = population.row_losses(*valid).mean(1)
             lower, best = losses < best, torch.minimum(losses, best)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,14 @@ from tikhon.paths.linear_path import (
 )
 from tikhon.paths.networks import network_path
 from tikhon.paths.penalised import check_path_penalty
-from tikhon.paths.result import PathResult, Select
+from tikhon.paths.result import Of, PathResult, Select
 from tikhon.paths.targets import row_weights
+from tikhon.paths.weights import weight_path
 from tikhon.penalties import Penalty
 from tikhon.runs.checkpoint import PeriodicCheckpoint
 from tikhon.runs.interrupt import ignore_messages, never_stop
 from tikhon.runs.run_directory import CHECKPOINT
+from tikhon.training.settings import Settings
 
 CONVERGED = 1e-6  # residual above which a solution is reported as unconverged
 
@@ -43,6 +45,7 @@ def path(
     train: Any,
     penalty: Penalty,
     *,
+    of: Of = "features",
     valid: Any = None,
     folds: int = 0,
     strengths: int | Sequence[float] | Literal["universal"] = 100,
@@ -52,6 +55,9 @@ def path(
     sample_weight: Any = None,
     select: Select = "one_se",
     feature_names: Sequence[str] = (),
+    epochs: int = 20,
+    lr: float = 1e-3,
+    batch_size: int = 64,
     seed: int = 0,
     output: str | Path | None = None,
     resume: bool = False,
@@ -67,36 +73,52 @@ def path(
     penalty (GroupLasso or Hierarchical) drops features one by one, and the networks with the
     supports encountered are refitted without it.
 
+    With `of="weights"` the penalty acts on all weight matrices, as in
+    `regularize(model, optimizer, penalty)`: one training without it, as by `fit` with the same
+    epochs, lr, batch_size and seed, then one sweep of at most 1.3 times its steps, in which the
+    strength rises, and the learning rate to 0.02. Each strength asked gets the network on
+    the way whose objective is lowest for it, so the penalty never grows with a strength above 0.
+    Strength 0 is the trained network; the largest is the smallest at which a network without
+    these weights has the lowest objective.
+
     Args:
         build_model: a function that returns a fresh model; None for a linear one.
         train: (x, y), a loader, a data set or its name; standardise the columns first.
         penalty: a Proximable; its strength is ignored, its `weights` are used. One row of a group
             penalty (GroupLasso, GroupMCP, ...) is one feature, SLOPE acts on all weights,
             TotalVariation on each output's weights in feature order.
+        of: what a network loses: "features" or single "weights" (rows of them under GroupLasso).
         valid: rows for the scores, in any form `train` may have.
         folds: cross-validation folds for the scores (linear models), 0 for none.
         strengths: a number of strengths, log-spaced from the smallest that empties the model down
             to `smallest` times it; or the strengths themselves, including 0; or "universal", the
             quantile-universal threshold, which needs no validation (linear models).
-        smallest: ratio in (0, 1), by default 1e-3 with more rows than features, else 1e-2.
-        debias: refit every support without the penalty and score the refits.
+        smallest: ratio in (0, 1), by default 1e-3 with more rows than features, else 1e-2; 1e-3
+            for weights.
+        debias: refit every support without the penalty and score the refits (linear models and
+            weights).
         positive: keep all weights >= 0 (linear models).
         sample_weight: a weight >= 0 for each row, equivalent to repetition (linear models).
         select: "one_se" (sparsest within one standard error of the best) or "best".
         feature_names: names used in the result.
+        epochs, lr, batch_size: of the training with Adam from which a path of weights starts.
         seed: of the folds and of a network's training.
         output: folder for checkpoints, every ten seconds; `resume` continues them bit for bit.
         stop: called after every solution or step; once it returns true, the path is saved and
             `Stopped` raised.
-        on_progress: called with the fraction of solutions found, in (0, 1] (linear models).
+        on_progress: called with the fraction of the path done, in (0, 1] (linear models and
+            weights).
         on_warning: receives a message on a damaged checkpoint, instead of a warning.
 
     Raises `InputError` for a penalty that is unsuitable or gives no zeros, fewer rows than folds,
     a class missing from the training rows, malformed strengths, or a resume with other settings
-    or data. Warns of solutions that did not converge, and of a network that kept features to the
-    end.
+    or data, and for a path of weights of a network that learned nothing. Warns of solutions that
+    did not converge, and of a network that kept features to the end.
 
-    Reference: Friedman, Hastie and Tibshirani (2010), https://doi.org/10.18637/jss.v033.i01
+    References: Friedman, Hastie and Tibshirani (2010), https://doi.org/10.18637/jss.v033.i01;
+    Lemhadri et al. (2021), https://jmlr.org/papers/v22/20-848.html (LassoNet, from dense to
+    sparse); Amakor, Sonntag and Peitz (2023), https://arxiv.org/abs/2308.12044 (loss and penalty
+    of all weights as a front)
 
     >>> from sklearn.datasets import load_diabetes
     >>> from tikhon.penalties import L1
@@ -106,17 +128,14 @@ def path(
     (0, True)
     """
     penalty = check_path_penalty(penalty)
-    if select not in ("one_se", "best"):
-        raise InputError(unknown_name("select", select, ("one_se", "best")))
+    _check_names(select, of)
     x, y = pair(keep_float64(train), name="train")
     x = one_tensor(x, name="train", verb="path")
     held_out = None if valid is None else pair(keep_float64(valid), name="valid")
     if held_out is not None:
         held_out = one_tensor(held_out[0], name="valid", verb="path"), held_out[1]
     on_progress = on_progress or ignore_messages
-    weights = row_weights(sample_weight, len(x))
-    if weights is not None and not weights.all():  # drop rows with weight zero
-        x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
+    x, y, weights = _with_weights(x, y, sample_weight)
     _check_held_out(x, y, held_out)
     strengths = check_strengths(strengths, smallest)
     names, features = tuple(feature_names), x[0].numel()
@@ -132,39 +151,58 @@ def path(
         "sample_weight": None if weights is None else weights.tolist(),
         "seed": check_seed(seed),
     }
+    training = None
+    if of == "weights":
+        training = Settings(lr=lr, epochs=epochs, batch_size=batch_size, seed=seed)
+        settings |= {"of": of, "lr": lr, "epochs": epochs, "batch_size": batch_size}
     data = (x, y, *(held_out or ()))
     options = {"resume": resume, "stop": stop or never_stop, "say": on_warning}
     keeper = _make_keeper(output, options, penalty, build_model, data, settings)
-    shared = {"valid": held_out, "strengths": strengths, "seed": seed, "keeper": keeper}
+    shared = {"valid": held_out, "strengths": strengths, "keeper": keeper}
     if build_model is None or is_linear(build_model()):
+        _check_features(of)
         linear = LinearPath.of(
             build_model, x, y, penalty, weights=weights, positive=positive, debias=debias
         )
-        result = solve_path(
-            linear,
-            build_model,
-            folds=folds,
-            smallest=smallest,
-            on_progress=on_progress,
-            **shared,
-        )
+        shared |= {"folds": folds, "smallest": smallest, "on_progress": on_progress, "seed": seed}
+        result = solve_path(linear, build_model, **shared)
         _warn_unconverged(result)
         if linear.is_separated(result):
             warnings.warn(SEPARABLE, stacklevel=2)
     else:
-        if folds or strengths == "universal" or positive or debias or sample_weight is not None:
+        if folds or strengths == "universal" or positive or sample_weight is not None:
             raise InputError(
-                "folds, 'universal', debias, positive and sample_weight are for linear models; a "
-                "network is scored on valid"
+                "folds, 'universal', positive and sample_weight are for linear models; a network "
+                "is scored on valid"
             )
-        result = network_path(build_model, (x, y), penalty, **shared)
-        _warn_features_left(result)
-    return replace(
-        result,
-        select=select,
-        feature_names=names,
-        seconds=time.perf_counter() - started,
-    )
+        if training is not None:
+            shared |= {"smallest": smallest, "debias": debias, "on_progress": on_progress}
+            result = weight_path(build_model, (x, y), penalty, training, **shared)
+            names = result.feature_names
+        else:
+            result = network_path(build_model, (x, y), penalty, debias=debias, seed=seed, **shared)
+            _warn_features_left(result)
+    seconds = time.perf_counter() - started
+    return replace(result, select=select, feature_names=names, seconds=seconds)
+
+
+def _with_weights(x: Tensor, y: Tensor, given: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return rows and their weights, without rows of weight zero."""
+    weights = row_weights(given, len(x))
+    if weights is None or weights.all():
+        return x, y, weights
+    return x[weights > 0], y[weights > 0], weights[weights > 0]
+
+
+def _check_names(select: str, of: str) -> None:
+    for name, value, known in (("select", select, Select), ("of", of, Of)):
+        if value not in get_args(known):
+            raise InputError(unknown_name(name, value, get_args(known)))
+
+
+def _check_features(of: Of) -> None:
+    if of == "weights":
+        raise InputError("of='weights' is for networks: a linear path has every weight already")
 
 
 def _make_keeper(

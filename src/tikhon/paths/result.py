@@ -14,6 +14,7 @@ from tikhon import notebook, plotting
 from tikhon.errors import InputError
 
 Select = Literal["one_se", "best"]
+Of = Literal["features", "weights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,11 @@ class PathResult:
     lowest score and `one_se` is the sparsest within one standard error of it. `classes` are the
     labels of a classifier's outputs; a single output is the logit of the last of two. `residuals`
     are distances to optimality relative to the largest gradient.
+
+    A path with `of="weights"` begins with the dense network, at strength 0. Its `supports` have a
+    column for each penalised weight, its `importances` are the shares of the weights left in each
+    layer, whose names are `feature_names`, and `accuracies` are those on the validation rows with
+    their standard errors (for classes).
     """
 
     strengths: tuple[float, ...]
@@ -43,10 +49,12 @@ class PathResult:
     classes: tuple[int, ...] = ()
     feature_names: tuple[str, ...] = ()
     seconds: float = 0.0
+    of: Of = "features"
+    accuracies: tuple[tuple[float, float], ...] = ()
 
     def __repr__(self) -> str:
         counts = self.counts
-        span = f"{len(self.strengths)} strengths, {min(counts)} to {max(counts)} features"
+        span = f"{len(self.strengths)} strengths, {min(counts)} to {max(counts)} {self.of}"
         chosen = f", {counts[self.chosen]} chosen" if self._chooses else ""
         return f"PathResult({self.penalty}, {span}{chosen})"
 
@@ -58,12 +66,20 @@ class PathResult:
             last = count
         series: dict[str, notebook.Line] = {"": (self.strengths, self.scores)}
         chart = notebook.svg_lines(series, "strength", "validation loss", log=True)
-        said = [f"chosen: {', '.join(self.features()) or 'no feature'}"] if self._chooses else []
-        head = ("features", "from strength", "validation loss")
+        if self.of == "weights":
+            said, rows = [], rows[:: 1 + len(rows) // 20]
+        else:
+            said = [f"chosen: {', '.join(self.features()) or 'no feature'}"]
+        said = said if self._chooses else []
+        head = (self.of, "from strength", "validation loss")
         return notebook.html_card(repr(self), said, head, rows, chart)
 
     def plot(self, *, ax: plotting.Axes | None = None, top: int = 12) -> plotting.Display:
         """Plot coefficients (or importances) against the strength, with the scores below.
+
+        With `of="weights"`: the accuracy (or validation loss) with one standard error against the
+        number of weights, the dense model, the choices and the knee marked; below, what is left of
+        each layer.
 
         Args:
             ax: two matplotlib axes to draw on; a new figure if None.
@@ -79,6 +95,10 @@ class PathResult:
         2
         """
         display = plotting.canvas(ax, 1, 0.6)
+        if self.of == "weights" and self._scored:
+            self._plot_sizes(display.axes_[0])
+            self._plot_curves(display.axes_[1], top)
+            return display
         self._plot_curves(display.axes_[0], top)
         self._plot_scores(display.axes_[1])
         return display
@@ -98,16 +118,32 @@ class PathResult:
         for j in range(curves.shape[1]):
             style = {"label": names[j]} if j in named else {"color": "0.8", "zorder": 0}
             axes.plot(places, curves[:, j].tolist(), **style)
-        axes.set_ylabel("coefficient" if single else "norm of the feature's weights")
+        size = "weights left, share" if self.of == "weights" else "norm of the feature's weights"
+        axes.set_ylabel("coefficient" if single else size)
         axes.set_title(f"{self.penalty} path")
         axes.legend(fontsize="small", ncols=2)
+
+    def _plot_sizes(self, axes: Any) -> None:
+        values, errors = zip(*self.accuracies) if self.accuracies else (self.scores, self.errors)
+        sizes = [max(count, 1) for count in self.counts]
+        below, above = ([v + sign * e for v, e in zip(values, errors)] for sign in (-1, 1))
+        axes.fill_between(sizes, below, above, color="0.85", label="one standard error")
+        axes.plot(sizes, values, ".-")
+        axes.axhline(values[0], linestyle=":", color="0.6", label="dense")
+        marks = {"best": self.best, "one SE": self.one_se, "knee": self.knee}
+        for (label, index), marker in zip(marks.items(), "os^"):
+            place = sizes[index], values[index]
+            axes.plot(*place, marker, fillstyle="none", markersize=9, color="0.2", label=label)
+        axes.set(xscale="log", xlabel=f"weights that are not zero, of {self.supports.shape[1]:,}")
+        axes.set_ylabel("validation accuracy" if self.accuracies else "validation loss")
+        axes.legend(fontsize="small")
 
     def _plot_scores(self, axes: Any) -> None:
         places = self._places()
         axes.set_xlabel("log10(strength)")
         if not self._scored:
             axes.plot(places, self.counts)
-            axes.set_ylabel("features in use")
+            axes.set_ylabel(f"{self.of} in use")
             return
         axes.set_ylabel("validation loss")
         axes.errorbar(places, self.scores, yerr=self.errors, fmt=".-", ecolor="0.7")
@@ -125,7 +161,7 @@ class PathResult:
 
     @property
     def counts(self) -> list[int]:
-        """Number of features kept at each strength."""
+        """Number of features (or weights) kept at each strength."""
         return self.supports.sum(1).tolist()
 
     @property
@@ -149,6 +185,33 @@ class PathResult:
         return min(near, key=lambda i: (self.counts[i], -self.strengths[i]))
 
     @property
+    def knee(self) -> int:
+        """Index of the model from which on size buys little.
+
+        Of the lowest score among models of at most a given size, against the logarithm of one plus
+        the size, both scaled to [0, 1]: the point farthest below the straight line from its first
+        to its last point.
+
+        Reference: Satopaa et al. (2011), https://doi.org/10.1109/ICDCSW.2011.20 (Kneedle).
+        """
+        lowest = self.scores[self.best]
+        finite = [i for i, score in enumerate(self.scores) if math.isfinite(score)]
+        order = sorted(finite, key=lambda i: (self.counts[i], self.scores[i]))
+        counts = [self.counts[i] for i in order]
+        small, large = math.log1p(counts[0]), math.log1p(counts[-1])
+        highest, score = self.scores[order[0]], math.inf
+        found, depth = order[0], -math.inf
+        for i, count in zip(order, counts):
+            if self.scores[i] >= score:
+                continue
+            score = self.scores[i]
+            size = (math.log1p(count) - small) / ((large - small) or 1.0)
+            below = 1.0 - size - (score - lowest) / ((highest - lowest) or 1.0)
+            if below > depth:
+                found, depth = i, below
+        return found
+
+    @property
     def chosen(self) -> int:
         """Index selected by `select`; the only strength if unscored."""
         if len(self.strengths) == 1:
@@ -156,7 +219,12 @@ class PathResult:
         return self.best if self.select == "best" else self.one_se
 
     def features(self, index: int | None = None) -> list[str]:
-        """Return names (or indices) of the selected features, most important first."""
+        """Return names (or indices) of the selected features, most important first.
+
+        Raises `InputError` for a path of weights.
+        """
+        if self.of == "weights":
+            raise InputError("this is a path of weights: see counts, or model() for the network")
         index = self.chosen if index is None else index
         order = self.importances[index].argsort(descending=True).tolist()
         names = self.feature_names or tuple(map(str, range(len(order))))
@@ -183,8 +251,17 @@ class PathResult:
             "feature_names": list(self.feature_names),
             "classes": list(self.classes),
             "chosen": self.chosen if self._chooses else None,
-            "selected": self.features() if self._chooses else [],
+            "selected": self.features() if self._chooses and self.of == "features" else [],
             "seconds": self.seconds,
+            **(self._weights_to_dict() if self.of == "weights" else {}),
+        }
+
+    def _weights_to_dict(self) -> dict[str, Any]:
+        return {
+            "of": self.of,
+            "weights": self.supports.shape[1],
+            "knee": self.knee if self._scored else None,
+            "accuracies": [list(pair) for pair in self.accuracies],
         }
 
 
