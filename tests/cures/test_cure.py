@@ -9,6 +9,7 @@ import time
 import warnings
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from tikhon.cures.trials import (
 )
 from tikhon.diagnosis import diagnose
 from tikhon.diagnosis.findings import Finding
+from tikhon.diagnosis.record import Point
 from tikhon.diagnosis.replica import Replica, replicate
 from tikhon.diagnosis.samples import samples
 from tikhon.errors import InputError
@@ -707,6 +709,29 @@ def test_a_loss_that_is_turned_round_is_cured_by_its_sign(climbs):
     assert any(wanted.name in name for name in helped), str(found)
     trained, _ = found.train(60)
     assert float((trained(x).argmax(1) == y).float().mean()) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("wiring", "start", "is_whole"),
+    [
+        ({"pulls_away": 1.0}, 1.0, True),
+        ({"whole": True}, -1.0, True),
+        ({"whole": True}, 1.0, False),
+        ({"whole": True, "entropy_pulled": 0.5}, -1.0, False),
+        ({"whole": True, "entropy_pulled": -0.5}, -1.0, True),
+        ({"determinant_pulled": 0.5}, -1.0, False),
+        ({"answer_without_end": {"place": 1}}, 1.0, False),
+    ],
+)
+def test_a_part_that_is_turned_round_does_not_turn_the_loss_that_judges(wiring, start, is_whole):
+    x, y = classes()
+    trials = bare(
+        model=lambda: nn.Linear(16, 4), loss=lambda output, y: -CE(output, y),
+        source=samples((x, y)), optimizer=sgd(0.1), faults=["loss_upside_down"],
+    )  # fmt: skip
+    record = SimpleNamespace(wiring=wiring, static={}, points=[Point(0, start)])
+    score_by_intended_loss(trials, SimpleNamespace(record=record))
+    assert (trials.intended_loss is not None) == is_whole
 
 
 def rare(rows=900, column=False):

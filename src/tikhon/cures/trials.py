@@ -31,7 +31,7 @@ from tikhon.data.forward import LossFunction
 from tikhon.data.nested import Batch, batch_length, take_rows
 from tikhon.diagnosis.diagnose import Diagnosis, rebuilder
 from tikhon.diagnosis.dry_run import DryRun, score, take_step
-from tikhon.diagnosis.record import Point
+from tikhon.diagnosis.record import Point, Record
 from tikhon.diagnosis.replica import Replica, isolated, replicate
 from tikhon.diagnosis.samples import Samples
 from tikhon.errors import InputError
@@ -78,8 +78,8 @@ def score_by_intended_loss(trials: Trials, diagnosis: Diagnosis) -> None:
     static = diagnosis.record.static
     for code in trials.faults:
         intended = INTENDED_LOSSES.get(code, ())
-        if code == "loss_upside_down" and static.get("maximize"):
-            intended = ()  # then the optimizer is the fault
+        if code == "loss_upside_down" and not _is_loss_upside_down(diagnosis.record):
+            intended = ()
         if code == "head_mismatch" and not static.get("unbounded_shares"):
             intended = ()  # then the user's loss says how good an answer is
         if code == "missing_log" and static.get("probabilities"):
@@ -97,6 +97,17 @@ def score_by_intended_loss(trials: Trials, diagnosis: Diagnosis) -> None:
                 trials.wrapper = wrapper
             else:
                 trials.source = whole
+
+
+def _is_loss_upside_down(record: Record) -> bool:
+    """Return whether the whole loss has the wrong sign, not one part of it or the optimizer."""
+    wiring, start = record.wiring, record.points[0].loss if record.points else None
+    pulled = max(wiring.get(k) or 0.0 for k in ("entropy_pulled", "determinant_pulled"))
+    endless = (
+        wiring.get("whole") and (start or 0.0) > 0
+    )  # it has no end with the other sign either
+    of_part = pulled > 0 or wiring.get("answer_without_end") or endless
+    return not (record.static.get("maximize") or of_part)
 
 
 def as_module(model: object) -> nn.Module:

@@ -183,7 +183,7 @@ def _endless_fall(ev: Evidence) -> Sentence | None:
         return None
     if e.FASTER * drops[0] < drops[1] and e.FASTER * drops[1] < drops[2]:
         return sentence("why_ever_faster", first=marks[0], last=marks[-1])
-    if drops[2] >= e.UNDIMINISHED * drops[1]:
+    if drops[2] >= e.UNDIMINISHED * drops[1] >= e.UNDIMINISHED / 2 * drops[0]:
         return sentence("why_same_pace", first=marks[0], last=marks[-1])
     return None
 

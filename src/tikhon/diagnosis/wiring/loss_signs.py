@@ -113,7 +113,7 @@ def _unseen_slope(program: Program) -> Facts:
             return {}
         seen += abs(sum(float((g * way).sum()) for g, way in zip(found, ways) if g is not None))
         slope += abs(far)
-        if seen > SEEN * slope:
+        if not seen <= SEEN * slope:  # also where the gradient is not finite
             return {}
     name = "no_grad" if cuts[0].silent else cuts[0].name
     return {"unseen_slope": {"share": seen / slope, "name": name, "place": cuts[0].place}}
