@@ -675,7 +675,7 @@ def test_every_setting_is_named_in_both_languages():
 
     names = {name for name, _, _ in training_fields()}
     for name in names - {"device", "budget"} | {"model", "parameters", "split"}:
-        assert isinstance(elements.setting_name(name), Label), name
+        assert isinstance(elements.named(f"setting_name_{name}", name), Label), name
     names |= {f.name for f in fields(Setting)} | versions().keys() - {"tikhon", "torch", "python"}
     for name in names:
         english, chinese = (strings(language)[f"setting_{name}"] for language in LANGUAGES)

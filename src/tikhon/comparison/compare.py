@@ -338,17 +338,8 @@ def compare(
         notice = _budget_notice(plan, splits, len(constants), left_out, len(contenders))
     beaten = _beats_constant(rows[0]["scores"], constants, share, step, len(parts.test.x))
     constant = Constant(_constant_score(parts)[0], fmean(constants), beaten)
-    return Comparison(
-        data.name,
-        metric,
-        rows,
-        plan.trials,
-        len(constants),
-        epochs,
-        records.seconds,
-        notice,
-        constant,
-    )
+    done = (plan.trials, len(constants), epochs, records.seconds)
+    return Comparison(data.name, metric, rows, *done, notice, constant)
 
 
 def _draw_split(data: Dataset, index: int, splits: int, seed: int) -> Split:

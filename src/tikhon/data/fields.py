@@ -152,7 +152,7 @@ def count_titles(rows: Sequence[Sequence[str]]) -> int | None:
     if width < 3 or widths.count(width) < _TABULAR * len(widths):
         return None
     first = next((i for i, row in enumerate(rows) if _is_header(row, width)), 0)
-    return first if all(_is_title(row, width) for row in rows[:first]) else 0
+    return first if all(sum(map(bool, row)) <= width // 2 for row in rows[:first]) else 0
 
 
 def _rows_by_line(text: TextLines, separator: str) -> tuple[list[int], list[list[str]]]:
@@ -166,10 +166,6 @@ def _rows_by_line(text: TextLines, separator: str) -> tuple[list[int], list[list
                 lines.append(reader.line_num)
                 rows.append([cell.strip() for cell in row])
     return lines, rows
-
-
-def _is_title(row: Sequence[str], width: int) -> bool:
-    return sum(map(bool, row)) <= width // 2
 
 
 def _is_header(row: Sequence[str], width: int) -> bool:

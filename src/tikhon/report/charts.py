@@ -141,28 +141,17 @@ def learning_curves(
     if best is not None:
         late = len(epochs) > 1 and best > (finite(epochs)[0] + finite(epochs)[-1]) / 2
         layout["shapes"] = [vertical(best)]
-        anchors = {
-            "yanchor": "bottom" if higher else "top",
-            "xanchor": "right" if late else "left",
-        }
-        text = label("best_epoch_short", epoch=best)
-        layout["annotations"] = [
-            annotation(best, 0.03 if higher else 0.97, text, "muted", 11, **anchors)
-        ]
+        text, across = label("best_epoch_short", epoch=best), "right" if late else "left"
+        height, upright = (0.03, "bottom") if higher else (0.97, "top")
+        note = annotation(best, height, text, "muted", 11, yanchor=upright, xanchor=across)
+        layout["annotations"] = [note]
     return {"data": data, "layout": layout}
 
 
 def vertical(x: float) -> dict[str, object]:
     """Return a dotted vertical line at x."""
-    return {
-        "type": "line",
-        "x0": x,
-        "x1": x,
-        "y0": 0,
-        "y1": 1,
-        "yref": "paper",
-        "line": {"color": "muted", "width": 1, "dash": "dot"},
-    }
+    ends = {"x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
+    return {"type": "line", **ends, "line": {"color": "muted", "width": 1, "dash": "dot"}}
 
 
 def lines_over_epochs(
@@ -213,13 +202,8 @@ class Response:
 
 def score_against_strength(response: Response, **range_: object) -> Figure:
     """Plot validation score against strength, ringing the chosen one; zeros on a second axis."""
-    points = sorted(
-        zip(
-            response.strengths,
-            response.scores,
-            list(response.zeros) or [None] * len(response.scores),
-        )
-    )
+    zeros = list(response.zeros) or [None] * len(response.scores)
+    points = sorted(zip(response.strengths, response.scores, zeros))
     points = [p for p in points if p[0] is not None]
     log = spans_decades([s for s, _, _ in points])
     if log:
@@ -238,17 +222,11 @@ def score_against_strength(response: Response, **range_: object) -> Figure:
         level = [response.baseline] * 2
         data.append(line((x[0], x[-1]), level, label("unregularized"), "muted", 1.5, dash="dash"))
     if any(finite([z for _, _, z in points])) and any(z for _, _, z in points):
-        zeros = line(x, [z for _, _, z in points], label("zeros"), "zeros", 1.5, dash="dot")
-        data.append(zeros | {"yaxis": "y2"})
-        layout["yaxis2"] = axis(
-            label("zeros"),
-            overlaying="y",
-            side="right",
-            range=[-0.02, 1.02],
-            tickformat=".0%",
-            showgrid=False,
-            tickvals=[0, 0.25, 0.5, 0.75, 1],
-        )
+        dots = line(x, [z for _, _, z in points], label("zeros"), "zeros", 1.5, dash="dot")
+        data.append(dots | {"yaxis": "y2"})
+        beside = {"overlaying": "y", "side": "right", "showgrid": False}
+        shares = {"range": [-0.02, 1.02], "tickformat": ".0%", "tickvals": [0, 0.25, 0.5, 0.75, 1]}
+        layout["yaxis2"] = axis(label("zeros"), **beside, **shares)
     return {"data": data, "layout": layout}
 
 

@@ -30,19 +30,9 @@ def lines_over_layers(
     heights = [*(band or ()), *(v for trace in data for v in trace["y"])]
     layout: Figure = {"xaxis": layer_axis(layers), "yaxis": axis(y, **logarithmic(heights))}
     if band is not None:
-        layout["shapes"] = [
-            {
-                "type": "rect",
-                "xref": "paper",
-                "x0": 0,
-                "x1": 1,
-                "y0": band[0],
-                "y1": band[1],
-                "fillcolor": "healthy",
-                "line": {"width": 0},
-                "layer": "below",
-            }
-        ]
+        ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": band[0], "y1": band[1]}
+        look = {"fillcolor": "healthy", "line": {"width": 0}, "layer": "below"}
+        layout["shapes"] = [{"type": "rect", **ends, **look}]
     return {"data": data, "layout": layout}
 
 
@@ -62,21 +52,14 @@ def unit_shares(
 ) -> Figure:
     """Plot bars over the layers: shares of units."""
     colours = ("muted", "series-3")
+    places = {"type": "bar", "x": list(range(len(layers)))}
     data = [
-        {
-            "type": "bar",
-            "x": list(range(len(layers))),
-            "y": list(values),
-            "name": name,
-            "marker": {"color": colours[i % 2]},
-        }
+        {**places, "y": list(values), "name": name, "marker": {"color": colours[i % 2]}}
         for i, (name, values) in enumerate(series)
     ]
     upright = axis(y, range=[0, 1], tickformat=".0%")
-    return {
-        "data": data,
-        "layout": {"xaxis": layer_axis(layers), "yaxis": upright, "barmode": "group"},
-    }
+    layout = {"xaxis": layer_axis(layers), "yaxis": upright, "barmode": "group"}
+    return {"data": data, "layout": layout}
 
 
 def update_heatmap(

@@ -43,10 +43,8 @@ def scatter(
         order = [f"{v:.3g}" for v in numbers] + words
         x = [f"{v:.3g}" if v in numbers else "–" if v is None else str(v) for v in x]
         across = {"type": "category", "categoryorder": "array", "categoryarray": order}
-    for hollow, name, colour in (
-        (True, "stopped_early", "muted"),
-        (False, "finished", "series-1"),
-    ):
+    kinds = ((True, "stopped_early", "muted"), (False, "finished", "series-1"))
+    for hollow, name, colour in kinds:
         shown = [i for i, f in enumerate(faint) if f == hollow]
         marker = {"size": 7, "color": colour, "symbol": "circle-open" if hollow else "circle"}
         points = {"x": [x[i] for i in shown], "y": [y[i] for i in shown]}
@@ -98,10 +96,8 @@ def parallel(coordinates: Sequence[Coordinate], shares: Sequence[float], chosen:
         data.append(_lines(coordinates, members, label(key), colour, 1.2))
         floor = ceiling
     data = [*reversed(data), _lines(coordinates, [chosen], label("chosen"), "chosen", 3.5)]
-    ticks = {
-        "tickvals": list(range(len(coordinates))),
-        "ticktext": [title(c.name) for c in coordinates],
-    }
+    places = list(range(len(coordinates)))
+    ticks = {"tickvals": places, "ticktext": [title(c.name) for c in coordinates]}
     notes = [
         {"x": i, "y": y, "text": escape_name(text, 11), "showarrow": False, "yshift": shift}
         | {"font": {"color": "muted", "size": 11}}

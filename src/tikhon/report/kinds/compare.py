@@ -38,7 +38,8 @@ def page(run: SavedRun) -> Page:
     result = run.result
     rows: list[Row] = list(result.get("methods") or [])
     higher = result.get("metric") == "accuracy"
-    metric = elements.ScoreKind("accuracy" if higher else "rmse", label(_metric(higher)), higher)
+    name = "accuracy" if higher else "rmse"
+    metric = elements.ScoreKind(name, label(f"metric_{name}"), higher)
     networks: list[Row] = list((result.get("architecture") or {}).get("rows") or [])
     grids = [grid for kind in ("width", "depth") if (grid := score_grid(networks, kind))]
     return Page(
@@ -61,10 +62,6 @@ def page(run: SavedRun) -> Page:
             elements.command_section(run),
         ),
     )
-
-
-def _metric(higher: bool) -> str:
-    return "metric_accuracy" if higher else "metric_rmse"
 
 
 def displayed_score(value: Number, metric: elements.ScoreKind) -> Number:

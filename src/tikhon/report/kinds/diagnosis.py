@@ -224,16 +224,14 @@ def _count_or_number(value: object) -> str:
 def evidence_cell(evidence: Mapping[str, object]) -> Cell:
     """Format the numbers behind a finding, with their names in words."""
     measured = [
-        label("evidence_of", name=_measured_name(key), value=_count_or_number(value))
+        label(
+            "evidence_of",
+            name=elements.named(f"measured_{key}", key),
+            value=_count_or_number(value),
+        )
         for key, value in evidence.items()
     ]
     return joined(measured) or Name("–")
-
-
-def _measured_name(key: str) -> Label | str:
-    """Name a measured number; checks of other packages have no translation."""
-    known = f"measured_{key}" in strings("en")
-    return label(f"measured_{key}") if known else key.replace("_", " ")
 
 
 def evidence_charts(record: SavedRecord) -> list[Section | None]:

@@ -139,20 +139,14 @@ def format_settings(entries: Mapping[str, object]) -> Label | str | None:
     kept = {k: v for k, v in entries.items() if v not in (None, [], {}, "", 0.0) and k != "name"}
     words = [str(entries["name"])] if entries.get("name") else []
     return joined(
-        [*words, *(_format_setting(key, format_value(value)) for key, value in kept.items())]
+        [*words, *(named(f"setting_{k}", k, value=format_value(v)) for k, v in kept.items())]
     )
 
 
-def _format_setting(key: str, value: str) -> Label | str:
-    """Format a setting, under its own name if it has no translation."""
-    known = f"setting_{key}" in strings("en")
-    return label(f"setting_{key}", value=value) if known else f"{key.replace('_', ' ')} {value}"
-
-
-def setting_name(key: str) -> Label | Name:
-    """Name a setting, under its own name if it has no translation."""
-    known = f"setting_name_{key}" in strings("en")
-    return label(f"setting_name_{key}") if known else Name(key.replace("_", " "))
+def named(text: str, key: str, **values: str) -> Label | str:
+    """Return the `text` of a key; without a translation the key in words, with its values."""
+    known = text in strings("en")
+    return label(text, **values) if known else " ".join([key.replace("_", " "), *values.values()])
 
 
 def format_value(value: object) -> str:

@@ -208,10 +208,11 @@ def settings(group: RunGroup) -> PageTable | None:
         return None
     rows = tuple(
         (
-            elements.setting_name(name),
+            title if isinstance(title, Label) else Name(title),
             *(Name(found[name], 40) if name in found else label("setting_none") for found in held),
         )
         for name in differing
+        for title in [elements.named(f"setting_name_{name}", name)]
     )
     head = (label("setting"), *(Name(run.name) for run in group.runs))
     return PageTable(label("settings_caption"), head, rows)
