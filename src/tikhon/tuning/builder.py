@@ -21,9 +21,8 @@ from tikhon.options import split_name, training_fields
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.targets import is_lazy
 from tikhon.tuning.space import KNOWN, Choice, Conditional, Space, known
-from tikhon.tuning.trials import Value
+from tikhon.tuning.trials import Config, Value
 
-Config = Mapping[str, Value]
 _KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_VALUE = (inspect.Parameter.POSITIONAL_ONLY, *_KEYWORD)
@@ -119,9 +118,8 @@ class Builder:
             error.add_note(f"while build_model was called for {dict(config)}")
             raise
         if not isinstance(model, nn.Module):
-            raise InputError(
-                f"build_model must return a torch module, it returned {_describe_return(model)}"
-            )
+            returned = "None: is a return missing?" if model is None else repr(model)
+            raise InputError(f"build_model must return a torch module, it returned {returned}")
         if any(map(is_lazy, _tensors(model))):
             with torch.no_grad():
                 call_model(model.eval(), self.example)
@@ -173,12 +171,12 @@ class Builder:
 
     def _positional_arguments(self, named: dict[str, object]) -> list[object]:
         """Remove positional arguments from `named`, up to the first missing one."""
-        found = []
+        arguments = []
         for parameter in self.positional:
             if parameter.name not in named and parameter.default is parameter.empty:
                 break
-            found.append(named.pop(parameter.name, parameter.default))
-        return found
+            arguments.append(named.pop(parameter.name, parameter.default))
+        return arguments
 
     def check(self, space: Space, default: Config) -> None:
         """Raise `InputError` for an entry read by neither the builder nor the training.
@@ -255,15 +253,13 @@ def _are_equal_models(first: nn.Module, second: nn.Module) -> bool:
     pairs = list(zip(first.modules(), second.modules()))
     if str(first) != str(second) or any(type(a) is not type(b) for a, b in pairs):
         return False
-    own, other = first.state_dict(), second.state_dict()
-    if own.keys() != other.keys() or not all(_are_equal(own[n], other[n]) for n in own):
-        return False
-    return all(_are_equal(_own_attributes(a), _own_attributes(b)) for a, b in pairs)
-
-
-def _own_attributes(module: nn.Module) -> dict[str, object]:
-    """Return the module's own attributes."""
-    return {n: v for n, v in vars(module).items() if not n.startswith("_")}
+    attributes = (
+        [{n: v for n, v in vars(module).items() if not n.startswith("_")} for module in pair]
+        for pair in pairs
+    )
+    return _are_equal(first.state_dict(), second.state_dict()) and all(
+        _are_equal(a, b) for a, b in attributes
+    )
 
 
 def _are_equal(first: object, second: object) -> bool:
@@ -283,10 +279,6 @@ def _make_dropout_adjustable(model: nn.Module) -> None:
     if not any(isinstance(module, NoiseLayer) for module in model.modules()):
         with contextlib.suppress(ValueError):  # none to replace: reported by the population
             replace_dropout(model)
-
-
-def _describe_return(value: object) -> str:
-    return "None: is a return missing?" if value is None else repr(value)
 
 
 def _sample_configs(space: Space, default: Config) -> Iterator[Config]:

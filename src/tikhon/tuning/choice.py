@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tikhon.tuning.metric import Metric
 from tikhon.tuning.space import Choice, Space, simplifies
-from tikhon.tuning.trials import Value
+from tikhon.tuning.trials import Value, finite_or_none
 
 _DRAWS = 500  # bootstrap samples for the noise of a choice
 _CLEAR = 2.0  # standard errors of a significant difference
@@ -59,33 +59,33 @@ class SearchAudit:
                 f"all {self.failed} trials of the space diverged; only the default is left "
                 f"({self.default_score:.4f}): lower the learning rates of the space"
             ]
-        found = [
+        share = f"{self.noise / abs(self.chosen_score):.1%}" if self.chosen_score else "0%"
+        sentences = [
             f"{self.candidates} candidates compared, {self.failed} trials diverged",
             f"expected gap to the best candidate from selection noise: {self.noise:.4f} "
-            f"({_percentage(self.noise, abs(self.chosen_score))} of the chosen {self.metric}, "
-            f"{self.chosen_score:.4f})",
+            f"({share} of the chosen {self.metric}, {self.chosen_score:.4f})",
         ]
         if self.edges:
-            found.append(
+            sentences.append(
                 f"the choice lies at the edge of the space in {', '.join(self.edges)}: widen it"
             )
         if not math.isfinite(self.default_score):
-            found.append(
+            sentences.append(
                 f"not compared with the default, which had time for {self._epochs} only"
                 if self.default_epoch
                 else "the default configuration diverged"
             )
         elif self.worth_it:
-            found.append(
+            sentences.append(
                 f"better than the default ({self._default}) by {self.gain:.4f}, standard error "
                 f"{self.gain_error:.4f}"
             )
         else:
-            found.append(
+            sentences.append(
                 f"the default would have done as well: {self._default}, a difference of "
                 f"{self.gain:.4f}, standard error {self.gain_error:.4f}"
             )
-        return found
+        return sentences
 
     @property
     def _epochs(self) -> str:
@@ -98,7 +98,7 @@ class SearchAudit:
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-serialisable dict."""
         fields = {**self.__dict__, "edges": list(self.edges), "worth_it": self.worth_it}
-        return {k: None if _is_not_finite(v) else v for k, v in fields.items()}
+        return {k: finite_or_none(v) if isinstance(v, float) else v for k, v in fields.items()}
 
 
 def choose(
@@ -225,11 +225,3 @@ def audit(
         metric="loss" if metric is None else metric.name,
         maximised=metric is not None and metric.maximised,
     )
-
-
-def _percentage(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "0%"
-
-
-def _is_not_finite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)

@@ -11,8 +11,8 @@ from tikhon.regularizer.terms import Term
 from tikhon.training.losses import LOSSES
 from tikhon.training.recipe import Auto, Recipe, penalty_names
 from tikhon.training.settings import OPTIMIZERS
-from tikhon.tuning.runners import Config, SearchJob, with_settings
-from tikhon.tuning.trials import Value
+from tikhon.tuning.runners import SearchJob, with_settings
+from tikhon.tuning.trials import Config, Value
 
 
 def recipe_of(config: Config) -> Recipe:

@@ -107,19 +107,15 @@ def _direction(metric: object, name: str, direction: str | None) -> str:
                 "leave direction out"
             )
         return declared
-    if direction is None and not _is_torch_loss(metric):
+    is_torch_loss = isinstance(metric, nn.modules.loss._Loss) or (
+        getattr(metric, "__module__", "") == "torch.nn.functional"
+    )
+    if direction is None and not is_torch_loss:
         raise InputError(
             f"the metric {name} does not say which way is better: give direction='maximize' or "
             "direction='minimize'"
         )
     return direction or "minimize"
-
-
-def _is_torch_loss(metric: object) -> bool:
-    """Return whether it is a torch loss."""
-    return isinstance(metric, nn.modules.loss._Loss) or (
-        getattr(metric, "__module__", "") == "torch.nn.functional"
-    )
 
 
 def _scorer(name: str, scorer: Any, direction: str | None, loss: Loss) -> Metric:

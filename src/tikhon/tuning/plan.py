@@ -10,10 +10,10 @@ import torch
 from tikhon.budget import Budget
 from tikhon.errors import InputError
 from tikhon.options import split_name
-from tikhon.tuning.runners import Config, SearchJob, choose_chunk, step_time
+from tikhon.tuning.runners import SearchJob, choose_chunk, step_time
 from tikhon.tuning.searches import SpaceFilling
 from tikhon.tuning.space import KNOWN, Choice, Space
-from tikhon.tuning.trials import Value
+from tikhon.tuning.trials import Config, Value
 
 MEMBERS = 16  # as good as 64, as selection noise hides the difference
 HALVING_COST = 0.6  # cost of guarded halving with validation, in full trainings for each member
@@ -103,13 +103,9 @@ def configs_near_defaults(space: Space, count: int) -> list[dict[str, Value]]:
         entry = space.range(name)
         base_name = split_name(name)[0]
         if not isinstance(entry, Choice):
-            unit = (
-                entry.unit(DEFAULTS[base_name])
-                if base_name in DEFAULTS
-                else 0.0
-                if base_name in KNOWN
-                else 0.5
-            )
+            unit = 0.0 if base_name in KNOWN else 0.5
+            if base_name in DEFAULTS:
+                unit = entry.unit(DEFAULTS[base_name])
             defaults[name] = entry.at(min(max(unit, 0.0), 1.0))
         elif name not in defaults or defaults[name] not in entry.values:
             defaults[name] = entry.values[0]

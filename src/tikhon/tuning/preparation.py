@@ -24,8 +24,9 @@ from tikhon.training.losses import LOSSES
 from tikhon.training.settings import OPTIMIZERS, Settings, pick_device
 from tikhon.tuning.journal import SearchJournal
 from tikhon.tuning.metric import LEAST_BLOCKED, metric_of
-from tikhon.tuning.runners import Config, SearchJob, populate
+from tikhon.tuning.runners import SearchJob, populate
 from tikhon.tuning.space import Log, Space, Uniform
+from tikhon.tuning.trials import Config
 
 FEW_ROWS = 2_500  # rows below which a single held-out fifth is too noisy
 

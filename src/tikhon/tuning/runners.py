@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -25,12 +25,11 @@ from tikhon.training.settings import OPTIMIZERS
 from tikhon.tuning.draws import Draws
 from tikhon.tuning.metric import Metric, blocks_of
 from tikhon.tuning.space import known
-from tikhon.tuning.trials import DEFAULT, Outcome, Trial, Value
+from tikhon.tuning.states import State
+from tikhon.tuning.trials import DEFAULT, Config, Outcome, Trial, Value
 
 SIZES = (1, 4, 8, 16, 32, 64)
 VALIDATION_ROWS = 64  # rows of a validation batch for adaptive strengths
-Config = Mapping[str, Value]
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,27 +126,24 @@ class PopulationRunner:
         another get the epochs of the first, which stops while `expired(ahead)` still leaves
         seconds for the others.
         """
-        units = [FoldUnit(trial, fold) for trial in trials for fold in range(self.job.folds)]
-        found: UnitResults = {}
+        folds = range(self.job.folds)
+        results: UnitResults = {}  # of trials with folds left to train
         epochs: dict[int, int] = {}  # of trials begun
-        trained: list[tuple[int, int]] = []
         finished: dict[int, Outcome] = {}
-        for chunk in self._chunks(units):
+        for chunk in self._chunks([FoldUnit(trial, fold) for trial in trials for fold in folds]):
             until = min((epochs[u.trial.id] for u in chunk if u.trial.id in epochs), default=None)
-            found.update(self._train(chunk, until))
-            epochs |= {unit.trial.id: found[unit.trial.id, unit.fold].epochs for unit in chunk}
-            trained += [(unit.trial.id, unit.fold) for unit in chunk]
-            complete = self._complete_trials(trials, trained)
-            finished |= {
-                t.id: self._finish_trial(t, found) for t in complete if t.id not in finished
-            }
-            if complete and self.expired(0.0):
+            results |= self._train(chunk, until)
+            epochs |= {unit.trial.id: results[unit.trial.id, unit.fold].epochs for unit in chunk}
+            for trial in trials:
+                if all((trial.id, fold) in results for fold in folds):
+                    parts = [results.pop((trial.id, fold)) for fold in folds]
+                    finished[trial.id] = self._finish_trial(trial, parts)
+            if finished and self.expired(0.0):
                 break
         return [finished[trial.id] for trial in trials if trial.id in finished]
 
-    def _finish_trial(self, trial: Trial, found: UnitResults) -> Outcome:
-        """Return the outcome of a trial with all folds found, and keep its state."""
-        fold_results = [found.pop((trial.id, fold)) for fold in range(self.job.folds)]
+    def _finish_trial(self, trial: Trial, fold_results: Sequence[UnitResult]) -> Outcome:
+        """Return the outcome of a trial, and keep its state."""
         trial = replace(trial, budget=fold_results[0].epochs)
         states = [part.state for part in fold_results if part.state is not None]
         if len(states) == len(fold_results):
@@ -155,14 +151,6 @@ class PopulationRunner:
                 name: torch.stack([state[name] for state in states]) for name in states[0]
             }
         return self._outcome(trial, fold_results)
-
-    def _complete_trials(
-        self, trials: Sequence[Trial], trained: Iterable[tuple[int, int]]
-    ) -> list[Trial]:
-        """Return the trials with all folds in `done`."""
-        known = set(trained)
-        folds = range(self.job.folds)
-        return [t for t in trials if all((t.id, fold) in known for fold in folds)]
 
     def _chunks(self, units: list[FoldUnit]) -> Iterable[list[FoldUnit]]:
         """Yield units that can train together: equal length, kinds of settings and model."""
@@ -194,10 +182,10 @@ class PopulationRunner:
         start = 0
         if first.parent is not None:
             parents = [u.trial.parent for u in units if u.trial.parent is not None]
-            rows = [_fold_state(self.states[p], u.fold) for p, u in zip(parents, units)]
-            start = int(rows[0].pop("epoch"))
-            stacked = {n: torch.stack([row[n] for row in rows]) for n in rows[0]}
-            population.load(stacked)
+            folds = [(self.states[p], u.fold) for p, u in zip(parents, units)]
+            state = {n: torch.stack([part[n][fold] for part, fold in folds]) for n in folds[0][0]}
+            start = int(state.pop("epoch")[0])
+            population.load(state)
         fold_mask = None if job.fold_mask is None else job.fold_mask[[unit.fold for unit in units]]
         curves: list[list[tuple[int, float]]] = [[] for _ in units]
         last = until or first.budget
@@ -219,16 +207,15 @@ class PopulationRunner:
                 break
         seconds = (time.perf_counter() - started) / len(units)
         state = population.state()
-        found: UnitResults = {}
+        results: UnitResults = {}
         for member, unit in enumerate(units):
             failure = population.failed.get(member, "")
             row = None if failure else {name: value[member] for name, value in state.items()}
             if row is not None:
                 row["epoch"] = torch.tensor(last)
-            found[unit.trial.id, unit.fold] = UnitResult(
-                row, curves[member], failure, seconds, last
-            )
-        return found
+            result = UnitResult(row, curves[member], failure, seconds, last)
+            results[unit.trial.id, unit.fold] = result
+        return results
 
     def _outcome(self, trial: Trial, fold_results: Sequence[UnitResult]) -> Outcome:
         failure = next((part.failure for part in fold_results if part.failure), "")
@@ -301,10 +288,6 @@ def shared_entries(config: Config) -> list[tuple[str, Value]]:
     return sorted((n, value) for n, value in config.items() if n in shared or not known(n))
 
 
-def _fold_state(state: State, fold: int) -> State:
-    return {name: value[fold] for name, value in state.items()}
-
-
 def train_epoch(
     job: SearchJob, population: Population, fold_mask: Tensor | None, epoch: int
 ) -> Tensor:
@@ -320,16 +303,12 @@ def train_epoch(
     total = torch.zeros(population.members, device=job.y.device)
     step = epoch * job.steps_per_epoch
     for x, y, weight in zip(xs, ys, weights):
-        total += population.step(x, y, weight, step, seed=noise_seed(job.seed, step))
+        seed = (job.seed * 1_000_003 + step) * 2_654_435_761 % 2**62  # of noise; nothing to resume
+        total += population.step(x, y, weight, step, seed=seed)
         if population.decay is not None and population.decay.due(step):
             population.adapt(*_validation_batch(job, fold_mask, step), step)
         step += 1
     return total
-
-
-def noise_seed(seed: int, step: int) -> int:
-    """Return the seed of a step's noise; stateless, so nothing is stored for resuming."""
-    return (seed * 1_000_003 + step) * 2_654_435_761 % 2**62
 
 
 def _validation_batch(
@@ -422,9 +401,9 @@ def choose_chunk(job: SearchJob, configs: Sequence[Config]) -> tuple[int, str]:
     if job.objective.batch_only:
         return 1, job.objective.batch_only
     groups = _by_model(configs)
-    found = [can_batch(job, group[0]) for group in groups]
-    batchable = [group for group, (can, _) in zip(groups, found) if can]
-    reason = next((reason_not for can, reason_not in found if not can), found[0][1])
+    answers = [can_batch(job, group[0]) for group in groups]
+    batchable = [group for group, (can, _) in zip(groups, answers) if can]
+    reason = next((why_not for can, why_not in answers if not can), answers[0][1])
     if not batchable:
         return 1, reason
     model = build(job, batchable[0][0])

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 Value = float | int | str | bool
+Config = Mapping[str, Value]
 DEFAULT = -1  # id of the untuned trial
 
 
@@ -21,7 +22,7 @@ class Trial:
     """
 
     id: int
-    config: Mapping[str, Value]
+    config: Config
     budget: int
     parent: int | None = None
 
@@ -72,19 +73,20 @@ class Outcome:
         """Return a JSON-serialisable dict, with None for non-finite numbers."""
         return {
             **self.trial.to_dict(),
-            "score": _finite(self.score),
+            "score": finite_or_none(self.score),
             "seconds": self.seconds,
-            "error": _finite(self.error),
+            "error": finite_or_none(self.error),
             "failure": self.failure,
-            "curve": [[epoch, _finite(loss)] for epoch, loss in self.curve],
-            "strengths": {name: _finite(value) for name, value in self.strengths.items()},
+            "curve": [[epoch, finite_or_none(loss)] for epoch, loss in self.curve],
+            "strengths": {name: finite_or_none(value) for name, value in self.strengths.items()},
         }
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Outcome:
         """Invert `to_dict`."""
+        config = {name: _tupled(value) for name, value in row["config"].items()}
         return cls(
-            trial=Trial(row["id"], _config(row["config"]), row["budget"], row["parent"]),
+            trial=Trial(row["id"], config, row["budget"], row["parent"]),
             score=_number(row["score"]),
             seconds=row["seconds"],
             error=_number(row["error"]),
@@ -94,12 +96,8 @@ class Outcome:
         )
 
 
-def _config(row: Mapping[str, Any]) -> dict[str, Value]:
-    """Return a configuration from JSON, converting lists to tuples."""
-    return {name: _tupled(value) for name, value in row.items()}
-
-
 def _tupled(value: Any) -> Any:
+    """Convert lists, as JSON has them, to tuples."""
     return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
@@ -173,7 +171,8 @@ class History(tuple[Outcome, ...]):
             current = outcome.trial.parent
 
 
-def _finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """Return the number, None in place of a non-finite one."""
     return value if math.isfinite(value) else None
 
 

@@ -20,6 +20,7 @@ from tikhon.data.nested import slice_rows, tensors
 from tikhon.errors import InputError
 from tikhon.models import Average
 from tikhon.options import with_mode
+from tikhon.population.population import Population
 from tikhon.regularizer.audit import warn
 from tikhon.runs.interrupt import Stopped, ignore_messages, never_stop
 from tikhon.runs.run_directory import STATES
@@ -42,7 +43,6 @@ from tikhon.tuning.preparation import (
     optimizer_of,
 )
 from tikhon.tuning.runners import (
-    Config,
     PopulationRunner,
     SearchJob,
     build,
@@ -62,9 +62,9 @@ from tikhon.tuning.session import (
     without_default,
 )
 from tikhon.tuning.space import Space
-from tikhon.tuning.states import States
+from tikhon.tuning.states import State, States
 from tikhon.tuning.study import StudySearch, direction_of
-from tikhon.tuning.trials import DEFAULT, History, Outcome, Trial
+from tikhon.tuning.trials import DEFAULT, Config, History, Outcome, Trial
 
 _PROBED = 64  # rows to test whether the loss is a mean over rows
 
@@ -347,9 +347,9 @@ def _build_result(
     session: Session,
     refit: bool,
 ) -> TuneResult:
-    history, runner = session.history, session.runner
+    history, states = session.history, session.states
     timed_out = session.ended == TIMED_OUT
-    ends = [o for o in _final_trials(history, timed_out=timed_out) if o.trial.id in runner.states]
+    ends = [o for o in _final_trials(history, timed_out=timed_out) if o.trial.id in states]
     if not history:
         raise Stopped("before the first rung was complete")
     if not ends:
@@ -358,7 +358,7 @@ def _build_result(
             f"all {len(history)} trials failed ({'; '.join(failures)}): lower the learning rates "
             "of the space"
         )
-    outputs = [_held_out_outputs(job, o, runner) for o in ends]
+    outputs = [_held_out_outputs(job, o.trial.config, states[o.trial.id]) for o in ends]
     rows = torch.stack([_row_losses(job, out) for out in outputs])
     configs = [o.trial.config for o in ends]
     weights = [-1.0 if o.trial.id == DEFAULT else space.weight(o.trial.config) for o in ends]
@@ -370,9 +370,7 @@ def _build_result(
         space, configs, rows, chosen, default, failed, job.metric, default_epoch=epoch
     )
     top = _select_members(job, outputs, rows, chosen)
-    refits: list[tuple[int, dict[str, Tensor] | None]] = []
-    if refit:
-        refits = _refit(full, ends, top, session)
+    refits = _refit(full, ends, top, session) if refit else []
     refitted_indices = {k for k, _ in refits}
     if not (timed_out and refitted_indices):  # partially trained members would degrade the mean
         refits += [(k, None) for k in dict.fromkeys(top) if k not in refitted_indices]
@@ -383,8 +381,7 @@ def _build_result(
         for fold in range(job.folds if model is None else 1)
     ][:TOP]
     members = [
-        _model(job, configs[k], runner.states[ends[k].trial.id], fold, model)
-        for k, fold, model in parts
+        _model(job, configs[k], states[ends[k].trial.id], fold, model) for k, fold, model in parts
     ]
     probabilities = job.objective.is_classification
     return TuneResult(
@@ -404,30 +401,35 @@ def _build_result(
 
 def _final_trials(history: History, *, timed_out: bool) -> list[Outcome]:
     """Return the longest trials and the default; all final states if time ran out."""
-    found = without_default(history).ends() if timed_out else without_default(history).ranked()
-    return [*found, *(o for o in history if o.trial.id == DEFAULT and not o.failed)]
+    tuned = without_default(history)
+    default = (o for o in history if o.trial.id == DEFAULT and not o.failed)
+    return [*(tuned.ends() if timed_out else tuned.ranked()), *default]
 
 
-def _held_out_outputs(job: SearchJob, outcome: Outcome, runner: PopulationRunner) -> Tensor:
+def _held_out_outputs(job: SearchJob, config: Config, state: State) -> Tensor:
     """Return outputs of the scored rows; with folds each by the fold that left it out.
 
     Without row losses, losses of blocks of rows for each fold.
     """
-    state = runner.states[outcome.trial.id]
-    population, found = populate(job, [outcome.trial.config]), []
+    population, by_fold = populate(job, [config]), []
+    only_losses = job.metric is None and bool(job.objective.batch_only)
     for fold in range(job.folds):
-        row = {n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"}
-        population.load(row)
+        _load_fold(population, state, fold)
         fold_mask = None if job.fold_mask is None else job.fold_mask[fold : fold + 1]
-        if job.metric is None and job.objective.batch_only:
-            found.append(validation_rows(job, population, fold_mask)[0])
+        if only_losses:
+            by_fold.append(validation_rows(job, population, fold_mask)[0])
         else:
-            found.append(population.predict(job.scored[0])[0])
-    if job.metric is None and job.objective.batch_only:
-        return torch.cat(found)
+            by_fold.append(population.predict(job.scored[0])[0])
+    if only_losses:
+        return torch.cat(by_fold)
     if job.fold_mask is None:
-        return found[0]
-    return torch.stack(found)[(1 - job.fold_mask).argmax(0), torch.arange(len(job.y))]
+        return by_fold[0]
+    return torch.stack(by_fold)[(1 - job.fold_mask).argmax(0), torch.arange(len(job.y))]
+
+
+def _load_fold(population: Population, state: State, fold: int) -> None:
+    """Load the state of one fold into a population of one member."""
+    population.load({n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"})
 
 
 def _row_losses(job: SearchJob, outputs: Tensor) -> Tensor:
@@ -457,7 +459,7 @@ def _select_members(job: SearchJob, outputs: list[Tensor], rows: Tensor, chosen:
 
 def _refit(
     full: SearchJob, ends: list[Outcome], top: list[int], session: Session
-) -> list[tuple[int, dict[str, Tensor] | None]]:
+) -> list[tuple[int, State | None]]:
     """Retrain on all rows, each with the strengths found in its search.
 
     Up to `TOP` models as time allows: the configurations in `top` cyclically, each round with
@@ -476,7 +478,7 @@ def _refit(
         int(configs[k].get("seed", full.seed)) + chosen[:i].count(k) for i, k in enumerate(chosen)
     ]
     wanted: list[Config] = [{**configs[k], "seed": seed} for k, seed in zip(chosen, seeds)]
-    found: list[dict[str, Tensor] | None] = [None] * count
+    refitted: list[State | None] = [None] * count
 
     def stop() -> bool:
         return session.is_spent(1.05) or session.stop()
@@ -487,12 +489,12 @@ def _refit(
     for alike in _group_by_population(wanted, kinds):
         size = session.runner.group_size(wanted[alike[0]])
         for group in (alike[i : i + size] for i in range(0, len(alike), size)):
-            own, recorded = [wanted[k] for k in group], [traces[k] for k in group]
-            for k, model in zip(group, train_fully(jobs[group[0]], own, recorded, stop)):
-                found[k] = model
-    if None in found:
+            configs_of, recorded = [wanted[k] for k in group], [traces[k] for k in group]
+            for k, model in zip(group, train_fully(jobs[group[0]], configs_of, recorded, stop)):
+                refitted[k] = model
+    if None in refitted:
         session.should_stop()
-    return [(k, model) for k, model in zip(chosen, found) if model is not None]
+    return [(k, model) for k, model in zip(chosen, refitted) if model is not None]
 
 
 def _mean_trace(session: Session, trial: Trial, epochs: int) -> Tensor | None:
@@ -502,34 +504,26 @@ def _mean_trace(session: Session, trial: Trial, epochs: int) -> Tensor | None:
     """
     if (trace := session.states[trial.id].get("decay.trace")) is None:
         return None
-    found = trace.mean(0)
-    missing = len(found) * epochs // trial.budget - len(found)
-    return torch.cat([found, found[-1:].expand(max(missing, 0), -1)])
+    mean = trace.mean(0)
+    missing = len(mean) * epochs // trial.budget - len(mean)
+    return torch.cat([mean, mean[-1:].expand(max(missing, 0), -1)])
 
 
 def _group_by_population(configs: list[Config], kinds: list[tuple[int, int]]) -> list[list[int]]:
     """Group the indices of configurations that one population can train."""
     groups: dict[str, list[int]] = {}
     for k, config in enumerate(configs):
-        key = (
-            sorted(config),
-            config.get("weight_decay") == "auto",
-            shared_entries(config),
-            kinds[k],
-        )
+        adapts = config.get("weight_decay") == "auto"
+        key = (sorted(config), adapts, shared_entries(config), kinds[k])
         groups.setdefault(repr(key), []).append(k)
     return list(groups.values())
 
 
 def _model(
-    job: SearchJob,
-    config: Config,
-    state: dict[str, Tensor],
-    fold: int,
-    refitted: dict[str, Tensor] | None,
+    job: SearchJob, config: Config, state: State, fold: int, refitted: State | None
 ) -> nn.Module:
     population = populate(job, [config])
-    population.load({n: v[fold : fold + 1] for n, v in state.items() if n != "epoch"})
+    _load_fold(population, state, fold)
     model = population.model
     for module in model.modules():
         if hasattr(module, "generator"):
