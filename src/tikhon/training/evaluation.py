@@ -38,13 +38,17 @@ def evaluate(
     if y.is_floating_point():
         return _of_numbers(output, y.double(), unit, center)
     confidence, predicted_class = output.softmax(1).max(1)
-    found: dict[str, object] = {"calibration": _calibration(confidence, predicted_class == y)}
-    if len(classes) <= MOST_CLASSES:
-        count = output.shape[1]
-        cells = torch.bincount(y * count + predicted_class, minlength=count**2).view(count, count)
-        found |= {"classes": list(map(str, classes)), "confusion": cells.tolist()}
-        found["recall"] = (cells.diag() / cells.sum(1).clamp(min=1)).tolist()
-    return found
+    calibration = _calibration(confidence, predicted_class == y)
+    if len(classes) > MOST_CLASSES:
+        return {"calibration": calibration}
+    count = output.shape[1]
+    cells = torch.bincount(y * count + predicted_class, minlength=count**2).view(count, count)
+    return {
+        "calibration": calibration,
+        "classes": list(map(str, classes)),
+        "confusion": cells.tolist(),
+        "recall": (cells.diag() / cells.sum(1).clamp(min=1)).tolist(),
+    }
 
 
 def _calibration(confidence: Tensor, is_correct: Tensor) -> list[dict[str, float]]:

@@ -140,7 +140,8 @@ def fit(
     train = pair(train, name="train") if isinstance(train, Iterator) else train  # readable once
     held_out = None if valid is None else pair(valid, name="valid")
     test_rows = None if test is None else pair(test, name="test")
-    with torch.random.fork_rng(devices=_cuda_devices()):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)
         start = copy_with_model(model, model) if refit else None
         found = None
@@ -273,18 +274,19 @@ def _config(training: Training, about: Mapping[str, object]) -> dict[str, Any]:
     if "data" not in about and training.stream.held is not None:
         data["fingerprint"] = fingerprint(*tensors(training.x), training.y)
     size = sum(p.numel() for p in model.parameters())
-    found = {
-        "kind": "fit",
-        "data": data,
-        "model": {"name": type(model).__name__, "parameters": size},
-        **about,
-        "optimizer": training.settings.describe(),
-        "recipe": training.recipe.to_dict(),
-        "seed": training.settings.seed,
-        "device": str(training.device),
-        "versions": versions(),
-    }
-    return to_plain(found)
+    return to_plain(
+        {
+            "kind": "fit",
+            "data": data,
+            "model": {"name": type(model).__name__, "parameters": size},
+            **about,
+            "optimizer": training.settings.describe(),
+            "recipe": training.recipe.to_dict(),
+            "seed": training.settings.seed,
+            "device": str(training.device),
+            "versions": versions(),
+        }
+    )
 
 
 def versions() -> dict[str, object]:
@@ -326,9 +328,9 @@ def _build_run(
     if ended != "stopped" and valid is not None and has_adapted_strengths(training.regularizer):
         assert training.regularizer is not None
         data = ((training.x, training.y), valid)
-        found = judge_strengths(model, training.regularizer, training.loss, *data)
-        for name in penalties.keys() & found.keys():
-            penalties[name].update(found[name])
+        verdicts = judge_strengths(model, training.regularizer, training.loss, *data)
+        for name in penalties.keys() & verdicts.keys():
+            penalties[name].update(verdicts[name])
     return Run(
         model,
         training.recipe,
@@ -358,7 +360,3 @@ def _check_rows(training: Training, test: tuple[Any, Tensor] | None) -> None:
         check_model_accepts(training.model, x, valid[0])
     if test is not None:
         check_model_accepts(training.model, x, to_device(test, training.device)[0], name="test")
-
-
-def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

@@ -368,12 +368,11 @@ class Training:
         self.model.load_state_dict(state["model"])
         params = dict(self.model.named_parameters())
         for name, values in state["optimizer"].items():
-            self.optimizer.state[params[name]] = {
-                key: value.to(params[name].device)
-                if _has_parameter_shape(value, params[name])
-                else value
-                for key, value in values.items()
-            }
+            param, restored = params[name], dict(values)
+            for key, value in values.items():
+                if getattr(value, "shape", None) == param.shape:  # step counters stay put
+                    restored[key] = value.to(param.device)
+            self.optimizer.state[param] = restored
         for group, lr in zip(self.optimizer.param_groups, state["lrs"]):
             group["lr"] = lr
         if self.regularizer is not None:
@@ -446,11 +445,6 @@ def _as_input_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
-
-
-def _has_parameter_shape(value: Any, param: Tensor) -> bool:
-    """Return whether an optimizer state is shaped like its parameter; step counters stay put."""
-    return isinstance(value, Tensor) and value.shape == param.shape
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import re
@@ -115,15 +116,10 @@ class Recipe(RecipeOptions):
 
     def _repr_html_(self) -> str:
         entries = self.to_dict()
-        rows = [
-            (
-                p.pop("pattern"),
-                p.pop("penalty"),
-                p.pop("strength", ""),
-                ", ".join(map(str, p.values())),
-            )
-            for p in entries.pop("penalties", [])
-        ]
+        rows = []
+        for entry in entries.pop("penalties", []):
+            row = entry.pop("pattern"), entry.pop("penalty"), entry.pop("strength", "")
+            rows.append((*row, ", ".join(map(str, entry.values()))))
         lines = [f"{name.replace('_', ' ')}: {value}" for name, value in entries.items()]
         head = ("weights", "penalty", "strength", "more")
         return notebook.html_card(
@@ -135,12 +131,12 @@ class Recipe(RecipeOptions):
 
     def terms(self, auto: Callable[[], Any] | None = None) -> dict[object, list[Term]]:
         """Return the penalties for `regularize`, with "auto" strengths replaced by `auto()`."""
-        found: dict[object, list[Term]] = {}
+        terms: dict[object, list[Term]] = {}
         for pattern, term in self.penalties:
             if isinstance(term.strength, Auto) and auto is not None:
                 term = dataclasses.replace(term, strength=auto())
-            found.setdefault(pattern, []).append(term)
-        return found
+            terms.setdefault(pattern, []).append(term)
+        return terms
 
     @property
     def clipping(self) -> Clipping:
@@ -225,11 +221,11 @@ def penalty_names() -> dict[str, type[Penalty]]:
     >>> penalty_names()["group_lasso"].__name__
     'GroupLasso'
     """
-    found = (getattr(penalty_types, name) for name in penalty_types.__all__)
+    public = (getattr(penalty_types, name) for name in penalty_types.__all__)
     return {
         snake_case(item.__name__): item
-        for item in found
-        if isinstance(item, type) and issubclass(item, Penalty) and not _abstract(item)
+        for item in public
+        if isinstance(item, type) and issubclass(item, Penalty) and not inspect.isabstract(item)
     }
 
 
@@ -240,10 +236,6 @@ def snake_case(name: str) -> str:
     ('group_mcp', 'l1_ball', 'l_inf')
     """
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def _abstract(item: type) -> bool:
-    return bool(getattr(item, "__abstractmethods__", ()))
 
 
 def _term_to_dict(pattern: object, term: Term) -> dict[str, object]:
@@ -291,16 +283,11 @@ def _term_from_dict(entry: Mapping[str, Any]) -> tuple[str, Term]:
     kinds = penalty_names()
     if name not in kinds:
         raise InputError(unknown_name("penalty", name, kinds))
-    pattern, rows, how = (
-        values.pop("pattern", "*"),
-        values.pop("rows", None),
-        values.pop("how", None),
-    )
-    kind = kinds[name]
-    known = {item.name for item in _penalty_fields(kind)}
-    known |= (
-        {"pattern", "rows", "how"} if kind.constraint else {"pattern", "rows", "how", "strength"}
-    )
+    kind, pattern = kinds[name], values.pop("pattern", "*")
+    rows, how = values.pop("rows", None), values.pop("how", None)
+    known = {item.name for item in _penalty_fields(kind)} | {"pattern", "rows", "how"}
+    if not kind.constraint:
+        known.add("strength")
     for key in values:
         if key not in known:
             raise InputError(unknown_name(f"setting of {name}", key, known))
@@ -349,11 +336,11 @@ def _parse_learning_rates(given: object) -> dict[str, float] | None:
 
 def _strength_classes() -> dict[str, type]:
     """Schedules and controllers by class name; a fixed list, so files cannot import others."""
-    found = (
+    classes = (
         *(schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.Cyclic),
         *(schedules.Recorded, TargetSparsity, NormBound),
     )
-    return {item.__name__: item for item in found}
+    return {item.__name__: item for item in classes}
 
 
 def _check_number(

@@ -85,8 +85,8 @@ class SavedModel:
                 model = restore(name, shape, outputs, state)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise DataError(f"{path / file} cannot be used: {error}") from error
-        escape = config["data"].get("preprocessing")
-        fitted = None if escape is None else Preprocessing.from_dict(escape)
+        stored = config["data"].get("preprocessing")
+        fitted = None if stored is None else Preprocessing.from_dict(stored)
         if fitted is not None and (count := len(fitted.feature_names)) != shape[0]:
             raise DataError(
                 f"{path / CONFIG}: its preprocessing makes {count} inputs, its model takes "
@@ -126,8 +126,8 @@ class SavedModel:
                 f"{data} is a table; the model was trained on {self.data.get('name')}, which is "
                 "not a table: give data of the same kind"
             )
-        found = load(data, **options)
-        x = found.x if found.test is None else found.test.x
+        loaded = load(data, **options)
+        x = loaded.x if loaded.test is None else loaded.test.x
         if "mean" in self.data.get("scaling", {}):
             mean, scale = (np.array(self.data["scaling"][key]) for key in ("mean", "scale"))
             if x.shape[1:] != mean.shape:
@@ -179,18 +179,14 @@ class SavedModel:
 
 def _named_model(path: Path, config: dict[str, Any]) -> tuple[str, tuple[int, ...], int]:
     """Return name, input shape and output count of the model in a run's configuration."""
-    model_config, data = config.get("model", {}), config.get("data", {})
-    if isinstance(model_config, dict) and not {"name", "shape", "outputs"} <= model_config.keys():
+    model, data = config.get("model", {}), config.get("data", {})
+    if isinstance(model, dict) and not {"name", "shape", "outputs"} <= model.keys():
         raise InputError(f"{path} holds no model that was made by name; predict in Python")
-    is_readable = isinstance(model_config, dict) and isinstance(data, dict)
-    if (
-        is_readable
-        and isinstance(model_config["name"], str)
-        and isinstance(model_config["shape"], list)
-    ):
-        sizes = [*model_config["shape"], model_config["outputs"]]
-        if model_config["shape"] and all(type(size) is int and size > 0 for size in sizes):
-            return model_config["name"], tuple(model_config["shape"]), model_config["outputs"]
+    if isinstance(model, dict) and isinstance(data, dict) and isinstance(model["name"], str):
+        shape, outputs = model["shape"], model["outputs"]
+        is_shape = isinstance(shape, list) and len(shape) > 0
+        if is_shape and all(type(size) is int and size > 0 for size in [*shape, outputs]):
+            return model["name"], tuple(shape), outputs
     raise DataError(
         f"{path / CONFIG} is not a valid configuration of a run: its model or data are malformed"
     )
@@ -220,12 +216,9 @@ def escape_formulas(frame: pd.DataFrame) -> pd.DataFrame:
 
     def escape(cell: Any) -> Any:
         starts = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-        return f"'{cell}" if starts and not _is_number(cell) else cell
+        is_number = starts and cell.lstrip("+-").replace(".", "", 1).isdecimal()
+        return f"'{cell}" if starts and not is_number else cell
 
     safe = frame.set_axis([escape(name) for name in frame], axis=1)
     texts = [name for name in safe if not types.is_numeric_dtype(safe[name])]
     return safe.assign(**{str(name): safe[name].map(escape) for name in texts})
-
-
-def _is_number(text: str) -> bool:
-    return text.lstrip("+-").replace(".", "", 1).isdecimal()

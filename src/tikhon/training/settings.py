@@ -164,23 +164,23 @@ def match_learning_rates(
     [0.1, 0.1, 0.3, 0.3]
     """
     entries = entries_of(unwrap(model))
-    found: dict[nn.Parameter, float] = {}
+    matched: dict[nn.Parameter, float] = {}
     for pattern, rate in rates.items():
         try:
-            found |= {entry.param: rate for entry in entries_matching(entries, pattern)}
+            matched |= {entry.param: rate for entry in entries_matching(entries, pattern)}
         except ValueError as error:
             raise InputError(f"learning_rates: {error}") from error
-    return found
+    return matched
 
 
 def _parameter_groups(
     model: nn.Module, params: Sequence[nn.Parameter], rates: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Build the parameter groups: default learning rate first, then one for each other rate."""
-    own = match_learning_rates(model, rates)
-    groups: list[dict[str, Any]] = [{"params": [p for p in params if p not in own]}]
-    for rate in dict.fromkeys(own.values()):
-        groups.append({"params": [p for p in params if own.get(p) == rate], "lr": rate})
+    rate_of = match_learning_rates(model, rates)
+    groups: list[dict[str, Any]] = [{"params": [p for p in params if p not in rate_of]}]
+    for rate in dict.fromkeys(rate_of.values()):
+        groups.append({"params": [p for p in params if rate_of.get(p) == rate], "lr": rate})
     return [group for group in groups if group["params"]]
 
 

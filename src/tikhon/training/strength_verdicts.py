@@ -63,16 +63,13 @@ def judge_strengths(
     rows = slice_rows(valid, slice(_ROWS))
     with torch.no_grad():
         scale = max(float(loss.on(model, rows)), 1e-12)
-    return {
-        names[parameter]: {"slope": slope / scale, "verdict": _verdict(slope / scale)}
-        for parameter, slope in slopes.items()
-    }
-
-
-def _verdict(slope: float) -> str:
-    if abs(slope) < _FLAT:
-        return "flat"
-    return "too much" if slope > 0 else "too little"
+    verdicts = {}
+    for parameter, slope in slopes.items():
+        relative = slope / scale
+        verdict = "too much" if relative > 0 else "too little"
+        verdict = "flat" if abs(relative) < _FLAT else verdict
+        verdicts[names[parameter]] = {"slope": relative, "verdict": verdict}
+    return verdicts
 
 
 def _as_coupled(

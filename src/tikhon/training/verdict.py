@@ -289,14 +289,8 @@ def has_risen(metrics: Mapping[str, float], history: Sequence[Mapping[str, float
     last = metrics.get("valid/loss")  # absent after a refit, which trains on these rows
     if low is None or last is None:
         return False
-    return last - low["valid/loss"] > max(
-        (RISE - 1) * low["valid/loss"], FLOOR * _initial_loss(history)
-    )
-
-
-def _initial_loss(history: Sequence[Mapping[str, float]]) -> float:
-    """First validation loss, the scale for rises and falls."""
-    return next((abs(row["valid/loss"]) for row in history if "valid/loss" in row), 0.0)
+    first = next(abs(row["valid/loss"]) for row in history if "valid/loss" in row)
+    return last - low["valid/loss"] > max((RISE - 1) * low["valid/loss"], FLOOR * first)
 
 
 def _check_rise(scores: Scores, history: Sequence[Mapping[str, float]]) -> list[Statement]:
