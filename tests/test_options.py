@@ -26,7 +26,8 @@ from tikhon.options import (
     options_of,
     training_fields,
 )
-from tikhon.training.recipe import Recipe, penalty_names
+from tikhon.penalties import penalty_names
+from tikhon.training.recipe import Recipe
 from tikhon.training.settings import Settings
 
 FIELDS = {name: (told, default) for name, told, default in training_fields()}

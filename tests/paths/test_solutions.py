@@ -20,7 +20,7 @@ from tikhon.paths.linear import LinearProblem
 from tikhon.paths.path import path
 from tikhon.paths.solver import solve
 from tikhon.paths.stability import stability
-from tikhon.training.recipe import penalty_names
+from tikhon.penalties import penalty_names
 
 ROWS, FEATURES = 80, 12
 

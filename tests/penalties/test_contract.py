@@ -230,7 +230,8 @@ def test_penalties_by_name():
 def test_every_penalty_with_a_strength_has_a_name():
     classes = {getattr(tk, name) for name in tk.__all__}
     penal = {c for c in classes if isinstance(c, type) and issubclass(c, tk.Penalty)}
-    named = set(tk._BY_NAME.values())
+    kinds = tk.penalty_names().items()
+    named = {type(tk.get(name, 0.1)) for name, kind in kinds if not kind.constraint}
     abstract = {tk.Penalty, tk.Proximable}
     assert named == {c for c in penal - abstract if not c.constraint}
 

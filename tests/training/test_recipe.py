@@ -6,9 +6,10 @@ import torch
 
 import tikhon as tk
 from tikhon.errors import InputError
+from tikhon.penalties import penalty_names
 from tikhon.regularizer.terms import Term
 from tikhon.strengths.schedules import Linear, Recorded
-from tikhon.training.recipe import Auto, Recipe, penalty_names
+from tikhon.training.recipe import Auto, Recipe
 
 RECIPES = {
     "empty": Recipe(),

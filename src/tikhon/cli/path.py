@@ -87,7 +87,7 @@ def path(
     """
     if select not in ("one_se", "best"):
         raise InputError(unknown_name("select", select, ("one_se", "best")))
-    from tikhon.training.recipe import penalty_names
+    from tikhon.penalties import penalty_names
 
     kinds = penalty_names()
     if penalty not in kinds:

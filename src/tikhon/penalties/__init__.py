@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 from tikhon.errors import unknown_name
 from tikhon.penalties.base import Penalty, Proximable
 from tikhon.penalties.constraints import (
@@ -61,26 +64,25 @@ __all__ = [
     "residual",
 ]
 
-_BY_NAME: dict[str, type[Penalty]] = {
-    "l1": L1,
-    "l2": L2,
-    "l1_l2": ElasticNet,
-    "elastic_net": ElasticNet,
-    "huber": Huber,
-    "mcp": MCP,
-    "scad": SCAD,
-    "log_sum": LogSum,
-    "group_lasso": GroupLasso,
-    "sparse_group_lasso": SparseGroupLasso,
-    "group_mcp": GroupMCP,
-    "l_inf": LInf,
-    "nuclear_norm": NuclearNorm,
-    "spectral_norm": SpectralNorm,
-    "orthogonal": Orthogonal,
-    "slope": SLOPE,
-    "total_variation": TotalVariation,
-    "hierarchical": Hierarchical,
-}
+
+def penalty_names() -> dict[str, type[Penalty]]:
+    """Return every penalty and constraint by its name in recipes and on the command line.
+
+    >>> penalty_names()["group_lasso"].__name__
+    'GroupLasso'
+    """
+    kinds = (globals()[name] for name in __all__ if name[0].isupper())
+    return {name_of(kind): kind for kind in kinds if not inspect.isabstract(kind)}
+
+
+def name_of(kind: type[Penalty]) -> str:
+    """Return the name of a penalty: that of its class in snake case.
+
+    >>> name_of(GroupMCP), name_of(L1Ball), name_of(LInf)
+    ('group_mcp', 'l1_ball', 'l_inf')
+    """
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind.__name__)
+    return words.lower()
 
 
 def get(name: str, strength: float) -> Penalty:
@@ -91,6 +93,8 @@ def get(name: str, strength: float) -> Penalty:
     >>> get("l1", 1e-4)
     L1(strength=0.0001, weights=None)
     """
-    if name not in _BY_NAME:
-        raise ValueError(unknown_name("penalty", name, _BY_NAME))
-    return _BY_NAME[name](strength)
+    known = {n: kind for n, kind in penalty_names().items() if not kind.constraint}
+    known["l1_l2"] = ElasticNet
+    if name not in known:
+        raise ValueError(unknown_name("penalty", name, known))
+    return known[name](strength)

@@ -21,7 +21,7 @@ from tikhon.errors import InputError, unknown_name
 from tikhon.layers.noise import NoiseLayer
 from tikhon.layers.paths import matches
 from tikhon.options import split_name
-from tikhon.penalties import Penalty
+from tikhon.penalties import Penalty, penalty_names
 from tikhon.population.batched import Blocks, Forward, Unsupported, choose_forward
 from tikhon.population.decay import AdaptiveDecay
 from tikhon.population.hyperparameters import Hyperparameters
@@ -32,7 +32,6 @@ from tikhon.regularizer.plan import convex_step_limit
 from tikhon.regularizer.targets import Entry, entries_matching, entries_of, match
 from tikhon.regularizer.terms import Binding, bind
 from tikhon.strengths.validation import without_noise
-from tikhon.training.recipe import penalty_names
 
 
 class Population:

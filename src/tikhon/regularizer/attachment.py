@@ -70,9 +70,7 @@ class Attachment:
         self.optimizer, self.model, self.steps = optimizer, model, steps
         self.plan: StepPlan
         self.activity: BypassDetector
-        self._is_model_current = (
-            is_model_current  # whether the model is unchanged; called occasionally
-        )
+        self._is_model_current = is_model_current  # called occasionally
         self.copies: WeightCopies | None = None  # copies of the weights in the optimizer's state
         self._on_change = on_change  # called when parameters are replaced or added
         self._wrapper_name = wrapper_name  # class name of a wrapper around the optimizer
@@ -105,9 +103,9 @@ class Attachment:
 
     def begin(self) -> None:
         """Start acting in steps."""
-        kept = self.plan.first_on(*LASTING_ROUTES)
-        if self._wrapper_name and kept is not None:
-            self._drift = DriftDetector(kept.target.params[0])
+        lasting = self.plan.first_on(*LASTING_ROUTES)
+        if self._wrapper_name and lasting is not None:
+            self._drift = DriftDetector(lasting.target.params[0])
         self._hooks = StepHooks(
             self.optimizer, self._on_step_start, self._on_step_end, self._undo_step, owner=self
         )
@@ -211,11 +209,11 @@ class Attachment:
             drift.stop()
             self._drift = None
             return
-        kept, kind = self.plan.first_on(*LASTING_ROUTES), type(self.optimizer).__name__
+        lasting, kind = self.plan.first_on(*LASTING_ROUTES), type(self.optimizer).__name__
         moved = drift.begin()
-        if kept is not None and moved:
+        if lasting is not None and moved:
             warn(
-                f"{kept.name} acts in the steps of {kind}, and {self._wrapper_name} around it "
+                f"{lasting.name} acts in the steps of {kind}, and {self._wrapper_name} around it "
                 f"moves the weights between these, or another optimizer does: zeros and bounds do "
                 f"not outlast that; for exact ones regularize a plain {kind}"
             )
@@ -224,15 +222,15 @@ class Attachment:
 
     def _warn_of_rewrites(self, rewrites: RewriteDetector) -> None:
         """Warn of weights that are set again after each step, looking at a few steps only."""
-        if found := rewrites.begin(self.plan.bindings):
-            name, what = found
+        if lost := rewrites.begin(self.plan.bindings):
+            name, what = lost
             warn(
                 f"{name} loses its {what} between the steps of {type(self.optimizer).__name__}: "
                 f"something sets these weights again after each `step` (clipping, renormalising, "
                 f"an average copied into the model, another optimizer); use a constraint in its "
                 f"place (Box, MaxNorm, UnitNorm), or for averages `apply` of the Regularizer"
             )
-        if found or rewrites.is_done or len(hook_owners(self.optimizer)) > 1:
+        if lost or rewrites.is_done or len(hook_owners(self.optimizer)) > 1:
             self._rewrites = None
 
     def _wrap_closure(self, closure: Closure) -> Closure:
@@ -394,9 +392,7 @@ class Attachment:
     def _undo_step(self) -> None:
         """Restore the user's gradients and weights after a step that raised."""
         self._inner_gradient.arrived()
-        self._restore_gradients(
-            others=False
-        )  # if reported late, backward may have run again since
+        self._restore_gradients(others=False)  # backward may have run again since
         records, self._decay_records = self._decay_records, []
         undo_decay(self.plan, records)
         for binding, average in self._averages_before:
@@ -417,7 +413,7 @@ class Attachment:
     def _is_only_hook(self) -> bool:
         """Whether no other hook observes or changes the optimizer within its step."""
         hooks = self.optimizer._optimizer_step_pre_hooks, self.optimizer._optimizer_step_post_hooks
-        return all(len(found) == 1 for found in hooks)
+        return all(len(registered) == 1 for registered in hooks)
 
     def _clear_recorded(self) -> None:
         for binding in self._recorded:

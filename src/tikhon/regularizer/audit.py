@@ -199,7 +199,7 @@ def build_audit(
     steps_per_epoch: int | None = None,
 ) -> Audit:
     """Build one row for each parameter, in the model's order."""
-    norms = _modules_before_norm(model)
+    norms = {id(module): type(norm).__name__ for module, norm in _pairs_before_norm(model)}
     held = {id(p) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     rows = []
     for entry in candidates:
@@ -259,11 +259,11 @@ def _time_scale(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> floa
 
 def _time_scale_text(time_scale: float, steps_per_epoch: int | None) -> str:
     """Return the steps in which weights without a gradient shrink to 1/e."""
-    found = f"decay time {time_scale:,.0f} steps"
+    text = f"decay time {time_scale:,.0f} steps"
     if not steps_per_epoch:
-        return found
+        return text
     epochs = f"{time_scale / steps_per_epoch:.3g}"
-    return f"{found} ({epochs} {'epoch' if epochs == '1' else 'epochs'})"
+    return f"{text} ({epochs} {'epoch' if epochs == '1' else 'epochs'})"
 
 
 def _mode_text(how: str, route: str) -> str:
@@ -416,15 +416,12 @@ def warn_of_contradictions(
                 f"{binding.name} acts on the direction of a weight norm, whose length has no "
                 f"effect on the output; regularize its length (original0, weight_g) instead",
             )
-    for module in model.modules():
-        for first, second in pairwise(module.children()):
-            if isinstance(first, nn.modules.dropout._DropoutNd) and isinstance(
-                second, _BATCH_NORMS
-            ):
-                warn(
-                    f"Dropout directly before {type(second).__name__}: the variance that it "
-                    f"learns while training is not that of evaluation; put the dropout after it"
-                )
+    for module, norm in _pairs_before_norm(model):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            warn(
+                f"Dropout directly before {type(norm).__name__}: the variance that it "
+                f"learns while training is not that of evaluation; put the dropout after it"
+            )
 
 
 def warn_of_lost_layers(optimizer: optim.Optimizer, bindings: Sequence[Binding]) -> bool:
@@ -482,12 +479,9 @@ def _duplicates(
                 yield binding, other
 
 
-def _modules_before_norm(model: nn.Module) -> dict[int, str]:
-    """Map modules to the batch or instance norm that directly follows them in a container."""
-    found = {}
-    for module in model.modules():
-        children = list(module.children())
-        for first, second in pairwise(children):
+def _pairs_before_norm(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Yield modules with the batch or instance norm that directly follows in a container."""
+    for container in model.modules():
+        for first, second in pairwise(container.children()):
             if isinstance(second, _BATCH_NORMS):
-                found[id(first)] = type(second).__name__
-    return found
+                yield first, second

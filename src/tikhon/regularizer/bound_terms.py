@@ -37,15 +37,9 @@ class BoundTerms:
     @classmethod
     def of(cls, model: nn.Module, terms: Terms, how: How) -> BoundTerms:
         """Bind terms to the parameters of a model; ValueError for a pattern without match."""
-        seen = entries_of(model)
-        return cls._on(model, terms, how, seen, bind(model, seen, terms, how))
-
-    @classmethod
-    def _on(
-        cls, model: nn.Module, terms: Terms, how: How, seen: list[Entry], found: list[Binding]
-    ) -> BoundTerms:
-        rounding = found[0].rounding if found else RoundingErrors()
-        return cls(model, terms, how, tuple(seen), tuple(found), rounding)
+        entries = entries_of(model)
+        bindings = bind(model, entries, terms, how)
+        return cls(model, terms, how, tuple(entries), tuple(bindings), bindings[0].rounding)
 
     @property
     def places(self) -> list[Location]:
@@ -78,12 +72,12 @@ class BoundTerms:
         Unchanged parameters keep their state, and strengths continue. `on_missing` is called for
         patterns without a match.
         """
-        seen = entries_of(self.model)
+        entries = entries_of(self.model)
         reshaped = {e.param for e in self.entries if e.shape != shape_of(e.param)}
         known = {binding.name: binding for binding in self.bindings}
         live_strengths = {binding.live.name: binding.live for binding in self.bindings}
-        found: list[Binding] = []
-        for binding in bind(self.model, seen, self.terms, self.how, on_missing=on_missing):
+        bindings: list[Binding] = []
+        for binding in bind(self.model, entries, self.terms, self.how, on_missing=on_missing):
             before = known.get(binding.name)
             if before is not None:
                 params = binding.target.params
@@ -91,18 +85,17 @@ class BoundTerms:
                     map(is_, params, before.target.params)
                 )
                 if same and reshaped.isdisjoint(params):
-                    found.append(before)
+                    bindings.append(before)
                     continue
                 for name in before.target.names:
                     self.rounding.errors.pop(name, None)
                 binding.live = before.live
             binding.live = live_strengths.get(binding.live.name, binding.live)
             binding.rounding = self.rounding
-            found.append(binding)
-        fresh = self._on(self.model, self.terms, self.how, seen, found)
-        fresh = fresh if found else replace(fresh, rounding=self.rounding)
+            bindings.append(binding)
+        fresh = replace(self, entries=tuple(entries), bindings=tuple(bindings))
         known_shapes, shapes = self._shapes(), fresh._shapes()
-        for live in {id(binding.live): binding.live for binding in found}.values():
+        for live in {id(binding.live): binding.live for binding in bindings}.values():
             if live.name in known_shapes and known_shapes[live.name] != shapes[live.name]:
                 live.memory.clear()  # a controller's, of weights whose shapes changed
         return fresh
@@ -110,8 +103,8 @@ class BoundTerms:
     def _shapes(self) -> dict[str, dict[str, object]]:
         """Return the shapes of each strength's parameters, by binding."""
         shapes = {id(entry.param): entry.shape for entry in self.entries}
-        found: dict[str, dict[str, object]] = {}
+        by_strength: dict[str, dict[str, object]] = {}
         for binding in self.bindings:
-            own = tuple(shapes[id(param)] for param in binding.target.params)
-            found.setdefault(binding.live.name, {})[binding.name] = own
-        return found
+            shapes_of_terms = by_strength.setdefault(binding.live.name, {})
+            shapes_of_terms[binding.name] = [shapes[id(p)] for p in binding.target.params]
+        return by_strength

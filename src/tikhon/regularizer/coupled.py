@@ -43,12 +43,10 @@ def _split_groups(
     groups: list[Group], strengths: dict[int, float]
 ) -> list[tuple[int, float, Group]]:
     """Split each group by the strengths of its parameters."""
-    found: list[tuple[int, float, Group]] = []
+    parts: list[tuple[int, float, Group]] = []
     for number, group in enumerate(groups):
         by_strength: dict[float, list[object]] = {}
         for param in group["params"]:
             by_strength.setdefault(strengths.get(id(param), 0.0), []).append(param)
-        found += [
-            (number, strength, {"params": params}) for strength, params in by_strength.items()
-        ]
-    return found
+        parts += [(number, s, {"params": params}) for s, params in by_strength.items()]
+    return parts

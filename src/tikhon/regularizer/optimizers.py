@@ -185,13 +185,11 @@ def keeps_zeros(optimizer: optim.Optimizer) -> bool:
 
 
 def _orthogonal_direction(w: Tensor) -> Tensor:
-    """Return a direction orthogonal to the weights."""
     other = w.flip(0) if w.numel() > 1 else w
     return other - w * (other * w).sum() / w.square().sum()
 
 
 def _largest_singular_value(w: Tensor) -> Tensor:
-    """Return the largest singular value."""
     return torch.linalg.svdvals(w.flatten(1))[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +14,6 @@ from tikhon.penalties.base import Proximable, is_metric
 from tikhon.regularizer.controller import Controller, Reading
 from tikhon.regularizer.metric import (
     Gain,
-    Group,
     as_number,
     decoupled_rate,
     group_of,
@@ -30,7 +29,6 @@ from tikhon.regularizer.terms import Binding, Route
 _torch: Any = torch  # its _foreach functions are public except by name
 _NO_GAIN = "{} has no known stationary gain: tell it by tikhon.register_gain,"
 _MIN_DIVISOR = 0.5  # remaining share of a weight above which division inverts shrinking
-GroupOf = Callable[[nn.Parameter], Group]
 # with the weights before, unless division restores them
 DecayRecord = tuple[Binding, Tensor | None]
 
@@ -105,18 +103,14 @@ def attach_graph(total: Tensor, gradient: Tensor) -> Tensor:
 @torch.no_grad()
 def _add_gradient(binding: Binding, factor: float | Tensor) -> None:
     totals = [_gradient(param).clone() for param in binding.target.params]
-    if not (binding.sees_own_shape and _add_in_blocks(binding, totals[0], factor)):
+    added = False  # by a kernel, without full-size temporaries
+    if binding.sees_own_shape and not isinstance(factor, Tensor):
+        added = kernels.add_gradient_(binding.penalty, local(totals[0]), binding.read(), factor)
+    if not added:
         for total, pull in zip(totals, _penalty_gradients(binding, factor)):
             local(total).add_(pull)
     for param, total in zip(binding.target.params, totals):
         param.grad = attach_graph(total, _gradient(param))
-
-
-def _add_in_blocks(binding: Binding, total: Tensor, factor: float | Tensor) -> bool:
-    """Add without full-size temporaries; False if no kernel supports the case."""
-    if isinstance(factor, Tensor):
-        return False
-    return kernels.add_gradient_(binding.penalty, local(total), binding.read(), factor)
 
 
 def _penalty_gradients(binding: Binding, factor: float | Tensor) -> list[Tensor]:
@@ -317,28 +311,27 @@ def _padding_row(binding: Binding) -> Tensor | None:
 @torch.no_grad()
 def _apply_prox(binding: Binding, plan: StepPlan) -> None:
     """Apply one prox, by a kernel on a copy if possible, else by the penalty."""
-    if not _prox_in_place(binding, plan.optimizer, plan.group):
+    if not _prox_in_place(binding, plan):
         penalty = binding.penalty
         assert isinstance(penalty, Proximable)
-        step, _ = gain_of(binding, plan.optimizer, plan.group)
+        step, _ = _step_and_rate(binding, plan)
         w = binding.read()
         done = kernels.prox_in_blocks_(penalty, w, step)
         binding.write_(w if done else penalty.prox(w, step))
 
 
-def _gain(binding: Binding, optimizer: optim.Optimizer, group: Group, param: nn.Parameter) -> Gain:
+def _gain(binding: Binding, plan: StepPlan, param: nn.Parameter) -> Gain:
     """Return the gain of a term on one of its parameters."""
     if binding.how != "objective":
-        return Gain(decoupled_rate(binding.how, group))
+        return Gain(decoupled_rate(binding.how, plan.group(param)))
     if param in binding.gains:
         return Gain(binding.gains[param])
-    return stationary_gain(optimizer, group, optimizer.state[param])
+    return stationary_gain(plan.optimizer, plan.group(param), plan.optimizer.state[param])
 
 
 def _rate(binding: Binding, plan: StepPlan) -> float | Tensor:
     """Return the step of a smooth term: a number, or a tensor in the penalty's view."""
-    params = binding.target.params
-    rates = [_gain(binding, plan.optimizer, plan.group(p), p).numerator for p in params]
+    rates = [_gain(binding, plan, param).numerator for param in binding.target.params]
     return rates[0] if _all_equal(rates) else _expand_to_view(binding, rates)
 
 
@@ -359,39 +352,33 @@ def _expand_to_view(binding: Binding, numbers: Sequence[float | Tensor]) -> Tens
     return binding.arrange(full)
 
 
-def _prox_in_place(binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf) -> bool:
+def _prox_in_place(binding: Binding, plan: StepPlan) -> bool:
     """Apply by a kernel without full-size temporaries; False if unsupported."""
     if not binding.has_kernel:
         return False
     (param,) = binding.target.params
-    gain = (
-        Gain(0.0) if binding.base.constraint else _gain(binding, optimizer, group_of(param), param)
-    )
+    gain = Gain(0.0) if binding.base.constraint else _gain(binding, plan, param)
     if not gain.root:
         return False
     w = binding.read()
     moment = None if gain.moment is None else binding.arrange([gain.moment])
-    step, scale, eps = gain.numerator, gain.scale, gain.eps
     limit = convex_step_limit(binding.base)
     most = math.inf if limit is None or moment is None else limit
-    if not kernels.prox_(
-        binding.penalty, w, step, moment=moment, scale=scale, eps=eps, max_step=most
-    ):
+    penalty, step, scale, eps = binding.penalty, gain.numerator, gain.scale, gain.eps
+    if not kernels.prox_(penalty, w, step, moment=moment, scale=scale, eps=eps, max_step=most):
         return False
     if w.data_ptr() != local(param).data_ptr():  # a copy: rows="in", 16-bit weights
         binding.write_(w)
     return True
 
 
-def gain_of(
-    binding: Binding, optimizer: optim.Optimizer, group_of: GroupOf
-) -> tuple[float | Tensor, float | Tensor]:
+def _step_and_rate(binding: Binding, plan: StepPlan) -> tuple[float | Tensor, float | Tensor]:
     """Return the prox step, a number or tensor in the penalty's view, and its scale."""
     params = binding.target.params
-    if is_euclidean(binding, optimizer):
-        rate = decoupled_rate(binding.how, group_of(params[0]))
+    if is_euclidean(binding, plan.optimizer):
+        rate = decoupled_rate(binding.how, plan.group(params[0]))
         return rate, rate
-    gains = [_gain(binding, optimizer, group_of(p), p) for p in params]
+    gains = [_gain(binding, plan, param) for param in params]
     rate = gains[0].numerator
     dense = any(g.moment is not None or getattr(g.numerator, "ndim", 0) for g in gains)
     if not dense and _all_equal([g.numerator for g in gains]):
@@ -405,7 +392,7 @@ def gain_of(
 
 def reading_of(binding: Binding, plan: StepPlan, before: Tensor | None) -> Reading:
     """Return a controller's reading of a binding; `before` are its previous weights."""
-    gain, rate = gain_of(binding, plan.optimizer, plan.group)
+    gain, rate = _step_and_rate(binding, plan)
     return Reading(
         name=binding.target.name,
         penalty=binding.penalty,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import math
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tikhon import notebook, penalties as penalty_types
+from tikhon import notebook
 from tikhon.errors import InputError, unknown_name
 from tikhon.options import RecipeOptions
+from tikhon.penalties import name_of, penalty_names
 from tikhon.penalties.base import Penalty
 from tikhon.regularizer.terms import Term, as_terms
 from tikhon.runs.files import json_text, write_bytes
@@ -215,36 +214,13 @@ class Recipe(RecipeOptions):
             raise InputError(f"{path}: {error}") from error
 
 
-def penalty_names() -> dict[str, type[Penalty]]:
-    """Return every public penalty by its name in recipes and on the command line.
-
-    >>> penalty_names()["group_lasso"].__name__
-    'GroupLasso'
-    """
-    public = (getattr(penalty_types, name) for name in penalty_types.__all__)
-    return {
-        snake_case(item.__name__): item
-        for item in public
-        if isinstance(item, type) and issubclass(item, Penalty) and not inspect.isabstract(item)
-    }
-
-
-def snake_case(name: str) -> str:
-    """Convert a class name to snake case.
-
-    >>> snake_case("GroupMCP"), snake_case("L1Ball"), snake_case("LInf")
-    ('group_mcp', 'l1_ball', 'l_inf')
-    """
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
 def _term_to_dict(pattern: object, term: Term) -> dict[str, object]:
     if not isinstance(pattern, str):
         raise InputError(f"a recipe can only be saved with text patterns, received {pattern!r}")
     strength = term.penalty.strength if term.strength is None else term.strength
     entry: dict[str, object] = {
         "pattern": pattern,
-        "penalty": snake_case(type(term.penalty).__name__),
+        "penalty": name_of(type(term.penalty)),
     }
     if not term.penalty.constraint:
         entry["strength"] = _plain_strength(strength)

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from tikhon.options import STRENGTHS, RecipeOptions, options_of, split_name
-from tikhon.penalties import L2
+from tikhon.penalties import L2, penalty_names
 from tikhon.regularizer.terms import Term
 from tikhon.training.losses import LOSSES
-from tikhon.training.recipe import Auto, Recipe, penalty_names
+from tikhon.training.recipe import Auto, Recipe
 from tikhon.training.settings import OPTIMIZERS
 from tikhon.tuning.runners import SearchJob, with_settings
 from tikhon.tuning.trials import Config, Value
