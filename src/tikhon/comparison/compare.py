@@ -45,16 +45,12 @@ class Contender:
         self, trainer: Trainer, records: Records, parts: Split, trials: int, number: int, seed: int
     ) -> None:
         """Tune on one split: train every point, choose by validation loss."""
-        found = []
+        candidates = []
         for index, point in enumerate(design(self.method.dimensions, trials)):
-            recipe, lr = self.method.recipe(point)
-            found.append(
-                records.fitted(
-                    f"split {number + 1}, {self.method.name}, point {index + 1}",
-                    partial(trainer.fit, parts, recipe, lr, seed=seed),
-                )
-            )
-        self.chosen.append(min(found, key=lambda fitted: fitted.metrics["valid/loss"]))
+            name = f"split {number + 1}, {self.method.name}, point {index + 1}"
+            train = partial(trainer.fit, parts, *self.method.recipe(point), seed=seed)
+            candidates.append(records.fitted(name, train))
+        self.chosen.append(min(candidates, key=lambda fitted: fitted.metrics["valid/loss"]))
 
     def repeat(self, trainer: Trainer, records: Records, parts: Split, seeds: int) -> None:
         """Repeat the first split's choice with other seeds."""
@@ -301,12 +297,9 @@ def compare(
     Raises `InputError` for unknown methods or ones that need classes, `Stopped` on a stop
     request.
     """
-    if splits < 1:
-        raise InputError(f"splits must be 1 or more, received {splits}")
-    if seeds < 1:
-        raise InputError(f"seeds must be 1 or more, received {seeds}")
-    if trials is not None and trials < 1:
-        raise InputError(f"trials must be 1 or more, received {trials}")
+    for name, count in (("splits", splits), ("seeds", seeds), ("trials", trials)):
+        if count is not None and count < 1:
+            raise InputError(f"{name} must be 1 or more, received {count}")
     limit = parse_seconds(budget)
     contenders = [Contender(Method.of(name)) for name in dict.fromkeys(methods)]
     if not contenders:

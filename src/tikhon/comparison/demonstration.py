@@ -90,7 +90,7 @@ def run_demonstration(
         for strength in method.strengths:
             runs = []
             for seed in setting.seeds:
-                found = train_seeded(
+                run = train_seeded(
                     lambda: build(setting.model, data.shape, data.outputs),
                     parts[seed],
                     method.recipe(strength),
@@ -100,8 +100,8 @@ def run_demonstration(
                     batch_size=setting.batch_size,
                     epochs=setting.epochs,
                 )
-                runs.append(found)
-                on_run(method, strength, seed, runs[-1])
+                runs.append(run)
+                on_run(method, strength, seed, run)
             grid.append((strength, runs))
         results.append(_method_result(method, grid))
     return {
@@ -127,7 +127,8 @@ def _method_result(method: Variant, grid: list[tuple[float, list[Run]]]) -> dict
         }
         for strength, runs in grid
     ]
-    chosen = max(points, key=_validation_rank)
+    # test rows are never used to choose
+    chosen = max(points, key=lambda point: (point["valid_accuracy"], -point["valid_loss"]))
     runs = grid[points.index(chosen)][1]
     tests = [(r.metrics or {})["test/accuracy"] for r in runs]
     mean, low, high = interval(tests, share=0.0)  # each seed draws its own rows
@@ -147,11 +148,6 @@ def _method_result(method: Variant, grid: list[tuple[float, list[Run]]]) -> dict
 
 def _mean(runs: Sequence[Run], key: str) -> float:
     return fmean((run.metrics or {})[key] for run in runs)
-
-
-def _validation_rank(point: dict[str, Any]) -> tuple[float, float]:
-    """Return the validation scores of a strength; test rows are never used to choose."""
-    return point["valid_accuracy"], -point["valid_loss"]
 
 
 def _describe(setting: Setting, data: Dataset) -> dict[str, object]:

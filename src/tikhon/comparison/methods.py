@@ -109,9 +109,7 @@ def design(dimensions: int, count: int) -> Iterator[tuple[float, ...]]:
     >>> next(design(2, 1))
     (0.5, 0.5)
     """
-    phi = (
-        1.618033988749895  # one ratio for every number of dimensions: axis i does not depend on it
-    )
+    phi = 1.618033988749895  # for every number of dimensions: axis i does not depend on it
     ratios = [math.fmod(1 / phi + i * math.sqrt(2) / 3, 1.0) for i in range(dimensions)]
     for n in range(count):
         yield tuple(math.fmod(0.5 + n * ratio, 1.0) for ratio in ratios)

@@ -10,7 +10,7 @@ LEVEL = 0.95  # of intervals
 
 
 def interval(
-    values: Sequence[float], *, share: float, step: float = 0.0, level: float = 0.95
+    values: Sequence[float], *, share: float, step: float = 0.0
 ) -> tuple[float, float, float]:
     """Mean and confidence interval of scores over resampled splits.
 
@@ -28,7 +28,9 @@ def interval(
     mean = fmean(values)
     if len(values) < 2:
         return mean, math.nan, math.nan
-    half = _quantile(len(values) - 1, 0.5 + level / 2) * spread(values, share, step)
+    from scipy.stats import t
+
+    half = float(t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * spread(values, share, step)
     return mean, mean - half, mean + half
 
 
@@ -49,9 +51,7 @@ def p_value(differences: Sequence[float], *, share: float, step: float = 0.0) ->
     return float(2 * t.sf(abs(mean) / error, len(differences) - 1))
 
 
-def tied(
-    scores: Mapping[str, Sequence[float]], *, share: float, step: float = 0.0, level: float = 0.05
-) -> set[str]:
+def tied(scores: Mapping[str, Sequence[float]], *, share: float, step: float = 0.0) -> set[str]:
     """Return names not significantly different from the best mean (Holm's correction).
 
     Higher scores are better. The best is included.
@@ -61,23 +61,12 @@ def tied(
     """
     best = max(scores, key=lambda name: fmean(scores[name]))
     others = [name for name in scores if name != best]
-    ps = {
-        name: p_value(
-            [a - b for a, b in zip(scores[best], scores[name], strict=True)],
-            share=share,
-            step=step,
-        )
-        for name in others
-    }
-    found, ordered = {best}, sorted(others, key=lambda name: ps[name])
+    ps = {}
+    for name in others:
+        differences = [a - b for a, b in zip(scores[best], scores[name], strict=True)]
+        ps[name] = p_value(differences, share=share, step=step)
+    ordered = sorted(others, key=lambda name: ps[name])
     for rank, name in enumerate(ordered):
-        if not ps[name] <= level / (len(ordered) - rank):
-            found.update(ordered[rank:])
-            break
-    return found
-
-
-def _quantile(freedom: int, probability: float) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(probability, freedom))
+        if not ps[name] <= (1 - LEVEL) / (len(ordered) - rank):
+            return {best, *ordered[rank:]}
+    return {best}

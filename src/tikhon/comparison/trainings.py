@@ -46,14 +46,14 @@ class Fitted:
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Fitted:
         """Invert `to_dict`."""
-        previous_seconds, after = row["parameters"]
+        before, after = row["parameters"]
         return cls(
             Recipe.from_dict(row["recipe"]),
             float(row["lr"]),
             {k: math.nan if v is None else float(v) for k, v in row["metrics"].items()},
             float(row["seconds"]),
             float(row["zeros"]),
-            (int(previous_seconds), int(after)),
+            (int(before), int(after)),
         )
 
 

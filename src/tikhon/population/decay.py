@@ -170,10 +170,8 @@ class ReplayedDecay(AdaptiveDecay):
 
     def decay_(self, lr: Tensor, step: int) -> None:
         """Shrink the weights by the strength found at the same fraction of training."""
-        place = min(
-            step * self.strength_trace.shape[1] // self.last, self.strength_trace.shape[1] - 1
-        )
-        self.memory["log"] = self.strength_trace[:, place]
+        moves = self.strength_trace.shape[1]
+        self.memory["log"] = self.strength_trace[:, min(step * moves // self.last, moves - 1)]
         self.shrink_(self.shrinkage(lr))
 
     def due(self, step: int) -> bool:

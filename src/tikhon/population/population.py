@@ -64,11 +64,10 @@ class Population:
             s for s in entries_of(self.model) if not s.excluded and s.param.requires_grad
         ]
         rates = self._rates()
-        self.stepper = (
-            OwnStepper(self.model, self.stack, rates, self.entries, optimizer)
-            if self.members == 1
-            else FlatStepper(self.stack, rates, self.entries, optimizer)
-        )
+        if self.members == 1:
+            self.stepper = OwnStepper(self.model, self.stack, rates, self.entries, optimizer)
+        else:
+            self.stepper = FlatStepper(self.stack, rates, self.entries, optimizer)
         self.paths = {id(p): name for name, p in self.model.named_parameters()}
         self.bindings, self.decays = self._bindings(), self._decays()
         self.decay: AdaptiveDecay | None = None
@@ -135,31 +134,31 @@ class Population:
         return probe
 
     def _bindings(self) -> list[tuple[Binding, Tensor]]:
-        types, found = penalty_names(), []
+        types, bindings = penalty_names(), []
         terms: dict[str, list[Penalty]] = {}
         try:
             for name, values in self.settings.penalties.items():
                 own, pattern = split_name(name)
                 terms.setdefault(pattern, []).append(types[own]())
                 bound = bind(self.model, self.entries, {pattern: terms[pattern][-1]})
-                found += [(binding, values) for binding in bound]
+                bindings += [(binding, values) for binding in bound]
             if terms:
                 bind(self.model, self.entries, terms)  # raises for two proxes on one parameter
         except ValueError as error:
             raise InputError(f"the space's penalties: {error}") from error
-        return found
+        return bindings
 
     def _rates(self) -> dict[str, Tensor]:
         """Return the learning rates of each parameter, (members,); patterns replace lr."""
-        found = dict.fromkeys(self.stack.names, self.settings.lr)
+        by_name = dict.fromkeys(self.stack.names, self.settings.lr)
         entries = entries_of(self.model)
         for pattern, rates in self.settings.rates.items():
             try:
                 named = entries_matching(entries, pattern)
             except ValueError as error:
                 raise InputError(f"the space's lr: {error}") from error
-            found |= {entry.name: rates for entry in named}
-        return found
+            by_name |= {entry.name: rates for entry in named}
+        return by_name
 
     def layer_rates(self) -> Tensor:
         """Learning rates of decayed parameters, (members, layers), or one column for all."""
@@ -167,18 +166,16 @@ class Population:
             return self.settings.lr[:, None]
         return torch.stack([self.stepper.rates[entry.name] for entry in self.entries], dim=1)
 
-    def _matching_entries(self, pattern: str) -> list[Entry]:
-        try:
-            return match(self.model, self.entries, pattern)
-        except ValueError as error:
-            raise InputError(f"the space's weight_decay: {error}") from error
-
     def _decays(self) -> list[tuple[Tensor, list[Entry] | None]]:
         """Return decay strengths with their parameters, None for the whole model."""
-        return [
-            (values, None if pattern == "*" else self._matching_entries(pattern))
-            for pattern, values in self.settings.weight_decay.items()
-        ]
+        decays: list[tuple[Tensor, list[Entry] | None]] = []
+        for pattern, values in self.settings.weight_decay.items():
+            try:
+                named = None if pattern == "*" else match(self.model, self.entries, pattern)
+            except ValueError as error:
+                raise InputError(f"the space's weight_decay: {error}") from error
+            decays.append((values, named))
+        return decays
 
     # ---- training
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,6 +29,10 @@ from tikhon.sklearn.learning import Inputs
 from tikhon.sklearn.population import evolve
 
 _RANGE = (1e-4, 1.0)  # strengths of a path, for standardised inputs and mean loss
+_SHARED_ATTRIBUTES = (  # with the best estimator
+    *("n_iter_", "loss_curve_", "support_", "feature_importances_", "classes_"),
+    *("coefs_", "intercepts_", "coef_", "intercept_"),
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -41,6 +44,8 @@ class RegularizedNetworkCV(NetworkEstimator):
     search: str = "path"
     cv: object = None
     scoring: object = None
+
+    _kind: ClassVar[type[RegularizedNetwork]]  # of the underlying estimator
 
     def fit(
         self,
@@ -70,17 +75,7 @@ class RegularizedNetworkCV(NetworkEstimator):
             model = self._search_path(X, y, weights, folds, scorer)
         self.best_estimator_ = model
         self._warn_unconverged(caught)
-        for name in (
-            "n_iter_",
-            "loss_curve_",
-            "support_",
-            "feature_importances_",
-            "coefs_",
-            "intercepts_",
-            "coef_",
-            "intercept_",
-            "classes_",
-        ):
+        for name in _SHARED_ATTRIBUTES:
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
         return self
@@ -135,9 +130,9 @@ class RegularizedNetworkCV(NetworkEstimator):
         return grid
 
     def _make_estimator(self) -> RegularizedNetwork:
-        kind, params = self._estimator_class(), self.get_params(deep=False)
-        shared = params.keys() & kind().get_params(deep=False).keys()
-        return kind(**{name: params[name] for name in shared}, warm_start=True)
+        params = self.get_params(deep=False)
+        shared = params.keys() & self._kind().get_params(deep=False).keys()
+        return self._kind(**{name: params[name] for name in shared}, warm_start=True)
 
     def _with_strength(self, model: RegularizedNetwork, alpha: float) -> RegularizedNetwork:
         """Prepare the model for the next strength: same weights, new optimizer."""
@@ -192,10 +187,8 @@ class RegularizedNetworkCV(NetworkEstimator):
     def _set_results(self, scores: np.ndarray) -> None:
         mean = scores.mean(1)
         self.best_index_ = int(np.argmax(mean))  # first on ties: the strongest penalty
-        self.best_score_, self.alpha_ = (
-            float(mean[self.best_index_]),
-            float(self.alphas_[self.best_index_]),
-        )
+        self.best_score_ = float(mean[self.best_index_])
+        self.alpha_ = float(self.alphas_[self.best_index_])
         self.cv_results_: dict[str, Any] = {
             "param_alpha": self.alphas_,
             "params": [{"alpha": float(alpha)} for alpha in self.alphas_],
@@ -217,10 +210,6 @@ class RegularizedNetworkCV(NetworkEstimator):
         model = self._fitted_best()
         weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
         return float(self._scorer(model)(model, self._rows(X), y, **weighted))
-
-    @abstractmethod
-    def _estimator_class(self) -> type[RegularizedNetwork]:
-        """Class of the underlying estimator."""
 
 
 @dataclass(eq=False, repr=False)
@@ -251,15 +240,13 @@ class RegularizedClassifierCV(ClassifierMixin, RegularizedNetworkCV):
     """
 
     _numeric = False
+    _kind = RegularizedClassifier
 
     class_weight: Mapping[object, float] | str | None = field(default=None, kw_only=True)
 
     def score(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the `scoring` value on these rows; higher is better."""
         return self._score_best(X, y, sample_weight)
-
-    def _estimator_class(self):
-        return RegularizedClassifier
 
     def predict_proba(self, X: Inputs) -> np.ndarray:
         """Return probabilities (rows, classes)."""
@@ -293,10 +280,8 @@ class RegularizedRegressorCV(MultiOutputMixin, RegressorMixin, RegularizedNetwor
     """
 
     _numeric = True
+    _kind = RegularizedRegressor
 
     def score(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the `scoring` value on these rows; higher is better."""
         return self._score_best(X, y, sample_weight)
-
-    def _estimator_class(self):
-        return RegularizedRegressor

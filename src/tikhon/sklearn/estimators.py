@@ -22,6 +22,7 @@ from tikhon.sklearn.saving import saveable
 from tikhon.training.losses import LOSSES
 
 
+@saveable
 @dataclass(eq=False, repr=False)
 class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
     r"""A network classifier whose objective is exactly mean loss plus `alpha` times a penalty.
@@ -192,6 +193,7 @@ class RegularizedClassifier(ClassifierMixin, RegularizedNetwork):
         return tags
 
 
+@saveable
 class RegularizedRegressor(MultiOutputMixin, RegressorMixin, RegularizedNetwork):
     r"""A network regressor whose objective is exactly mean loss plus `alpha` times a penalty.
 
@@ -248,7 +250,3 @@ class RegularizedRegressor(MultiOutputMixin, RegressorMixin, RegularizedNetwork)
         if self._flat:
             self.coef_: np.ndarray = self.coef_[0]
             self.intercept_: np.ndarray | float = float(np.ravel(self.intercept_)[0])
-
-
-for _kind in (RegularizedClassifier, RegularizedRegressor):
-    saveable(_kind)

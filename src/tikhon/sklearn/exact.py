@@ -45,11 +45,11 @@ def solve_exactly(
     if again:
         weight, raw = (p.detach().double() for p in (layer.weight, layer.bias))
         start = Fit(weight, problem.centred_bias(weight, raw), float("inf"), 0)
-    own = penalty or L2(0.0)
-    seen = FeaturePenalty(own, "entries" if own.elementwise else "features")
-    found = solve(problem, seen, start=start)
+    penalty = penalty or L2(0.0)
+    by_feature = FeaturePenalty(penalty, "entries" if penalty.elementwise else "features")
+    solution = solve(problem, by_feature, start=start)
     with torch.no_grad():
-        layer.weight.copy_(found.weight)
-        layer.bias.copy_(problem.raw_bias(found))
-    objective = problem.loss(found.weight, found.bias) + seen.value(found.weight)
-    return float(objective), found.residual < CONVERGED
+        layer.weight.copy_(solution.weight)
+        layer.bias.copy_(problem.raw_bias(solution))
+    loss = problem.loss(solution.weight, solution.bias)
+    return float(loss + by_feature.value(solution.weight)), solution.residual < CONVERGED

@@ -148,9 +148,8 @@ class RegularizedNetwork(NetworkEstimator):
         )
         kind = _SOLVERS[self._loss.name]
         objective, converged = solve_exactly(network, rows, kind, penalty, again=continues)
-        if (
-            kind != "squared" and not self.alpha and objective < SEPARATED
-        ):  # more iterations would not help
+        separated = kind != "squared" and not self.alpha and objective < SEPARATED
+        if separated:  # more iterations would not help
             warnings.warn(SEPARABLE, ConvergenceWarning, stacklevel=3)
         elif not converged:
             self._warn_unconverged("the solver of the linear model", depth=4)
@@ -181,10 +180,9 @@ class RegularizedNetwork(NetworkEstimator):
         )
 
     def _partial(self, X, y, sample_weight) -> Self:
-        for name, is_on in (
-            ("early_stopping=True", self.early_stopping),
-            ('alpha="auto"', self.alpha == "auto"),
-        ):
+        unsupported = {"early_stopping=True": self.early_stopping}
+        unsupported['alpha="auto"'] = self.alpha == "auto"
+        for name, is_on in unsupported.items():
             if is_on:
                 raise ValueError(f"partial_fit does not support {name}: it needs whole runs")
         first = not hasattr(self, "network_")
@@ -239,13 +237,10 @@ class RegularizedNetwork(NetworkEstimator):
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._random.randint(2**31))
-            self.network_ = (
-                Network(  # initialised in float64, so that float32 rows give the same model
-                    (*sizes, targets.shape[1]), self.activation, self.dropout, torch.float64
-                )
-                .to(dtype)
-                .eval()
-            )
+            shape = (*sizes, targets.shape[1])
+            # initialised in float64, so that float32 rows give the same model
+            network = Network(shape, self.activation, self.dropout, torch.float64)
+            self.network_ = network.to(dtype).eval()
         rows = Rows.of(X, targets, weights)
         self._standardize(rows)
         self._optimizer_state = None
@@ -324,21 +319,17 @@ class RegularizedNetwork(NetworkEstimator):
         if not (self.early_stopping or self.alpha == "auto"):
             return rows, None
         fraction = self.validation_fraction if self.early_stopping else _AUTO_FRACTION
-        multilabel = (
-            self._numeric or self._loss.kind == "binary"
-        )  # labels do not exclude each other
-        strata = None if multilabel else rows.y.argmax(1)
-        y = torch.arange(len(rows)) if strata is None else torch.from_numpy(strata)
+        classes = not self._numeric and self._loss.kind != "binary"  # labels may come together
+        y = torch.from_numpy(rows.y.argmax(1)) if classes else torch.arange(len(rows))
         count, seed = math.ceil(fraction * len(rows)), int(self._random.randint(2**31))
-        found = draw_rows(y, count, seed, classes=strata is not None)
-        if found is None:
+        drawn = draw_rows(y, count, seed, classes=classes)
+        if drawn is None:
             raise ValueError(
                 f"{len(rows)} rows are too few to hold out {count} and train on every class: give "
                 "more, a smaller validation_fraction, or a number for alpha"
             )
-        train_part, held_out = (part.numpy() for part in found)
-        parts = (rows.take(np.sort(i)) for i in (train_part, held_out))
-        return next(parts), next(parts)
+        train, held_out = (rows.take(np.sort(part.numpy())) for part in drawn)
+        return train, held_out
 
     def _strength_source(self, held_out: Rows | None, steps: int) -> float | Hypergradient:
         if self.alpha != "auto":
@@ -460,8 +451,7 @@ class RegularizedNetwork(NetworkEstimator):
     # -- predicting ---------------------------------------------------------------------------
 
     def _predict_outputs(self, X) -> np.ndarray:
-        rows = self._rows(X)
-        return predictions(self.network_, rows)
+        return predictions(self.network_, self._rows(X))
 
     def save(self, path: str | Path) -> None:
         """Write the fitted estimator as one safetensors file: arrays and JSON, without pickle.

@@ -80,7 +80,7 @@ def terms(
     If targets are divided by `unit`, the last weights scale by 1 / unit and the objective by its
     square: strengths are adjusted so that the minimum is the same.
     """
-    found = {}
+    by_weight = {}
     for layer in range(1 if kind == "group_lasso" else layers):
         size = unit if layer == layers - 1 else 1.0
         penalty = penalty_of(
@@ -88,8 +88,8 @@ def terms(
         )
         if penalty is not None:
             rows = "in" if kind == "group_lasso" else "tensor"
-            found[f"linear.{layer}.weight"] = Term(penalty, rows=rows)
-    return found
+            by_weight[f"linear.{layer}.weight"] = Term(penalty, rows=rows)
+    return by_weight
 
 
 def penalty_of(

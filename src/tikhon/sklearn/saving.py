@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,11 +27,13 @@ _PLAIN = (
 )
 
 _KINDS: dict[str, type] = {}  # loadable classes by name
+Kind = TypeVar("Kind", bound=type)
 
 
-def saveable(kind: type) -> None:
-    """Allow `load` to read estimators of this class."""
+def saveable(kind: Kind) -> Kind:
+    """Allow `load` to read estimators of the decorated class."""
     _KINDS[kind.__name__] = kind
+    return kind
 
 
 def save(estimator: Any, path: str | Path) -> None:
@@ -69,11 +71,11 @@ def save(estimator: Any, path: str | Path) -> None:
 
 
 def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
-    found = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.numpy().tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(path: str | Path) -> Any:
@@ -115,23 +117,23 @@ def _restored(kind: type, document: dict[str, Any], state: dict[str, torch.Tenso
         parameters["n_iter_no_change"] = np.inf
     if isinstance(parameters.get("class_weight"), list):
         parameters["class_weight"] = dict(parameters["class_weight"])
-    found = kind(**parameters)
+    estimator = kind(**parameters)
     for name, value in document["attributes"].items():
-        setattr(found, name, value)
-    dtype = getattr(torch, document["dtype"])
-    found.network_ = Network(document["sizes"], found.activation, found.dropout, dtype).eval()
-    found.network_.load_state_dict(state)
-    found._random = np.random.RandomState(0)
-    found._optimizer_state = None
+        setattr(estimator, name, value)
+    sizes, dtype = document["sizes"], getattr(torch, document["dtype"])
+    estimator.network_ = Network(sizes, estimator.activation, estimator.dropout, dtype).eval()
+    estimator.network_.load_state_dict(state)
+    estimator._random = np.random.RandomState(0)
+    estimator._optimizer_state = None
     if document["feature_names"]:
-        found.feature_names_in_ = np.array(document["feature_names"], object)
-    if document["classes"] is not None:
-        found.classes_ = np.array(document["classes"]["values"], document["classes"]["dtype"])
-        found._multilabel = document["multilabel"]
+        estimator.feature_names_in_ = np.array(document["feature_names"], object)
+    if (classes := document["classes"]) is not None:
+        estimator.classes_ = np.array(classes["values"], classes["dtype"])
+        estimator._multilabel = document["multilabel"]
     else:
-        found._flat = document["flat"]
-    found._set_fitted_attributes()
-    return found
+        estimator._flat = document["flat"]
+    estimator._set_fitted_attributes()
+    return estimator
 
 
 def _classes(estimator: object) -> dict[str, object] | None:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 Per = Literal["model", "layer"]
 Counts = list[int]  # units kept in each layer
-CostFunction = Callable[
-    [Counts], float
-]  # of a model with these counts; increasing in each of them
+# of a model with these counts; increasing in each of them
+CostFunction = Callable[[Counts], float]
 
 _SHIFT = 16  # ignored bits of a float32: sizes within 0.8 % count as equal
 _CLASSES = 1 << (31 - _SHIFT)
@@ -164,7 +163,6 @@ def round_to_multiples(
 
 
 def _split_first_unit(counts: Tensor) -> Tensor:
-    """Return class counts, with the first unit split off."""
     rest = counts.clone()
     rest[0] -= 1
     return torch.cat([torch.ones(1, dtype=torch.long), rest])

@@ -69,7 +69,7 @@ class Graph:
         """Return groups of linear and convolutional layers with the same output units."""
         found: dict[int, list[Block]] = defaultdict(list)
         for name, owners in self._origins():
-            module = self._module(name)
+            module = self._modules.get(name)
             if isinstance(module, _WEIGHTED) and name not in self.analysis.tied:
                 found[int(owners.min())].append(_block(name, module, owners))
         return list(found.values())
@@ -88,7 +88,8 @@ class Graph:
         held |= {int(self.roots[unit]) for unit in registry.needed if unit >= 0}
         buffers = dict(self.model.named_buffers())
         for name, owners in self._origins():
-            loose = isinstance(self._module(name), _WEIGHTED) and name not in self.analysis.tied
+            module = self._modules.get(name)
+            loose = isinstance(module, _WEIGHTED) and name not in self.analysis.tied
             if not loose and name not in self._parameters and name not in buffers:
                 held |= set(owners.tolist())
         return held
@@ -193,10 +194,9 @@ class Graph:
             )
 
         units = [x.units for x in layers]
+        whole_cost = cost_function(units)
         for i, layer in enumerate(layers):
-            if not cost_function([n - (i == j) for j, n in enumerate(units)]) < cost_function(
-                units
-            ):
+            if not cost_function([n - (i == j) for j, n in enumerate(units)]) < whole_cost:
                 raise ValueError(
                     f"sparsify: cost='flops' counts linear and convolutional layers, and no unit "
                     f"of {layer.name} costs any; name a pattern without it"
@@ -231,11 +231,8 @@ class Graph:
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters())
 
-    def _module(self, name: str) -> nn.Module | None:
-        return self._modules.get(name)
-
     def _called(self, node: fx.Node) -> nn.Module | None:
-        return self._module(str(node.target)) if node.op == "call_module" else None
+        return self._modules.get(str(node.target)) if node.op == "call_module" else None
 
 
 def _run(interpreter: Interpreter, inputs: tuple[object, ...]) -> None:

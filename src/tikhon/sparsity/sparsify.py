@@ -252,16 +252,16 @@ class Sparsifier:
 
     def remove(self) -> None:
         """Detach; zeros are kept, but the optimizer may change them from now on."""
-        found = self.audit() if self._hooks else None
-        if found and found.returned:
+        audit = self.audit() if self._hooks else None
+        if audit and audit.returned:
             warn(
-                f"sparsify: {found.returned:,} of the {self.thinning.of} that had gone are not "
-                f"zero: {RETURNED}; {found.share:.1%} are zero"
+                f"sparsify: {audit.returned:,} of the {self.thinning.of} that had gone are not "
+                f"zero: {RETURNED}; {audit.share:.1%} are zero"
             )
-        if found and self.step < self.end:
+        if audit and self.step < self.end:
             warn(
                 f"sparsify was removed at step {self.step}, before its schedule ended at "
-                f"{self.end}: {found.share:.1%} of the {self.thinning.of} are zero, "
+                f"{self.end}: {audit.share:.1%} of the {self.thinning.of} are zero, "
                 f"{self.thinning.share:.1%} asked; give `steps` the optimizer steps of the whole "
                 "run"
             )
@@ -297,12 +297,12 @@ class Sparsifier:
         """List the parts of all layers, and where the model holds their parameters."""
         self._parts = [part for layer in self.layers for part in layer.parts]
         self._params = [part.parameter for part in self._parts]
-        found = {
+        places = {
             name: (owner._parameters, name.rpartition(".")[2])
             for entry in entries_of(self.model)
             for name, owner in zip(entry.names, entry.owners)
         }
-        self._places = [found[part.name] for part in self._parts]
+        self._places = [places[part.name] for part in self._parts]
         self._trained_with = self._optimized()
 
     def _optimized(self) -> list[nn.Parameter]:
@@ -357,12 +357,7 @@ class Sparsifier:
 
     def _trained_layers(self, found: list[Layer]) -> list[Layer]:
         """Return the layers that are trained, as others could not recover."""
-        held = {
-            id(param)
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for param in group["params"]
-        }
+        held = set(map(id, self._optimized()))
         out: dict[str, list[Layer]] = {reason: [] for reason in _NOT_TRAINED}
         for layer in found:
             params = [part.parameter for part in layer.parts]
@@ -411,9 +406,8 @@ class Sparsifier:
         for optimizer in self.optimizers:
             counts = optimizer is self.optimizers[-1]
             after = self._after_step if counts else self._apply_zero_masks
-            self._hooks.append(
-                StepHooks(optimizer, self._before_step, after, _do_nothing, owner=self)
-            )
+            hooks = StepHooks(optimizer, self._before_step, after, lambda: None, owner=self)
+            self._hooks.append(hooks)
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -467,8 +461,7 @@ class Sparsifier:
             state, rule = optimizer.state.get(param), rule_of(optimizer)
             if not state or rule is None or rule.uniform:
                 continue
-            group = group_of(optimizer, param)
-            return rule.gain(optimizer, group, state).stiffness()
+            return rule.gain(optimizer, group_of(optimizer, param), state).stiffness()
         return None
 
     def _kept_masks(self, sizes: Sequence[Sizes], step: int) -> list[Tensor]:
@@ -529,12 +522,7 @@ def _parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _with_whole_layer(cost_function: CostFunction, number: int, units: int) -> CostFunction:
-    """Return the price function with one layer kept whole."""
     return lambda counts: cost_function([*counts[:number], units, *counts[number:]])
-
-
-def _do_nothing(*step: object) -> None:
-    """Do nothing after a step that raised."""
 
 
 def _device(layer: Layer) -> torch.device:
