@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,9 @@ from tikhon.diagnosis.replica import isolated, undisturbed
 from tikhon.errors import DataError, InputError
 
 
+@cache
 def run(case: Faulty, steps: int = 80, seed: int = 0):
+    """The diagnosis of a program, a value that several tests read."""
     torch.manual_seed(seed)
     model = case.build()
     options = dict(case.options)
@@ -114,7 +117,7 @@ def test_the_dry_run_is_the_plain_loop():
 
 
 def test_a_saved_record_is_judged_alike(tmp_path):
-    found = run(FAULTY[0], steps=20)
+    found = run(FAULTY[0], steps=10)
     found.save(tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     again = judge(Record.from_dict(saved["record"]))
@@ -123,8 +126,8 @@ def test_a_saved_record_is_judged_alike(tmp_path):
 
 
 def test_json_has_no_nan_and_the_letter_fits_a_screen():
-    for case in (FAULTY[1], FAULTY[3], HEALTHY[0]):
-        found = run(case, steps=8)
+    for case, steps in ((FAULTY[1], 10), (FAULTY[3], 80), (HEALTHY[0], 80)):
+        found = run(case, steps)
         json.loads(found.to_json(), parse_constant=lambda c: pytest.fail(c))
         lines = str(found).splitlines()
         assert len(lines) <= 25
@@ -343,7 +346,8 @@ LAYERS = [
 @pytest.mark.parametrize(("name", "build", "least"), LAYERS, ids=[row[0] for row in LAYERS])
 def test_other_layers_are_measured(name, build, least):
     torch.manual_seed(0)
-    found = diagnose(build(), classes(), CE, optimizer=lambda p: torch.optim.Adam(p, 0.01))
+    engine = lambda p: torch.optim.Adam(p, 0.01)  # noqa: E731
+    found = diagnose(build(), classes(), CE, optimizer=engine, steps=60)
     assert found.ok, str(found)
     assert len(found.record.sites) >= least
     assert any(r.signal for r in found.record.probes[0].readings)
@@ -375,14 +379,6 @@ def test_tied_weights_and_recurrent_layers():
     assert found.ok, str(found)
     core = next(i for i, s in enumerate(found.record.sites) if s.name == "core")
     assert found.record.probes[0].readings[core].time_ratio is not None
-
-
-def test_compiled_and_wrapped_modules_are_unwrapped():
-    model = deep(25, nn.Tanh)
-    wrapped = nn.DataParallel(model)
-    assert "vanishing_gradient" in diagnose(wrapped, classes(), CE).labels
-    compiled = torch.compile(model, backend="eager")
-    assert "vanishing_gradient" in diagnose(compiled, classes(), CE).labels
 
 
 PARTS = ("Symptom", "Why", "Evidence", "Cure", "Reference")

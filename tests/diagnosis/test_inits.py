@@ -49,7 +49,7 @@ def test_oscillation_is_looked_for_in_every_draw():
         classes(),
         CE,
         optimizer=sgd(1.5, momentum=0.95),
-        steps=80,
+        steps=40,
         batch_size=4,
     )
     codes = [code for labels in jumping.record.inits for code in labels]

@@ -206,7 +206,8 @@ class Discarding(nn.Module):
 def test_discarded_activations_are_named_where_a_linear_model_fits_too(gated):
     torch.manual_seed(0)
     x = torch.randn(400, 10)
-    found = tk.diagnose(Discarding(gated), (x, x[:, :4].argmax(1)), CE, optimizer=adam(1e-2))
+    data = x, x[:, :4].argmax(1)
+    found = tk.diagnose(Discarding(gated), data, CE, optimizer=adam(1e-2), steps=60)
     assert ("no_nonlinearity" in {f.code for f in found.findings}) != gated, str(found)
 
 
