@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(  # from folds of 20 rows
 )
 
 AUTO = Recipe(Term(tk.L2(), how="decoupled", strength=Auto()))
-GIVEN = {"optimizer": "adamw", "lr": 0.01, "epochs": 30, "batch_size": 16, "linear": False}
+GIVEN = {"optimizer": "adamw", "lr": 0.01, "epochs": 12, "batch_size": 16, "linear": False}
 
 
 def rows(count, seed, signal=True):
