@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from tikhon.tuning.space import Space
     from tikhon.tuning.tune import TuneResult
 
+# what the final choice writes into the configuration; name and size if it is among networks
+_CHOSEN = ("model.members", "model.name", "model.parameters")
 _ANNOUNCED_FROM = 20.0  # seconds from which a plan is announced
 SHARING = "Several processes"  # the --help panel
 
@@ -138,7 +140,7 @@ def tune(
     from tikhon.cli.results import conclude_saved, suggest_predict
     from tikhon.cli.startup import limit_threads
     from tikhon.runs.interrupt import Stopped, interruptible
-    from tikhon.runs.run_directory import CONFIG, JOURNAL, RunDirectory
+    from tikhon.runs.run_directory import JOURNAL, RunDirectory
 
     terminal = run.terminal()
     options, source, parts = tables.load_and_split(
@@ -183,9 +185,8 @@ def tune(
     if run.resume and complete_files(terminal, path):
         return 0
     with RunDirectory(path) as folder:
-        if len(names) > 1 and run.resume and folder.exists:  # set by the final choice
-            config["model"] = folder.read(CONFIG).get("model")
-        folder.take(config, resume=run.resume, overwrite=run.overwrite)
+        chosen = _CHOSEN if len(names) > 1 else _CHOSEN[:1]
+        folder.take(config, resume=run.resume, overwrite=run.overwrite, results=chosen)
         helpers = 0 if join else workers - 1
         with (
             _worker_processes(helpers, storage or _own_storage(path), path),

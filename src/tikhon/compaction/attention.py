@@ -27,11 +27,8 @@ def attention(call: Operation, module: None, analysis: Analysis) -> object:
         analysis.registry.merge(heads[0], parts[2].ids[0, :, 0, 0])
     v = parts[2]
     fixed = (v.const & (v.value == v.value[:1, :, :1])).all(2, keepdim=True).all(0, keepdim=True)
-    shape = call.out.shape
-    ids = v.ids[:1, :, :1].expand(shape)
-    return Units(ids, fixed.expand(shape), v.value[:1, :, :1].expand(shape)).with_value(
-        fixed.expand(shape), v.value[:1, :, :1].expand(shape)
-    )
+    shape, ids, value = call.out.shape, v.ids[:1, :, :1], v.value[:1, :, :1]
+    return Units.of(ids.expand(shape), fixed.expand(shape), value.expand(shape))
 
 
 def _keep_masks(call: Operation, analysis: Analysis) -> None:
@@ -61,7 +58,7 @@ def product(call: Operation, module: None, analysis: Analysis) -> object:
         value = torch.where(level, b.value[..., :1, :].expand(call.out.shape), value)
         known = known | level
     const = (known | zero).expand(call.out.shape)
-    return Units(ids, const, value).with_value(const, torch.where(zero, 0.0, value))
+    return Units.of(ids, const, torch.where(zero, 0.0, value))
 
 
 def softmax(call: Operation, module: nn.Module | None, analysis: Analysis) -> object:

@@ -61,9 +61,8 @@ def _keep_equal_groups(rows: Tensor, ids: Tensor, groups: int) -> Callable[[Tens
         out = keep[rows].view(groups, -1)
         inputs = entry_mask(keep, ids).any(0).view(groups, -1)
         stays = out.any(1) | inputs.any(1)
-        return torch.cat(
-            [rows[_equalized(out, stays)], ids[:, _equalized(inputs, stays)].flatten()]
-        )
+        outputs, columns = _equalized(out, stays), _equalized(inputs, stays)
+        return torch.cat([rows[outputs], ids[:, columns].flatten()])
 
     return wanted
 
@@ -72,9 +71,7 @@ def _equalized(flags: Tensor, stays: Tensor) -> Tensor:
     """The flags, with as many in every group that stays as in the largest one."""
     count = flags.sum(1).max().clamp(min=1)
     order = flags.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order).scatter_(
-        1, order, torch.arange(flags.shape[1]).expand_as(order)
-    )
+    ranks = order.argsort(dim=1)
     return (flags | ((ranks < count) & stays[:, None])).flatten()
 
 
@@ -95,9 +92,7 @@ def _depthwise(call: Operation, module: Convolution, source: Units) -> Units:
     fixed, _ = source.uniform(1)
     ids = _channel_ids(source, call.out.shape)
     value = torch.where(dead.view(shape), bias.double().view(shape), value)
-    return Units(ids, torch.ones_like(ids, dtype=torch.bool), value).with_value(
-        (dead | fixed).view(shape).expand(ids.shape), value
-    )
+    return Units.of(ids, (dead | fixed).view(shape).expand(ids.shape), value)
 
 
 def _channel_ids(source: Units, shape: torch.Size) -> Tensor:
@@ -118,4 +113,4 @@ def channelwise(call: Operation, module: nn.Module | None, analysis: Analysis) -
     value = call.evaluate(module, source.value)
     const = source.const.flatten(2).all(2)
     const = const.view(*const.shape, *(1,) * (call.out.ndim - 2)).expand(call.out.shape)
-    return Units(_channel_ids(source, call.out.shape), const, value).with_value(const, value)
+    return Units.of(_channel_ids(source, call.out.shape), const, value)

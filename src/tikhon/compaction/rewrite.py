@@ -292,15 +292,8 @@ def _cut_multihead(
     bias = parts.bias + parts.out.double() @ torch.where(~entries, parts.value, 0.0)
     out = _linear(parts.out[rows][:, entries], bias, rows)
     query, key, value = projections
-    return Attention(
-        query,
-        key,
-        value,
-        out,
-        heads=int(heads.sum()),
-        batch_first=module.batch_first,
-        dropout=module.dropout,
-    )
+    options = {"batch_first": module.batch_first, "dropout": module.dropout}
+    return Attention(query, key, value, out, heads=int(heads.sum()), **options)
 
 
 def _cut_recurrent(

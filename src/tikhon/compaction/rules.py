@@ -37,9 +37,8 @@ def linear(call: Operation, module: nn.Linear | InputsFirst, analysis: Analysis)
 
 def select_linear(call: Operation, module: SelectLinear, analysis: Analysis) -> Units:
     """A linear layer of some columns of its input."""
-    return linear(
-        replace(call, inputs=(select_columns(module, call.inputs[0]),)), module.linear, analysis
-    )
+    selected = replace(call, inputs=(select_columns(module, call.inputs[0]),))
+    return linear(selected, module.linear, analysis)
 
 
 def select_columns(module: SelectLinear, source: Units) -> Units:
@@ -97,9 +96,7 @@ def arithmetic(call: Operation, module: None, analysis: Analysis) -> object:
     if name == "mul":
         const = const | (a.const & (a.value == 0)) | (b.const & (b.value == 0))
     value = getattr(operator, {"div": "truediv"}.get(name, name))(a.value, b.value)
-    return Units(torch.where(a.ids == NO_UNIT, b.ids, a.ids), const, value).with_value(
-        const, torch.where(const, value, 0.0)
-    )
+    return Units.of(torch.where(a.ids == NO_UNIT, b.ids, a.ids), const, value)
 
 
 def _merge_rotated_heads(units: Units, other: Units, analysis: Analysis) -> Units:
@@ -233,8 +230,8 @@ def reduce(call: Operation, module: None, analysis: Analysis) -> object:
     for dim in dims:
         const = const.all(dim, keepdim=True)
     low, const = low.reshape(value.shape), const.reshape(value.shape)
-    found = Units(low, const, value).with_value(const, value)
-    return found if places is None else (found, places)
+    units = Units.of(low, const, value)
+    return units if places is None else (units, places)
 
 
 def padding(call: Operation, module: nn.Module | None, analysis: Analysis) -> object:
@@ -248,7 +245,7 @@ def padding(call: Operation, module: nn.Module | None, analysis: Analysis) -> ob
     varying = (~source.const).double()
     const = call.evaluate(module, varying) == call.evaluate(module, torch.zeros_like(varying))
     value = call.evaluate(module, source.value)
-    return Units(ids.expand(shape), const, value).with_value(const, value)
+    return Units.of(ids.expand(shape), const, value)
 
 
 def per_dimension(*kinds: str) -> list[type[nn.Module]]:

@@ -113,11 +113,10 @@ def _replace_layers(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.M
     if module in done:
         return done[module]
     children = {n: c and _replace_layers(c, done) for n, c in module._modules.items()}
-    kind = _KINDS.get(type(module))
-    found = module
+    kind, replaced = _KINDS.get(type(module)), module
     if kind is not None or any(c is not module._modules[n] for n, c in children.items()):
-        found = copy.copy(module)
-        found._modules = children
-        found.__class__ = kind or type(module)
-    done[module] = found
-    return found
+        replaced = copy.copy(module)
+        replaced._modules = children
+        replaced.__class__ = kind or type(module)
+    done[module] = replaced
+    return replaced

@@ -35,7 +35,12 @@ class Units:
 
     def with_value(self, const: Tensor, value: Tensor) -> Units:
         """The same units with other constants."""
-        return Units(self.ids, const, torch.where(const, value, torch.zeros_like(value)))
+        return Units.of(self.ids, const, value)
+
+    @classmethod
+    def of(cls, ids: Tensor, const: Tensor, value: Tensor) -> Units:
+        """Units with the values of constant entries alone, 0 elsewhere."""
+        return cls(ids, const, torch.where(const, value, torch.zeros_like(value)))
 
     def columns(self, axis: int) -> Tensor:
         """The ids, one row per (different) position of the other axes: (positions, size)."""

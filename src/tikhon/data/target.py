@@ -124,12 +124,15 @@ def _numbers(raw: RawColumn) -> tuple[Column, np.ndarray] | None:
 
 
 def _select_rows(source: Source, there: np.ndarray) -> Source:
+    """Return some rows; of a table on disk, column by column, as it may not fit into memory."""
     lines = [line for line, is_there in zip(source.lines, there, strict=False) if is_there]
     frame: Any = source.frame
     if source.on_disk:
         columns = ((n, frame[n][there].reset_index(drop=True)) for n in frame.columns)
-        return replace(source, frame=gather_columns(columns), lines=lines)
-    return replace(source, frame=frame[there].reset_index(drop=True), lines=lines)
+        selected = gather_columns(columns)  # each is written to a file before the next is read
+    else:
+        selected = frame[there].reset_index(drop=True)
+    return replace(source, frame=selected, lines=lines)
 
 
 def _refuse_mixtures(raw: RawColumn) -> None:

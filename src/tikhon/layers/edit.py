@@ -15,7 +15,7 @@ from tikhon.layers import attention, dropout, recurrent, structured
 from tikhon.layers.learned import VariationalDropout
 from tikhon.layers.masks import check_rate
 from tikhon.layers.noise import NoiseLayer
-from tikhon.layers.paths import Pattern, matches
+from tikhon.layers.paths import Pattern, matches, pattern_name
 from tikhon.layers.sources import noise_sources
 from tikhon.layers.weights import _WeightNoise
 from tikhon.wrappers import named_modules
@@ -123,12 +123,12 @@ def replace_dropout(
     for pattern, layer in _mapping("replace_dropout", asked).items():
         found = [p for p, (m, _) in fixed.items() if matches(pattern, p, m)]
         if not found:
-            name = pattern if isinstance(pattern, str) else pattern.__name__
-            none = (
+            if fixed:
+                raise ValueError(unknown_name("fixed dropout", pattern_name(pattern), fixed))
+            raise ValueError(
                 f"{type(model).__name__} has no fixed dropout that can be replaced: see "
                 "layers.audit"
             )
-            raise ValueError(unknown_name("fixed dropout", name, fixed) if fixed else none)
         for path in found:
             module, (kind, rate, options) = fixed[path]
             if layer is not None:
@@ -152,21 +152,19 @@ def _mapping(verb: str, layers: Mapping[Pattern, T]) -> Mapping[Pattern, T]:
 
 
 def _check(layer: object, pattern: Pattern) -> None:
-    name = pattern if isinstance(pattern, str) else pattern.__name__
+    name = pattern_name(pattern)
     if not isinstance(layer, NoiseLayer):
         raise TypeError(f"{name}: expected a layer of tikhon.layers, received {layer!r}")
     if "rate" in layer._buffers:
-        check_rate(
-            layer.rate, f"{name} ({type(layer).__name__})", upper=layer.upper, closed=layer.closed
-        )
+        where = f"{name} ({type(layer).__name__})"
+        check_rate(layer.rate, where, upper=layer.upper, closed=layer.closed)
 
 
 def _places(model: nn.Module, pattern: Pattern) -> list[tuple[str, nn.Module]]:
     modules = [(p, m) for p, m in named_modules(model) if p and not isinstance(m, NoiseLayer)]
     found = [(p, m) for p, m in modules if matches(pattern, p, m)]
     if not found:
-        name = pattern if isinstance(pattern, str) else pattern.__name__
-        raise ValueError(unknown_name("module", name, [p for p, _ in modules]))
+        raise ValueError(unknown_name("module", pattern_name(pattern), [p for p, _ in modules]))
     places = [(p, m) for p, m in found if not isinstance(m, CONTAINERS)]
     if isinstance(pattern, str):
         paths = [p for p, _ in places]
@@ -218,14 +216,10 @@ def _equivalent_layer(module: Any) -> tuple[Callable[..., NoiseLayer], float, di
     """Return class, rate and options of the layer equivalent to `module`, or None."""
     name = type(module).__name__
     if isinstance(module, nn.modules.dropout._DropoutNd):
-        return next(
-            (
-                (own, float(module.p), {"inplace": module.inplace})
-                for theirs, own in COUNTERPARTS.items()
-                if isinstance(module, theirs) and type(module).forward is theirs.forward
-            ),
-            None,
-        )
+        for theirs, ours in COUNTERPARTS.items():
+            if isinstance(module, theirs) and type(module).forward is theirs.forward:
+                return ours, float(module.p), {"inplace": module.inplace}
+        return None
     if type(module) in (nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN):
         return dropout.Dropout, float(module.dropout), {}
     if name == "StochasticDepth":

@@ -58,10 +58,10 @@ def montecarlo(model: nn.Module, *, also: str | Sequence[str] = ()) -> Iterator[
 
 def _as_globs(also: object) -> list[str]:
     several = list(also) if isinstance(also, list | tuple | set | frozenset) else [also]
-    found = [one for one in several if isinstance(one, str)]
-    if len(found) < len(several):
+    globs = [one for one in several if isinstance(one, str)]
+    if len(globs) < len(several):
         raise TypeError(f"also takes globs on module paths, received {describe(also)}")
-    return found
+    return globs
 
 
 def _reads_a_childs_rate(module: nn.Module) -> bool:
@@ -236,21 +236,19 @@ def _as_rows(model: nn.Module, x: Tensor, samples: int, chunk: int) -> Tensor:
 
 
 def _outputs(model: nn.Module, x: Tensor) -> Tensor:
-    found = model(x)
-    if not isinstance(found, Tensor):
+    output = model(x)
+    if not isinstance(output, Tensor):
         raise TypeError(
-            f"expected a model that returns a tensor, received {type(found).__name__} from "
+            f"expected a model that returns a tensor, received {type(output).__name__} from "
             f"{type(model).__name__}; put it in a module whose forward returns the part that "
             f"counts, such as its logits"
         )
-    return found
+    return output
 
 
 def _under_vmap(model: nn.Module, x: Tensor, samples: int, chunk: int) -> Tensor:
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        return torch.stack(
-            [_outputs(model, x) for _ in range(samples)]
-        )  # torch has no batching rule
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # no batching rule
+        return torch.stack([_outputs(model, x) for _ in range(samples)])
     each = max(1, chunk // max(1, len(x)))
     one = torch.vmap(lambda _: _outputs(model, x), randomness="different", chunk_size=each)
     return one(torch.zeros(samples, device=x.device))

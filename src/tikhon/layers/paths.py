@@ -27,6 +27,11 @@ def matches(pattern: Pattern, path: str, module: nn.Module) -> bool:
     return isinstance(module, pattern)
 
 
+def pattern_name(pattern: Pattern) -> str:
+    """The pattern as messages name it."""
+    return pattern if isinstance(pattern, str) else pattern.__name__
+
+
 def path_in_running_model(module: nn.Module) -> str:
     """The path of `module` in the outermost module whose method is running, or "".
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tikhon.arguments import check_field
 from tikhon.errors import describe, unknown_name
 from tikhon.layers.noise import NoiseLayer
-from tikhon.layers.paths import Pattern, matches
+from tikhon.layers.paths import Pattern, matches, pattern_name
 from tikhon.wrappers import named_modules
 
 
@@ -27,8 +27,7 @@ def noise_layers(model: nn.Module, pattern: Pattern = "*") -> dict[str, NoiseLay
         layer.path = path
     found = {p: m for p, m in layers.items() if matches(pattern, p, m)}
     if not found:
-        name = pattern if isinstance(pattern, str) else pattern.__name__
-        raise ValueError(unknown_name("noise layer", name, layers))
+        raise ValueError(unknown_name("noise layer", pattern_name(pattern), layers))
     return found
 
 

@@ -90,18 +90,26 @@ class RunDirectory:
             )
 
     def take(
-        self, config: Mapping[str, object], *, resume: bool = False, overwrite: bool = False
+        self,
+        config: Mapping[str, object],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        results: tuple[str, ...] = (),
     ) -> None:
         """Lock a new folder with its configuration, or the unfinished run in it.
 
-        Raises as `create`, and `InputError` for nothing to resume or another configuration.
+        `results` are the entries of the configuration that the run itself writes just before its
+        end; they may differ. Raises as `create`, and `InputError` for nothing to resume or another
+        configuration.
         """
         if not resume:
             self.create(overwrite=overwrite)
             self.write(CONFIG, config)
             return
         self.check(resume=True)
-        check_same_configuration(self.read(CONFIG), to_plain(config))  # as it would be read back
+        wanted = to_plain(config)  # as it would be read back
+        check_same_configuration(self.read(CONFIG), wanted, apart=(*_PLACES, *results))
         self.lock()
 
     def refuse_finished(self) -> NoReturn:
@@ -249,12 +257,16 @@ def read_document(path: Path) -> dict[str, object]:
 
 
 _PLACES = ("data.origin.source", "data.origin.modified")  # the same data may be moved or touched
-_RESULTS = "model.members"  # written with the models that a search has chosen, just before its end
 _DERIVED = ("data.preprocessing.", "data.table.", "data.scaling.")  # of the data, by a fingerprint
 
 
-def check_same_configuration(stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    """Raise `InputError` with a table of differences that would change the run."""
+def check_same_configuration(
+    stored: Mapping[str, object], wanted: Mapping[str, object], *, apart: tuple[str, ...] = ()
+) -> None:
+    """Raise `InputError` with a table of differences that would change the run.
+
+    Entries whose names begin with one of `apart` may differ.
+    """
     rows = []
     for key in ("data", "model", "optimizer", "recipe", "seed", "device"):
         before, after = _flatten(stored.get(key), key), _flatten(wanted.get(key), key)
@@ -263,7 +275,7 @@ def check_same_configuration(stored: Mapping[str, object], wanted: Mapping[str, 
             for name in sorted(before.keys() | after.keys())
             if before.get(name) != after.get(name)
         ]
-    rows = [row for row in rows if row[0] not in _PLACES and not row[0].startswith(_RESULTS)]
+    rows = [row for row in rows if not row[0].startswith(apart)]
     if any(name == "data.fingerprint" for name, *_ in rows):
         rows = [row for row in rows if not row[0].startswith(_DERIVED)]
     if rows:
