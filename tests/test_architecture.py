@@ -5,15 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from functools import cache
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "tikhon"
-FILES = sorted(SOURCE.rglob("*.py"))
+from sources import FILES, SOURCE, TEXTS, nodes, trees
+
 BUDGET = 600  # lines of a file
 FUNCTION = 60  # lines of a function without its docstring
 
@@ -37,19 +34,6 @@ WRITING = {
 }  # fmt: skip
 
 
-def identify(path: Path) -> str:
-    return path.relative_to(SOURCE).as_posix()
-
-
-TEXTS = {identify(path): path.read_text(encoding="utf-8") for path in FILES}
-
-
-@cache
-def trees() -> dict[str, ast.Module]:
-    """The files parsed, when the first test asks."""
-    return {name: ast.parse(text) for name, text in TEXTS.items()}
-
-
 def test_files_are_small_and_say_what_they_hold():
     assert [n for n, t in TEXTS.items() if len(t.splitlines()) > LONG.get(n, BUDGET)] == []
     assert [name for name, tree in trees().items() if not ast.get_docstring(tree)] == []
@@ -59,7 +43,7 @@ def test_functions_are_short():
     lengths = {
         f"{name}:{node.name}": length(node)
         for name, tree in trees().items()
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     long = {n: size for n, size in lengths.items() if size > LONG_FUNCTIONS.get(n, FUNCTION)}
@@ -99,7 +83,7 @@ def test_no_import_of_the_package_hides_in_a_function():
 
 def hidden_imports(tree: ast.Module):
     """Imports of the package and of the standard library within functions."""
-    for function in ast.walk(tree):
+    for function in nodes(tree):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         for node in ast.walk(function):
@@ -127,7 +111,7 @@ def test_what_is_imported_stands_where_it_is_imported_from():
     missing = [
         f"{file}: {node.module}.{name.name}"
         for file, tree in trees().items()
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tikhon"
         for name in node.names
         if not stands(node.module or "", name.name, held)
@@ -167,7 +151,7 @@ def test_no_circle_among_modules_not_even_of_types():
 
 def imported(tree: ast.Module):
     """The files of the package that a module names in an import, wherever that stands."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tikhon":
             for alias in node.names:
                 path = "/".join([*(node.module or "").split(".")[1:], alias.name])
@@ -205,7 +189,7 @@ def test_only_the_writers_write():
 
 def writes(tree: ast.Module):
     """Calls that create or change a file."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ""

@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 import reference
 from reference import public_names
 
+from sources import nodes, trees
+
 HEAVY = ("torch", "numpy", "sklearn", "pandas", "scipy", "plotly", "jinja2")
 SUBMODULES = [n for n in tikhon.__all__ if isinstance(getattr(tikhon, n), ModuleType)]
 
@@ -149,11 +151,10 @@ IMPORT = re.compile(r"from (tikhon(?:\.\w+)*) import (?:\(([^)]*)\)|([^(\n#]*))"
 def shown() -> dict[str, list[str]]:
     """The names of tikhon in the texts that people read, each with the files that show it."""
     found: dict[str, list[str]] = {}
-    source = Path(tikhon.__file__).parent
-    for path in source.rglob("*.py"):
-        for text in texts(ast.parse(path.read_text(encoding="utf-8"))):
+    for file, tree in trees().items():
+        for text in texts(tree):
             for name in named(text):
-                found.setdefault(name, []).append(path.relative_to(source).as_posix())
+                found.setdefault(name, []).append(file)
     for path in PAGES:
         for name in named(path.read_text(encoding="utf-8")):
             found.setdefault(name, []).append(path.name)
@@ -164,10 +165,10 @@ def texts(tree: ast.Module) -> Iterator[str]:
     """What a file prints or raises: its strings that are no docstrings."""
     kept = {
         id(node.value)
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in kept:
             yield node.value
 
