@@ -81,9 +81,12 @@ def uses_torch(rate: Rate, draws: NoiseDraws) -> TypeGuard[float]:
 
 def draw(shape: Sequence[int], like: Tensor, draws: NoiseDraws) -> Tensor:
     """Draw uniform numbers in [0, 1) in float32, as half precision would round the rate."""
-    uniforms = draws.get("uniforms")
+    g, uniforms = draws.get("generator"), draws.get("uniforms")
     if uniforms is None:
-        return torch.rand(tuple(shape), device=like.device, **_generator(draws))
+        # torch.rand refuses symbolic sizes if a generator is passed, even None
+        if g is None:
+            return torch.rand(tuple(shape), device=like.device)
+        return torch.rand(tuple(shape), device=like.device, generator=g)
     if uniforms.shape != torch.Size(shape):
         raise ValueError(
             f"uniforms must have the mask's shape {tuple(shape)}, received {tuple(uniforms.shape)}"
@@ -94,16 +97,12 @@ def draw(shape: Sequence[int], like: Tensor, draws: NoiseDraws) -> Tensor:
 def draw_normal(like: Tensor, draws: NoiseDraws) -> Tensor:
     """Draw standard normal numbers of `like`'s shape and dtype, or map uniforms by quantiles."""
     if draws.get("uniforms") is None:
-        options = _generator(draws)
-        return torch.randn(like.shape, dtype=like.dtype, device=like.device, **options)
+        g = draws.get("generator")
+        if g is None:
+            return torch.randn(like.shape, dtype=like.dtype, device=like.device)
+        return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=g)
     tiny = torch.finfo(torch.float32).eps / 2
     return torch.special.ndtri(draw(like.shape, like, draws).clamp(tiny, 1 - tiny)).to(like)
-
-
-def _generator(draws: NoiseDraws) -> dict[str, Generator]:
-    """The generator as an option; torch refuses symbolic sizes beside one that is None."""
-    generator = draws.get("generator")
-    return {} if generator is None else {"generator": generator}
 
 
 def check_dims(x: Tensor, dims: Sequence[int], where: Caller) -> None:
