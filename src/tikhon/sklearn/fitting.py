@@ -451,7 +451,8 @@ class RegularizedNetwork(NetworkEstimator):
     # -- predicting ---------------------------------------------------------------------------
 
     def _predict_outputs(self, X) -> np.ndarray:
-        return predictions(self.network_, self._rows(X))
+        rows = self._rows(X)  # an estimator without a network is refused here
+        return predictions(self.network_, rows)
 
     def save(self, path: str | Path) -> None:
         """Write the fitted estimator as one safetensors file: arrays and JSON, without pickle.
