@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from tikhon.arguments import (
     MAX_FLOAT32,
@@ -91,7 +91,7 @@ class NormBound(Controller):
         removed = min(max(memory["removed"] + _PROPORTIONAL * excess, 0.0), 0.5)
         return min(removed / rate, MAX_FLOAT32)  # scheduled rates end near zero
 
-    def _is_due(self, size: float, memory: dict[str, Any], step: int) -> bool:
+    def _is_due(self, size: float, memory: dict[str, float], step: int) -> bool:
         if self.bound is not None or self.at != "inflection":
             return self.bound is not None or step > self.at  # type: ignore[operator]
         if step % self.interval:

@@ -214,10 +214,13 @@ def escape_formulas(frame: pd.DataFrame) -> pd.DataFrame:
     """
     from pandas.api import types
 
-    def escape(cell: Any) -> Any:
-        starts = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-        is_number = starts and cell.lstrip("+-").replace(".", "", 1).isdecimal()
-        return f"'{cell}" if starts and not is_number else cell
+    def escape(cell: object) -> object:
+        if not isinstance(cell, str) or not cell.startswith(
+            ("=", "+", "-", "@", "\t", "\r", "\n")
+        ):
+            return cell
+        is_number = cell.lstrip("+-").replace(".", "", 1).isdecimal()
+        return cell if is_number else f"'{cell}"
 
     safe = frame.set_axis([escape(name) for name in frame], axis=1)
     texts = [name for name in safe if not types.is_numeric_dtype(safe[name])]

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from tikhon.options import STRENGTHS, RecipeOptions, options_of, split_name
-from tikhon.penalties import L2, penalty_names
+from tikhon.penalties import L2, Penalty, penalty_names
 from tikhon.regularizer.terms import Term
 from tikhon.training.losses import LOSSES
 from tikhon.training.recipe import Auto, Recipe
@@ -21,7 +21,7 @@ def recipe_of(config: Config) -> Recipe:
     >>> recipe_of({"lr": 0.1, "weight_decay": 0.01}).to_dict()["penalties"][0]["how"]
     'decoupled'
     """
-    terms: dict[str, list[Any]] = {}
+    terms: dict[str, list[Penalty | Term]] = {}
     more: dict[str, Any] = {}
     others = options_of(RecipeOptions)
     for name, value in config.items():
@@ -39,7 +39,7 @@ def recipe_of(config: Config) -> Recipe:
     return Recipe(terms or (), **more)
 
 
-def _term(name: str, value: Value) -> object:
+def _term(name: str, value: Value) -> Penalty | Term:
     if name == "weight_decay":
         if value == "auto":
             return Term(L2(), how="decoupled", strength=Auto())

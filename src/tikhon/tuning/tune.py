@@ -561,7 +561,7 @@ def _make_search(
 
 
 def _make_plan(
-    job: SearchJob, space: Space, budget: Any, journal: SearchJournal | None, *, fixed: bool
+    job: SearchJob, space: Space, budget: str | None, journal: SearchJournal | None, *, fixed: bool
 ) -> SearchPlan:
     if journal is not None and journal.plan is not None:
         try:
@@ -582,7 +582,7 @@ def _make_plan(
     return plan
 
 
-def _format_value(value: Any) -> str:
+def _format_value(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
