@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from tikhon.cli.terminal import Terminal
 from tikhon.compaction import Compaction, compact, speedup
 from tikhon.compaction.latency import onnx_of
-from tikhon.errors import InputError
+from tikhon.errors import InputError, unknown_name
 from tikhon.runs.files import write_bytes, write_tensors
 from tikhon.runs.run_directory import COMPACT, ONNX
 
@@ -21,8 +22,6 @@ def check_export(export: str | None) -> None:
     if export is None:
         return
     if export not in EXPORTS:
-        from tikhon.errors import unknown_name
-
         raise InputError(unknown_name("export", export, EXPORTS))
     try:
         import onnxscript  # noqa: F401
@@ -51,15 +50,8 @@ def compact_and_export(
         terminal.print(f"{found}\ntime of a batch of {len(example)}: {ratio:.2f}x shorter")
         model = small
     if export == "onnx":
-        write_onnx(model, example, path / ONNX)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs every missing package
+        write_bytes(path / ONNX, onnx_of(model, (example,)))  # for any number of rows
         done["export"] = str(path / ONNX)
         terminal.print(f"exported: {path / ONNX}")
     return done
-
-
-def write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
-    """Write the model as ONNX, for any number of rows."""
-    import logging
-
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs every missing package
-    write_bytes(path, onnx_of(model, (example,)))

@@ -121,7 +121,9 @@ def path(
     )
     if run.resume and complete_files(terminal, folder_path):
         return 0
-    network = about_network(_saved_name(model, penalty), parts, source.outputs)
+    lacks_skip = penalty == "hierarchical" and not model.startswith("skip:")
+    name = f"skip:{model}" if lacks_skip else model  # by which `build` makes it again
+    network = about_network(name, parts, source.outputs)
     about = about_data(source, parts, tables.VALID, test, options, folds=build is None)
     config = config_of("path", folder_path, about, network, seed=seed)
     with RunDirectory(folder_path) as folder:
@@ -206,12 +208,6 @@ def _network(model: str, parts: Any, outputs: int) -> Callable[[], nn.Module]:
     from tikhon.models import build
 
     return lambda: build(model, parts.train.shape, outputs)
-
-
-def _saved_name(model: str, penalty: str) -> str:
-    """Return the name by which `tikhon.models.build` rebuilds the path's network."""
-    lacks = penalty == "hierarchical" and not model.startswith("skip:")
-    return f"skip:{model}" if lacks else model
 
 
 def _state(result: PathResult, outputs: int) -> dict[str, Tensor]:

@@ -13,14 +13,8 @@ from tikhon.report.page import Label, Mark, Page, PageTable
 if TYPE_CHECKING:
     from tikhon.cli.terminal import Terminal
 
-_ONLY_IN_FILE = (
-    "weights",
-    "predictions",
-    "importances",
-    "statements",
-    "score_errors",
-    "margins",
-    "by_row",
+_ONLY_IN_FILE = tuple(
+    "weights predictions importances statements score_errors margins by_row".split()
 )  # only in result.json
 _HOW_IT_ENDED = {
     "epochs": "ran all {epochs} epochs",

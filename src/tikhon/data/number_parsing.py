@@ -141,7 +141,8 @@ def normalize_text(text: str) -> str:
     """
     if text.isascii():
         return text.strip()
-    text = _RAISED.sub(_expand_superscript, text.translate({**_INVISIBLE, **_QUOTES}))
+    text = text.translate({**_INVISIBLE, **_QUOTES})
+    text = _RAISED.sub(lambda raised: "^" + unicodedata.normalize("NFKC", raised[0]), text)
     text = _AFTER_DIGITS.sub(" ", text)
     text = "".join(map(_to_ascii, unicodedata.normalize("NFKC", text).strip()))
     return re.sub(r"^[\u2010-\u2013](?=[\d.,])", "-", text)
@@ -149,11 +150,6 @@ def normalize_text(text: str) -> str:
 
 _AFTER_DIGITS = re.compile("(?<=\\d)(?=[¼-¾⅐-⅞])")  # 9½ is not 91/2
 _RAISED = re.compile(r"(?<![^\W\d_])\u207b?[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+")  # not of m²
-
-
-def _expand_superscript(found: re.Match[str]) -> str:
-    """Turn a superscript into "^" and digits."""
-    return "^" + unicodedata.normalize("NFKC", found[0])
 
 
 _SIGNS = {"\u2212": "-", "\ufe63": "-", "\u066b": ".", "\u066c": ","}  # minus; marks of Arabic
