@@ -65,6 +65,32 @@ def test_regression_answers_in_the_unit_of_the_target(tmp_path, command):
     assert guess.corr(frame["target"]) > 0.65
 
 
+def test_a_path_of_weights_saves_the_chosen_zeros_and_a_page_with_the_knee(tmp_path, command):
+    from safetensors.torch import load_file
+
+    asked = ["path", "wine", "--of", "weights", "--model", "mlp:16", "--epochs", "40"]
+    asked += ["--lr", "0.005", "--output", "r", "--json"]
+    told = command.run(*asked, cwd=tmp_path)
+    assert told.code == 0, told.err
+    result = json.loads((tmp_path / "r/result.json").read_text())
+    weights = [w for w in load_file(tmp_path / "r/model.safetensors").values() if w.ndim == 2]
+    left = sum(int(w.count_nonzero()) for w in weights)
+    assert result["counts"][result["chosen"]] == left < result["weights"] == 16 * (13 + 3)
+    assert len(result["test_scores"]) == len(result["strengths"]) == 100
+    page = (tmp_path / "r/report.html").read_text()
+    assert "weights are enough" in page or "have the lowest validation loss" in page
+    assert "a constant prediction" in page and "Knee" in page and "拐点" in page
+    assert command.run("predict", "r", "wine", "--output", "p.csv", cwd=tmp_path).code == 0
+    for wrong, why in (
+        (["--of", "weights", "--penalty", "mcp"], "takes l1"),
+        (["--of", "weights", "--model", "linear"], "is for networks"),
+        (["--of", "rows"], "features"),
+        (["--epochs", "3"], "are for --of weights"),
+    ):
+        told = command.run("path", "wine", *wrong, "--output", "q", cwd=tmp_path)
+        assert told.code == 2 and why in told.err and not (tmp_path / "q").exists()
+
+
 def test_a_spline_is_refused_before_anything_is_written(tmp_path, command):
     asked = [
         "path",

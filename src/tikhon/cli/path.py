@@ -17,6 +17,7 @@ from tikhon.options import (
     MODELS,
     REGULARIZATION,
     SPARSE_PENALTIES,
+    TRAINING,
     with_rerun_without_leaks,
 )
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tikhon.runs.run_directory import RunDirectory
 
 _NETWORKS = ("hierarchical", "group_lasso")
+_WEIGHTS = ("l1", "elastic_net", "log_sum", "group_lasso", "sparse_group_lasso", "l_inf")
 
 
 def path(
@@ -40,13 +42,22 @@ def path(
             names=SPARSE_PENALTIES,
         ),
     ] = "l1",
+    of: Annotated[
+        str,
+        flag(
+            "What is left out: features, or single weights of all layers of a network.",
+            REGULARIZATION,
+            "UNIT",
+            names=("features", "weights"),
+        ),
+    ] = "features",
     model: Annotated[
         str | None,
         flag(
-            "linear, or a network such as mlp:64 (group_lasso, hierarchical).",
+            "linear, or a network such as mlp:64 (group_lasso, hierarchical, --of weights).",
             MODEL,
             "MODEL",
-            shown="mlp:64 for hierarchical, else linear",
+            shown="mlp:64 for hierarchical and weights, else linear",
             names=MODELS,
         ),
     ] = None,
@@ -72,6 +83,13 @@ def path(
     debias: Annotated[
         bool, flag("Refit the chosen features without the penalty.", REGULARIZATION)
     ] = False,
+    epochs: Annotated[
+        int | None,
+        flag("Length of the training that --of weights begins with.", TRAINING, "N", shown="20"),
+    ] = None,
+    lr: Annotated[
+        float | None, flag("Learning rate of that training.", TRAINING, shown="1e-3")
+    ] = None,
     test: TestShare = 0.2,
     *,
     table: tables.Rows,
@@ -92,7 +110,11 @@ def path(
     kinds = penalty_names()
     if penalty not in kinds:
         raise InputError(unknown_name("penalty", penalty, SPARSE_PENALTIES))
-    model, grid = _check_model(model, penalty), _parse_strengths(strengths)
+    model, grid = _check_model(model, penalty, of), _parse_strengths(strengths)
+    length = {"epochs": epochs, "lr": lr}
+    length = {name: value for name, value in length.items() if value is not None}
+    if length and of == "features":
+        raise InputError("--epochs and --lr are for --of weights: other paths have no epochs")
     _check_folds(folds, grid, model)
 
     from tikhon.cli.progress import StepProgress
@@ -114,7 +136,9 @@ def path(
     if build is None:
         train, valid = tables.all_but_test(parts), None
         check_linear(train, kinds[penalty](), strengths=grid, debias=debias)
-        settings |= {"folds": 0 if grid == "universal" else folds, "debias": debias}
+        settings["folds"] = 0 if grid == "universal" else folds
+    if build is None or of == "weights":
+        settings |= {"debias": debias, "of": of, **length}
     terminal.note(
         f"{source.name}: {len(train[0]):,} rows, {train[0][0].numel()} features; "
         f"{penalty} path of model {model}"
@@ -135,7 +159,7 @@ def path(
                     train,
                     kinds[penalty](),
                     valid=valid,
-                    feature_names=parts.train.feature_names,
+                    feature_names=parts.train.feature_names if of == "features" else (),
                     output=folder_path,
                     resume=run.resume,
                     stop=interrupt.__bool__,
@@ -147,7 +171,7 @@ def path(
                 kept = f"what is solved is kept in {folder_path}"
                 return report_interruption(terminal, interrupt, config["command"], kept)
         document = _save(folder, result, parts, config, data)
-        left_out = ("importances", "errors", "score_errors", "margins")
+        left_out = ("importances", "errors", "score_errors", "margins", "accuracies")
         conclude_saved(
             terminal, document, folder_path, ending=f"; model in {folder_path}", left_out=left_out
         )
@@ -179,8 +203,16 @@ def _save(
     return document
 
 
-def _check_model(model: str | None, penalty: str) -> str:
+def _check_model(model: str | None, penalty: str, of: str) -> str:
     """Return the model of a path, after checking it."""
+    if of not in ("features", "weights"):
+        raise InputError(unknown_name("of", of, ("features", "weights")))
+    if of == "weights":
+        if penalty not in _WEIGHTS:
+            raise InputError(f"--of weights takes {', '.join(_WEIGHTS)}, received {penalty!r}")
+        if model == "linear":
+            raise InputError("--of weights is for networks: give a model such as mlp:64")
+        return model or "mlp:64"
     model = model or ("mlp:64" if penalty == "hierarchical" else "linear")
     if model != "linear" and penalty not in _NETWORKS:
         raise InputError(

@@ -337,7 +337,7 @@ def score_with_band(
         lower | {"hoverinfo": "skip", "fill": "tonexty", "fillcolor": "band"},
         line(xs, ys, y_title, "series-1", 2.5),
     ]
-    colours = {"chosen": "chosen", "best_score": "muted"}
+    colours = {"chosen": "chosen", "best_score": "muted", "knee": "series-2"}
     data += [ring(x[i], y[i], label(key), colours[key]) for key, i in marks.items()]
     across = axis(x_title, **logarithmic(x), autorange="reversed")
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}

@@ -53,8 +53,15 @@ def best_of(run: SavedRun) -> int | None:
     return min(known)[1] if known else None
 
 
+def of_weights(run: SavedRun) -> bool:
+    """Return whether the path removes weights of a network, not features."""
+    return run.result.get("of") == "weights"
+
+
 def total(run: SavedRun) -> int:
-    """Return the number of features."""
+    """Return the number of features, or of penalised weights."""
+    if of_weights(run):
+        return run.result["weights"]
     rows = run.result.get("importances") or []
     return len(rows[0]) if rows else len(run.result.get("feature_names") or [])
 
@@ -74,10 +81,14 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
         "strength": strength(result["strengths"][chosen]),
     }
     if not values["kept"] and best is not None and any(result["counts"]):
-        return label("path_none", **values)
-    if best is None or best == chosen:
-        return label("path_lowest", **values)
+        return label("path_weights_none" if of_weights(run) else "path_none", **values)
+    weights = of_weights(run)
+    if best is None or result["scores"][best] == result["scores"][chosen]:
+        key = "path_weights_lowest" if weights else "path_lowest"
+        return label(key, **values)
     lowest, most = format_number(result["scores"][best]), result["counts"][best]
+    if weights:
+        return label("path_weights_chosen", best=lowest, most=most, **values)
     return label("path_chosen", best=lowest, most=most, **values)
 
 
@@ -85,6 +96,14 @@ def remarks(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
     """Report the test cost of leaving features out, and whether the range was wide enough."""
     found = []
     tested = scores.test_scores(run)
+    if chosen is not None and of_weights(run):
+        if tested:
+            dense = format_number(run.result["test_scores"][0])
+            tested = {"constant": "–", **tested}
+            found.append(label("path_weights_cost", dense=dense, all=f"{total(run):,}", **tested))
+        if not run.result["strengths"][chosen]:
+            found.append(label("path_weights_dense"))
+        return tuple(found)
     if chosen is not None and "linear" in tested:
         found.append(label("path_cost", all=total(run), **tested))
     strengths = run.result.get("strengths") or []
@@ -104,7 +123,7 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
         tested = elements.score_fact(elements.metric_of([metrics]), metrics, "test")
         shown = [
             *((tested,) if tested else ()),
-            Fact(label("kept"), str(result["counts"][chosen]), label("of_all", all=total(run))),
+            Fact(kept(run), str(result["counts"][chosen]), label("of_all", all=total(run))),
             Fact(label("valid_loss"), format_number(result["scores"][chosen]), note),
             Fact(
                 label("chosen_strength"),
@@ -113,6 +132,11 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
             ),
         ]
     return (*shown, *elements.time_fact(run))
+
+
+def kept(run: SavedRun) -> Label:
+    """Return the name of what is counted."""
+    return label("kept_weights") if of_weights(run) else label("kept")
 
 
 def summary(run: SavedRun, chosen: int | None) -> Section | None:
@@ -135,7 +159,7 @@ def steps(run: SavedRun, chosen: int | None) -> PageTable | None:
     counts = result["counts"]
     changed = [i for i, count in enumerate(counts) if not i or count != counts[i - 1]]
     thin = 1 + (len(changed) - 1) // ROWS
-    kept = sorted({*changed[::thin], changed[-1], *(() if chosen is None else (chosen,))})
+    shown = sorted({*changed[::thin], changed[-1], *(() if chosen is None else (chosen,))})
     rows = tuple(
         (
             str(counts[i]),
@@ -143,12 +167,12 @@ def steps(run: SavedRun, chosen: int | None) -> PageTable | None:
             format_number(result["scores"][i]),
             format_number(tests[i]),
         )
-        for i in kept
+        for i in shown
     )
-    mark = None if chosen is None else kept.index(chosen)
+    mark = None if chosen is None else shown.index(chosen)
     metric = elements.metric_of([result.get("metrics") or {}, {"train/loss": 0}])
     head = (
-        label("kept"),
+        kept(run),
         label("strength"),
         label("valid_loss"),
         elements.part_score(metric, "test"),
@@ -202,13 +226,28 @@ def responses(run: SavedRun, chosen: int | None) -> Section | None:
         chosen="–" if chosen is None else strength(result["strengths"][chosen]),
     )
     counts = charts.steps_over_strength(
-        result["strengths"], result["counts"], label("strength"), label("kept")
+        result["strengths"], result["counts"], label("strength"), kept(run)
     )
     blocks = (
+        *sizes(run, marks),
         Chart(label("valid_loss"), figure, alt),
-        Chart(label("kept"), counts, label("alt_counts")),
+        Chart(kept(run), counts, label("alt_counts")),
     )
     return Section(label("responses"), blocks, label("path_lead"))
+
+
+def sizes(run: SavedRun, marks: Mapping[str, int]) -> tuple[Chart, ...]:
+    """Plot the validation accuracy with its error over the number of weights, the knee marked."""
+    result = run.result
+    pairs = result.get("accuracies")
+    if not pairs:
+        return ()
+    values, errors = zip(*pairs)
+    marks = {**marks, "knee": result["knee"]}
+    title = elements.part_score(elements.metric_of([{"valid/accuracy": 1.0}]), "valid")
+    figure = charts.score_with_band(result["counts"], values, errors, kept(run), title, marks)
+    alt = label("alt_sizes", knee=f"{result['counts'][result['knee']]:,}")
+    return (Chart(title, figure, alt, label("knee_note"), wide=True),)
 
 
 def importances(run: SavedRun) -> Section | None:
@@ -218,9 +257,11 @@ def importances(run: SavedRun) -> Section | None:
     if not rows:
         return None
     names = list(result.get("feature_names") or map(str, range(total(run))))
-    kept = [names.index(name) for name in result.get("selected") or ()]
+    leading = [names.index(name) for name in result.get("selected") or ()]
+    title = label("layer_shares") if of_weights(run) else label("importance")
     figure = charts.importance_lines(
-        result["strengths"], rows, names, label("importance"), LINES, first=kept[:LINES]
+        result["strengths"], rows, names, title, LINES, first=leading[:LINES]
     )
-    chart = Chart(label("importance"), figure, label("alt_importance"), wide=True)
-    return Section(label("path_title"), (chart,), label("importance_lead"))
+    alt = label("alt_layer_shares") if of_weights(run) else label("alt_importance")
+    lead = label("layer_shares_lead") if of_weights(run) else label("importance_lead")
+    return Section(label("path_title"), (Chart(title, figure, alt, wide=True),), lead)
