@@ -28,6 +28,8 @@ _MAX_MOVE = 0.2  # largest move of log s, limiting jumps in short runs
 _FIRST_DECAY = 0.003  # share of a weight that the first strength of a decay removes in a step,
 _HORIZON = 8.0  # in long runs at most a shrinkage by exp(-8) over the whole run,
 _WARM = 1000  # and in shorter runs scaled by the square of their length
+_SHORT = 320  # steps below which even moves are scaled by the square of the length of the run
+_CLEAR = 2.0  # standard errors from which the mean of recent slopes moves a strength
 _NEVER_EVEN = 20.0  # log of a factor that no strength falls by
 _LOWEST_POSITION = 1e-6 - 1  # of a strength below the even one, on its scale from -1
 _MIN_GRADIENT_RATIO = 0.25  # of validation to training gradient, below which losses differ in unit
@@ -49,7 +51,7 @@ def short_run_factor(steps: int) -> float:
 
 def even_log(first: Number, steps: int) -> Number:
     """Return the log of the decay below which moves are even, given the log of the first one."""
-    return first - math.log(short_run_factor(steps)) / 2
+    return first - math.log(short_run_factor(steps)) + 2 * math.log(min(1.0, steps / _SHORT))
 
 
 def propagate_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int = 1) -> None:
@@ -190,7 +192,7 @@ def descend_log_strength(
 
     Adam's epsilon has the unit of the loss, so that a negligible slope (before a layer whose scale
     the next one cancels, or early in training) hardly moves the strength. The mean of recent
-    slopes counts only beyond its standard error, so that noise does not move it. Moves below the
+    slopes counts only beyond two standard errors, so that noise does not move it. Moves below the
     first strength are shortened by `caution`, as early slopes favour them; increases are reverted
     at full rate.
     """
@@ -201,7 +203,7 @@ def descend_log_strength(
     memory["noise"] = _MOMENTUM * memory["noise"] + (1 - _MOMENTUM) * surprise
     memory["square"] = _SCALE * memory["square"] + (1 - _SCALE) * slope**2
     known = 1 - _MOMENTUM ** memory["count"]
-    error = (memory["noise"] / known * (1 - _MOMENTUM) / (1 + _MOMENTUM)) ** 0.5
+    error = _CLEAR * (memory["noise"] / known * (1 - _MOMENTUM) / (1 + _MOMENTUM)) ** 0.5
     mean = memory["mean"] / known
     mean = mean - _clamp(mean, -error, error)
     square = memory["square"] / (1 - _SCALE ** memory["count"])
