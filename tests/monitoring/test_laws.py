@@ -134,7 +134,7 @@ def test_nothing_at_all_is_said():
 
 def test_a_verdict_says_what_was_found_or_what_was_looked_at():
     health, _ = read(HEALTHY["plain"])
-    assert f"no problem found in {STEPS} steps, {STEPS // 5} of them read" in health.verdict
+    assert f"no problem found in {STEPS} steps, {STEPS // 5} of them measured" in health.verdict
     assert health.verdict.removeprefix("tikhon watch: ") in str(health)
     assert f"{STEPS} 步中未发现问题" in fill("zh", health.verdict.key, health.verdict.values)
     health, _ = read(BROKEN["adam_without_zero_grad"][0])

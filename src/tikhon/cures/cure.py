@@ -414,10 +414,11 @@ def _summary(found: Cure) -> str:
     finals = [a for a in found.treatments if a.steps == steps]
     for treatment in finals:
         verdict = treatment.verdict if treatment is not base else ""
+        name = treatment.name if len(treatment.name) <= 44 else f"{treatment.name[:43]}…"
         change = (treatment.effect, treatment.spread) if measured else (None, None)
         effect, spread = map(format_number, change)
         lines.append(
-            f" {_shorten(treatment.name):44} {format_number(mean(treatment.scores)):>9} "
+            f" {name:44} {format_number(mean(treatment.scores)):>9} "
             f"{effect:>9} {spread:>8}  {verdict}"
         )
     failed = [
@@ -435,10 +436,6 @@ def _summary(found: Cure) -> str:
             " next: paste each part where its comment says, train in full, diagnose again"
         )
     return "\n".join(lines)
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= 44 else f"{name[:43]}…"
 
 
 def _remaining_lines(found: Cure) -> list[str]:

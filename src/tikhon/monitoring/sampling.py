@@ -95,7 +95,9 @@ class Sampler:
         self._recorder = PassRecorder(probes, self.optimizer)
         self._signals, self._fingerprints = {}, []
         self._outputs, self._received, self._rows = Counter(), Counter(), set()
-        self._earlier = {} if first else tensor_readings.copy_rows(self.optimizer)
+        params = [p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad]
+        copied = () if first else params
+        self._earlier = {id(p): tensor_readings.rows(p.detach()).clone() for p in copied}
         given = [BatchTensor.of(t) for t in tensors(batch)]
         self._last_batch = (tensor_readings.fingerprint(batch), given) if given else None
 

@@ -55,13 +55,6 @@ def rows(parameter: Tensor) -> Tensor:
     return part[:: part.numel() // MAX_ENTRIES + 1] if part.numel() > MAX_ENTRIES else part
 
 
-@torch.no_grad()
-def copy_rows(optimizer: Optimizer) -> dict[int, Tensor]:
-    """Rows of everything trainable, by identity."""
-    trained = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
-    return {id(p): rows(p).clone() for p in trained}
-
-
 def squared_norms(tensors: StepTensors, earlier: Mapping[int, Tensor]) -> Tensor:
     """Squared norms (4, tensors): of gradients, weights, updates, changes since `earlier`."""
     if not tensors.parameters:
