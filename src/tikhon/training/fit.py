@@ -35,7 +35,6 @@ from tikhon.runs.run_directory import (
 )
 from tikhon.training import measures
 from tikhon.training.baselines import assess
-from tikhon.training.compiler_imports import without_compiler
 from tikhon.training.folds import has_auto_strength, tune_on_folds
 from tikhon.training.input_check import check_model_accepts
 from tikhon.training.loop import Progress, Training
@@ -49,7 +48,6 @@ from tikhon.training.strength_verdicts import has_adapted_strengths, judge_stren
 _SAVE_FAILURES = 3  # consecutive failed checkpoints (a full disk) that end the run
 
 
-@without_compiler()
 def fit(
     model: nn.Module,
     train: Any,

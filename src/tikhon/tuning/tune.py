@@ -24,7 +24,6 @@ from tikhon.population.population import Population
 from tikhon.regularizer.audit import warn
 from tikhon.runs.interrupt import Stopped, ignore_messages, never_stop
 from tikhon.runs.run_directory import STATES
-from tikhon.training.compiler_imports import without_compiler
 from tikhon.training.input_check import check_model_accepts
 from tikhon.training.losses import Loss, loss_name, loss_of
 from tikhon.training.recipe import Recipe
@@ -194,7 +193,6 @@ class TuneResult:
         return "\n".join(lines)
 
 
-@without_compiler()
 def tune(
     build_model: Callable[..., nn.Module],
     train: Any,
