@@ -60,8 +60,10 @@ def write_page(
     page = build(*runs)
     html = render(page, language)
     if output is None:
-        first = runs[0].path.resolve()
-        output = first / "report.html" if len(runs) == 1 else first.parent / "comparison.html"
+        run = runs[0].path
+        output = (
+            run / "report.html" if len(runs) == 1 else run.resolve().parent / "comparison.html"
+        )
     target = Path(output)
     write_bytes(target, html.encode())
     if len(runs) == 1 and target.parent == runs[0].path:
