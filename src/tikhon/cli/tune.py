@@ -135,7 +135,10 @@ def tune(
 
     Budget.parse(budget)
     entries = None if space is None else Space.from_toml(space)
-    _check_sharing(workers, join, storage)
+    if workers < 1:
+        raise InputError(f"workers must be 1 or more, received {workers}")
+    if join and not storage:
+        raise InputError("--join needs --storage, the search to train for")
 
     from tikhon.cli.results import conclude_saved, suggest_predict
     from tikhon.cli.startup import limit_threads
@@ -237,13 +240,6 @@ def _with_models(
     from tikhon.tuning.space import Choice, Space
 
     return Space(model=Choice(tuple(names)), **dict(space or default_space(network)))
-
-
-def _check_sharing(workers: int, join: bool, storage: str | None) -> None:
-    if workers < 1:
-        raise InputError(f"workers must be 1 or more, received {workers}")
-    if join and not storage:
-        raise InputError("--join needs --storage, the search to train for")
 
 
 class _SearchFinished(Exception):

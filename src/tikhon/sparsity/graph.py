@@ -59,9 +59,8 @@ class Graph:
         inputs = example if isinstance(example, tuple) else (example,)
         with modes_restored(model), torch.no_grad():
             model.eval()
-            interpreter = Interpreter(
-                trace(with_traceable_layers(model), inputs, free_sizes=True), RULES
-            )
+            traced = trace(with_traceable_layers(model), inputs, free_sizes=True)
+            interpreter = Interpreter(traced, RULES)
             _run(interpreter, inputs)
         return cls(model, interpreter.analysis, interpreter.analysis.registry.roots())
 
