@@ -59,7 +59,7 @@ class Graph:
         inputs = example if isinstance(example, tuple) else (example,)
         with modes_restored(model), torch.no_grad():
             model.eval()
-            traced = trace(with_traceable_layers(model), inputs, free_sizes=True)
+            traced = trace(with_traceable_layers(model), inputs, free_sizes=False)
             interpreter = Interpreter(traced, RULES)
             _run(interpreter, inputs)
         return cls(model, interpreter.analysis, interpreter.analysis.registry.roots())
