@@ -778,6 +778,7 @@ class Written(nn.Module):
         lambda m, x: x.matmul(m.first.weight.T) + m.first.bias,  # as Falcon does
         lambda m, x: x @ m.first.weight.transpose(0, 1) + m.first.bias,
         lambda m, x: x @ m.first.weight.t(),
+        lambda m, x: x @ m.first.weight.permute(dims=(1, 0)),
         lambda m, x: torch.addcmul(m.scale, m.scale, m.first(x)),  # as timm's affine layers do
         lambda m, x: m.first(x.to(m.first.weight.dtype)),
         lambda m, x: m.first(x).reshape(operator.add(x.shape[:1], (6,))),  # a size, whole
@@ -792,6 +793,22 @@ def test_a_layer_loses_units_however_its_call_is_written(forward):
     x = torch.randn(5, 4)
     torch.testing.assert_close(small(x), model(x))
     assert small.get_submodule("last").in_features == 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "product"),
+    [
+        ((2, 3, 4), lambda x, w: x @ w.mT),  # one matrix for each row of the batch
+        ((2, 3, 4), lambda x, w: x @ w.transpose(-1, -2)),
+        ((4, 4), lambda x, w: x @ w.transpose(0, 0)),
+    ],
+)
+def test_a_product_that_is_no_linear_layer_is_computed_as_before(shape, product):
+    torch.manual_seed(0)
+    model = Written(lambda m, x: product(x, m.matrix))
+    model.matrix, model.last = nn.Parameter(torch.randn(shape)), nn.Linear(shape[-2], 3)
+    x = torch.randn(2, 5, 4)
+    torch.testing.assert_close(compact(model, x)(x), model(x))
 
 
 class Tied(nn.Module):

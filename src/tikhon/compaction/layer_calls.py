@@ -30,7 +30,7 @@ def layer_calls_as_modules(graph: fx.GraphModule, model: nn.Module) -> fx.GraphM
     nodes = graph.graph.nodes
     for node in list(nodes):
         _expand_addcmul(node)
-        _write_as_linear(node)
+        _write_as_linear(node, graph)
         _take_bias(node, graph)
     called = {str(n.target) for n in nodes if n.op == "call_module"}
     users = Counter(str(n.target) for n in nodes if n.op == "get_attr" for _ in n.users)
@@ -111,15 +111,17 @@ def _expand_addcmul(node: fx.Node) -> None:
         node.graph.erase_node(node)
 
 
-def _write_as_linear(node: fx.Node) -> None:
+def _write_as_linear(node: fx.Node, graph: fx.GraphModule) -> None:
     """Write a product with a transposed weight, `x @ weight.T`, as the linear layer it is."""
     if node.target not in _PRODUCTS or len(node.args) != 2 or node.kwargs:
         return
     x, factor = node.args
-    if not isinstance(factor, fx.Node) or len(factor.users) > 1 or not _is_transpose(factor):
+    if not isinstance(factor, fx.Node) or len(factor.users) > 1 or not factor.args:
         return
     weight = factor.args[0]
-    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return
+    if attrgetter(str(weight.target))(graph).ndim == 2 and _is_transpose(factor):
         node.op, node.target, node.args = "call_function", F.linear, (x, weight)
         node.graph.erase_node(factor)
 
@@ -163,13 +165,13 @@ def _lacks_bias(module: nn.Module, path: str, graph: fx.GraphModule) -> bool:
 
 
 def _is_transpose(node: fx.Node) -> bool:
-    """Whether a node exchanges the axes of a matrix; other ranks no linear layer takes."""
-    name = (
-        node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
-    )
-    if name == "permute":
-        return node.args[1] in ([1, 0], (1, 0))
-    return name in ("T", "mT", "t", "numpy_T", "transpose")
+    """Whether a node exchanges the axes of a matrix, by its strides after the call."""
+    if node.target is getattr:
+        return node.args[1] in ("T", "mT")
+    if getattr(node.target, "__name__", node.target) not in _TRANSPOSES:
+        return False
+    call = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+    return call(torch.empty(2, 3), *node.args[1:], **node.kwargs).stride() == (1, 3)
 
 
 def _input(node: fx.Node) -> Argument:
@@ -296,6 +298,7 @@ _PRODUCTS = (operator.matmul, torch.matmul, "matmul")
 LAYERS |= dict.fromkeys(
     _PRODUCTS, (("input", "weight"), lambda args: InputsFirst(args["weight"], None))
 )
+_TRANSPOSES = ("t", "numpy_T", "transpose", "permute")
 _MATRICES = {F.linear, torch.addmm, *_PRODUCTS}
 _WEIGHTED = {F.group_norm, torch.addmm} | {
     target for target, (names, _) in LAYERS.items() if names[1] == "weight"
