@@ -1,4 +1,4 @@
-"""Copy models, including those that keep tensors of a forward pass."""
+"""Copy models, including those that keep tensors of a forward pass; check what builds them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from tikhon.data.nested import tensors
+from tikhon.errors import InputError
 
 _MAX_NODES = 200_000  # graph nodes visited at most
 T = TypeVar("T")
+
+
+def require_builder(build_model: object) -> None:
+    """Raise `InputError` for anything but a function or class that builds models."""
+    if isinstance(build_model, nn.Module):
+        raise InputError(
+            f"build_model must build a fresh model each time it is called, received a model "
+            f"({type(build_model).__name__}): give lambda: copy.deepcopy(model)"
+        )
+    if not callable(build_model):
+        raise InputError(f"build_model must be a function or a class, received {build_model!r}")
 
 
 def copy_with_model(model: nn.Module, value: T) -> T:

@@ -135,13 +135,13 @@ def network_path(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unit = TargetScale.of(data[1])
-        x, y = data[0].float(), data[1] if unit is None else unit.scaled(data[1])
+        x, y = data[0], data[1] if unit is None else unit.scaled(data[1])
         build, penalty = _with_skip(build_model, penalty, x)
         penalty = _with_factors(penalty, build(), x[0].numel())
         sweep = Sweep(build(), (x, y), penalty, seed)
         snapshots = _select_snapshots(sweep.run(keeper), strengths)
     if valid is not None:
-        valid = valid[0].float(), valid[1] if unit is None else unit.scaled(valid[1])
+        valid = valid[0], valid[1] if unit is None else unit.scaled(valid[1])
     population = _refit(build, sweep, snapshots, valid)
     result = _build_result(build, sweep, snapshots, population, valid, penalty)
     return result if unit is None else _in_target_units(result, unit)
@@ -229,8 +229,7 @@ class Sweep:
         return (rows != 0).any(1)
 
     def _snapshot(self, strength: float, support: Tensor) -> Snapshot:
-        state = {name: value.clone() for name, value in self.model.state_dict().items()}
-        return Snapshot(strength, support, state)
+        return Snapshot(strength, support, copy.deepcopy(self.model.state_dict()))
 
 
 def _threshold(penalty: Proximable, gradient: Tensor) -> float:

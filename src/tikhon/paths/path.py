@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from tikhon.copying import require_builder
 from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
@@ -36,6 +37,7 @@ from tikhon.runs.checkpoint import PeriodicCheckpoint
 from tikhon.runs.interrupt import ignore_messages, never_stop
 from tikhon.runs.run_directory import CHECKPOINT
 from tikhon.training.settings import Settings
+from tikhon.wrappers import require_module
 
 CONVERGED = 1e-6  # residual above which a solution is reported as unconverged
 
@@ -100,7 +102,7 @@ def path(
         positive: keep all weights >= 0 (linear models).
         sample_weight: a weight >= 0 for each row, equivalent to repetition (linear models).
         select: "one_se" (sparsest within one standard error of the best) or "best".
-        feature_names: names used in the result.
+        feature_names: names used in the result (not for weights, which are named by layer).
         epochs, lr, batch_size: of the training with Adam from which a path of weights starts.
         seed: of the folds and of a network's training.
         output: folder for checkpoints, every ten seconds; `resume` continues them bit for bit.
@@ -129,11 +131,8 @@ def path(
     """
     penalty = check_path_penalty(penalty)
     _check_names(select, of)
-    x, y = pair(keep_float64(train), name="train")
-    x = one_tensor(x, name="train", verb="path")
-    held_out = None if valid is None else pair(keep_float64(valid), name="valid")
-    if held_out is not None:
-        held_out = one_tensor(held_out[0], name="valid", verb="path"), held_out[1]
+    x, y = _rows(train, "train")
+    held_out = None if valid is None else _rows(valid, "valid")
     on_progress = on_progress or ignore_messages
     x, y, weights = _with_weights(x, y, sample_weight)
     _check_held_out(x, y, held_out)
@@ -141,6 +140,7 @@ def path(
     names, features = tuple(feature_names), x[0].numel()
     if names and len(names) != features:
         raise InputError(f"feature_names has {len(names)} names for {features} features")
+    model = None if build_model is None else _built_afresh(build_model)
     started = time.perf_counter()
     settings: dict[str, Any] = {
         "strengths": strengths,
@@ -157,10 +157,11 @@ def path(
         settings |= {"of": of, "lr": lr, "epochs": epochs, "batch_size": batch_size}
     data = (x, y, *(held_out or ()))
     options = {"resume": resume, "stop": stop or never_stop, "say": on_warning}
-    keeper = _make_keeper(output, options, penalty, build_model, data, settings)
+    keeper = _make_keeper(output, options, penalty, model, data, settings)
     shared = {"valid": held_out, "strengths": strengths, "keeper": keeper}
-    if build_model is None or is_linear(build_model()):
-        _check_features(of)
+    if build_model is None or model is None or is_linear(model):
+        if of == "weights":
+            raise InputError("of='weights' is for networks: a linear path has all weights already")
         linear = LinearPath.of(
             build_model, x, y, penalty, weights=weights, positive=positive, debias=debias
         )
@@ -175,6 +176,8 @@ def path(
                 "folds, 'universal', positive and sample_weight are for linear models; a network "
                 "is scored on valid"
             )
+        x = _as_inputs(model, x)
+        shared["valid"] = held_out and (_as_inputs(model, held_out[0]), held_out[1])
         if training is not None:
             shared |= {"smallest": smallest, "debias": debias, "on_progress": on_progress}
             result = weight_path(build_model, (x, y), penalty, training, **shared)
@@ -184,6 +187,11 @@ def path(
             _warn_features_left(result)
     seconds = time.perf_counter() - started
     return replace(result, select=select, feature_names=names, seconds=seconds)
+
+
+def _rows(data: Any, name: str) -> tuple[Tensor, Tensor]:
+    x, y = pair(keep_float64(data), name=name)
+    return one_tensor(x, name=name, verb="path"), y
 
 
 def _with_weights(x: Tensor, y: Tensor, given: Any) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -200,16 +208,35 @@ def _check_names(select: str, of: str) -> None:
             raise InputError(unknown_name(name, value, get_args(known)))
 
 
-def _check_features(of: Of) -> None:
-    if of == "weights":
-        raise InputError("of='weights' is for networks: a linear path has every weight already")
+def _built_afresh(build_model: Callable[[], nn.Module]) -> nn.Module:
+    """Return a model to look at; raise `InputError` for a builder that repeats its parameters."""
+    require_builder(build_model)
+    with torch.random.fork_rng(devices=[]):
+        model, another = build_model(), build_model()
+    for built in (model, another):
+        require_module(built)
+    first, second = ({id(p) for p in m.parameters() if p.requires_grad} for m in (model, another))
+    if first & second:
+        raise InputError(
+            "build_model returned the same parameters twice, so that one strength would train "
+            "those of another: build a fresh model, or return copy.deepcopy(model)"
+        )
+    return model
+
+
+def _as_inputs(model: nn.Module, x: Tensor) -> Tensor:
+    """Return rows in the type of a network's weights, but whole numbers for embeddings."""
+    looks_up = any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules())
+    if looks_up and not x.is_floating_point():
+        return x
+    return x.to(next((p.dtype for p in model.parameters()), torch.get_default_dtype()))
 
 
 def _make_keeper(
     output: str | Path | None,
     options: dict[str, Any],
     penalty: Penalty,
-    build_model: Callable[[], nn.Module] | None,
+    model: nn.Module | None,
     data: tuple[Tensor, ...],
     settings: dict[str, object],
 ) -> PeriodicCheckpoint:
@@ -219,7 +246,7 @@ def _make_keeper(
         return PeriodicCheckpoint(stop=options["stop"])
     header = settings | {
         "penalty": _describe_penalty(penalty),
-        "model": _parameter_shapes(build_model),
+        "model": [[n, list(p.shape)] for n, p in model.named_parameters()] if model else [],
         "data": fingerprint(*data),
     }
     return PeriodicCheckpoint(Path(output) / CHECKPOINT, header, **options)
@@ -233,14 +260,6 @@ def _describe_penalty(penalty: Penalty) -> dict[str, object]:
         if entry.name != "strength":
             found[entry.name] = fingerprint(value) if isinstance(value, Tensor) else repr(value)
     return found
-
-
-def _parameter_shapes(build_model: Callable[[], nn.Module] | None) -> list[object]:
-    """Return the parameters of a model by name and shape."""
-    if build_model is None:
-        return []
-    with torch.random.fork_rng(devices=[]):
-        return [[n, list(p.shape)] for n, p in build_model().named_parameters()]
 
 
 def check_linear(

@@ -11,12 +11,12 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from tikhon.data.nested import iterate_slices
 from tikhon.data.stream import Stream
 from tikhon.errors import InputError
 from tikhon.paths.networks import refit_supports
@@ -26,8 +26,9 @@ from tikhon.penalties.optimality import max_strength
 from tikhon.population.losses import RowLosses
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.targets import entries_of
-from tikhon.regularizer.terms import Term, bind
+from tikhon.regularizer.terms import Binding, Term, bind
 from tikhon.runs.checkpoint import PeriodicCheckpoint
+from tikhon.training.measures import predict
 from tikhon.training.settings import Settings
 from tikhon.training.step import Step
 
@@ -35,7 +36,7 @@ SWEEP = 1.3  # steps of a sweep at most, in trainings
 LAST_RATE = 0.02  # of Adam, to which the learning rate of the training rises in a sweep
 SMALLEST = 1e-3  # smallest strength over the largest
 SNAPSHOTS = 100  # networks kept in a sweep
-LEAD = 0.1  # a sweep begins this much below the smallest strength asked
+LEAD = 0.1  # a sweep begins at this share of `smallest` times its largest strength
 SAMPLE = 1024  # training rows from which the largest strength is found
 
 State = dict[str, Tensor]
@@ -57,16 +58,14 @@ def weight_path(
     """Return the network at strength 0 and at all others, in ascending order."""
     if isinstance(penalty, Hierarchical) or not (penalty.elementwise or penalty.diagonal):
         raise InputError(
-            f"of='weights' needs a penalty of single weights or rows, such as L1, MCP or "
+            f"of='weights' needs a penalty of single weights or rows, such as L1, LogSum or "
             f"GroupLasso, not {type(penalty).__name__}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = build_model()
         torch.manual_seed(settings.seed)  # as in `fit` of a model built under this seed
-        sweep = WeightSweep(
-            model, _as_inputs(model, data), penalty, settings, smallest or SMALLEST
-        )
+        sweep = WeightSweep(model, data, penalty, settings, smallest or SMALLEST)
         if isinstance(strengths, int) and not 2 <= strengths <= sweep.steps:
             raise InputError(
                 f"strengths={strengths}: a path needs 2 or more, one step of its sweep for each; "
@@ -74,18 +73,16 @@ def weight_path(
             )
         snapshots = sweep.run(keeper, on_progress)
         grid, picks = choose_snapshots(snapshots, strengths, sweep.smallest)
-        valid = None if valid is None else _as_inputs(model, valid)
-        supports = {k: sweep.support(snapshots[k].state) for k in picks}
         states = {k: snapshots[k].state for k in picks}
+        supports = torch.stack([sweep.support(states[k]) for k in picks])
         if debias:
             states = _refit(build_model, sweep, states, valid, keeper)
         scores, errors, accuracies = _scores(sweep, states, picks, valid)
-    sizes = {n: p.numel() for n, p in model.named_parameters() if n in sweep.penalised}
-    kept = torch.stack([supports[k] for k in picks])
-    shares = [part.double().mean(1) for part in kept.split(list(sizes.values()), dim=1)]
+    sizes = [model.get_parameter(name).numel() for name in sweep.penalised]
+    shares = [part.double().mean(1) for part in supports.split(sizes, dim=1)]
     return PathResult(
         strengths=tuple(grid),
-        supports=kept,
+        supports=supports,
         importances=torch.stack(shares, dim=1),
         scores=tuple(scores),
         errors=tuple(errors),
@@ -94,7 +91,7 @@ def weight_path(
         penalty=type(penalty).__name__,
         of="weights",
         accuracies=accuracies,
-        feature_names=tuple(sizes),
+        feature_names=tuple(sweep.penalised),
     )
 
 
@@ -119,13 +116,11 @@ def choose_snapshots(
     >>> choose_snapshots(points, 4, 0.1)
     ([0.0, 0.1, 0.31622776601683794, 1.0], [0, 0, 0, 2])
     """
-    loss, penalty = (
-        torch.tensor([getattr(s, name) for s in snapshots], dtype=torch.float64)
-        for name in ("loss", "penalty")
-    )
+    points = torch.tensor([(s.loss, s.penalty) for s in snapshots], dtype=torch.float64)
+    loss, penalty = points.unbind(1)
     if isinstance(strengths, int):
-        some = penalty > 0
-        top = float(((loss[-1] - loss[some]) / penalty[some]).max())
+        is_not_empty = penalty > 0
+        top = float(((loss[-1] - loss) / penalty)[is_not_empty].max())
         if top <= 0:
             raise InputError(
                 f"the network learned nothing: its loss without the penalty is {loss[0]:.4g}, and "
@@ -136,11 +131,11 @@ def choose_snapshots(
         grid[-1] = top
     else:
         grid = sorted(s for s in strengths if s)
-    order = list(range(len(snapshots)))[::-1]  # the sparser network on ties
-    objectives = [(loss + s * penalty).tolist() for s in grid]
-    picks = [min(order, key=values.__getitem__) for values in objectives]
+    last = len(snapshots) - 1
+    objectives = ((loss + s * penalty).flip(0) for s in grid)  # the sparser network on ties
+    picks = [last - int(values.argmin()) for values in objectives]
     if isinstance(strengths, int):
-        picks[-1] = order[0]
+        picks[-1] = last
     return [0.0, *grid], [0, *picks]
 
 
@@ -169,6 +164,7 @@ class WeightSweep:
         self.stream = Stream(data, size=settings.batch_size, seed=settings.seed)
         self.y = data[1]
         self.objective = RowLosses("auto", self.y)
+        self.loss = partial(self.objective.on, model)
         self.epoch = self.stream.batches or 0
         self.training = settings.epochs * self.epoch
         self.steps = int(SWEEP * self.training)
@@ -183,15 +179,15 @@ class WeightSweep:
             regularize(model, self.optimizer, self.term).remove()
             entries = [e for e in entries_of(model) if not e.excluded and e.param.requires_grad]
             self.bindings = bind(model, entries, penalty.with_strength(1.0))
-            once, twice = (self._penalty(strength) for strength in (1.0, 2.0))
         except ValueError as error:
             raise InputError(str(error)) from error
-        if not math.isclose(2 * once, twice, rel_tol=1e-4):
+        if not all(map(_is_proportional, self.bindings)):
             raise InputError(
                 f"of='weights' needs a penalty that is proportional to its strength, such as L1, "
                 f"LogSum or GroupLasso; that of {type(penalty).__name__} moves its threshold too"
             )
-        self.penalised = {name for b in self.bindings for name in b.target.names}
+        bound = {name for binding in self.bindings for name in binding.target.names}
+        self.penalised = [name for name, _ in model.named_parameters() if name in bound]
 
     def run(
         self, keeper: PeriodicCheckpoint, on_progress: Callable[[float], None]
@@ -199,21 +195,21 @@ class WeightSweep:
         """Return the networks passed, the dense one first and the empty one last."""
         if keeper.found:
             self._load(keeper.found)
-        take = Step(self.model, self.optimizer, self._loss, rate=self._rate)
+        take_step = Step(self.model, self.optimizer, self.loss, rate=self._rate)
         self.model.train()
         place, last = self.place, self.training + self.steps
         while place.step < last:
             keeper.save_if_due(self.state)
             if place.step == self.training - self.epoch:  # the loss of the last epoch
                 place.loss, place.steps = torch.zeros(()), 0
-            place.loss += take(self.stream.batch(place.step), place.step)
+            place.loss += take_step(self.stream.batch(place.step), place.step)
             place.steps += 1
             place.step += 1
             if self._snapshots_by(place.step) > len(self.snapshots):
                 self._keep()
                 on_progress(place.step / last)
                 if not self.support(self.snapshots[-1].state).any():
-                    break
+                    place.step = last  # also for a process that resumes
         on_progress(1.0)
         assert self.empty is not None and self.regularizer is not None
         self.regularizer.remove()
@@ -221,7 +217,7 @@ class WeightSweep:
 
     def support(self, state: Mapping[str, Tensor]) -> Tensor:
         """Return which penalised weights are not zero, flat, in the order of the parameters."""
-        return torch.cat([(state[n] != 0).flatten() for n in state if n in self.penalised])
+        return torch.cat([(state[name] != 0).flatten() for name in self.penalised])
 
     def _snapshots_by(self, step: int) -> int:
         swept = step - self.training
@@ -245,47 +241,44 @@ class WeightSweep:
             raise InputError(
                 f"the loss is {loss} after {place.step} steps: lower lr (now {self.settings.lr:g})"
             )
-        state = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.snapshots.append(SweptNetwork(loss, self._penalty(), state))
+        values = (b.base.with_strength(1.0).value(b.read()).detach() for b in self.bindings)
+        state = copy.deepcopy(dict(self.model.state_dict()))
+        self.snapshots.append(SweptNetwork(loss, float(sum(values)), state))
         if self.empty is None:
             self.empty, place.top = self._empty(), self._largest()
             self.optimizer.state.clear()
             self.regularizer = regularize(self.model, self.optimizer, self.term)
         place.loss, place.steps = torch.zeros(()), 0
 
-    def _penalty(self, strength: float = 1.0) -> float:
-        """Return the value of the penalty at a strength."""
-        values = (b.base.with_strength(strength).value(b.read()) for b in self.bindings)
-        return float(sum(value.detach() for value in values))
-
     def _largest(self) -> float:
         """Return the smallest strength at which no layer would leave zero by itself.
 
         Each layer is emptied in turn, the others as trained: its KKT condition.
         """
-        found = []
+        strengths = []
         self.model.eval()
+        batch = self.stream.sample(SAMPLE)
         for binding in self.bindings:
             params = binding.target.params
             before = [p.detach().clone() for p in params]
             with torch.no_grad():
                 for p in params:
                     p.zero_()
-            loss = self._loss(self.stream.sample(SAMPLE))
-            slopes = torch.autograd.grad(loss, params, allow_unused=True)
-            gradient = [torch.zeros_like(p) if g is None else g for p, g in zip(params, slopes)]
+            gradient = torch.autograd.grad(
+                self.loss(batch), params, allow_unused=True, materialize_grads=True
+            )
             try:
                 penalty = cast(Proximable, binding.base)
-                found.append(max_strength(penalty, binding.target.arrange(gradient)))
+                strengths.append(max_strength(penalty, binding.target.arrange(gradient)))
             except ValueError as error:
                 raise InputError(str(error)) from error
             with torch.no_grad():
                 for p, value in zip(params, before):
                     p.copy_(value)
         self.model.train()
-        if not max(found):
+        if not max(strengths):
             raise InputError("no penalised weight lowers the loss: there is no path to follow")
-        return max(found)
+        return max(strengths)
 
     def _empty(self) -> SweptNetwork:
         """Return the network without penalised weights, its other parameters fitted.
@@ -293,24 +286,20 @@ class WeightSweep:
         Its outputs are usually the same for all rows, so that one row stands for them.
         """
         model = copy.deepcopy(self.model).eval()
-        free = []
-        for name, p in model.named_parameters():
-            if name in self.penalised:
-                p.data.zero_()
-            elif p.requires_grad:
-                free.append(p)
+        for name in self.penalised:
+            model.get_parameter(name).data.zero_()
+            model.get_parameter(name).requires_grad_(False)
         x, y = self.stream.sample(SAMPLE)
-        with torch.no_grad():
-            output = model(x)
-        constant = torch.equal(output, output[:1].expand_as(output))
+        output = predict(model, x)
+        if torch.equal(output, output[:1].expand_as(output)):
+            x, y = x[:1], self.y
 
         def loss() -> Tensor:
-            if not constant:
-                return self.objective.mean(model(x), y)
-            return self.objective.mean(model(x[:1]).expand(len(self.y), *output.shape[1:]), self.y)
+            output = model(x)
+            return self.objective.mean(output.expand(len(y), *output.shape[1:]), y)
 
-        if free:
-            search = torch.optim.LBFGS(free, max_iter=50, line_search_fn="strong_wolfe")
+        if fitted := [p for p in model.parameters() if p.requires_grad]:
+            search = torch.optim.LBFGS(fitted, max_iter=50, line_search_fn="strong_wolfe")
 
             def closure() -> Tensor:
                 search.zero_grad()
@@ -319,11 +308,7 @@ class WeightSweep:
                 return value
 
             search.step(closure)
-        state = {n: v.detach().clone() for n, v in model.state_dict().items()}
-        return SweptNetwork(float(loss().detach()), 0.0, state)
-
-    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return self.objective.mean(self.model(batch[0]), batch[1])
+        return SweptNetwork(float(loss().detach()), 0.0, dict(model.state_dict()))
 
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on, for a checkpoint."""
@@ -351,12 +336,11 @@ class WeightSweep:
         torch.set_rng_state(state["random"])
 
 
-def _as_inputs(model: nn.Module, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return rows as a network takes them: float32, whole numbers for embeddings."""
-    x, y = data
-    looked_up = any(isinstance(m, nn.Embedding) for m in model.modules())
-    x = x if looked_up and not x.is_floating_point() else x.float()
-    return x, y.float() if y.is_floating_point() else y
+def _is_proportional(binding: Binding) -> bool:
+    """Return whether the penalty at weights of 1 is proportional to its strength."""
+    ones = torch.ones_like(binding.read())
+    large, small = (float(binding.base.with_strength(s).value(ones)) for s in (1.0, 1e-3))
+    return math.isclose(1e-3 * large, small, rel_tol=1e-4)
 
 
 def _refit(
@@ -369,14 +353,11 @@ def _refit(
     """Return all networks trained on without the penalty, their zeros frozen."""
     models, masks = [], []
     for state in states.values():
-        models.append(build())
-        models[-1].load_state_dict(state)
-        masks.append(
-            {
-                n: (p != 0).float() if n in sweep.penalised else torch.ones_like(p)
-                for n, p in models[-1].named_parameters()
-            }
-        )
+        model = build()
+        model.load_state_dict(state)
+        mask = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+        models.append(model)
+        masks.append(mask | {name: (state[name] != 0).to(mask[name]) for name in sweep.penalised})
     population = refit_supports(
         models,
         masks,
@@ -390,7 +371,6 @@ def _refit(
     return {k: population.state_dict_of(place) for place, k in enumerate(states)}
 
 
-@torch.no_grad()
 def _scores(
     sweep: WeightSweep,
     states: Mapping[int, State],
@@ -400,14 +380,14 @@ def _scores(
     """Return validation losses with their errors, and for classes the accuracies with theirs."""
     if valid is None:
         return [math.nan] * len(picks), [math.nan] * len(picks), ()
-    losses, right = {}, {}
-    model, loss = sweep.model.eval(), sweep.objective
+    (x, y), losses, hits = valid, {}, {}
     for k, state in states.items():
-        model.load_state_dict(state)
-        parts = [(model(x), y) for x, y in iterate_slices(valid)]
-        losses[k] = torch.cat([loss.rows(out[None], y)[0] for out, y in parts])
-        if loss.is_classification:
-            right[k] = torch.cat([(out.argmax(1) == y).double().flatten() for out, y in parts])
-    rows = [torch.stack([found[k] for k in picks]) for found in (losses, right) if found]
-    (scores, errors), *accuracies = map(mean_and_error, rows)
-    return scores, errors, tuple(zip(*accuracies[0])) if accuracies else ()
+        sweep.model.load_state_dict(state)
+        output = predict(sweep.model, x)
+        losses[k] = sweep.objective.rows(output[None], y)[0]
+        if sweep.objective.is_classification:
+            hits[k] = (output.argmax(1) == y).double().flatten()
+    scores, errors = mean_and_error(torch.stack([losses[k] for k in picks]))
+    if not hits:
+        return scores, errors, ()
+    return scores, errors, tuple(zip(*mean_and_error(torch.stack([hits[k] for k in picks]))))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tikhon.copying import copy_with_model
+from tikhon.copying import copy_with_model, require_builder
 from tikhon.data.forward import call_model
 from tikhon.errors import InputError, unknown_name
 from tikhon.layers.edit import replace_dropout
@@ -59,15 +59,7 @@ class Builder:
         space: Mapping[str, object] | set[str],
         example: object = None,
     ):
-        if isinstance(build_model, nn.Module):
-            raise InputError(
-                f"build_model must build a fresh model each time it is called, received a model "
-                f"({type(build_model).__name__}): give lambda: copy.deepcopy(model)"
-            )
-        if not callable(build_model):
-            raise InputError(
-                f"build_model must be a function or a class, received {build_model!r}"
-            )
+        require_builder(build_model)
         self.build_model, self.example = build_model, example
         self.entries_read: set[str] = set()
         self._reset_seen_tensors()
