@@ -5,6 +5,7 @@ Each is a pair: the faulty one is told of it first, its twin not at all.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -357,6 +358,19 @@ def test_one_score_for_all_classes_is_no_factor_of_zero() -> None:
     found = asked(Parts(mlp(6, 16, 1), (x, torch.zeros(100).long()), nn.CrossEntropyLoss()))
     assert {"head_mismatch", "constant_targets"} <= found.labels
     assert "loss_not_connected" not in found.labels
+
+
+def test_the_loss_is_read_without_a_warning_of_torch() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(100, 6)
+    torch.set_warn_always(True)  # else once for each process
+    try:
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always")
+            asked(Parts(mlp(6, 16, 2), (x, (x[:, 0] > 0).long()), nn.CrossEntropyLoss()))
+    finally:
+        torch.set_warn_always(False)
+    assert not [w for w in raised if "requires_grad" in str(w.message)]
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -140,13 +140,13 @@ def test_a_verdict_says_what_was_found_or_what_was_looked_at():
     health, _ = read(BROKEN["adam_without_zero_grad"][0])
     assert f"gradients_not_cleared in {STEPS} steps" in health.verdict
     with tk.watch(net(), sgd(net())) as health:
-        assert "none was read" in health.verdict
+        assert "none of them measured" in health.verdict
     model = net()
     engine = sgd(model)
     with tk.watch(model, engine, every=50) as health:
         for x, y in batches(1):
             step(model, engine, x, y)
-    assert "1 of 1 steps read, too few to judge (every 50 steps" in str(health)
+    assert "1 of 1 steps measured, too few to judge (one in 50 steps" in str(health)
 
 
 def test_a_loop_that_breaks_off_is_not_blamed_for_what_it_lacks():

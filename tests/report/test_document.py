@@ -21,7 +21,7 @@ from tikhon.errors import DataError, InputError, StorageError
 from tikhon.languages import strings
 from tikhon.report import charts
 from tikhon.report.html import render, script_json, to_json
-from tikhon.report.kinds import compare, diagnosis, elements, predictions, run_groups
+from tikhon.report.kinds import compare, diagnosis, elements, path, predictions, run_groups
 from tikhon.report.page import (
     LANGUAGES,
     Chart,
@@ -385,6 +385,13 @@ def test_a_path_says_what_its_choice_gives_up(pathed, tmp_path):
     )
     run = save(tmp_path / "lowest", config, [], {**result, "chosen": best})
     assert "have the lowest validation loss" in sentence(run)
+    tied = [losses[best] if i == best - 1 else loss for i, loss in enumerate(losses)]
+    counts = [1000 + count for count in result["counts"]]
+    run = save(
+        tmp_path / "tied", config, [], {**result, "chosen": best, "scores": tied, "counts": counts}
+    )
+    assert sentence(run).startswith(f"{counts[best]:,} of ")
+    assert path.best_of(read(run)) == best  # the rings of equals lie on each other
 
 
 def test_path_without_scores(pathed, tmp_path):

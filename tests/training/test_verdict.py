@@ -205,7 +205,7 @@ def test_a_loss_that_rose_while_weights_went_has_not_turned():
         ("accuracy", 0.93, 0.87, (0.06, 0.07), "linear_unsure"),
         ("accuracy", 0.85, 0.91, (-0.06, 0.01), "linear_better"),
         ("accuracy", 0.97, 0.87, (0.10, 0.01), None),
-        ("rmse", 1.42, 2.42, (3.84, 2.5), "linear_unsure"),  # 40% lower, with a heavy tail
+        ("rmse", 1.42, 2.42, (3.84, 2.5), "linear_unsure_rmse"),  # 40% lower, with a heavy tail
         ("rmse", 2.40, 2.42, (0.10, 0.2), "linear_equal"),
         ("rmse", 2.42, 1.42, (-3.84, 0.5), "linear_better"),
         ("rmse", 1.42, 2.42, (3.84, 0.5), None),

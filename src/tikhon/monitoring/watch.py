@@ -165,7 +165,7 @@ class Watch:
 
     @property
     def verdict(self) -> Sentence:
-        """One line: the codes of the warnings, or that there are none, and the steps read."""
+        """One line: the codes of the warnings, or that there are none, and the steps measured."""
         found, read = ", ".join(self.alarms), self._history.samples
         if found:
             return sentence("told_watch_found", codes=found, steps=self.step)

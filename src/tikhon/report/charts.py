@@ -325,8 +325,10 @@ def score_with_band(
     x_title: Label,
     y_title: Label,
     marks: Mapping[str, int],
+    *,
+    is_reversed: bool = True,
 ) -> Figure:
-    """Plot a curve with its error band over a log axis from strong to weak."""
+    """Plot a curve with its error band over a log axis from strong to weak, or as numbers rise."""
     whole = [i for i, v in enumerate(y) if v is not None and x[i]]
     xs, ys = [x[i] for i in whole], [float(y[i] or 0) for i in whole]
     spread = [float(errors[i] or 0) for i in whole]
@@ -337,7 +339,7 @@ def score_with_band(
         lower | {"hoverinfo": "skip", "fill": "tonexty", "fillcolor": "band"},
         line(xs, ys, y_title, "series-1", 2.5),
     ]
-    colours = {"chosen": "chosen", "best_score": "muted", "knee": "series-2"}
+    colours = {"chosen": "chosen", "lowest_loss": "muted", "knee": "series-2"}
     data += [ring(x[i], y[i], label(key), colours[key]) for key, i in marks.items()]
-    across = axis(x_title, **logarithmic(x), autorange="reversed")
+    across = axis(x_title, **logarithmic(x), autorange="reversed" if is_reversed else True)
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis(y_title)}}

@@ -33,6 +33,7 @@ LEVELS = {
     "linear_better": "watch",
     "linear_equal": "plain",
     "linear_unsure": "plain",
+    "linear_unsure_rmse": "plain",
     "unjudged": "plain",
     "sparse": "plain",
     "not_sparse": "watch",
@@ -326,5 +327,6 @@ def _compare_with_linear(scores: Scores) -> list[Statement]:
         return []
     if _is_better((-mean, error)):
         return [Statement("linear_better", values)]
-    equal = _is_equal(scores.key, linear[key], (mean, error))
-    return [Statement("linear_equal" if equal else "linear_unsure", values)]
+    if _is_equal(scores.key, linear[key], (mean, error)):
+        return [Statement("linear_equal", values)]
+    return [Statement("linear_unsure_rmse" if scores.key == "rmse" else "linear_unsure", values)]

@@ -34,7 +34,8 @@ def exploding_gradient(ev: Evidence) -> Finding | None:
     if failure is not None and failure.what != "input":
         numbers["step"] = failure.step
         where = (failure.where,) if failure.where != "loss" else ()
-        why = sentence("why_first_bad", what=failure.what, where=failure.where, step=failure.step)
+        what = sentence(f"what_{failure.what}")
+        why = sentence("why_first_bad", what=what, where=failure.where, step=failure.step)
     ratio = ev.first_ratio
     if ratio is not None and ratio > e.EXPLODED and ev.final_skill < e.LEARNED:
         numbers["signal_ratio"] = ratio

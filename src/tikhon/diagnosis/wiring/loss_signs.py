@@ -73,9 +73,10 @@ def _output_gradients(
     with torch.enable_grad(), undisturbed(program.model, training=training, seed=seed):
         with replace_outputs(program.model, _as_leaf) as leaves:
             loss = scalar_loss(program.replica.value(program.batch))
+        value = float(loss.detach())
         if not leaves or not loss.requires_grad:
-            return [], (), float(loss)
-        return leaves, torch.autograd.grad(loss, leaves, allow_unused=True), float(loss)
+            return [], (), value
+        return leaves, torch.autograd.grad(loss, leaves, allow_unused=True), value
 
 
 def _zero_gradients(program: Program) -> Facts:

@@ -48,9 +48,10 @@ def page(run: SavedRun) -> Page:
 
 
 def best_of(run: SavedRun) -> int | None:
-    """Return the index of the lowest score."""
-    known = [(s, i) for i, s in enumerate(run.result.get("scores") or []) if s is not None]
-    return min(known)[1] if known else None
+    """Return the index of the lowest score, of the chosen model among equals."""
+    scored = [i for i, s in enumerate(run.result.get("scores") or []) if s is not None]
+    chosen = run.result.get("chosen")
+    return min(scored, key=lambda i: (run.result["scores"][i], i != chosen), default=None)
 
 
 def of_weights(run: SavedRun) -> bool:
@@ -75,21 +76,21 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
         return label("path_unscored", strengths=len(result.get("strengths") or []))
     best = best_of(run)
     values = {
-        "kept": result["counts"][chosen],
-        "all": total(run),
+        "kept": f"{result['counts'][chosen]:,}",
+        "all": f"{total(run):,}",
         "score": format_number(result["scores"][chosen]),
         "strength": strength(result["strengths"][chosen]),
     }
-    if not values["kept"] and best is not None and any(result["counts"]):
+    if not result["counts"][chosen] and best is not None and any(result["counts"]):
         return label("path_weights_none" if of_weights(run) else "path_none", **values)
     weights = of_weights(run)
-    if best is None or result["scores"][best] == result["scores"][chosen]:
-        key = "path_weights_lowest" if weights else "path_lowest"
-        return label(key, **values)
-    lowest, most = format_number(result["scores"][best]), result["counts"][best]
-    if weights:
-        return label("path_weights_chosen", best=lowest, most=most, **values)
-    return label("path_chosen", best=lowest, most=most, **values)
+    if best is None or best == chosen:
+        return label("path_weights_lowest" if weights else "path_lowest", **values)
+    values |= {
+        "best": format_number(result["scores"][best]),
+        "most": f"{result['counts'][best]:,}",
+    }
+    return label("path_weights_chosen" if weights else "path_chosen", **values)
 
 
 def remarks(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
@@ -115,7 +116,7 @@ def remarks(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
 
 def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
     """Return kept features, score, strength and time."""
-    result, shown = run.result, []
+    result, shown, all_of_them = run.result, [], f"{total(run):,}"
     if chosen is not None:
         error = result["errors"][chosen]
         note = label("plus_minus", error=format_number(error)) if error is not None else None
@@ -123,7 +124,7 @@ def facts(run: SavedRun, chosen: int | None) -> tuple[Fact, ...]:
         tested = elements.score_fact(elements.metric_of([metrics]), metrics, "test")
         shown = [
             *((tested,) if tested else ()),
-            Fact(kept(run), str(result["counts"][chosen]), label("of_all", all=total(run))),
+            Fact(kept(run), f"{result['counts'][chosen]:,}", label("of_all", all=all_of_them)),
             Fact(label("valid_loss"), format_number(result["scores"][chosen]), note),
             Fact(
                 label("chosen_strength"),
@@ -162,7 +163,7 @@ def steps(run: SavedRun, chosen: int | None) -> PageTable | None:
     shown = sorted({*changed[::thin], changed[-1], *(() if chosen is None else (chosen,))})
     rows = tuple(
         (
-            str(counts[i]),
+            f"{counts[i]:,}",
             strength(result["strengths"][i]),
             format_number(result["scores"][i]),
             format_number(tests[i]),
@@ -211,7 +212,7 @@ def responses(run: SavedRun, chosen: int | None) -> Section | None:
     result, best = run.result, best_of(run)
     if best is None:
         return None
-    marks = {"best_score": best} | ({} if chosen is None else {"chosen": chosen})
+    marks = {"lowest_loss": best} | ({} if chosen is None else {"chosen": chosen})
     figure = charts.score_with_band(
         result["strengths"],
         result["scores"],
@@ -245,7 +246,9 @@ def sizes(run: SavedRun, marks: Mapping[str, int]) -> tuple[Chart, ...]:
     values, errors = zip(*pairs)
     marks = {**marks, "knee": result["knee"]}
     title = elements.part_score(elements.metric_of([{"valid/accuracy": 1.0}]), "valid")
-    figure = charts.score_with_band(result["counts"], values, errors, kept(run), title, marks)
+    figure = charts.score_with_band(
+        result["counts"], values, errors, kept(run), title, marks, is_reversed=False
+    )
     alt = label("alt_sizes", knee=f"{result['counts'][result['knee']]:,}")
     return (Chart(title, figure, alt, label("knee_note"), wide=True),)
 
