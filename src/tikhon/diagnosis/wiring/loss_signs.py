@@ -73,10 +73,10 @@ def _output_gradients(
     with torch.enable_grad(), undisturbed(program.model, training=training, seed=seed):
         with replace_outputs(program.model, _as_leaf) as leaves:
             loss = scalar_loss(program.replica.value(program.batch))
-        value = float(loss.detach())
         if not leaves or not loss.requires_grad:
-            return [], (), value
-        return leaves, torch.autograd.grad(loss, leaves, allow_unused=True), value
+            return [], (), float(loss.detach())
+        slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+        return [leaf.detach() for leaf in leaves], slopes, float(loss.detach())
 
 
 def _zero_gradients(program: Program) -> Facts:
