@@ -45,7 +45,8 @@ def without_cache(model: nn.Module) -> Iterator[dict[int, Any]]:
     Yields the settings that are changed for so long, by their `id`: copies of the model that share
     them (the memo of `copy.deepcopy`) have their cache again as well.
     """
-    configs = [config for part in model.modules() if _is_caching(config := _config(part))]
+    configs = [getattr(part, "config", None) for part in model.modules()]
+    configs = [config for config in configs if getattr(config, "use_cache", False) is True]
     for config in configs:
         config.use_cache = False
     try:
@@ -53,11 +54,3 @@ def without_cache(model: nn.Module) -> Iterator[dict[int, Any]]:
     finally:
         for config in configs:
             config.use_cache = True
-
-
-def _config(module: nn.Module) -> Any:
-    return getattr(module, "config", None)
-
-
-def _is_caching(config: Any) -> bool:
-    return getattr(config, "use_cache", False) is True
