@@ -81,6 +81,17 @@ def test_objectives_are_at_most_one_percent_above_those_of_separate_trainings(pe
         assert ours <= 1.01 * apart, (index, ours, apart)
 
 
+def test_no_network_of_the_path_has_a_lower_objective_at_the_strength_of_another():
+    result = path(build, parts()[0], L1(), of="weights", epochs=20, lr=LR, strengths=30)
+    losses, sums = (
+        torch.tensor([objective(result.model(k), L1(strength)) for k in range(30)])
+        for strength in (0.0, 1.0)
+    )
+    for index in range(1, 29):
+        objectives = losses + result.strengths[index] * (sums - losses)
+        assert objectives[index] <= 1.001 * objectives.min()
+
+
 def test_strength_0_is_the_network_that_fit_trains():
     torch.manual_seed(0)
     model = build()

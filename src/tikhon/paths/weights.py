@@ -38,6 +38,7 @@ SMALLEST = 1e-3  # smallest strength over the largest
 SNAPSHOTS = 100  # networks kept in a sweep
 LEAD = 0.1  # a sweep begins at this share of `smallest` times its largest strength
 SAMPLE = 1024  # training rows from which the largest strength is found
+FEW = 256  # rows between two networks, below which their losses are measured on this many
 
 State = dict[str, Tensor]
 
@@ -234,9 +235,14 @@ class WeightSweep:
         return max(1.0, LAST_RATE / self.settings.lr) ** max(swept, 0.0)
 
     def _keep(self) -> None:
-        """Keep the network with the mean loss of the steps that led to it."""
+        """Keep the network with the mean loss of the steps that led to it, or where these are few
+        with its loss on a sample.
+        """
         place = self.place
         loss = float(place.loss / place.steps)
+        if self.settings.batch_size * self.steps < FEW * self.count:
+            x, y = self.stream.sample(FEW)
+            loss = float(self.objective.mean(predict(self.model, x), y))
         if not math.isfinite(loss):
             raise InputError(
                 f"the loss is {loss} after {place.step} steps: lower lr (now {self.settings.lr:g})"
