@@ -105,6 +105,40 @@ def test_a_trial_that_two_processes_take_over_at_once_is_trained_once(tmp_path):
     assert len({json.dumps(t.params, sort_keys=True) for t in done}) == len(done) == 4
 
 
+def test_a_trial_that_is_given_back_while_another_process_asks_is_not_lost(tmp_path):
+    given = {"storage": f"journal:{tmp_path / 'study.log'}", "count": 1, "batch": 1, "grace": 0.2}
+    dead, alive, third = (SharedSearch(SPACE, **given) for _ in range(3))
+    (lost,) = dead.next(History())
+    dead.open.clear()
+    time.sleep(0.3)
+    study = alive._study()
+    get_trials = study.get_trials
+
+    def slow(*args, **kwargs):  # the third process gives it back just after the first look
+        found = get_trials(*args, **kwargs)
+        third._retry_abandoned(third._study())
+        return found
+
+    study.get_trials = slow
+    asked = alive._request_trials(study)
+    study.get_trials = get_trials
+    asked = asked or alive._request_trials(study)
+    assert [trial.config for trial in asked] == [lost.config]
+    assert not any("surplus" in trial.user_attrs for trial in get_trials())
+
+
+def test_a_process_that_was_silent_for_too_long_goes_on(tmp_path):
+    """A laptop slept: its trials are another's when it wakes."""
+    given = {"storage": f"journal:{tmp_path / 'study.log'}", "count": 2, "batch": 1}
+    asleep, other = SharedSearch(SPACE, **given), SharedSearch(SPACE, grace=0.2, **given)
+    trials = asleep.next(History())
+    time.sleep(0.3)
+    history = run(other)
+    assert trials[0].config in [outcome.trial.config for outcome in history]
+    assert asleep.next(History(pretend(trials))) == []
+    assert len(asleep.collect(History())) == len(history) == 2
+
+
 def test_a_trial_that_ended_unsaid_is_not_trained_again(tmp_path):
     given = {"storage": f"journal:{tmp_path / 'study.log'}", "count": 3, "batch": 3, "grace": 0.4}
     dead, alive = SharedSearch(SPACE, **given), SharedSearch(SPACE, **given)

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,19 +121,21 @@ class SharedSearch(Search):
         fixed = self.space.fixed
         found = []
         for _ in range(self.batch):
-            retried = sum("retried" in t.user_attrs for t in study.get_trials(deepcopy=False))
-            if len(study.get_trials(deepcopy=False)) - retried >= self.count:
-                if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            trials = study.get_trials(deepcopy=False)
+            if _count_new(trials) >= self.count:
+                if all(t.state is not TrialState.WAITING for t in trials):
                     break
             trial = study.ask(distributions(self.space))
             again = trial.user_attrs.get("retried")
-            twice = again is not None and _retry_numbers(study)[again] < trial.number
-            if twice or trial.number >= self.count + retried:  # another process was faster
+            if again is None:  # counted anew: another process may have been faster
+                earlier = study.get_trials(deepcopy=False)[: trial.number]
+                surplus = _count_new(earlier) >= self.count
+            else:
+                surplus = _retry_numbers(study)[again] < trial.number
+            if surplus:
                 trial.set_user_attr("surplus", True)
                 study.tell(trial, state=TrialState.FAIL)
-                if twice:
-                    continue
-                break
+                continue
             trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
             trial.set_user_attr("beat", time.time())
             self.open[trial.number] = trial
@@ -146,8 +148,9 @@ class SharedSearch(Search):
             trial = self.open.pop(outcome.trial.id, None)
             if trial is None:
                 continue
-            trial.set_user_attr("outcome", outcome.to_dict())
+            # a trial whose process was silent for too long is another's by now
             with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                trial.set_user_attr("outcome", outcome.to_dict())
                 if outcome.failed:
                     study.tell(trial, state=TrialState.FAIL)
                 else:
@@ -205,6 +208,11 @@ def _open_study(storage: str, name: str, sampler: optuna.samplers.BaseSampler) -
                 ) from error
         time.sleep(attempt * random.uniform(0.1, 0.5))
     raise AssertionError
+
+
+def _count_new(trials: Sequence[optuna.trial.FrozenTrial]) -> int:
+    """Count the trials that repeat no other."""
+    return sum("retried" not in trial.user_attrs for trial in trials)
 
 
 def _retry_numbers(study: optuna.Study) -> dict[int, int]:
