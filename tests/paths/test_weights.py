@@ -12,7 +12,7 @@ from torch import nn
 from tikhon.compaction import compact
 from tikhon.errors import InputError
 from tikhon.models.mlp import MLP
-from tikhon.paths.networks import REFIT_STEPS
+from tikhon.paths import networks
 from tikhon.paths.path import path
 from tikhon.penalties import L1, MCP, SCAD, GroupLasso, Hierarchical, LogSum, NuclearNorm
 from tikhon.regularizer.regularizer import regularize
@@ -72,13 +72,11 @@ def trained_apart(penalty):
     return model
 
 
-@pytest.mark.parametrize(("penalty", "places"), [(L1_PATH, (50, 90)), (ROWS, (70,))])
-def test_objectives_are_at_most_one_percent_above_those_of_separate_trainings(penalty, places):
+@pytest.mark.parametrize(("penalty", "index"), [(L1_PATH, 60), (ROWS, 80)])
+def test_objectives_are_at_most_one_percent_above_those_of_separate_trainings(penalty, index):
     result = followed(penalty)
-    for index in places:
-        at = penalty.with_strength(result.strengths[index])
-        ours, apart = objective(result.model(index), at), objective(trained_apart(at), at)
-        assert ours <= 1.01 * apart, (index, ours, apart)
+    at = penalty.with_strength(result.strengths[index])
+    assert objective(result.model(index), at) <= 1.01 * objective(trained_apart(at), at)
 
 
 def test_no_network_of_the_path_has_a_lower_objective_at_the_strength_of_another():
@@ -109,6 +107,12 @@ def test_a_network_in_float64_is_followed_in_float64():
     model = build_double()
     fit(model, (x.double(), y), **options)
     assert all(map(torch.equal, result.states[0].values(), model.state_dict().values()))
+
+
+def test_a_skip_connection_has_the_type_of_its_network():
+    x = parts()[0][0].double()
+    with_skip, _ = networks._with_skip(lambda: build().double(), Hierarchical(), x)
+    assert with_skip()(x).dtype == torch.float64
 
 
 def test_zeros_are_exact_and_counted_from_dense_to_empty():
@@ -279,4 +283,4 @@ def test_a_path_resumed_in_its_refit_sweeps_no_further(tmp_path):
         follow(lambda: 1.0 in shares, on_progress=shares.append)
     assert len(steps) < 1 + 230  # the sweep emptied the network before its last step
     follow(lambda: False, resume=True)
-    assert len(steps) == REFIT_STEPS
+    assert len(steps) == networks.REFIT_STEPS

@@ -254,7 +254,7 @@ def _with_skip(
         return build_model, replace(penalty, skip=outputs)
 
     def build() -> nn.Module:
-        return SkipNetwork(build_model(), features, outputs)
+        return SkipNetwork(build_model(), features, outputs).to(x.dtype)
 
     return build, replace(penalty, skip=outputs)
 
