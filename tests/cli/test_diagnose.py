@@ -143,8 +143,9 @@ def test_a_cure_is_one_document(program, capsys):
     code = run("cure", "train.py:small", "--data", "train.py:make_data", "--steps", 3, "--seeds",
                2, "--optimizer", "sgd:1e-6", "--budget", "1s", "--json", "--quiet")  # fmt: skip
     out, err = capsys.readouterr()
-    assert code == 0 and err == ""
-    assert json.loads(out)["kind"] == "cure"
+    document = json.loads(out)
+    assert document["kind"] == "cure" and err == ""
+    assert code == (0 if document["confirmed"] else 3)  # a second may be too short
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ OTHERS = {  # that go down a gradient without being a step of training
     "population/population.py": "the twin of the step for many models, held to it by its law",
     "population/steppers.py": "the optimizer's part of that twin",
     "diagnosis/reference.py": "a line search over free outputs: no model is trained",
+    "paths/weights.py": "a line search for the empty network: of what is not penalised",
     "strengths/validation.py": "a gradient of the validation loss, put back afterwards",
     "regularizer/optimizers.py": "a twin of the user's optimizer, asked how it moves",
 }

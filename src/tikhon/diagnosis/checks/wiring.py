@@ -73,7 +73,7 @@ def _zero_gradients(ev: Evidence) -> Iterable[Finding]:
         numbers = {"parameters": float(ev.record.trainable)}
         yield Finding("loss_not_connected", "critical", (silent,), numbers, why, fix=fix)
     unseen = ev.wiring.get("unseen_slope")
-    if unseen and not ev.wiring.get("detached"):
+    if unseen and not (ev.wiring.get("detached") or ev.wiring.get("sampled")):
         why = sentence("why_unseen_slope", **unseen)
         fix = _cut_fix(unseen["name"], sentence("fix_loss_of_output"))
         numbers = {"slope_seen": unseen["share"]}
