@@ -244,3 +244,14 @@ def test_a_file_that_cannot_be_opened_is_named(monkeypatch, capsys, error):
     monkeypatch.setattr(data, "load", load)
     assert main(["fit", "iris"]) == 5
     assert capsys.readouterr().err.startswith(f"tikhon: config.json: {error.strerror}")
+
+
+@pytest.mark.parametrize("command", ["fit", "tune", "path", "compare"])
+@pytest.mark.parametrize(
+    "given", [("--drop", "a"), ("--na-values", "?"), ("--on-bad-row", "skip"), ("--time", "t")]
+)
+def test_options_of_a_table_without_its_target_are_refused(command, given, capsys):
+    assert main([command, "iris", *given]) == 2
+    assert (
+        f"{given[0]} is for a table, whose column to predict --target" in capsys.readouterr().err
+    )

@@ -223,7 +223,8 @@ class Constant(nn.Module):
         ({"penalty": Hierarchical()}, "single weights or rows"),
         ({"penalty": NuclearNorm()}, "single weights or rows"),
         ({"epochs": 0}, "epochs must be a whole number"),
-        ({"epochs": 1}, "one step of its sweep for each; epochs=1 give 5 steps"),
+        ({"epochs": 1, "batch_size": 10**6}, "the epochs give 1 steps"),
+        ({"of": "features", "epochs": 3}, "epochs, lr and batch_size are for of='weights'"),
         ({"strengths": 1}, "needs 2 or more"),
         ({"lr": 1e30}, "lower lr"),
         ({"folds": 3}, "are for linear models"),
@@ -240,6 +241,13 @@ def test_bad_requests_are_refused(arguments, message):
     given = {"build_model": build, "penalty": L1(), "of": "weights", "epochs": 20, **arguments}
     with pytest.raises((ValueError, TypeError), match=message):
         path(given.pop("build_model"), parts()[0], given.pop("penalty"), **given)
+
+
+def test_a_sweep_of_few_steps_gives_fewer_strengths_and_says_so():
+    options = {"of": "weights", "epochs": 20, "lr": LR}
+    with pytest.warns(UserWarning, match="104 strengths instead of 500: its sweep has no more"):
+        found = path(build, parts()[0], L1(), strengths=500, **options)
+    assert len(found.strengths) == 104
 
 
 @pytest.mark.parametrize("debias", [False, True])

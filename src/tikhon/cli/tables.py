@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tikhon.cli.option_groups import option_group
+from tikhon.errors import InputError
 from tikhon.numbers import format_duration
 from tikhon.options import DATA, option
 
@@ -89,8 +90,18 @@ class TableArguments:
     )
 
     def read(self) -> TableOptions | None:
-        """Return the table options; None without a target."""
+        """Return the table options; None without a target.
+
+        Raises `InputError` for options of a table without its target.
+        """
         if self.target is None:
+            given = [f for f in fields(self) if getattr(self, f.name) != f.default]
+            if given:
+                flag = (*given[0].metadata["option"].flags, f"--{given[0].name}")[0]
+                raise InputError(
+                    f"{flag} is for a table, whose column to predict --target names: add --target "
+                    f"COLUMN, or leave out {flag}"
+                )
             return None
         from tikhon.data.source import Format
         from tikhon.data.table import TableOptions

@@ -153,6 +153,8 @@ def path(
         "seed": check_seed(seed),
     }
     training = None
+    if of != "weights" and (epochs, lr, batch_size) != (20, 1e-3, 64):
+        raise InputError("epochs, lr and batch_size are for of='weights'")
     if of == "weights":
         training = Settings(lr=lr, epochs=epochs, batch_size=batch_size, seed=seed)
         settings |= {"of": of, "lr": lr, "epochs": epochs, "batch_size": batch_size}

@@ -24,6 +24,7 @@ from tikhon.paths.result import PathResult, mean_and_error
 from tikhon.penalties import Hierarchical, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.population.losses import RowLosses
+from tikhon.regularizer.audit import warn
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.targets import entries_of
 from tikhon.regularizer.terms import Binding, Term, bind
@@ -67,11 +68,8 @@ def weight_path(
         model = build_model()
         torch.manual_seed(settings.seed)  # as in `fit` of a model built under this seed
         sweep = WeightSweep(model, data, penalty, settings, smallest or SMALLEST)
-        if isinstance(strengths, int) and not 2 <= strengths <= sweep.steps:
-            raise InputError(
-                f"strengths={strengths}: a path needs 2 or more, one step of its sweep for each; "
-                f"epochs={settings.epochs} give {sweep.steps} steps"
-            )
+        if isinstance(strengths, int):
+            strengths = _affordable_strengths(strengths, sweep)
         snapshots = sweep.run(keeper, on_progress)
         grid, picks = choose_snapshots(snapshots, strengths, sweep.smallest)
         states = {k: snapshots[k].state for k in picks}
@@ -103,6 +101,21 @@ class SweptNetwork:
     loss: float
     penalty: float
     state: State
+
+
+def _affordable_strengths(strengths: int, sweep: WeightSweep) -> int:
+    """Return as many strengths as the sweep has steps, at most; warn where these are fewer."""
+    if min(strengths, sweep.steps) < 2:
+        raise InputError(
+            f"strengths={strengths}: a path needs 2 or more, one step of its sweep for each; the "
+            f"epochs give {sweep.steps} steps"
+        )
+    if strengths > sweep.steps:
+        warn(
+            f"the path has {sweep.steps} strengths instead of {strengths}: its sweep has no more "
+            f"steps; more epochs or smaller batches give more"
+        )
+    return min(strengths, sweep.steps)
 
 
 def choose_snapshots(
