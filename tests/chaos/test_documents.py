@@ -162,7 +162,7 @@ TARGETS = {
         ("runs/manifest.py",),
         [
             b'{"schema_version": 1, "files": {}, "sha256": "44136fa355b3678a1146ad16f7e8649e"}',
-            b'{"schema_version": 1, "files": []}',
+            b'{"schema_version": 1, "files": [], "sha256": ""}',
             b"null",
         ],
     ),

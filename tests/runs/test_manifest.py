@@ -120,6 +120,14 @@ def test_what_stands_in_the_place_of_a_file_is_named(copied, name, stands):
         SavedModel.load(copied)
 
 
+@pytest.mark.parametrize("files", ["[]", "null", '"config.json"', "5"])
+def test_a_manifest_whose_files_are_no_object_is_damaged(copied, files):
+    content = f'{{"schema_version": 1, "files": {files}, "sha256": ""}}'
+    (copied / MANIFEST).write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        verify(copied, "result.json")
+
+
 def test_a_missing_file_is_named(copied):
     (copied / "result.json").unlink()
     with pytest.raises(DataError, match=r"result\.json is missing"):

@@ -91,7 +91,8 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         document = json.loads(text)
         files = document["files"]
-        if document["schema_version"] == SCHEMA_VERSION and document["sha256"] == _digest(files):
+        known = isinstance(files, dict) and document["schema_version"] == SCHEMA_VERSION
+        if known and document["sha256"] == _digest(files):
             return files
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
