@@ -330,3 +330,11 @@ def test_another_path_is_not_continued(tmp_path):
         path(None, (given[1][0] * 2, given[1][1]), L1(), **options, output=tmp_path, resume=True)
     with pytest.raises(InputError, match="resume needs output"):
         path(*given, **options, resume=True)
+
+
+def test_a_notebook_shows_a_path_without_scores():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    found = path(None, (x, x[:, 0] + 1), L1(), strengths=4)
+    html = found._repr_html_()
+    assert "4 strengths" in html and "chosen" not in html

@@ -66,11 +66,11 @@ class PathResult:
             last = count
         series: dict[str, notebook.Line] = {"": (self.strengths, self.scores)}
         chart = notebook.svg_lines(series, "strength", "validation loss", log=True)
+        said = []
         if self.of == "weights":
-            said, rows = [], rows[:: 1 + len(rows) // 20]
-        else:
+            rows = rows[:: 1 + len(rows) // 20]
+        elif self._chooses:
             said = [f"chosen: {', '.join(self.features()) or 'no feature'}"]
-        said = said if self._chooses else []
         head = (self.of, "from strength", "validation loss")
         return notebook.html_card(repr(self), said, head, rows, chart)
 
