@@ -13,7 +13,7 @@ from tikhon.errors import DataError, InputError, StorageError
 from tikhon.report.saved import read
 from tikhon.runs import files
 from tikhon.runs.files import json_text, write_bytes, write_tensors
-from tikhon.runs.run_directory import RunDirectory
+from tikhon.runs.run_directory import RunDirectory, check_same_configuration
 
 
 @pytest.mark.parametrize("point", ["fsync", "replace", "chmod"])
@@ -180,3 +180,13 @@ def test_a_kill_at_the_mark_of_the_end_leaves_no_checkpoint_behind(tmp_path, mon
         with pytest.raises(KeyboardInterrupt):
             folder.finish()
         assert not folder.is_finished and not (folder.path / "checkpoint").exists()
+
+
+def test_entries_that_may_differ_are_whole_names():
+    one = {"model": {"name": "a", "members": ["a"], "names": 1}}
+    other = {"model": {"name": "b", "members": ["b", "c"], "names": 1}}
+    apart = ("model.name", "model.members")
+    check_same_configuration(one, other, apart=apart)
+    other["model"]["names"] = 2
+    with pytest.raises(InputError, match=r"model\.names"):
+        check_same_configuration(one, other, apart=apart)

@@ -103,10 +103,10 @@ def path(
     penalties. Fewer --strengths or --folds take less time. Ctrl-C keeps what is solved, and
     --resume continues.
     """
-    if select not in ("one_se", "best"):
-        raise InputError(unknown_name("select", select, ("one_se", "best")))
+    from tikhon.paths.path import check_names
     from tikhon.penalties import penalty_names
 
+    check_names(select, of)
     kinds = penalty_names()
     if penalty not in kinds:
         raise InputError(unknown_name("penalty", penalty, SPARSE_PENALTIES))
@@ -205,8 +205,6 @@ def _save(
 
 def _check_model(model: str | None, penalty: str, of: str) -> str:
     """Return the model of a path, after checking it."""
-    if of not in ("features", "weights"):
-        raise InputError(unknown_name("of", of, ("features", "weights")))
     if of == "weights":
         if penalty not in _WEIGHTS:
             raise InputError(f"--of weights takes {', '.join(_WEIGHTS)}, received {penalty!r}")

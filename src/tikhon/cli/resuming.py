@@ -28,9 +28,8 @@ def complete_files(terminal: Terminal, path: Path) -> bool:
         if not (path / RESULT).exists():
             return False
         if folder.is_finished and (path / REPORT).exists():
-            with suppress(
-                InputError, StorageError
-            ):  # another process holds it, or nothing can be written
+            # unless another process holds it, or nothing can be written
+            with suppress(InputError, StorageError):
                 folder.lock()
             return False
         result = folder.read(RESULT)

@@ -20,11 +20,10 @@ from tikhon.errors import describe
 from tikhon.regularizer.audit import warn
 from tikhon.wrappers import require_module
 
-from .analysis import Analysis, Interpreter
+from .analysis import Analysis
 from .own_class import in_own_class, without_cache
 from .rewrite import Replaced, cut, smaller_parts
-from .rules import RULES
-from .tracing import trace
+from .tracing import interpreter_of
 from .transformer_layers import with_traceable_layers
 
 TOLERANCE = 1e-5
@@ -160,7 +159,7 @@ class _Analysed:
         free_sizes: bool,
     ) -> _Analysed:
         model = with_traceable_layers(copy.deepcopy(original, dict(shared)))
-        interpreter = Interpreter(trace(model, inputs, free_sizes=free_sizes), RULES)
+        interpreter = interpreter_of(model, inputs, free_sizes=free_sizes)
         interpreter.run(*inputs)
         analysis = interpreter.analysis
         keep = analysis.solve()

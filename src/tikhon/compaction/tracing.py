@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from .analysis import Interpreter
 from .export import export_graph
 from .layer_calls import layer_calls_as_modules
 from .modules import SelectLinear
+from .rules import RULES
 
 
 class Tracer(fx.Tracer):
@@ -20,6 +22,16 @@ class Tracer(fx.Tracer):
         return (
             ours or isinstance(m, SelectLinear) or super().is_leaf_module(m, module_qualified_name)
         )
+
+
+def interpreter_of(
+    model: nn.Module, inputs: tuple[object, ...], *, free_sizes: bool = False
+) -> Interpreter:
+    """What finds the units of a model as it runs: its graph with the rule of each operation.
+
+    See `trace` for `free_sizes`, which can take minutes.
+    """
+    return Interpreter(trace(model, inputs, free_sizes=free_sizes), RULES)
 
 
 def trace(model: nn.Module, inputs: tuple[object, ...], *, free_sizes: bool) -> fx.GraphModule:

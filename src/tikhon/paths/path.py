@@ -131,7 +131,7 @@ def path(
     (0, True)
     """
     penalty = check_path_penalty(penalty)
-    _check_names(select, of)
+    check_names(select, of)
     x, y = _rows(train, "train")
     held_out = None if valid is None else _rows(valid, "valid")
     on_progress = on_progress or ignore_messages
@@ -153,11 +153,11 @@ def path(
         "seed": check_seed(seed),
     }
     training = None
-    if of != "weights" and (epochs, lr, batch_size) != (20, 1e-3, 64):
-        raise InputError("epochs, lr and batch_size are for of='weights'")
     if of == "weights":
         training = Settings(lr=lr, epochs=epochs, batch_size=batch_size, seed=seed)
         settings |= {"of": of, "lr": lr, "epochs": epochs, "batch_size": batch_size}
+    elif (epochs, lr, batch_size) != (20, 1e-3, 64):
+        raise InputError("epochs, lr and batch_size are for of='weights'")
     data = (x, y, *(held_out or ()))
     options = {"resume": resume, "stop": stop or never_stop, "say": on_warning}
     keeper = _make_keeper(output, options, penalty, model, data, settings)
@@ -205,7 +205,8 @@ def _with_weights(x: Tensor, y: Tensor, given: Any) -> tuple[Tensor, Tensor, Ten
     return x[weights > 0], y[weights > 0], weights[weights > 0]
 
 
-def _check_names(select: str, of: str) -> None:
+def check_names(select: str, of: str) -> None:
+    """Raise `InputError` for an unknown choice or an unknown kind of path."""
     for name, value, known in (("select", select, Select), ("of", of, Of)):
         if value not in get_args(known):
             raise InputError(unknown_name(name, value, get_args(known)))

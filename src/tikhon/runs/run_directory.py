@@ -260,12 +260,16 @@ _PLACES = ("data.origin.source", "data.origin.modified")  # the same data may be
 _DERIVED = ("data.preprocessing.", "data.table.", "data.scaling.")  # of the data, by a fingerprint
 
 
+def _is_within(name: str, entry: str) -> bool:
+    return name == entry or name.startswith((f"{entry}.", f"{entry}["))
+
+
 def check_same_configuration(
     stored: Mapping[str, object], wanted: Mapping[str, object], *, apart: tuple[str, ...] = ()
 ) -> None:
     """Raise `InputError` with a table of differences that would change the run.
 
-    Entries whose names begin with one of `apart` may differ.
+    The entries `apart` may differ, with all that they hold.
     """
     rows = []
     for key in ("data", "model", "optimizer", "recipe", "seed", "device"):
@@ -275,7 +279,7 @@ def check_same_configuration(
             for name in sorted(before.keys() | after.keys())
             if before.get(name) != after.get(name)
         ]
-    rows = [row for row in rows if not row[0].startswith(apart)]
+    rows = [row for row in rows if not any(_is_within(row[0], name) for name in apart)]
     if any(name == "data.fingerprint" for name, *_ in rows):
         rows = [row for row in rows if not row[0].startswith(_DERIVED)]
     if rows:

@@ -15,8 +15,7 @@ from torch import Tensor, fx, nn
 from tikhon.compaction.analysis import Analysis, Interpreter
 from tikhon.compaction.convolution import is_depthwise
 from tikhon.compaction.modules import InputsFirst
-from tikhon.compaction.rules import RULES
-from tikhon.compaction.tracing import trace
+from tikhon.compaction.tracing import interpreter_of
 from tikhon.compaction.transformer_layers import with_traceable_layers
 from tikhon.sparsity.allocation import CostFunction, Counts
 from tikhon.sparsity.units import Layer
@@ -59,8 +58,7 @@ class Graph:
         inputs = example if isinstance(example, tuple) else (example,)
         with modes_restored(model), torch.no_grad():
             model.eval()
-            traced = trace(with_traceable_layers(model), inputs, free_sizes=False)
-            interpreter = Interpreter(traced, RULES)
+            interpreter = interpreter_of(with_traceable_layers(model), inputs)
             _run(interpreter, inputs)
         return cls(model, interpreter.analysis, interpreter.analysis.registry.roots())
 

@@ -139,11 +139,10 @@ def _class_weights(ev: Evidence) -> Iterable[Finding]:
 
 
 def _inverted_weights(ev: Evidence, tasks: list[WeightedClasses]) -> Finding | None:
-    turned = [task for task in tasks if find_inverted_weights(*task) is not None]
-    if not turned or 2 * len(turned) < len(tasks):
+    found = [(task, pair) for task in tasks if (pair := find_inverted_weights(*task)) is not None]
+    if not found or 2 * len(found) < len(tasks):
         return None
-    shares, weights = turned[0]
-    rare, common = find_inverted_weights(shares, weights) or (0, 0)
+    (shares, weights), (rare, common) = found[0]
     times = weights[common] / weights[rare]
     values = {"rare": rare, "share": shares[rare], "common": common, "other": shares[common]}
     why = sentence("why_weights_upside_down", times=times, **values)

@@ -180,10 +180,8 @@ def oscillating_loss(ev: Evidence) -> Finding | None:
         numbers = {"climb": end / limit}
         return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
     if ev.skill_gain("calmer") > e.FREED:  # a tenth of the learning rate
-        numbers, why = (
-            ev.skill_evidence("calmer"),
-            sentence("why_calmer", **ev.skill_evidence("calmer")),
-        )
+        numbers = ev.skill_evidence("calmer")
+        why = sentence("why_calmer", **numbers)
         if ev.has_constant_output:
             why = sentence("why_all_alike", why=why)
         return Finding("oscillating_loss", "critical", (), numbers, _with_cause(ev, why))
