@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["tikhon.data", "tikhon.runs", "tikhon.r
                                          "tikhon.training.recipe", "tikhon.tuning"]):  # fmt: skip
     from test_documents import ALLOWED, KEPT, TARGETS, corpus_of
 
-from guided import Guided, of_package
+from guided import Guided
 from tally import rng
 
 MOST = 120  # inputs of a corpus that are kept
@@ -49,8 +49,8 @@ class Counted:
 
 def keep(name: str, found: list[bytes]) -> None:
     """Of all inputs those that reach lines which none before them does."""
-    target, files, seeds = TARGETS[name]
-    guided = Guided(target, of_package(*files), [], ALLOWED, rng("kept"))
+    target, seeds = TARGETS[name]
+    guided = Guided(target, [], ALLOWED, rng("kept"))
     known = [*seeds, *(x for x in corpus_of(name) if x not in seeds)]
     kept = [x for x in known if guided.once(x) and x not in seeds]
     kept += [x for x in sorted(found, key=len) if len(x) < 20_000 and guided.once(x)]

@@ -1,7 +1,7 @@
 """A fuzzer that keeps what reaches new lines, in plain Python.
 
-It changes inputs of a corpus; one that makes the watched files take a step from line to line that
-none before it took joins the corpus. Where Atheris is installed, `atheris_run.py` draws the
+It changes inputs of a corpus; one that makes tikhon take a step from line to line that none before
+it took joins the corpus. Where Atheris is installed, `atheris_run.py` draws the
 changes in its stead.
 """
 
@@ -16,7 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import tikhon
+
 Target = Callable[[bytes], None]
+PACKAGE = str(Path(tikhon.__file__).parent)
 WORDS = (
     *(
         b"\n",
@@ -43,7 +46,6 @@ class Guided:
     """One target, the inputs that showed something new, and what went wrong."""
 
     target: Target
-    files: frozenset[str]  # whose lines count
     corpus: list[bytes]
     allowed: tuple[type[Exception], ...]
     draw: random.Random
@@ -80,7 +82,7 @@ class Guided:
 
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         name = frame.f_code.co_filename
-        if name not in self.files:
+        if not name.startswith(PACKAGE):
             return None
         last = 0
 
@@ -111,11 +113,3 @@ class Guided:
                 content[:place] + piece + content[end if self.draw.random() < 0.6 else place :]
             )
         return content
-
-
-def of_package(*names: str) -> frozenset[str]:
-    """The files of modules, by their names in the package."""
-    import tikhon
-
-    root = Path(tikhon.__file__).parent
-    return frozenset(str(root / name) for name in names)
