@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import runpy
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from forks import fork
 
 SECONDS = 240.0
+ENDED: list[dict[str, object]] = []  # a script's objects: destructors may wait for gloo's threads
 
 
 def together(script: Path) -> str:
@@ -44,7 +46,8 @@ def _run(script: Path, rank: int, port: int) -> int:
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
     warnings.resetwarnings()  # those of a process of its own
     sys.argv, sys.path = [str(script)], [str(script.parent), *sys.path]
-    runpy.run_path(str(script), run_name="__main__")
+    faulthandler.dump_traceback_later(SECONDS - 10.0)  # where a rank that never ends stands
+    ENDED.append(runpy.run_path(str(script), run_name="__main__"))
     return 0
 
 
