@@ -368,6 +368,15 @@ def training_fields() -> Iterator[tuple[str, Option, Any]]:
             yield name, told, default
 
 
+def format_options(flag: str, *values: str) -> str:
+    """Format an option given once for each value, as a shell reads it.
+
+    >>> format_options("--drop", "id", "first name")
+    "--drop=id '--drop=first name'"
+    """
+    return shlex.join(f"{flag}={value}" for value in values)
+
+
 def format_penalty(entry: Mapping[str, Any]) -> str:
     """Format a penalty entry of a recipe for `--penalty`.
 

@@ -4,6 +4,7 @@ for new rows, or asked for.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -121,8 +122,21 @@ KEPT: dict[str, Callable[[int], str]] = {
 
 @pytest.mark.parametrize("name", KEPT)
 def test_what_is_not_certain_is_asked_for(name: str, tmp_path: Path):
-    with pytest.raises(DataError, match="--categorical a"):
+    with pytest.raises(DataError, match="--categorical=a"):
         table(tmp_path, [KEPT[name](i) for i in range(ROWS)])
+
+
+def test_suggested_options_are_those_of_a_shell(tmp_path: Path):
+    """A name with a space is one word, as the shell splits the line."""
+    path = tmp_path / "t.csv"
+    cells = [*range(59), "not yet"]
+    path.write_text(
+        "floor area,y\n" + "".join(f"{cell},{i % 2}\n" for i, cell in enumerate(cells))
+    )
+    with pytest.raises(DataError) as caught:
+        load(str(path), table=TableOptions("y"))
+    words = shlex.split(str(caught.value))
+    assert {"--na-values=not yet", "--categorical=floor area"} <= set(words)
 
 
 def test_numbers_of_one_unit_stay_numbers(tmp_path: Path):

@@ -66,7 +66,7 @@ def test_a_column_that_repeats_another_is_told_unless_chance_makes_it(tmp_path):
 def test_rows_of_one_thing_are_told_with_the_option_that_keeps_them_together(tmp_path, name):
     ids = [f"p{i // 6}" for i in range(300)]
     (told,) = said(table(tmp_path, **{name: ids}, a=A, y=NOISE), "notice_groups")
-    assert "50 values in 300 rows" in told and f"--group '{name}'" in told
+    assert "50 values in 300 rows" in told and f"--group={name}" in told
     path = tmp_path / "t.csv"
     assert not said(load(path, table=TableOptions("y", group=name)), "notice_groups")
 

@@ -23,6 +23,7 @@ from tikhon.data.text_cells import (
 )
 from tikhon.errors import DataError
 from tikhon.languages import sentence
+from tikhon.options import format_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,8 +66,8 @@ def infer_column(raw: RawColumn, *, category: bool = False) -> Column:
     source, name, series = raw.source, raw.name, raw.series
     if raw.foreign:
         raise DataError(
-            f"{source.name}: column {name!r} holds {raw.foreign}, not one value per cell; --drop "
-            f"{name}, or spread them over columns of their own"
+            f"{source.name}: column {name!r} holds {raw.foreign}, not one value per cell; "
+            f"{format_options('--drop', name)}, or spread them over columns of their own"
         )
     if not category and (plain := raw.short_numbers) is not None:
         return _number(Column(name, "number"), plain)
@@ -134,7 +135,7 @@ def _number_column(raw: RawColumn) -> Column | None:
         return None
     units = number_parsing.common_unit(numbers)
     if units is None:
-        refuse_units(name, cells, numbers, f"or say --categorical {name}")
+        refuse_units(name, cells, numbers, f"or say {format_options('--categorical', name)}")
         return None
     decimal = infer_decimal_mark(raw)
     values, bounds = number_parsing.values_and_bounds(found, decimal)
@@ -257,14 +258,18 @@ def refuse_misspelt(
     `new` rows and for a `target`).
     """
     row = cells.first(other)
-    text = cells.texts[cells.codes[row]][:40]
-    asked = f"say --na-values {text!r} if it means no value"
-    if not target:
-        asked += f", or --categorical {name} to read the column as text"
+    text = cells.texts[cells.codes[row]]
+    remedies = []
+    if new:
+        remedies = ["leave the cells empty, which means no value"]
+    elif len(text) <= 40:
+        remedies = [f"say {format_options('--na-values', text)} if it means no value"]
+    if not new and not target:
+        remedies += [f"say {format_options('--categorical', name)} to read the column as text"]
     count = int(cells.counts[other].sum())
     key = "refused_units" if count == 1 and row == 0 else "refused_texts"  # below the header
-    found = sentence(key, name=name, kind=kind, count=count, text=text, line=source.line(row))
-    raise DataError(found + ("leave the cells empty, which means no value" if new else asked))
+    found = sentence(key, name=name, kind=kind, count=count, text=text[:40], line=source.line(row))
+    raise DataError(found + ", or ".join(remedies or ["leave the row out"]))
 
 
 def _date_column(raw: RawColumn) -> Column | None:
@@ -282,7 +287,8 @@ def _date_column(raw: RawColumn) -> Column | None:
         raise DataError(
             f"column {name!r}: the year of {cells.texts[cells.codes[row]]!r} in "
             f"{source.line(row)} may be of either century; write four digits, or say --dates "
-            f"{order} to read 00 to 68 as 20xx and 69 to 99 as 19xx, or --drop {name}"
+            f"{order} to read 00 to 68 as 20xx and 69 to 99 as 19xx, or "
+            f"{format_options('--drop', name)}"
         )
     days = dates.days_of_dates(found, order)
     words = _flag_words(source, name, cells, ~np.isnan(days), "dates") or ()
@@ -310,7 +316,7 @@ def _order(raw: RawColumn) -> str:
     if not fitting:
         raise DataError(
             f"column {name!r} holds dates in several orders of day and month; write them as "
-            f"2021-12-31, or --drop {name}"
+            f"2021-12-31, or {format_options('--drop', name)}"
         )
     differ = [one is not None and len({one.days[o] for o in fitting}) > 1 for one in found]
     if not any(differ):

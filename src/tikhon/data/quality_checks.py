@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
@@ -15,6 +14,7 @@ from tikhon.data.number_parsing import MISSING, parse_number
 from tikhon.data.source import Source, quote_names
 from tikhon.data.text_cells import FALSE, TRUE
 from tikhon.languages import Sentence, sentence
+from tikhon.options import format_options
 
 _RARE_SHARE = 0.1
 _LARGE_CLASS = 0.3  # share of the largest class below which constant predictions score low
@@ -66,7 +66,13 @@ def find_na_labels(source: Source, target: str) -> list[Sentence]:
     text = source.frame[target].astype("string").str.strip()
     found = text[text.str.lower().isin(["na", "n/a", "nan", "null", "none"])]
     return [
-        sentence("notice_text_na", rows=int(count), word=str(word), column=target)
+        sentence(
+            "notice_text_na",
+            rows=int(count),
+            word=str(word),
+            column=target,
+            option=format_options("--na-values", str(word)),
+        )
         for word, count in found.value_counts().items()
     ]
 
@@ -132,7 +138,7 @@ def check_levels(column: Column) -> list[Sentence]:
     notices = find_similar_labels(column.name, levels)
     missing = [level for level in levels if level.lower() in _NO_VALUES]
     if len(missing) > 1:
-        options = shlex.join(f"--na-values={level}" for level in missing)
+        options = format_options("--na-values", *missing)
         labels = quote_names(missing)
         notices.append(
             sentence("notice_no_values", labels=labels, name=column.name, options=options)
@@ -182,7 +188,7 @@ def find_leaks(
             "notice_leak" if share == 1 else "notice_leak_nearly",
             columns=quote_names(names),
             share=share,
-            options=shlex.join(f"--drop={name}" for name in names),
+            options=format_options("--drop", *names),
         )
         for names, share in [*told, *(([name], share) for name, share in nearly)]
     ]
@@ -264,7 +270,7 @@ def find_combined_leaks(
 
 def _report_combination(key: str, names: Sequence[str], terms: Sequence[int]) -> list[Sentence]:
     found = [names[i] for i in terms]
-    options = shlex.join(f"--drop={name}" for name in found)
+    options = format_options("--drop", *found)
     return [sentence(key, columns=quote_names(found), options=options)] if found else []
 
 
@@ -324,7 +330,15 @@ def find_groups(values: np.ndarray, columns: Sequence[Column]) -> list[Sentence]
         named = column.kind in ("number", "category") and _GROUP_NAME.search(column.name)
         if named and _MIN_GROUPS <= many <= len(cells) / 2:
             name = quote_names([column.name])
-            return [sentence("notice_groups", column=name, count=many, rows=len(cells))]
+            return [
+                sentence(
+                    "notice_groups",
+                    column=name,
+                    count=many,
+                    rows=len(cells),
+                    option=format_options("--group", column.name),
+                )
+            ]
     return []
 
 
