@@ -102,6 +102,13 @@ _DATA_FLAGS = frozenset(
     "--target --task --time --group --drop --categorical --sep --decimal --dates --encoding "
     "--na-values --on-bad-row --data-dir".split()
 )
+_OF_TRAINING = frozenset({"--model", "--batch-size", "--seed"})
+_CARRIED_FLAGS = {
+    "fit": _DATA_FLAGS | _OF_TRAINING,
+    "compare": _DATA_FLAGS | _OF_TRAINING,
+    "tune": _DATA_FLAGS | _OF_TRAINING | {"--loss", "--device", "--test"},
+    "predict": frozenset({"--data-dir"}),
+}  # what a verb takes over from the command of another
 FLAGS = frozenset(
     "--compact --linear --no-linear --importances --no-importances --refit --join --debias "
     "--resume --overwrite --json --quiet -q --verbose -v --debug --full --quick --open "
@@ -146,15 +153,17 @@ def with_rerun_without_leaks(config: Mapping[str, Any], commands: Sequence[str])
     return [*([shlex.join([*rerun_command(config["command"]), *drop])] if drop else []), *commands]
 
 
-def data_arguments(command: Sequence[str]) -> list[str]:
-    """Return DATA and its options from a command `tikhon VERB ...`, for use with another verb.
+def command_for(verb: str, command: Sequence[str]) -> list[str]:
+    """Return the command of another verb for the data and the settings that both have.
 
-    >>> data_arguments(["tikhon", "fit", "--l2", "1e-3", "a.csv", "--target", "y", "--sep=;"])
-    ['a.csv', '--target', 'y', '--sep=;']
+    >>> command_for("tune", ["tikhon", "fit", "--l2", "1e-3", "a.csv", "--model", "mlp:8"])
+    ['tikhon', 'tune', 'a.csv', '--model', 'mlp:8']
     """
     parts = list(split_command(command[2:]))
     data = [word for name, words in parts if not name for word in words]
-    return data[:1] + [word for name, words in parts if name in _DATA_FLAGS for word in words]
+    kept = _CARRIED_FLAGS[verb]
+    options = [word for name, words in parts if name in kept for word in words]
+    return ["tikhon", verb, *data[:1], *options]
 
 
 _ALONE = "search once for each value"

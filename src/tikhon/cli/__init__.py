@@ -111,7 +111,15 @@ def _root(
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors are one message, never a traceback."""
     startup.is_program = arguments is None
-    arguments = _complete_ray_option(sys.argv[1:] if arguments is None else arguments)
+    given, own = sys.argv[1:] if arguments is None else arguments, sys.argv
+    sys.argv = ["tikhon", *given]  # a run keeps the command that made it
+    try:
+        return _run(_complete_ray_option(given))
+    finally:
+        sys.argv = own
+
+
+def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["help"]:  # as in `git help commit`
         arguments = [*arguments[1:2], "--help"]
     try:

@@ -20,7 +20,7 @@ from tikhon.options import (
     MODELS,
     REGULARIZATION,
     TRAINING,
-    data_arguments,
+    command_for,
     format_penalty,
     with_rerun_without_leaks,
 )
@@ -126,7 +126,7 @@ def compare(
             except Stopped:
                 kept = f"{len(records)} trainings are kept in {path}"
                 return report_interruption(terminal, interrupt, config["command"], kept)
-        result["next"] = _suggest_next(result, config)
+        result["next"] = _suggest_next(result, config, settings)
         folder.write(RESULT, result)
         conclude_saved(terminal, result, path, ending=f"; trainings in {path}", left_out=())
     return 0
@@ -183,13 +183,17 @@ def _run_comparison(
     return result
 
 
-def _suggest_next(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def _suggest_next(
+    result: dict[str, Any], config: dict[str, Any], settings: dict[str, Any]
+) -> list[str]:
     """Suggest what to run next: a search, or the best method as tuned on one split."""
-    named, rows = data_arguments(config["command"]), result["methods"]
-    bare = any(row["method"] == "none" and row["tied"] for row in rows)
-    # no method beats plain training
-    then = ["tune", *named] if bare else ["fit", *named, *_recipe_options(rows[0])]
-    return with_rerun_without_leaks(config, [shlex.join(["tikhon", *then])])
+    rows = result["methods"]
+    if any(row["method"] == "none" and row["tied"] for row in rows):  # plain training is as good
+        then = command_for("tune", config["command"])
+    else:
+        length = ("--epochs", str(settings["epochs"]))
+        then = [*command_for("fit", config["command"]), *length, *_recipe_options(rows[0])]
+    return with_rerun_without_leaks(config, [shlex.join(then)])
 
 
 def _recipe_options(first: dict[str, Any]) -> list[str]:

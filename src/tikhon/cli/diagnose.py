@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -126,14 +128,18 @@ def diagnose(
 
 def save_and_print(terminal: Terminal, run: RunOptions, found: Diagnosis | Cure) -> None:
     """Save the result and its page if a folder was given; print the JSON document if requested."""
+    from tikhon.cli.results import print_next
+    from tikhon.report.document import build, write_page
+    from tikhon.report.saved import SavedRun
+
     document = found.to_dict()
     if run.output is not None:
-        from tikhon.cli.results import print_next
-        from tikhon.report.document import write_page
-
         found.save(run.output, overwrite=run.overwrite)
         file, page = write_page(run.output)
-        print_next(terminal, file, page.next_commands)
+    else:
+        saved = SavedRun(Path(document["kind"]), {"command": sys.argv}, (), document)
+        file, page = None, build(saved)
+    print_next(terminal, file, page.next_commands)
     terminal.print_document(document)
 
 

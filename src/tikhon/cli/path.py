@@ -18,7 +18,6 @@ from tikhon.options import (
     REGULARIZATION,
     SPARSE_PENALTIES,
     TRAINING,
-    with_rerun_without_leaks,
 )
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def path(
             except Stopped:
                 kept = f"what is solved is kept in {folder_path}"
                 return report_interruption(terminal, interrupt, config["command"], kept)
-        document = _save(folder, result, parts, config, data)
+        document = _save(folder, result, parts, config)
         left_out = ("importances", "errors", "score_errors", "margins", "accuracies")
         conclude_saved(
             terminal, document, folder_path, ending=f"; model in {folder_path}", left_out=left_out
@@ -183,7 +182,6 @@ def _save(
     result: PathResult,
     parts: Any,
     config: dict[str, Any],
-    data: str,
 ) -> dict[str, Any]:
     from tikhon.cli.results import suggest_predict
     from tikhon.report.kinds.path import selected
@@ -196,9 +194,7 @@ def _save(
     document = result.to_dict() | _test_results(result, state, parts, name, outputs)
     entered = selected(document).items()
     document["features"] = {name: {"importance": w, "enters": s} for name, (w, s) in entered}
-    document["next"] = with_rerun_without_leaks(
-        config, suggest_predict(document, folder.path, data)
-    )
+    document["next"] = suggest_predict(document, folder.path, config)
     folder.write(RESULT, document)
     return document
 

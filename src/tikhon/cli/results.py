@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tikhon.options import command_for, with_rerun_without_leaks
 from tikhon.report.kinds.scores import learned_nothing
 from tikhon.report.page import Label, Mark, Page, PageTable
 
@@ -98,16 +99,19 @@ def print_page(terminal: Terminal, page: Page) -> None:
         terminal.print_wrapped(english(sentence))
 
 
-def suggest_predict(result: Mapping[str, Any], path: Path, data: str) -> list[str]:
-    """Suggest predicting new rows, unless the model learned nothing."""
-    if learned_nothing(result):
-        return []
-    return [shlex.join(["tikhon", "predict", str(path), data])]
+def suggest_predict(result: Mapping[str, Any], path: Path, config: Mapping[str, Any]) -> list[str]:
+    """Suggest predicting rows, unless the model learned nothing; leaks are left out first."""
+    predict = command_for("predict", config["command"])
+    predict.insert(2, str(path))
+    return with_rerun_without_leaks(
+        config, [] if learned_nothing(result) else [shlex.join(predict)]
+    )
 
 
-def print_next(terminal: Terminal, page: Path, commands: Sequence[str]) -> None:
-    """Print the path of the page and what to run next."""
-    terminal.print(f"report: {page}")
+def print_next(terminal: Terminal, page: Path | None, commands: Sequence[str]) -> None:
+    """Print the path of the page, if there is one, and what to run next."""
+    if page is not None:
+        terminal.print(f"report: {page}")
     for command in commands:
         terminal.print(f"next:   {command}")
 

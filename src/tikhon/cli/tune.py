@@ -27,7 +27,6 @@ from tikhon.options import (
     TRAINING,
     remove_options,
     with_mode,
-    with_rerun_without_leaks,
 )
 
 if TYPE_CHECKING:
@@ -207,7 +206,7 @@ def tune(
                 kept = f"no trial was finished yet in {path}"
                 return report_interruption(terminal, interrupt, config["command"], kept)
         more = _test_results(result, train, parts, loss)
-        more["next"] = with_rerun_without_leaks(config, suggest_predict(more, path, data))
+        more["next"] = suggest_predict(more, path, config)
         document = _save(folder, result, config, more)
     left_out = ("trials", "space", "plan", "score_errors", "margins")
     conclude_saved(terminal, document, path, ending=f"; models in {path}", left_out=left_out)

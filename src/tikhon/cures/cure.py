@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,7 +21,7 @@ from tikhon.budget import Deadline, OutOfTimeError, parse_seconds
 from tikhon.cures.baseline import Baseline
 from tikhon.cures.data import without_gaps
 from tikhon.cures.scoring import root_codes, root_faults, scoring_batches
-from tikhon.cures.treatment import Treatment
+from tikhon.cures.treatment import Treatment, optimizer_option
 from tikhon.cures.treatments import (
     INTENDED_LOSSES,
     NO_DUPLICATES,
@@ -101,6 +102,29 @@ class Cure:
         decay = Term(L2(strength), how="decoupled") if strength else ()
         return Recipe(decay, **known)
 
+    @cached_property
+    def options(self) -> dict[str, str | None] | None:
+        """Options of a command that the treatment sets, `None` for one that it removes.
+
+        None if no command says its optimizer. `place` says what else there is to change.
+        """
+        treatment = self.treatment or UNTREATED
+        kinds = {part.kind for part in treatment.parts or (treatment,)}
+        found: dict[str, str | None] = {"--penalty": None} if "penalty" in kinds else {}
+        decayed = "penalty" in kinds and self.diagnosis.record.optimizer.get("weight_decay")
+        if decayed or kinds & {"lr", "adam", "decay"}:
+            found["--optimizer"] = optimizer_option(self.program(0).optimizer)
+        if found.get("--optimizer", "") is None:
+            return None
+        found |= {"--clip": "1"} if "clip" in kinds else {}
+        return found | ({"--batch-size": str(treatment.batch)} if "batch" in kinds else {})
+
+    @property
+    def place(self) -> str:
+        """Where to make the change: in "options" of a command, the "model" or the "program"."""
+        place = (self.treatment or UNTREATED).place
+        return "program" if self.options is None else place
+
     def replica(self, seed: int = 0) -> Replica:
         """Return the treated program before its first step, initialised with a seed."""
         return self.program(seed)
@@ -140,6 +164,8 @@ class Cure:
             "confirmed": self.confirmed,
             "treatment": self.treatment.name if self.treatment else None,
             "patch": self.patch,
+            "place": self.place if self.confirmed else None,
+            "options": self.options,
             "recipe": self.recipe.to_dict(),
             "effect": finite(best.effect) if best else None,
             "yardstick": finite(self.baseline),
@@ -432,10 +458,18 @@ def _summary(found: Cure) -> str:
         lines += textwrap.wrap(text, WIDTH, initial_indent=" ", subsequent_indent="   ")
     if found.patch:
         lines += [" patch:", *(f"   {line}" for line in found.patch.splitlines())]
-        lines.append(
-            " next: paste each part where its comment says, train in full, diagnose again"
-        )
+        lines.append(f" next: {_how_to_apply(found)}, train in full, diagnose again")
     return "\n".join(lines)
+
+
+def _how_to_apply(found: Cure) -> str:
+    """Say what to do with the patch."""
+    if found.place != "options":
+        return "paste each part where its comment says"
+    options = (found.options or {}).items()
+    set_to = [f"{name} {value}" for name, value in options if value is not None]
+    removed = [f"without {name}" for name, value in options if value is None]
+    return f"paste it, or say {' '.join([*set_to, *removed])} on the command line"
 
 
 def _remaining_lines(found: Cure) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,10 +17,12 @@ from tikhon.cures.patch import execute, script, with_imports
 from tikhon.data.nested import Batch
 from tikhon.diagnosis.replica import Replica
 from tikhon.diagnosis.samples import Samples
+from tikhon.options import OPTIMIZERS
 
 BEFORE = "# before the optimizer is built"
 SETUP = "# after the optimizer is built"
 AFTER = "# after training"
+OPTION_KINDS = {"lr", "adam", "decay", "penalty", "clip", "batch"}  # options of a command say them
 
 
 class _NothingToChange(Exception):
@@ -69,6 +72,15 @@ class Treatment:
     def names(self) -> set[str]:
         """Names of its parts."""
         return {part.name for part in self.parts or (self,)}
+
+    @property
+    def place(self) -> Literal["options", "model", "program"]:
+        """Where a person makes the change: options of a command, the model's code, or more."""
+        parts = [part for part in self.parts or (self,) if part.kind not in OPTION_KINDS]
+        if not parts:
+            return "options"
+        in_model = all(p.edit and not (p.setup or p.rows or p.data_edit) for p in parts)
+        return "model" if in_model else "program"
 
     def apply(self, replica: Replica, samples: Samples, valid_batch: Batch | None = None) -> bool:
         """Treat the replica in place and store the patch on it; return False if not applicable."""
@@ -205,3 +217,25 @@ def optimizer_settings(optimizer: Any) -> list[Any]:
             known.pop("decoupled_weight_decay", None)
         groups.append({**known, "count": len(group["params"])})
     return [kind, *groups]
+
+
+def optimizer_option(optimizer: torch.optim.Optimizer | None) -> str | None:
+    """Return the value of `--optimizer` that builds the same optimizer; None if none does.
+
+    >>> optimizer_option(torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
+    'sgd:0.1,momentum=0.9'
+    """
+    if optimizer is None:
+        return None
+    first, *others = optimizer_settings(optimizer)[1:]
+    if {type(optimizer).__name__.lower()} - set(OPTIMIZERS) or any(
+        {**group, "count": 0} != {**first, "count": 0} for group in others
+    ):
+        return None
+    signature = inspect.signature(type(optimizer)).parameters
+    usual = {name: told.default for name, told in signature.items() if name != "lr"}
+    changed = {k: v for k, v in first.items() if k in usual and v != usual[k]}
+    if not all(isinstance(value, int | float) for value in changed.values()):
+        return None
+    settings = [f"{first['lr']:g}", *(f"{k}={float(v):g}" for k, v in changed.items())]
+    return f"{type(optimizer).__name__.lower()}:{','.join(settings)}"

@@ -10,7 +10,14 @@ from typing import Any
 from torch import nn
 
 from tikhon import notebook, plotting
-from tikhon.options import STRENGTHS, data_arguments, format_penalty, remove_options, rerun_command
+from tikhon.options import (
+    STRENGTHS,
+    command_for,
+    format_penalty,
+    remove_options,
+    rerun_command,
+    split_command,
+)
 from tikhon.runs.documents import SavedPenalty
 from tikhon.sparsity import Sparsity
 from tikhon.training import measures
@@ -174,10 +181,11 @@ def next_commands(run: Run, found: Sequence[Statement]) -> list[str]:
     if "rising" in codes and "--early-stopping" not in arguments:
         commands.append(shlex.join([*arguments, "--early-stopping", "5"]))
     if codes & {"no_better_class", "no_better_mean", "linear_better"} and not commands:
-        return [shlex.join(["tikhon", "tune", *data_arguments(arguments)])]
+        return [shlex.join(command_for("tune", arguments))]
     if not commands:  # compare draws its own splits
-        verb = "tune" if {"--time", "--group"} & set(data_arguments(arguments)) else "compare"
-        commands = [shlex.join(["tikhon", verb, *data_arguments(arguments)])]
+        names = {name for name, _ in split_command(arguments)}
+        verb = "tune" if {"--time", "--group", "--loss"} & names else "compare"
+        commands = [shlex.join(command_for(verb, arguments))]
     return [*commands, *repeat]
 
 

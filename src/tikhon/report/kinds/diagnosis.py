@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Literal
 
 from tikhon.languages import strings
 from tikhon.numbers import format_number
-from tikhon.options import remove_options
+from tikhon.options import MODELS, remove_options, split_command
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import elements
 from tikhon.report.page import (
@@ -106,12 +106,66 @@ _OF_ONE_RUN = (
 ).split()
 
 
-def next_command(run: SavedRun, verb: str) -> tuple[str, ...]:
-    """Return the command of another verb for the same program."""
+def next_command(
+    run: SavedRun, verb: str, options: Mapping[str, str | None] | None = None
+) -> tuple[str, ...]:
+    """Return the command of another verb for the same program, with `options` set or removed."""
     command = [str(part) for part in run.config.get("command") or ()]
-    if command[:1] != ["tikhon"] or "--optimizer" not in " ".join(command):
+    is_trained = _is_network_by_name(command) or "--optimizer" in " ".join(command)
+    if command[:1] != ["tikhon"] or not is_trained:
         return ()
-    return (shlex.join(["tikhon", verb, *remove_options(command[2:], *_OF_ONE_RUN)]),)
+    options = options or {}
+    kept = remove_options(command[2:], *_OF_ONE_RUN, *options)
+    changed = [word for name, value in options.items() if value for word in (name, value)]
+    return (shlex.join(["tikhon", verb, *kept, *changed]),)
+
+
+def _model_argument(command: Sequence[str]) -> str:
+    """Return MODEL of a command `tikhon diagnose MODEL ...`."""
+    words = (words[0] for name, words in split_command(command[2:]) if not name)
+    return next(words, "")
+
+
+def _is_network_by_name(command: Sequence[str]) -> bool:
+    """Return whether MODEL is a network of `tikhon fit` or data for one, not code of the user."""
+    head, colon, _ = _model_argument(command).partition(":")
+    return not colon or head in {name.partition(":")[0] for name in MODELS}
+
+
+def _how_to_apply(run: SavedRun) -> tuple[tuple[Label, ...], tuple[str, ...]]:
+    """Return what to do with the treatment of a cure, and the command that checks the result."""
+    command = [str(part) for part in run.config.get("command") or ()]
+    commands = next_command(run, "diagnose", run.result.get("options"))
+    place = run.result.get("place")
+    if place is None or not commands:
+        return (), ()
+    if place == "options":
+        return (label("cure_in_options"),), (*commands, *_fit_command(run, command))
+    if place == "model" and not _is_network_by_name(command):
+        return (label("cure_in_model", model=_model_argument(command)),), commands
+    return (label("cure_in_program"),), ()
+
+
+def _fit_command(run: SavedRun, command: Sequence[str]) -> tuple[str, ...]:
+    """Return the command that trains a network by name with the cured optimizer, if one does."""
+    options = dict(run.result["options"])
+    built = re.fullmatch(r"(\w+):([^,]+)(?:,momentum=([^,]+))?", options.pop("--optimizer", ""))
+    parts = split_command(command[2:])
+    given = {name: words[-1].removeprefix(f"{name}=") for name, words in parts} | options
+    if (
+        not built
+        or not _is_network_by_name(command)
+        or given.get("--penalty")
+        or "--clip" in given
+    ):
+        return ()
+    name, lr, momentum = built.groups()
+    model = given[""] if "--data" in given else None
+    data = given.get("--data", given[""])
+    set_to = {"--model": model, "--optimizer": name, "--lr": lr, "--momentum": momentum}
+    set_to |= {name: given.get(name) for name in ("--target", "--loss", "--batch-size", "--seed")}
+    words = [word for name, value in set_to.items() if value for word in (name, value)]
+    return (shlex.join(["tikhon", "fit", data, *words]),)
 
 
 def place_label(where: list[str]) -> Label | str:
@@ -347,13 +401,14 @@ def cure_page(run: SavedRun) -> Page:
         pairs = (("loss_untreated", results[0]), ("loss_treated", best))
         shown = [*(Fact(label(key), format_number(mean(a["scores"]))) for key, a in pairs), *shown]
     shown += elements.time_fact(run)
+    how, commands = _how_to_apply(run)
     patch = (Section(label("patch"), (CodeBlock(tuple(result["patch"].splitlines())),)),)
     return Page(
         title=label("title_cure", model=record.get("model", run.name)),
         level="good" if confirmed else "watch",
         verdict=words,
-        remarks=(verdict(found, inner), *finding_sentences(found)),
-        next_commands=next_command(run, "diagnose") if result.get("patch") else (),
+        remarks=(*how, verdict(found, inner), *finding_sentences(found)),
+        next_commands=commands,
         facts=tuple(shown),
         about=(*elements.about_run(run), *about(record)),
         sections=elements.without_missing(
