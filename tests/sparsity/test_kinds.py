@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -193,6 +195,48 @@ def test_a_share_of_the_flops_is_that_of_the_compacted_model(share, multiple):
         assert share <= saved < share + 0.1  # by less than a unit
     assert all((layer.units - layer.zeros) % multiple == 0 for layer in audit.layers)
     assert "of the flops went" in str(audit)
+
+
+TOGETHER = {  # what a convolution can only lose together, and the channels that are left
+    "groups": (
+        [nn.Conv2d(2, 12, 1), nn.ReLU(), nn.Conv2d(12, 18, 3, groups=3), nn.ReLU()],
+        {"0": 6, "2": 9},
+    ),
+    "whole groups": (
+        [nn.Conv2d(2, 12, 1), nn.ReLU(), nn.Conv2d(12, 18, 3, groups=6), nn.ReLU()],
+        {"0": 6, "2": 9},
+    ),
+    "of the input": ([nn.Conv2d(2, 8, 3, groups=2), nn.ReLU()], {"0": 4}),
+    "transposed": (
+        [nn.Conv2d(2, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 16, 2, 2, groups=2), nn.ReLU()],
+        {"0": 4, "2": 8},
+    ),
+    "whole groups transposed": (
+        [nn.Conv2d(2, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, 2, groups=4), nn.ReLU()],
+        {"0": 4, "2": 6},
+    ),
+    "pixels": ([nn.Conv2d(2, 16, 3), nn.ReLU(), nn.PixelShuffle(2)], {"0": 8}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cost", [None, "flops"])
+@pytest.mark.parametrize("name", TOGETHER)
+def test_channels_that_a_convolution_loses_together_are_one_unit(name, cost):
+    torch.manual_seed(0)
+    layers, left = TOGETHER[name]
+    model, x = nn.Sequential(*copy.deepcopy(layers), nn.LazyConv2d(3, 3)), torch.randn(8, 2, 6, 6)
+    model(x)
+    goal = torch.zeros(())
+    handle = train(model, x, 6, 0.5, target=goal, of="channels", cost=cost, example=x[:2])
+    model.eval()
+    small = tk.compact(model, x[:2])
+    torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
+    units = small.compaction.units
+    if cost is None:
+        assert handle.audit().share == pytest.approx(0.5, abs=0.06)
+        assert {name: units[name][1] for name in left} == left
+    else:
+        assert handle.audit().saved == pytest.approx(1 - flops(small, x) / flops(model, x))
 
 
 def test_weights_by_flops_spare_the_layers_that_cost_little():

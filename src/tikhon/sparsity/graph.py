@@ -37,6 +37,7 @@ class Block:
     owners: Tensor  # (positions,)
     dim: int = 0  # of the weight, indexed by position
     own: bool = False  # a parameter that is not a module's weight
+    shared: Tensor | None = None  # owners of the weight, where groups share its positions
 
     @property
     def weight_name(self) -> str:
@@ -60,7 +61,11 @@ class Graph:
             model.eval()
             interpreter = interpreter_of(with_traceable_layers(model), inputs)
             _run(interpreter, inputs)
-        return cls(model, interpreter.analysis, interpreter.analysis.registry.roots())
+        analysis = interpreter.analysis
+        for node in analysis.units:
+            if node.op == "call_module" and node not in analysis.refused:
+                _couple(node, analysis.graph.get_submodule(str(node.target)), analysis)
+        return cls(model, analysis, analysis.registry.roots())
 
     # -- who makes which units ----------------------------------------------------------------
 
@@ -156,10 +161,9 @@ class Graph:
             source: object = node.args[0] if node.args else None
             seen = self.analysis.units.get(source) if isinstance(source, fx.Node) else None
             if isinstance(module, _WEIGHTED) and seen is not None:
-                axis = -1 if isinstance(module, _LINEAR) else 1
-                ids = seen.ids.movedim(axis, 0).reshape(seen.ids.shape[axis], -1)
-                same = (ids == ids[:, :1]).all(1) & (ids[:, 0] >= 0)
-                yield node, torch.where(same, self.roots[ids[:, 0].clamp_min(0)], -1)
+                ids = seen.columns(-1 if isinstance(module, _LINEAR) else 1).T
+                units = torch.where(ids < 0, -1, self.roots[ids.clamp_min(0)])
+                yield node, torch.where((units == units[:, :1]).all(1), units[:, 0], -1)
 
     # -- what it costs ------------------------------------------------------------------------
 
@@ -207,11 +211,12 @@ class Graph:
     ) -> tuple[float, int | None, dict[int | None, float]]:
         """Return multiplications of a call, the layer of its outputs, and shares of its inputs."""
         module: Any = self._called(node)
-        shape = self.analysis.shapes[node]
-        outputs = module.weight.shape[int(_is_transposed(module))]
-        whole = math.prod(shape) / shape[0] * module.weight.numel() / outputs
+        counted = node.all_input_nodes[0] if _is_transposed(module) else node
+        shape = self.analysis.shapes[counted]  # each of its positions meets every weight once
+        whole = math.prod(shape[1:]) / module.weight.shape[0] * module.weight.numel()
         made = makers.get(f"{node.target}.weight")
-        if getattr(module, "groups", 1) == len(owners) > 1:  # depthwise
+        groups = getattr(module, "groups", 1)
+        if groups > 1 and _same_in_rows(owners.view(groups, -1).T):  # its units are whole groups
             return whole, made, {None: 1.0}
         read: dict[int | None, float] = defaultdict(float)
         for unit in owners.tolist():
@@ -245,10 +250,45 @@ def _run(interpreter: Interpreter, inputs: tuple[object, ...]) -> None:
         ) from error
 
 
+def _couple(node: fx.Node, module: nn.Module, analysis: Analysis) -> None:
+    """Merge the units of channels that a convolution can only lose together.
+
+    Its groups stay of one size: whole groups go, or as many channels of each. A channel of several
+    units (after PixelShuffle) goes with all of them.
+    """
+    if not isinstance(module, nn.modules.conv._ConvNd) or is_depthwise(module):
+        return
+    merge = analysis.registry.merge
+    columns = analysis.units[node.all_input_nodes[0]].columns(1)
+    merge(columns, columns[:1])
+    if module.groups > 1:
+        read = columns[0].view(module.groups, -1)
+        made = analysis.units[node].columns(1)[0].view(module.groups, -1)
+        is_free = analysis.registry.pinned.keys().isdisjoint(read.flatten().tolist())
+        if is_free and module.groups > min(read.shape[1], made.shape[1]):
+            merge(read, read[:, :1])
+            merge(made, read[:, :1])
+        else:
+            merge(read, read[:1])
+            merge(made, made[:1])
+
+
+def _same_in_rows(units: Tensor) -> bool:
+    return bool((units == units[:1]).all())
+
+
 def _block(name: str, module: Any, owners: Tensor) -> Block:
-    single = getattr(module, "groups", 1) > 1 and is_depthwise(module)
-    dim = int(_is_transposed(module) and not single)
-    return Block(name, module.weight, getattr(module, "bias", None), owners, dim)
+    bias, groups = getattr(module, "bias", None), getattr(module, "groups", 1)
+    if not _is_transposed(module) or groups == 1 or is_depthwise(module):
+        dim = int(_is_transposed(module) and not is_depthwise(module))
+        return Block(name, module.weight, bias, owners, dim)
+    # (in, out / groups, ...): a position of the second axis is of all groups
+    each = owners.view(groups, -1)
+    if _same_in_rows(each):
+        return Block(name, module.weight, bias, owners, 1, shared=each[0])
+    inputs = each[:, 0].repeat_interleave(module.in_channels // groups)
+    whole = inputs if _same_in_rows(each.T) else torch.full_like(inputs, -1)
+    return Block(name, module.weight, bias, owners, 0, shared=whole)
 
 
 def _is_transposed(module: object) -> bool:

@@ -179,7 +179,7 @@ def _coupled(model: nn.Module, pattern: Pattern, graph: Graph) -> list[tuple[lis
         norms = [x for x in graph.channelwise if set(x[0].owners.tolist()) == set(order)]
         blocks = [*((block, False) for block in members), *norms]
         blocks += ((block, False) for block in graph.parameters(order))
-        if any(_positions(block.owners, order) is None for block, _ in blocks):
+        if any(_positions(_weight_owners(block), order) is None for block, _ in blocks):
             continue  # mixed unit sizes
         parts = [part for block, norm in blocks for part in _parts(block, order, scale=norm)]
         name = "+".join(block.name for block in members)
@@ -189,12 +189,15 @@ def _coupled(model: nn.Module, pattern: Pattern, graph: Graph) -> list[tuple[lis
 
 def _parts(block: Block, order: Sequence[int], *, scale: bool = False) -> list[Part]:
     """Return weight and bias of a module, by output position."""
-    index = _positions(block.owners, order)
-    assert index is not None
+    index = _positions(_weight_owners(block), order)
     parts = [Part(block.weight_name, block.weight, block.dim, index, scale)]
     if block.bias is not None:
-        parts.append(Part(f"{block.name}.bias", block.bias, 0, index))
+        parts.append(Part(f"{block.name}.bias", block.bias, 0, _positions(block.owners, order)))
     return parts
+
+
+def _weight_owners(block: Block) -> Tensor:
+    return block.owners if block.shared is None else block.shared
 
 
 def _positions(owners: Tensor, order: Sequence[int]) -> Tensor | None:
