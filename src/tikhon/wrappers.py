@@ -35,14 +35,26 @@ def wrapped_name(module: nn.Module) -> str | None:
 
 
 @contextmanager
-def modes_restored(*models: nn.Module) -> Iterator[None]:
-    """Give each module back the mode that it has now, also in a model that is partly frozen."""
+def modes_restored(*models: nn.Module) -> Iterator[list[tuple[nn.Module, bool]]]:
+    """Give each module back the mode that it has now, also in a model that is partly frozen.
+
+    Yields the modules, each with whether it is training.
+    """
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
-        yield
+        yield modes
     finally:
         for module, mode in modes:
-            module.training = mode
+            set_mode(module, mode)
+
+
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Set the mode of one module, without its children."""
+    state = vars(module)
+    if "training" in state:  # past `Module.__setattr__`, which takes as long as a small layer
+        state["training"] = training
+    else:  # a scripted module
+        module.training = training
 
 
 def require_module(model: object) -> None:

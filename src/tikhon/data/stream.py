@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -80,8 +81,12 @@ class Stream:
     def batches(self) -> int | None:
         """Batches in an epoch; None if unknown before reading."""
         if self.held is not None or (self.rows and self._cuts):
-            return len(self._cut(torch.empty(self.rows)))
+            return self._number_of_cuts
         return len(self._loader) if self.rows else None
+
+    @cached_property
+    def _number_of_cuts(self) -> int:
+        return len(self._cut(torch.empty(self.rows)))
 
     def _cut(self, shuffled: Tensor) -> Sequence[Tensor]:
         return slices(shuffled, self.size) if self._cuts else shuffled.split(self.size)

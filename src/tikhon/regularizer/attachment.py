@@ -372,8 +372,10 @@ class Attachment:
         step = self.steps + (phase == "before_prox")
         for live, held in self.plan.controlled[phase]:
             controller = cast(Controller, live.source)
+            if step % controller.every:
+                continue
             bindings = [b for b in held if b.has_gradients]
-            if step % controller.every or not bindings:
+            if not bindings:
                 continue
             scratch = shared.setdefault(id(controller), {})
             readings = [

@@ -39,6 +39,7 @@ class RewriteDetector:
         self._checked = set(_CHECKED)
         # a parameter at the last step's end: its version and some of its weights
         self._state: tuple[Tensor, int, Tensor | None] | None = None
+        self._few: Tensor | None = None  # a view of some weights of that parameter
         self._last_edit = 1  # the step before which it was edited last
         self._norms: dict[Binding, Tensor] = {}  # at the start of the step
         self._recorded: list[tuple[Binding, str, Tensor]] = []  # at its end
@@ -65,7 +66,7 @@ class RewriteDetector:
         if self._state is None:
             return
         param, version, sample = self._state
-        if param._version == version and _is_same(param, sample):
+        if param._version == version and self._is_same(param, sample):
             return
         spacing, self._last_edit = self._steps - self._last_edit, self._steps
         if spacing > 1 and not self.is_done:
@@ -76,7 +77,8 @@ class RewriteDetector:
         if bindings:
             param = bindings[0].target.params[0]
             is_sampled = param.is_cpu and self._steps < _SAMPLED_STEPS and not is_lazy(param)
-            self._state = param, param._version, _few(param) if is_sampled else None
+            sample = self._view_few(param).clone() if is_sampled else None
+            self._state = param, param._version, sample
         if self._steps not in self._checked:
             return
         for binding in filter(_is_readable, bindings):
@@ -88,6 +90,21 @@ class RewriteDetector:
                 norms = torch.stack([self._norms[binding], _norm(binding)])
                 self._recorded.append((binding, "decay", norms))
         self._norms = {}
+
+    def _is_same(self, param: Tensor, sample: Tensor | None) -> bool:
+        """Return whether a few weights are still the same, as far as can be read at no cost."""
+        if sample is None or not param.is_cpu:
+            return True
+        now = self._view_few(param)
+        return now.dtype == sample.dtype and torch.equal(now, sample)
+
+    def _view_few(self, param: Tensor) -> Tensor:
+        """Return a few weights, spread over the parameter: a view, renewed when they move."""
+        weights = local(param)
+        if self._few is None or self._few.data_ptr() != weights.data_ptr():
+            flat = weights.view(-1) if weights.is_contiguous() else weights[0].flatten()
+            self._few = flat[:: max(1, flat.numel() // _FEW)]
+        return self._few
 
     @property
     def is_done(self) -> bool:
@@ -129,21 +146,6 @@ def _is_readable(binding: Binding) -> bool:
 def _norm(binding: Binding) -> Tensor:
     norms = [upcast(local(param)).norm().double() for param in binding.target.params]
     return torch.stack(norms).norm()
-
-
-def _is_same(param: Tensor, sample: Tensor | None) -> bool:
-    """Return whether these few weights are still the same, as far as can be read at no cost."""
-    if sample is None or not param.is_cpu:
-        return True
-    now = _few(param)
-    return now.dtype == sample.dtype and torch.equal(now, sample)
-
-
-def _few(param: Tensor) -> Tensor:
-    """Return a few weights, spread over the parameter."""
-    weights = local(param).detach()
-    weights = weights.view(-1) if weights.is_contiguous() else weights[0].flatten()
-    return weights[:: max(1, weights.numel() // _FEW)].clone()
 
 
 def _sample(binding: Binding) -> Tensor:

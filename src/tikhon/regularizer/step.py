@@ -194,7 +194,8 @@ def apply_decay(
 
     In objective mode (16-bit weights) by the gain instead. Records the moves in `done`.
     """
-    plain: dict[float, list[Binding]] = {}
+    # by parameter id; a launch must not write a parameter twice
+    launches: list[dict[int, tuple[Binding, float]]] = []
     for binding in plan.active("decay"):
         param = binding.target.params[0]
         lr = _rate(binding, plan)
@@ -207,7 +208,10 @@ def apply_decay(
             and not isinstance(amount, Tensor)
             and param.dtype not in HALF_TYPES
         ):
-            plain.setdefault(1 - amount, []).append(binding)
+            free = next((launch for launch in launches if id(param) not in launch), None)
+            if free is None:
+                launches.append(free := {})
+            free[id(param)] = binding, 1 - amount
             continue
         before = binding.read().clone()
         if binding.is_plain_decay:
@@ -215,9 +219,10 @@ def apply_decay(
         else:
             binding.write_(before - lr * binding.penalty.grad(before))
         done.append((binding, before))
-    for factor, bindings in plain.items():
-        kept = [b.read().clone() if factor < _MIN_DIVISOR else None for b in bindings]
-        _torch._foreach_mul_([b.target.params[0] for b in bindings], factor)
+    for launch in launches:
+        bindings, factors = zip(*launch.values())
+        kept = [b.read().clone() if f < _MIN_DIVISOR else None for b, f in launch.values()]
+        _torch._foreach_mul_([b.target.params[0] for b in bindings], factors)
         done += zip(bindings, kept)
 
 

@@ -289,19 +289,20 @@ class Hypergradient(Controller):
         memory = observation.memory
         if "gradients" not in observation.shared:
             observation.shared["gradients"] = self.validate(observation.model, memory["count"])
-        seen = observation.shared["gradients"]
-        figures = torch.zeros(6)
+        seen, is_first = observation.shared["gradients"], not memory["count"]
+        parts = []
         for reading in observation.readings:
             w, z = reading.weights, _sensitivity(memory, reading)
-            on_valid = reading.arrange([seen.gradients[p] for p in reading.params])
-            on_train = _training_gradient(reading)
+            valid = reading.arrange([seen.gradients[p] for p in reading.params])
+            train = _training_gradient(reading)
             removed = 2 * self.every * reading.gain * w * reading.penalty.grad(w)
-            pairs = [(z, on_valid), (z, on_train), (w, w)]
-            pairs += [(on_valid, on_valid), (on_train, on_train)]
-            sums = torch.stack([*((a * b).sum() for a, b in pairs), removed.sum()]).float()
-            figures = figures.to(sums) + all_reduce_sum(sums, reading.params[0])
-        figures = average_over_processes(figures)
-        slope, training, size, valid_square, train_square, removed = figures.tolist()
+            pairs = [(z, valid), (z, train), (w, w)]
+            pairs += [(valid, valid), (train, train)] if is_first else []
+            sums = torch.stack([removed.sum(), *((a * b).sum() for a, b in pairs)]).float()
+            parts.append(all_reduce_sum(sums, reading.params[0]).to(parts[0] if parts else sums))
+        figures = average_over_processes(sum(parts[1:], parts[0])).tolist()
+        removed, slope, training, size = figures[:4]
+        valid_square, train_square = figures[4:] or (1.0, 1.0)  # only the first ratio counts
         ratio = math.sqrt(valid_square / train_square) if train_square else math.inf
         ahead = transient_slope(memory, training, size=size, removed=removed, ratio=ratio)
         self.move(memory, slope - ahead, seen, (memory["low"], memory["high"]))
@@ -352,14 +353,14 @@ def _propagate(
 
     `unit` is the change of the strength per unit of a move.
     """
-    w, penalty = reading.weights, reading.penalty.with_strength(strength)
-    pull = reading.penalty.with_strength(unit).grad(w)
+    w, penalty = reading.weights, reading.penalty
+    pull = penalty.with_strength(unit).grad(w)
     gain, loss = reading.gain, min(1.0, damping * float(reading.rate))
     if isinstance(penalty, L2):
         factors = cast("float | Tensor", 1.0 if penalty.weights is None else penalty.weights)
         propagate_decay(z, pull, gain, gain * strength * factors + loss, steps)
     else:
-        propagate_prox(z, w, penalty, pull, gain, loss, steps)
+        propagate_prox(z, w, penalty.with_strength(strength), pull, gain, loss, steps)
 
 
 def _cap(reading: Reading) -> float:

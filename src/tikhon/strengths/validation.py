@@ -13,7 +13,7 @@ from tikhon.data.forward import LossFunction, call_model, compute_loss, loss_tak
 from tikhon.data.nested import map_tensors
 from tikhon.errors import InputError
 from tikhon.regularizer.targets import is_distributed
-from tikhon.wrappers import modes_restored
+from tikhon.wrappers import modes_restored, set_mode
 
 _STATISTICS = ("running_", "moving_")  # prefixes of running averages used in eval mode
 
@@ -107,13 +107,14 @@ def explain_loss_errors(owner: str, loss: LossFunction, rows: str) -> Iterator[N
 @contextmanager
 def without_noise(model: nn.Module) -> Iterator[None]:
     """Disable noise within the block, and normalise by batch statistics."""
-    training = [module for module in model.modules() if module.training]
-    averaging = [module for module in training if _has_running_statistics(module)]
-    kept = [(b, b.clone()) for module in averaging for b in module.buffers(recurse=False)]
+    kept: list[tuple[Tensor, Tensor]] = []
     try:
-        with modes_restored(model):
-            for module in training:
-                module.training = module in averaging
+        with modes_restored(model) as modes:
+            for module in (module for module, is_training in modes if is_training):
+                averages = _has_running_statistics(module)
+                set_mode(module, averages)
+                if averages:
+                    kept += ((b, b.clone()) for b in module.buffers(recurse=False))
             yield
     finally:
         with torch.no_grad():
@@ -123,8 +124,8 @@ def without_noise(model: nn.Module) -> Iterator[None]:
 
 def _has_running_statistics(module: nn.Module) -> bool:
     """Return whether a layer keeps running statistics of its inputs for eval mode."""
-    names = (name for name, _ in module.named_buffers(recurse=False))
-    return any(name.startswith(_STATISTICS) for name in names)
+    held = module._buffers.items()
+    return any(b is not None and name.startswith(_STATISTICS) for name, b in held)
 
 
 def _gradients(value: Tensor, params: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
