@@ -23,6 +23,7 @@ def pytest_collection_finish():
     """What was imported and collected is no garbage: the collector need not walk through it."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)  # torch's tests make few cycles: a tenth of the young collections
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,6 +35,15 @@ def seeds_of_devices():
     if not torch.accelerator.is_available():
         for device in (torch.cuda, torch.xpu, torch.mtia):
             patch.setattr(device, "manual_seed_all", lambda seed: None)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def disk():
+    """No write waits until it is on the disk; tests of that replace the call themselves."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(os, "fsync", lambda handle: None)
     yield
     patch.undo()
 

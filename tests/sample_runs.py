@@ -270,7 +270,7 @@ def cure_run(path: Path) -> Path:
 
     data, loss = digits(), nn.CrossEntropyLoss()
     found = cure(
-        deep_sigmoid, data["train"], loss, optimizer=adam, valid=data["valid"], budget="4s",
+        deep_sigmoid, data["train"], loss, optimizer=adam, valid=data["valid"], budget="1s",
         seeds=2, steps=20,
     )  # fmt: skip
     config = {"kind": "cure", "command": ["tikhon", "cure", "model.py:make"]}

@@ -111,7 +111,7 @@ def test_files_of_finished_runs(runs, tmp_path, capsys):
     expected = {
         name: answers(runs[name][1], tmp_path / "p.csv") for name in ("fit", "tune", "path")
     }
-    for _ in range(count(12, 200)):
+    for _ in range(count(8, 200)):
         name = draw.choice(list(runs))
         run = shutil.copytree(runs[name][1], tmp_path / "run")
         file = draw.choice([p for p in sorted(run.rglob("*")) if p.is_file()])

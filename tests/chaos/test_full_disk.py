@@ -86,7 +86,7 @@ def test_a_full_disk_at_one_write(name, prepared, tmp_path, monkeypatch, capsys)
     code, writes = run(arguments, monkeypatch)
     assert code in (0, 3)
     places = list(range(1, writes + 1))
-    if (some := count(10, 1_000)) < writes:
+    if (some := count(6, 1_000)) < writes:
         places = sorted(draw.sample(places, some))
     for full in places:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -183,7 +183,7 @@ def data(rows: int = 40):
     form=st.sampled_from(OUTPUTS),
     trained=st.booleans(),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_module_makes_it_fail(parts, form, trained):
     torch.manual_seed(0)
     found = diagnose(

@@ -48,7 +48,7 @@ def first_of_each_cause(count: int) -> list:
     return cells
 
 
-@pytest.mark.parametrize("program", first_of_each_cause(3), ids=lambda p: p.name)
+@pytest.mark.parametrize("program", first_of_each_cause(2), ids=lambda p: p.name)
 def test_the_cause_of_a_wrong_wire_is_on_top_with_a_line_to_write(program):
     found = run(program, steps=100 if program.code in SLOW else 8)
     first = found.findings[0]

@@ -2,60 +2,28 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 import tikhon as tk
 from integrations import plain
-
-transformers = pytest.importorskip("transformers", reason="pip install tikhon[hf]")
-pytest.importorskip("accelerate", reason="pip install tikhon[hf]")
-
-from tikhon.integrations.transformers import Regularize, Sparsify, Watch  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's advice
 TERMS = {f"net.{pattern}": term for pattern, term in plain.TERMS.items()}
 
 
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = plain.net()
+@pytest.fixture(scope="module")
+def programs():
+    """The programs, imported by the first test that runs them."""
+    pytest.importorskip("transformers", reason="pip install tikhon[hf]")
+    pytest.importorskip("accelerate", reason="pip install tikhon[hf]")
+    from integrations import transformers_programs
 
-    def forward(self, x, labels):
-        return {"loss": nn.functional.mse_loss(self.net(x), labels)}
-
-
-def rows(count=48):
-    x, y = plain.data()
-    return [{"x": x[i], "labels": y[i]} for i in range(count)]
-
-
-class InOrder(transformers.Trainer):
-    """Batches in the order of the plain loop."""
-
-    def _get_train_sampler(self, *args):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-
-def trainer(tmp_path, *callbacks, data=None, **options):
-    settings = {
-        "per_device_train_batch_size": plain.BATCH, "num_train_epochs": plain.EPOCHS,
-        "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0, "save_strategy": "no", "logging_steps": 6,
-    } | options  # fmt: skip
-    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), **settings)
-    model = Model()
-    return InOrder(
-        model, arguments, train_dataset=data or rows(), callbacks=list(callbacks),
-        optimizers=(plain.optimizer(model.parameters()), None),
-    )  # fmt: skip
+    return transformers_programs
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_training_equals_the_plain_loop(tmp_path, accumulate):
-    penalty = Regularize(TERMS)
-    run = trainer(tmp_path, penalty, gradient_accumulation_steps=accumulate)
+def test_a_training_equals_the_plain_loop(programs, tmp_path, accumulate):
+    penalty = programs.Regularize(TERMS)
+    run = programs.trainer(tmp_path, penalty, gradient_accumulation_steps=accumulate)
     run.train()
     expected = plain.train(accumulate=accumulate).state_dict()
     for name, value in run.model.net.state_dict().items():
@@ -64,54 +32,56 @@ def test_a_training_equals_the_plain_loop(tmp_path, accumulate):
     assert max(penalty.regularizer.sparsity().values()) > 0
 
 
-def test_a_resumed_training_equals_the_uninterrupted_one(tmp_path):
-    whole = trainer(tmp_path / "whole", Regularize(TERMS))
+def test_a_resumed_training_equals_the_uninterrupted_one(programs, tmp_path):
+    whole = programs.trainer(tmp_path / "whole", programs.Regularize(TERMS))
     whole.train()
     saving = {"save_strategy": "steps", "save_steps": 12, "max_steps": 24}
-    trainer(tmp_path / "half", Regularize(TERMS), **saving).train()
-    penalty = Regularize(TERMS)
-    resumed = trainer(tmp_path / "half", penalty, **saving)
+    programs.trainer(tmp_path / "half", programs.Regularize(TERMS), **saving).train()
+    penalty = programs.Regularize(TERMS)
+    resumed = programs.trainer(tmp_path / "half", penalty, **saving)
     resumed.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-12"))
     assert penalty.regularizer.steps == 24
     plain.assert_same(resumed.model, whole.model)
 
 
-def test_a_checkpoint_without_penalties_is_said(tmp_path):
+def test_a_checkpoint_without_penalties_is_said(programs, tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 12, "max_steps": 24}
-    trainer(tmp_path, **saving).train()
-    resumed = trainer(tmp_path, Regularize(TERMS), **saving)
+    programs.trainer(tmp_path, **saving).train()
+    resumed = programs.trainer(tmp_path, programs.Regularize(TERMS), **saving)
     with pytest.warns(UserWarning, match="no state of Regularize"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
 
 
-def test_the_log_history_holds_the_penalties(tmp_path):
-    run = trainer(tmp_path, Regularize(TERMS))
+def test_the_log_history_holds_the_penalties(programs, tmp_path):
+    run = programs.trainer(tmp_path, programs.Regularize(TERMS))
     run.train()
     logged = [line for line in run.state.log_history if "loss" in line]
     strengths = [line["penalty/L1/strength"] for line in logged]
     assert strengths == sorted(strengths) and strengths[-1] == pytest.approx(0.05)
 
 
-def test_the_watch_stops_at_the_first_bad_number(tmp_path):
-    data = rows()
+def test_the_watch_stops_at_the_first_bad_number(programs, tmp_path):
+    data = programs.rows()
     data[20]["x"] = torch.full((6,), float("nan"))
     with pytest.raises(tk.NonFiniteError, match=r"step 2: .* is input"):
-        trainer(tmp_path, Watch(every=1), data=data).train()
+        programs.trainer(tmp_path, programs.Watch(every=1), data=data).train()
 
 
 @pytest.mark.parametrize("disable_tqdm", [False, True])
-def test_the_watch_says_in_one_line_that_nothing_was_found(tmp_path, capsys, disable_tqdm):
-    watch = Watch(every=1)
-    trainer(tmp_path, watch, disable_tqdm=disable_tqdm).train()
+def test_the_watch_says_in_one_line_that_nothing_was_found(
+    programs, tmp_path, capsys, disable_tqdm
+):
+    watch = programs.Watch(every=1)
+    programs.trainer(tmp_path, watch, disable_tqdm=disable_tqdm).train()
     said = [line for line in capsys.readouterr().err.splitlines() if "tikhon watch" in line]
     assert said == [watch.watch.verdict] * (not disable_tqdm)
     assert f"no problem found in {watch.watch.step} steps" in watch.watch.verdict
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_sparse_training_equals_the_plain_loop(tmp_path, accumulate):
-    sparse = Sparsify("60%", within="net")
-    run = trainer(tmp_path, sparse, gradient_accumulation_steps=accumulate)
+def test_a_sparse_training_equals_the_plain_loop(programs, tmp_path, accumulate):
+    sparse = programs.Sparsify("60%", within="net")
+    run = programs.trainer(tmp_path, sparse, gradient_accumulation_steps=accumulate)
     run.train()
     expected = plain.train(accumulate=accumulate, share=0.6).state_dict()
     for name, value in run.model.net.state_dict().items():
@@ -121,11 +91,11 @@ def test_a_sparse_training_equals_the_plain_loop(tmp_path, accumulate):
     assert logged == sorted(logged) and logged[-1] > 0.5
 
 
-def test_a_resumed_sparse_training_equals_the_uninterrupted_one(tmp_path):
-    whole = trainer(tmp_path / "whole", Sparsify(0.6))
+def test_a_resumed_sparse_training_equals_the_uninterrupted_one(programs, tmp_path):
+    whole = programs.trainer(tmp_path / "whole", programs.Sparsify(0.6))
     whole.train()
     saving = {"save_strategy": "steps", "save_steps": 12, "max_steps": 24}
-    trainer(tmp_path / "half", Sparsify(0.6), **saving).train()
-    resumed = trainer(tmp_path / "half", Sparsify(0.6), **saving)
+    programs.trainer(tmp_path / "half", programs.Sparsify(0.6), **saving).train()
+    resumed = programs.trainer(tmp_path / "half", programs.Sparsify(0.6), **saving)
     resumed.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-12"))
     plain.assert_same(resumed.model, whole.model)

@@ -51,8 +51,8 @@ def trained(term: tk.Penalty, optimizer: str, dtype: torch.dtype) -> torch.Tenso
     return torch.cat([param.detach().ravel() for param in model.parameters()])
 
 
-# gains are one number with SGD and one for each weight with Adam; two more rules of such gains
-CELLS = [*product(TERMS, ("SGD", "Adam")), *zip(TERMS, cycle(("RMSprop", "Adagrad")))]
+# gains are one number with SGD and one for each weight with the others, by three rules in turn
+CELLS = [*product(TERMS, ("SGD",)), *zip(TERMS, cycle(("Adam", "RMSprop", "Adagrad")))]
 
 
 @pytest.mark.parametrize(("name", "optimizer"), CELLS)

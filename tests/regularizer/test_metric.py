@@ -48,12 +48,19 @@ def moves(model, optimizer, gradients):
         yield (model.weight.detach() - before).abs()
 
 
-@pytest.mark.parametrize("rows", ["out", "in"])
-@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("name", ADAPTIVE)
+# every penalty by rows and by columns with Adam, the other rules with two in turn
+CELLS = [
+    (name, penalty, rows)
+    for first, name in enumerate(ADAPTIVE)
+    for index, penalty in enumerate(PENALTIES)
+    for rows in ("out", "in")
+    if name == "Adam" or (first + index) % 5 == 0
+    if rows == "out" or getattr(penalty, "weights", None) is None
+]
+
+
+@pytest.mark.parametrize(("name", "penalty", "rows"), CELLS, ids=str)
 def test_no_weight_shrinks_by_much_more_than_lr_a_step(name, penalty, rows):
-    if rows == "in" and getattr(penalty, "weights", None) is not None:
-        return
     model, optimizer = attached(name, tk.Term(penalty, rows=rows))
     quiet, seen = torch.zeros(4, 3), torch.zeros(4, 3)
     across = 1 if rows == "out" else 0

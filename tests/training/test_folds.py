@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(  # from folds of 20 rows
 )
 
 AUTO = Recipe(Term(tk.L2(), how="decoupled", strength=Auto()))
-GIVEN = {"optimizer": "adamw", "lr": 0.01, "epochs": 12, "batch_size": 16, "linear": False}
+GIVEN = {"optimizer": "adamw", "lr": 0.01, "epochs": 6, "batch_size": 16, "linear": False}
 
 
 def rows(count, seed, signal=True):
@@ -42,7 +42,7 @@ def network():
 @pytest.mark.filterwarnings("ignore:Hypergradient. the strength on .* rests at the upper end")
 def test_it_finds_more_where_there_is_nothing_to_learn_and_helps_there():
     train, test = rows(120, 0, signal=False), rows(800, 1, signal=False)
-    given = {**GIVEN, "epochs": 40}
+    given = {**GIVEN, "epochs": 24}
     found = fit(network(), train, AUTO, test=test, **given)
     plain = fit(network(), train, test=test, **given)
     assert found.metrics["test/loss"] < 0.75 * plain.metrics["test/loss"]
@@ -64,7 +64,7 @@ def test_the_same_seed_finds_the_same_model_and_a_resume_does_too(whole, tmp_pat
     again = fit(network(), rows(60, 0), AUTO, **GIVEN)
     seen = []  # the epochs of the run on all rows; those of the folds are not told
     asked = {**GIVEN, "output": tmp_path / "run"}
-    halfway = {"stop": lambda: len(seen) >= 5, "on_epoch": seen.append}
+    halfway = {"stop": lambda: len(seen) >= 3, "on_epoch": seen.append}
     assert fit(network(), rows(60, 0), AUTO, **halfway, **asked).ended == "stopped"
     resumed = fit(network(), rows(60, 0), AUTO, resume=True, **asked)
     for other in (again, resumed):
@@ -125,9 +125,9 @@ def test_what_cannot_be_found_so_is_refused(recipe, count, more, message):
 def test_a_budget_holds_for_the_folds_too():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run = fit(network(), rows(300, 0), AUTO, budget="2s", **{**GIVEN, "epochs": 5000})
+        run = fit(network(), rows(300, 0), AUTO, budget="1s", **{**GIVEN, "epochs": 5000})
     assert run.ended == "budget" and math.isfinite(run.metrics["train/loss"])
-    assert 0.5 < run.seconds < 4
+    assert 0.25 < run.seconds < 3
 
 
 def test_a_folder_that_cannot_take_the_run_is_refused_before_the_folds_are_trained(tmp_path):

@@ -23,7 +23,7 @@ def rows(count, seed):
 
 
 TRAIN, VALID, TEST = rows(90, 0), rows(60, 1), rows(60, 2)
-SETTINGS = {"epochs": 40, "lr": 0.01, "batch_size": 30}
+SETTINGS = {"epochs": 16, "lr": 0.01, "batch_size": 30}
 
 
 def network():
@@ -71,7 +71,7 @@ def test_a_stopped_refit_continues_to_the_same_model(tmp_path):
     def stop():
         nonlocal count
         count += 1
-        return count == 3 * 40 + 17  # in the second training
+        return count == 3 * SETTINGS["epochs"] + 17  # in the second training
 
     asked = {"valid": VALID, "refit": True, "output": tmp_path / "run", **SETTINGS}
     half = fit(network(), TRAIN, AUTO, stop=stop, **asked)
@@ -100,13 +100,13 @@ def test_a_wrong_strength_is_judged_wrong(how, optimizer, strength, verdict):
     train, valid = (x[:40], y[:40]), (x[40:], y[40:])
     model = nn.Linear(30, 1, bias=False)
     options = {"weight_decay": 0.0} if optimizer is torch.optim.AdamW else {}
-    opt = optimizer(model.parameters(), lr=0.02, **options)
+    opt = optimizer(model.parameters(), lr=0.05, **options)
     held = tk.Hypergradient(
-        valid, nn.functional.mse_loss, steps=1500, start=strength,
+        valid, nn.functional.mse_loss, steps=500, start=strength,
         range=(strength, strength * (1 + 1e-9)),
     )  # fmt: skip
     reg = tk.regularize(model, opt, tk.L2(held), how=how)
-    for _ in range(1500):
+    for _ in range(500):
         opt.zero_grad()
         nn.functional.mse_loss(model(train[0]), train[1]).backward()
         opt.step()

@@ -244,7 +244,7 @@ def copy_gradient_hooks(model: nn.Module, twin: nn.Module) -> None:
 @contextmanager
 def isolated(model: nn.Module, seed: int) -> Iterator[None]:
     """Seed the generators of torch, numpy and Python, and restore their states afterwards."""
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    devices = _gpus(model)
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices), torch.enable_grad(), warnings.catch_warnings():
         # reported once, as a finding
@@ -257,6 +257,13 @@ def isolated(model: nn.Module, seed: int) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def _gpus(model: nn.Module) -> list[int]:
+    """Return the indices of the GPUs that hold parameters."""
+    if not torch.cuda.is_initialized():
+        return []
+    return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
 
 
 def _seed(seed: int, devices: Sequence[int]) -> None:
@@ -273,7 +280,7 @@ def _seed(seed: int, devices: Sequence[int]) -> None:
 def undisturbed(model: nn.Module, *, training: bool, seed: int = 0) -> Iterator[None]:
     """Evaluate a model during training; restore buffers, modes and random states afterwards."""
     buffers = [b.detach().clone() for b in model.buffers()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    devices = _gpus(model)
     state = random.getstate()
     forked = torch.random.fork_rng(devices=devices)
     with forked, _numpy_seeded(seed), modes_restored(model):
