@@ -10,7 +10,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, KFold
 from sklearn.preprocessing import StandardScaler
 
-from checks_in_turn import in_turn
 from tikhon.sklearn import (
     GradientFlowDisplay,
     LearningCurveDisplay,
@@ -28,19 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 X, Y = load_diabetes(return_X_y=True)
 XC, YC = load_breast_cancer(return_X_y=True)
 SMALL = {"alphas": [1e-3, 1e-2], "cv": 2, "max_iter": 4, "learning_rate_init": 0.2}
-POPULATION = {"search": "population", "max_iter": 3}
-
-
-# each class and each search once: they meet in no check
-CLASSES = [
-    RegularizedClassifierCV((8,), **SMALL),
-    RegularizedRegressorCV((8,), **SMALL | POPULATION),
-]
-
-
-@pytest.mark.parametrize(("estimator", "check"), in_turn(CLASSES))
-def test_sklearn_contract(estimator, check):
-    check(estimator)
 
 
 def test_the_path_chooses_what_lasso_cv_chooses():

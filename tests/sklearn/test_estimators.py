@@ -20,7 +20,6 @@ from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from checks_in_turn import in_turn
 from tikhon.errors import DataError, StorageError
 from tikhon.sklearn import RegularizedClassifier, RegularizedRegressor, load
 
@@ -29,13 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 X, Y = load_diabetes(return_X_y=True)
 XC, YC = load_breast_cancer(return_X_y=True)
 BOTH = [RegularizedClassifier, RegularizedRegressor]
-
-
-@pytest.mark.parametrize(
-    ("estimator", "check"), in_turn([kind((16,), max_iter=30) for kind in BOTH])
-)
-def test_sklearn_contract(estimator, check):
-    check(estimator)
 
 
 def linear(**parameters) -> RegularizedRegressor:
