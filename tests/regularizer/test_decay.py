@@ -162,3 +162,72 @@ def test_parameters_of_one_row_move_by_their_own_rates(penalty, how, dtype):
         pull = 0.3 * after / after.norm(dim=1, keepdim=True)
     close = {} if dtype == torch.float64 else {"atol": 4e-3, "rtol": 0}
     torch.testing.assert_close(after, before - lr * pull, **close)
+
+
+@pytest.mark.parametrize("rows", [None, "feature"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_independent_decay_follows_a_rate_that_is_set_by_hand(rows, as_tensor):
+    model = linear()
+    lr = torch.tensor(0.04) if as_tensor else 0.04
+    optimizer = optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, foreach=False)
+    term = tk.Term(tk.L2(0.1), how="independent", rows=rows)
+    reg = tk.regularize(model, optimizer, {"weight": term})
+    expected = model.weight.detach().clone()
+    for factor in (0.25, 1.0, 0.5):
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.04 * factor) if as_tensor else 0.04 * factor
+        expected = expected * (1 - 0.1 * factor)
+        torch.testing.assert_close(quiet(model, optimizer), expected, rtol=1e-6, atol=0)
+    assert reg.audit()["weight"].note == "decay time 20 steps" or rows
+    state = reg.state_dict()
+    reg.remove()
+    reg = tk.regularize(model, optimizer, {"weight": term})  # which begins in the middle
+    reg.load_state_dict(state)
+    torch.testing.assert_close(quiet(model, optimizer), expected * 0.95, rtol=1e-6, atol=0)
+
+
+def test_independent_decay_of_a_warm_up_from_nothing_counts_from_its_peak():
+    model = linear()
+    optimizer = optim.SGD(model.parameters(), lr=0.0)
+    tk.regularize(model, optimizer, tk.L2(0.1), how="independent")
+    expected = model.weight.detach().clone()
+    for lr, share in ((0.1, 1), (0.2, 1), (0.05, 0.25)):
+        optimizer.param_groups[0]["lr"] = lr
+        expected = expected * (1 - 0.1 * share)
+        torch.testing.assert_close(quiet(model, optimizer), expected)
+
+
+def test_reduce_on_plateau_is_followed():
+    model = linear()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    tk.regularize(model, optimizer, tk.L2(0.1), how="independent")
+    for _ in range(2):
+        scheduler.step(1.0)
+    before = model.weight.detach().clone()
+    torch.testing.assert_close(quiet(model, optimizer), before * 0.95)
+
+
+class FindsItsRate(optim.Optimizer):
+    """Gradient descent by `lr * d`, with a `d` of its own, as Prodigy has it."""
+
+    def __init__(self, params, d):
+        super().__init__(params, {"lr": 1.0, "d": d, "d0": 1e-6, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            rate = group["lr"] * group["d"]
+            for p in group["params"]:
+                p.mul_(1 - rate * group["weight_decay"]).sub_(p.grad, alpha=rate)
+
+
+def test_decoupled_decay_goes_by_the_rate_that_an_optimizer_finds():
+    ours, theirs = linear(), linear()
+    tk.regularize(ours, a := FindsItsRate(ours.parameters(), 0.02), tk.L2(0.5), how="decoupled")
+    b = FindsItsRate(theirs.parameters(), 0.02)
+    b.param_groups[0]["weight_decay"] = 0.5
+    for model, optimizer in ((ours, a), (theirs, b)):
+        for _ in range(3):
+            model.weight.grad = torch.ones_like(model.weight)
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)

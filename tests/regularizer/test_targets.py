@@ -506,3 +506,20 @@ def test_what_is_no_pattern_is_told_by_its_name_not_by_its_numbers(part, said):
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=said):
         tk.select(model, part(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_codes_of_a_quantised_weight_are_no_weights(dtype):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    codes = model[0].weight.detach().to(dtype)
+    model[0].weight = nn.Parameter(codes, requires_grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for pattern, names in (("*", ["1.weight"]), (nn.Linear, ["1.weight"]), ("all", ["0.bias"])):
+        with tk.regularize(model, optimizer, {pattern: tk.L2(0.1)}) as reg:
+            held = {n: p for n, p in model.named_parameters() if n in (*reg.sparsity(), *names)}
+            assert "0.weight" not in held
+            own = 0.05 * sum(p.detach().square().sum() for p in held.values())
+            torch.testing.assert_close(reg.value(), own)
+            assert reg.audit()["0.weight"].note == "not matched: codes of a quantised weight"
+    with pytest.raises(ValueError, match=f"'0.weight' holds codes of a quantised weight .{dtype}"):
+        tk.regularize(model, optimizer, {"0.weight": tk.L1(0.1)})

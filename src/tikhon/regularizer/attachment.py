@@ -38,6 +38,7 @@ from tikhon.regularizer.step import (
     bound_gains,
     check_rates,
     note_gains,
+    note_peaks,
     reading_of,
     store_weights,
     undo_decay,
@@ -96,6 +97,7 @@ class Attachment:
     def plan_steps(self, bindings: Sequence[Binding], places: Sequence[Location]) -> None:
         """Plan a step for these terms and the current parameters."""
         self.plan = StepPlan.of(self.optimizer, bindings, places)
+        note_peaks(self.plan)
         self._own_decay = BorrowedDecay(self.plan)
         before = getattr(self, "activity", None)
         if before is None or before.param is not self.plan.watched_param:
@@ -175,6 +177,7 @@ class Attachment:
             self._on_change()
         plan = self.plan
         check_rates(plan)
+        note_peaks(plan)
         note_gains(plan)
         for live in plan.tensors:
             live.update(self.steps)

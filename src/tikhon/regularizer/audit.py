@@ -248,7 +248,7 @@ def _time_scale(binding: Binding, optimizers: Sequence[optim.Optimizer]) -> floa
         return None
     group = group_of(optimizer, binding.target.params[0])
     if binding.how != "objective":
-        rate = decoupled_rate(binding.how, group)
+        rate = decoupled_rate(binding.how, group, binding.peaks.get(binding.target.params[0]))
     elif isinstance(optimizer, optim.SGD) and is_uniform(optimizer):
         rate = stationary_gain(optimizer, group, {}).numerator
     else:

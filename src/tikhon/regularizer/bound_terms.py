@@ -90,6 +90,7 @@ class BoundTerms:
                 for name in before.target.names:
                     self.rounding.errors.pop(name, None)
                 binding.live = before.live
+                binding.peaks = dict(zip(params, before.peaks.values()))
             binding.live = live_strengths.get(binding.live.name, binding.live)
             binding.rounding = self.rounding
             bindings.append(binding)

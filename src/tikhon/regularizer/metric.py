@@ -172,18 +172,19 @@ def group_of(optimizer: optim.Optimizer, param: nn.Parameter) -> Group:
     return next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
 
 
-def decoupled_rate(how: str, group: Group) -> Number:
+def decoupled_rate(how: str, group: Group, peak: Number | None = None) -> Number:
     """Return the move per step of a term outside the metric, divided by its strength.
 
-    lr, as for AdamW in torch; for "independent" 1, times the ratio that a scheduler has made of lr
-    to its start (or peak), as in the AdamW paper.
+    lr, as for AdamW in torch, times the factor `d` that D-Adaptation and Prodigy find; for
+    "independent" 1, times the ratio of lr to its start (or peak), as in the AdamW paper. `peak` is
+    the largest lr so far, used where no scheduler keeps the start.
     """
     rate = group.get("lr")
     if rate is None:  # computed by the rule
         return 1.0
     if how != "independent":
-        return rate
-    start = group.get("max_lr", group.get("initial_lr"))
+        return rate * group["d"] if "d0" in group else rate
+    start = group.get("max_lr", group.get("initial_lr", peak))
     return rate / start if start else 1.0
 
 

@@ -313,7 +313,7 @@ class FusedProx:
             return kernels.make_job(self.form, 0.0, param, 0.0)
         strength = self.binding.live.value
         if self.binding.how != "objective" or rule is None:
-            gain = Gain(decoupled_rate(self.binding.how, group))
+            gain = Gain(decoupled_rate(self.binding.how, group, self.binding.peaks.get(param)))
         elif param in self.binding.gains:
             gain = Gain(self.binding.gains[param])
         else:

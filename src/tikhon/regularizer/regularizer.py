@@ -449,6 +449,7 @@ class Regularizer:
             "averages": clone_tensors(
                 {b.name: b.average for b in self._bound.bindings if b.average is not None}
             ),
+            "peaks": {b.name: list(b.peaks.values()) for b in self._bound.bindings if b.peaks},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -484,3 +485,5 @@ class Regularizer:
         averages = clone_tensors(state.get("averages", {}))
         for binding in self._bound.bindings:
             binding.average = averages.get(binding.name)
+            if known := state.get("peaks", {}).get(binding.name):
+                binding.peaks = dict(zip(binding.target.params, known))

@@ -328,7 +328,7 @@ def _apply_prox(binding: Binding, plan: StepPlan) -> None:
 def _gain(binding: Binding, plan: StepPlan, param: nn.Parameter) -> Gain:
     """Return the gain of a term on one of its parameters."""
     if binding.how != "objective":
-        return Gain(decoupled_rate(binding.how, plan.group(param)))
+        return Gain(decoupled_rate(binding.how, plan.group(param), binding.peaks.get(param)))
     if param in binding.gains:
         return Gain(binding.gains[param])
     return stationary_gain(plan.optimizer, plan.group(param), plan.optimizer.state[param])
@@ -431,6 +431,17 @@ def check_rates(plan: StepPlan) -> None:
                 f"the learning rate of {kind} must be finite and >= 0, received lr={float(lr)}; "
                 f"nothing has moved: look at the schedule that set it"
             )
+
+
+def note_peaks(plan: StepPlan) -> None:
+    """Note the largest learning rates so far, for independent decay; on a device the first ones."""
+    for binding in plan.bindings:
+        for param in binding.target.params if binding.how == "independent" else ():
+            lr, peak = plan.group(param).get("lr"), binding.peaks.get(param)
+            if isinstance(lr, Tensor) and not lr.is_cpu:  # a maximum would synchronise
+                binding.peaks.setdefault(param, lr.clone())
+            elif lr is not None:
+                binding.peaks[param] = float(lr) if peak is None else max(float(lr), float(peak))
 
 
 def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:

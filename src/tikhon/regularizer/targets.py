@@ -228,7 +228,13 @@ def entries_of(model: nn.Module) -> list[Entry]:
 EXCLUSION_REASONS = (*_KIND_WORDS, "fewer than two dimensions", "one number a channel")
 
 
+_CODES = "codes of a quantised weight"
+
+
 def _exclusion_reason(names: list[str], param: nn.Parameter, owners: list[nn.Module]) -> str:
+    real = param.is_floating_point() or param.is_complex()
+    if not real or param.dtype.itemsize == 1:  # integers, or 8-bit floats, which have no arithmetic
+        return _CODES
     for name, owner in zip(names, owners):
         attribute = name.rpartition(".")[2]
         if ".parametrizations." in f".{name}":
@@ -294,13 +300,18 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
         return list(dict.fromkeys(found))
     if isinstance(pattern, str):
         exact = [entry for entry in candidates if pattern in entry.names]
+        if exact and exact[0].excluded == _CODES:
+            raise ValueError(
+                f"{pattern!r} holds {_CODES} ({exact[0].param.dtype}), whose size and zeros are not "
+                f"those of the weight: leave it out, or keep the weight in floating point"
+            )
         if exact:
             return exact
         if why := reason_computed(model, pattern):
             raise ValueError(why)
         hits = [s for s in candidates if any(_glob_matches(pattern, name) for name in s.names)]
         if pattern == ALL_PARAMETERS and not hits:  # unless a module has that name
-            return list(candidates)
+            return [entry for entry in candidates if entry.excluded != _CODES]
         known = [name for entry in candidates for name in entry.names]
         label = pattern
     elif not isinstance(pattern, type):
@@ -310,7 +321,10 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
         )
     else:
         hits = [s for s in candidates if any(isinstance(owner, pattern) for owner in s.owners)]
-        explicit = [s for s in hits if s.excluded != "bias" and not _is_tied_embedding(s, pattern)]
+        left_out = ("bias", _CODES)
+        explicit = [
+            s for s in hits if s.excluded not in left_out and not _is_tied_embedding(s, pattern)
+        ]
         if explicit:
             return explicit
         inside = {id(p) for m in model.modules() if isinstance(m, pattern) for p in m.parameters()}

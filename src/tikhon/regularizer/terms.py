@@ -176,6 +176,8 @@ class Binding:
     weights_before: Tensor | None = None  # before the step, for cautious decay and faces
     # gains of this step, if the optimizer renews them within it
     gains: dict[nn.Parameter, float | Tensor] = field(default_factory=dict)
+    # largest learning rates so far, for independent decay
+    peaks: dict[nn.Parameter, float | Tensor] = field(default_factory=dict)
     had_gradients: bool = False  # whether it had gradients, if the optimizer may clear them
 
     @property
