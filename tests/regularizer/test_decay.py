@@ -174,7 +174,7 @@ def test_independent_decay_follows_a_rate_that_is_set_by_hand(rows, as_tensor):
     reg = tk.regularize(model, optimizer, {"weight": term})
     expected = model.weight.detach().clone()
     for factor in (0.25, 1.0, 0.5):
-        optimizer.param_groups[0]["lr"] = torch.tensor(0.04 * factor) if as_tensor else 0.04 * factor
+        optimizer.param_groups[0]["lr"] = lr * factor
         expected = expected * (1 - 0.1 * factor)
         torch.testing.assert_close(quiet(model, optimizer), expected, rtol=1e-6, atol=0)
     assert reg.audit()["weight"].note == "decay time 20 steps" or rows

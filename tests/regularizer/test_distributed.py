@@ -68,6 +68,11 @@ def test_what_shards_cannot_do_is_refused_by_name(outcome, case, reason):
     assert reason in message
 
 
+def test_pieces_of_flattened_weights_are_refused(outcome):
+    assert len(outcome["flattened"]) == 2
+    assert all("FSDP1) cuts flattened weights" in message for message in outcome["flattened"])
+
+
 class Reduces(ScheduleFree):
     """Its step waits for the other processes, by `torch.distributed`."""
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from rules import Heavy
 from torch import nn, optim
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -140,8 +140,22 @@ def main():
             refusals[name] = ""
         except TypeError as error:
             refusals[name] = str(error)
+    model = FullyShardedDataParallel(
+        network(), use_orig_params=True, device_id=torch.device("cpu")
+    )
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    flattened = []
+    for attach in (
+        lambda: tk.regularize(model, optimizer, {"0.weight": tk.GroupLasso(0.1)}),
+        lambda: tk.sparsify(model, optimizer, 0.5, steps=10),
+    ):
+        try:
+            attach()
+        except TypeError as error:
+            flattened.append(str(error))
     if rank == 0:
-        json.dump({"results": results, "refusals": refusals}, sys.stdout)
+        found = {"results": results, "refusals": refusals, "flattened": flattened}
+        json.dump(found, sys.stdout)
     dist.destroy_process_group()
 
 

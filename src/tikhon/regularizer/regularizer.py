@@ -31,7 +31,7 @@ from tikhon.regularizer.optimizers import (
     refuse_gradient_wrappers,
 )
 from tikhon.regularizer.plan import bindings_held_by, clone_tensors, route_of
-from tikhon.regularizer.shards import count_zeros, refuse_inexact
+from tikhon.regularizer.shards import count_zeros, refuse_flattened, refuse_inexact
 from tikhon.regularizer.step import refuse_unsupported
 from tikhon.regularizer.targets import entries_of
 from tikhon.regularizer.terms import (
@@ -105,6 +105,7 @@ class Regularizer:
                 "AveragedModel holds averages of weights, which no optimizer trains; regularize "
                 "the model that it was made from"
             )
+        refuse_flattened(model)
         self.model = unwrap(model)
         self.terms = terms
         self.how: How = how

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tikhon.regularizer.controller import Controller
 from tikhon.regularizer.targets import all_reduce_sum, local
 from tikhon.regularizer.terms import Binding
+from tikhon.wrappers import wrapped_name
 
 
 def is_sharded(param: Tensor) -> bool:
     """Return whether this process holds only part of the parameter."""
     return any(not p.is_replicate() for p in getattr(param, "placements", ()))
+
+
+def refuse_flattened(model: nn.Module) -> None:
+    """Raise TypeError for FullyShardedDataParallel, whose parameters are pieces of flat ones."""
+    for module in model.modules():
+        flat = wrapped_name(module) == "_fsdp_wrapped_module"
+        if flat and module.sharding_strategy.name != "NO_SHARD":  # type: ignore[union-attr]
+            raise TypeError(
+                "FullyShardedDataParallel (FSDP1) cuts flattened weights, whose pieces have no "
+                "rows and no norm of their own; use torch.distributed.fsdp.fully_shard (FSDP2)"
+            )
 
 
 def refuse_inexact(binding: Binding) -> None:

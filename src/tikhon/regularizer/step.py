@@ -434,7 +434,7 @@ def check_rates(plan: StepPlan) -> None:
 
 
 def note_peaks(plan: StepPlan) -> None:
-    """Note the largest learning rates so far, for independent decay; on a device the first ones."""
+    """Note the largest learning rates so far, for independent decay; on a device the first."""
     for binding in plan.bindings:
         for param in binding.target.params if binding.how == "independent" else ():
             lr, peak = plan.group(param).get("lr"), binding.peaks.get(param)

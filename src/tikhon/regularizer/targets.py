@@ -233,7 +233,7 @@ _CODES = "codes of a quantised weight"
 
 def _exclusion_reason(names: list[str], param: nn.Parameter, owners: list[nn.Module]) -> str:
     real = param.is_floating_point() or param.is_complex()
-    if not real or param.dtype.itemsize == 1:  # integers, or 8-bit floats, which have no arithmetic
+    if not real or param.dtype.itemsize == 1:  # integers, or floats of 8 bits
         return _CODES
     for name, owner in zip(names, owners):
         attribute = name.rpartition(".")[2]
@@ -302,8 +302,8 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
         exact = [entry for entry in candidates if pattern in entry.names]
         if exact and exact[0].excluded == _CODES:
             raise ValueError(
-                f"{pattern!r} holds {_CODES} ({exact[0].param.dtype}), whose size and zeros are not "
-                f"those of the weight: leave it out, or keep the weight in floating point"
+                f"{pattern!r} holds {_CODES} ({exact[0].param.dtype}), whose size and zeros are "
+                f"not those of the weight: leave it out, or keep the weight in floating point"
             )
         if exact:
             return exact

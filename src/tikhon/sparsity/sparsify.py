@@ -16,6 +16,7 @@ from tikhon.regularizer.hooks import StepHooks, hook_owners
 from tikhon.regularizer.metric import group_of, rule_of
 from tikhon.regularizer.optimizers import as_list, find_weight_copies, inner_optimizer
 from tikhon.regularizer.regularizer import Optimizers
+from tikhon.regularizer.shards import refuse_flattened
 from tikhon.regularizer.targets import Pattern, entries_of, is_lazy
 from tikhon.sparsity.allocation import CostFunction, Per, Sizes, round_to_multiples, units_to_keep
 from tikhon.sparsity.audit import RETURNED, LayerShare, Sparsity
@@ -132,6 +133,7 @@ class Sparsifier:
         steps: int,
         example: object = None,
     ) -> None:
+        refuse_flattened(model)
         self.model, self.thinning = unwrap(model), thinning
         given = as_list(optimizer)
         self.optimizers = list({id(one): one for one in map(inner_optimizer, given)}.values())
