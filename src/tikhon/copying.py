@@ -1,9 +1,10 @@
-"""Copy models, including those that keep tensors of a forward pass; check what builds them."""
+"""Copy models, including those that keep tensors of a forward pass; build them afresh."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from functools import update_wrapper
 from types import CellType, FunctionType
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tikhon.data.forward import call_model
 from tikhon.data.nested import tensors
 from tikhon.errors import InputError
 
@@ -18,15 +20,84 @@ _MAX_NODES = 200_000  # graph nodes visited at most
 T = TypeVar("T")
 
 
-def require_builder(build_model: object) -> None:
-    """Raise `InputError` for anything but a function or class that builds models."""
-    if isinstance(build_model, nn.Module):
-        raise InputError(
-            f"build_model must build a fresh model each time it is called, received a model "
-            f"({type(build_model).__name__}): give lambda: copy.deepcopy(model)"
-        )
-    if not callable(build_model):
-        raise InputError(f"build_model must be a function or a class, received {build_model!r}")
+class FreshModels:
+    """`build_model`, each of whose models begins in its initial state.
+
+    A model that reuses tensors of the first one is copied with the values that these began with:
+    otherwise it would continue training the weights of the one before. Lazy layers are
+    initialised by `example`, some rows of inputs.
+
+    Raises `InputError` for anything but a function or class that builds modules, and for tensors
+    of a later model that are reused, as their initial state is unknown.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> build = FreshModels(lambda: layer)
+    >>> build() is layer, build() is layer
+    (True, False)
+    """
+
+    def __init__(self, build_model: Callable[..., nn.Module], example: object = None) -> None:
+        if isinstance(build_model, nn.Module):
+            raise InputError(
+                f"build_model must build a fresh model each time it is called, received a model "
+                f"({type(build_model).__name__}): give lambda: copy.deepcopy(model)"
+            )
+        if not callable(build_model):
+            raise InputError(
+                f"build_model must be a function or a class, received {build_model!r}"
+            )
+        self.build_model, self.example = build_model, example
+        self._reset_seen_tensors()
+
+    def __call__(self, *arguments: object, **named: object) -> nn.Module:
+        """Build a model."""
+        model = self.build_model(*arguments, **named)
+        if not isinstance(model, nn.Module):
+            returned = "None: is a return missing?" if model is None else repr(model)
+            raise InputError(f"build_model must return a torch module, it returned {returned}")
+        if any(map(nn.parameter.is_lazy, _own_tensors(model))):
+            with torch.no_grad():
+                call_model(model.eval(), self.example)
+            model.train()
+        return self._with_initial_values(model)
+
+    def _with_initial_values(self, model: nn.Module) -> nn.Module:
+        own = _own_tensors(model)
+        if self._first_model is None:
+            self._first_model = model  # a reference, so that ids of its tensors are not reused
+            self._initial_values = {id(t): t.detach().clone() for t in own}
+            return model
+        if any(self._later_tensors.get(id(tensor)) is tensor for tensor in own):
+            raise InputError(
+                "build_model returned parameters of an earlier model again, so that one would go "
+                "on training those of the other: build a fresh model, or return "
+                "copy.deepcopy(model)"
+            )
+        if not any(id(tensor) in self._initial_values for tensor in own):
+            self._later_tensors.update((id(tensor), tensor) for tensor in own)
+            return model
+        fresh = copy_with_model(model, model)
+        with torch.no_grad():
+            for given, copied in zip(own, _own_tensors(fresh), strict=True):
+                if id(given) in self._initial_values:
+                    copied.copy_(self._initial_values[id(given)])
+        return fresh
+
+    def _reset_seen_tensors(self) -> None:
+        self._first_model: nn.Module | None = None
+        self._initial_values: dict[int, Tensor] = {}  # initial values of the first model's tensors
+        self._later_tensors = weakref.WeakValueDictionary[int, Tensor]()  # tensors of later models
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"build_model": self.build_model, "example": self.example}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._reset_seen_tensors()
+
+
+def _own_tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def copy_with_model(model: nn.Module, value: T) -> T:

@@ -82,7 +82,7 @@ def test_a_path_of_weights_saves_the_chosen_zeros_and_a_page_with_the_knee(tmp_p
     assert "a constant prediction" in page and "knee" in page and "拐点" in page
     assert command.run("predict", "r", "wine", "--output", "p.csv", cwd=tmp_path).code == 0
     for wrong, why in (
-        (["--of", "weights", "--penalty", "mcp"], "takes l1"),
+        (["--of", "weights", "--penalty", "mcp"], "that of MCP moves its threshold"),
         (["--of", "weights", "--model", "linear"], "is for networks"),
         (["--of", "rows"], "features"),
         (["--epochs", "3"], "are for --of weights"),

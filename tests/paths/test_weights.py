@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from functools import cache
 
@@ -231,8 +232,7 @@ class Constant(nn.Module):
         ({"of": "layers"}, "did you mean|features"),
         ({"build_model": None}, "of='weights' is for networks"),
         ({"build_model": build()}, "build a fresh model each time"),
-        ({"build_model": cache(build)}, "the same parameters twice"),
-        ({"build_model": int}, "must be a torch module, received int"),
+        ({"build_model": int}, "must return a torch module, it returned 0"),
         ({"build_model": Constant}, "learned nothing|no penalised weight"),
         ({"build_model": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(6))}, "match"),
     ],
@@ -241,6 +241,26 @@ def test_bad_requests_are_refused(arguments, message):
     given = {"build_model": build, "penalty": L1(), "of": "weights", "epochs": 20, **arguments}
     with pytest.raises((ValueError, TypeError), match=message):
         path(given.pop("build_model"), parts()[0], given.pop("penalty"), **given)
+
+
+def test_a_builder_of_one_model_and_one_of_lazy_layers_are_followed_as_fresh_ones_are():
+    def lazy():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(2))
+
+    torch.manual_seed(0)
+    shared, (x, y) = MLP([6, 8, 2]), parts()[0]
+    before = copy.deepcopy(shared)
+    options = {"of": "weights", "epochs": 2, "lr": LR, "strengths": 4}
+    one, fresh = (
+        path(build, (x, y), L1(), **options)
+        for build in (lambda: shared, lambda: copy.deepcopy(before))
+    )
+    for index in range(4):
+        pairs = zip(one.model(index).parameters(), fresh.model(index).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert one.model(0) is not one.model(1)
+    assert path(lazy, (x, y), L1(), **options).counts[0] == 6 * 8 + 8 * 2
 
 
 def test_a_sweep_of_few_steps_gives_fewer_strengths_and_says_so():

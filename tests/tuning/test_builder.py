@@ -159,7 +159,7 @@ def test_a_builder_that_draws_its_values_itself_is_told_where_ranges_go(form):
 SHARED = net(8)
 MISBUILT = {
     "a model": (SHARED, "received a model .Sequential.: give lambda: copy.deepcopy"),
-    "one model for each width": (functools.cache(lambda width=8: net(width)), "an earlier trial"),
+    "one model for each width": (functools.cache(lambda width=8: net(width)), "an earlier model"),
     "nothing": (lambda: None, "must return a torch module, it returned None: is a return"),
     "something else": (lambda: [net(8)], "must return a torch module, it returned"),
 }

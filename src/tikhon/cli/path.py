@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tikhon.runs.run_directory import RunDirectory
 
 _NETWORKS = ("hierarchical", "group_lasso")
-_WEIGHTS = ("l1", "elastic_net", "log_sum", "group_lasso", "sparse_group_lasso", "l_inf")
 
 
 def path(
@@ -103,12 +102,15 @@ def path(
     --resume continues.
     """
     from tikhon.paths.path import check_names
+    from tikhon.paths.weights import check_weight_penalty
     from tikhon.penalties import penalty_names
 
     check_names(select, of)
     kinds = penalty_names()
     if penalty not in kinds:
         raise InputError(unknown_name("penalty", penalty, SPARSE_PENALTIES))
+    if of == "weights":
+        check_weight_penalty(kinds[penalty]())
     model, grid = _check_model(model, penalty, of), _parse_strengths(strengths)
     length = {"epochs": epochs, "lr": lr}
     length = {name: value for name, value in length.items() if value is not None}
@@ -202,8 +204,6 @@ def _save(
 def _check_model(model: str | None, penalty: str, of: str) -> str:
     """Return the model of a path, after checking it."""
     if of == "weights":
-        if penalty not in _WEIGHTS:
-            raise InputError(f"--of weights takes {', '.join(_WEIGHTS)}, received {penalty!r}")
         if model == "linear":
             raise InputError("--of weights is for networks: give a model such as mlp:64")
         return model or "mlp:64"

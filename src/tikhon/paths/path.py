@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tikhon.copying import require_builder
+from tikhon.copying import FreshModels
 from tikhon.data.batches import one_tensor, pair
 from tikhon.data.classes import check_classes
 from tikhon.data.dataset import fingerprint
@@ -37,7 +37,6 @@ from tikhon.runs.checkpoint import PeriodicCheckpoint
 from tikhon.runs.interrupt import ignore_messages, never_stop
 from tikhon.runs.run_directory import CHECKPOINT
 from tikhon.training.settings import Settings
-from tikhon.wrappers import require_module
 
 CONVERGED = 1e-6  # residual above which a solution is reported as unconverged
 
@@ -141,7 +140,7 @@ def path(
     names, features = tuple(feature_names), x[0].numel()
     if names and len(names) != features:
         raise InputError(f"feature_names has {len(names)} names for {features} features")
-    model = None if build_model is None else _built_afresh(build_model)
+    build_model, model = _fresh_models(build_model, x)
     started = time.perf_counter()
     settings: dict[str, Any] = {
         "strengths": strengths,
@@ -212,20 +211,16 @@ def check_names(select: str, of: str) -> None:
             raise InputError(unknown_name(name, value, get_args(known)))
 
 
-def _built_afresh(build_model: Callable[[], nn.Module]) -> nn.Module:
-    """Return a model to look at; raise `InputError` for a builder that repeats its parameters."""
-    require_builder(build_model)
+def _fresh_models(
+    build_model: Callable[[], nn.Module] | None, x: Tensor
+) -> tuple[FreshModels | None, nn.Module | None]:
+    """Return a builder that returns no model twice, and a model to look at."""
+    if build_model is None:
+        return None, None
+    example = x[:2].to(torch.get_default_dtype()) if x.is_floating_point() else x[:2]
+    build = FreshModels(build_model, example)
     with torch.random.fork_rng(devices=[]):
-        model, another = build_model(), build_model()
-    for built in (model, another):
-        require_module(built)
-    first, second = ({id(p) for p in m.parameters() if p.requires_grad} for m in (model, another))
-    if first & second:
-        raise InputError(
-            "build_model returned the same parameters twice, so that one strength would train "
-            "those of another: build a fresh model, or return copy.deepcopy(model)"
-        )
-    return model
+        return build, build()
 
 
 def _as_inputs(model: nn.Module, x: Tensor) -> Tensor:

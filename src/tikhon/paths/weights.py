@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from tikhon.data.stream import Stream
 from tikhon.errors import InputError
 from tikhon.paths.networks import refit_supports
+from tikhon.paths.penalised import check_path_penalty
 from tikhon.paths.result import PathResult, mean_and_error
-from tikhon.penalties import Hierarchical, Proximable
+from tikhon.penalties import Hierarchical, Penalty, Proximable
 from tikhon.penalties.optimality import max_strength
 from tikhon.population.losses import RowLosses
 from tikhon.regularizer.audit import warn
 from tikhon.regularizer.regularizer import Regularizer, regularize
 from tikhon.regularizer.targets import entries_of
-from tikhon.regularizer.terms import Binding, Term, bind
+from tikhon.regularizer.terms import Term, bind
 from tikhon.runs.checkpoint import PeriodicCheckpoint
 from tikhon.training.measures import predict
 from tikhon.training.settings import Settings
@@ -44,6 +45,26 @@ FEW = 256  # rows between two networks, below which their losses are measured on
 State = dict[str, Tensor]
 
 
+def check_weight_penalty(penalty: Penalty) -> None:
+    """Raise `InputError` for a penalty that a path of all weights cannot follow."""
+    penalty = check_path_penalty(penalty)
+    name = type(penalty).__name__
+    if isinstance(penalty, Hierarchical) or not (penalty.elementwise or penalty.diagonal):
+        raise InputError(
+            f"of='weights' needs a penalty of single weights or rows, such as L1, LogSum or "
+            f"GroupLasso, not {name}"
+        )
+    if getattr(penalty, "weights", None) is not None:
+        penalty = replace(penalty, weights=None)
+    ones = torch.ones(2, 2)
+    large, small = (float(penalty.with_strength(s).value(ones)) for s in (1.0, 1e-3))
+    if not math.isclose(1e-3 * large, small, rel_tol=1e-4):
+        raise InputError(
+            f"of='weights' needs a penalty that is proportional to its strength, such as L1, "
+            f"LogSum or GroupLasso; that of {name} moves its threshold too"
+        )
+
+
 def weight_path(
     build_model: Callable[[], nn.Module],
     data: tuple[Tensor, Tensor],
@@ -58,11 +79,7 @@ def weight_path(
     on_progress: Callable[[float], None],
 ) -> PathResult:
     """Return the network at strength 0 and at all others, in ascending order."""
-    if isinstance(penalty, Hierarchical) or not (penalty.elementwise or penalty.diagonal):
-        raise InputError(
-            f"of='weights' needs a penalty of single weights or rows, such as L1, LogSum or "
-            f"GroupLasso, not {type(penalty).__name__}"
-        )
+    check_weight_penalty(penalty)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = build_model()
@@ -195,11 +212,6 @@ class WeightSweep:
             self.bindings = bind(model, entries, penalty.with_strength(1.0))
         except ValueError as error:
             raise InputError(str(error)) from error
-        if not all(map(_is_proportional, self.bindings)):
-            raise InputError(
-                f"of='weights' needs a penalty that is proportional to its strength, such as L1, "
-                f"LogSum or GroupLasso; that of {type(penalty).__name__} moves its threshold too"
-            )
         bound = {name for binding in self.bindings for name in binding.target.names}
         self.penalised = [name for name, _ in model.named_parameters() if name in bound]
 
@@ -353,13 +365,6 @@ class WeightSweep:
             self.regularizer = regularize(self.model, self.optimizer, self.term)
             self.regularizer.load_state_dict(state["regularizer"])
         torch.set_rng_state(state["random"])
-
-
-def _is_proportional(binding: Binding) -> bool:
-    """Return whether the penalty at weights of 1 is proportional to its strength."""
-    ones = torch.ones_like(binding.read())
-    large, small = (float(binding.base.with_strength(s).value(ones)) for s in (1.0, 1e-3))
-    return math.isclose(1e-3 * large, small, rel_tol=1e-4)
 
 
 def _refit(

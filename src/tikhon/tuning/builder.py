@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tikhon.copying import copy_with_model, require_builder
-from tikhon.data.forward import call_model
+from tikhon.copying import FreshModels
 from tikhon.errors import InputError, unknown_name
 from tikhon.layers.edit import replace_dropout
 from tikhon.layers.noise import NoiseLayer
 from tikhon.options import split_name, training_fields
 from tikhon.regularizer.audit import warn
-from tikhon.regularizer.targets import is_lazy
 from tikhon.tuning.space import KNOWN, Choice, Conditional, Space, known
 from tikhon.tuning.trials import Config, Value
 
@@ -59,10 +56,8 @@ class Builder:
         space: Mapping[str, object] | set[str],
         example: object = None,
     ):
-        require_builder(build_model)
-        self.build_model, self.example = build_model, example
+        self.build_model, self._build = build_model, FreshModels(build_model, example)
         self.entries_read: set[str] = set()
-        self._reset_seen_tensors()
         parameters = _parameters(build_model)
         named = [p for p in parameters if p.kind in _BY_VALUE and p.name not in CONFIG_NAMES]
         self.names = {p.name for p in named} & set(space)
@@ -105,61 +100,13 @@ class Builder:
         if self.config_parameter is not None:
             named[self.config_parameter.name] = _RecordingConfig(config, self.entries_read)
         try:
-            model = self.build_model(*self._positional_arguments(named), **named)
+            model = self._build(*self._positional_arguments(named), **named)
         except Exception as error:
             error.add_note(f"while build_model was called for {dict(config)}")
             raise
-        if not isinstance(model, nn.Module):
-            returned = "None: is a return missing?" if model is None else repr(model)
-            raise InputError(f"build_model must return a torch module, it returned {returned}")
-        if any(map(is_lazy, _tensors(model))):
-            with torch.no_grad():
-                call_model(model.eval(), self.example)
-            model.train()
-        model = self._with_initial_weights(model)
         if any(split_name(name)[0] == "dropout" for name in config):
             _make_dropout_adjustable(model)
         return model
-
-    def _with_initial_weights(self, model: nn.Module) -> nn.Module:
-        """Return the model; a copy in its initial state if the builder reused earlier tensors.
-
-        Otherwise a trial would continue training the weights of the one before. Raises
-        `InputError` for reused tensors of a later model, whose initial state is unknown.
-        """
-        tensors = _tensors(model)
-        if self._first_model is None:
-            self._first_model = model  # a reference, so that ids of its tensors are not reused
-            self._initial_values = {id(t): t.detach().clone() for t in tensors}
-            return model
-        if any(self._later_tensors.get(id(tensor)) is tensor for tensor in tensors):
-            raise InputError(
-                "build_model returned parameters of an earlier trial again, so that one would go "
-                "on training those of the other: build a fresh model, or return "
-                "copy.deepcopy(model)"
-            )
-        if not any(id(tensor) in self._initial_values for tensor in tensors):
-            self._later_tensors.update((id(tensor), tensor) for tensor in tensors)
-            return model
-        fresh = copy_with_model(model, model)
-        with torch.no_grad():
-            for given, own in zip(tensors, _tensors(fresh), strict=True):
-                if id(given) in self._initial_values:
-                    own.copy_(self._initial_values[id(given)])
-        return fresh
-
-    def _reset_seen_tensors(self) -> None:
-        self._first_model: nn.Module | None = None
-        self._initial_values: dict[int, Tensor] = {}  # initial values of the first model's tensors
-        self._later_tensors = weakref.WeakValueDictionary[int, Tensor]()  # tensors of later models
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = ("_first_model", "_initial_values", "_later_tensors")
-        return {name: value for name, value in vars(self).items() if name not in own}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
-        self._reset_seen_tensors()
 
     def _positional_arguments(self, named: dict[str, object]) -> list[object]:
         """Remove positional arguments from `named`, up to the first missing one."""
@@ -220,10 +167,6 @@ class Builder:
             f"{found}. Neither the training nor build_model reads it: name a parameter of "
             f"build_model {name}, or read config[{name!r}] in it"
         )
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def _parameters(build_model: Callable[..., object]) -> list[inspect.Parameter]:
