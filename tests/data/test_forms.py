@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import tikhon as tk
 from tikhon.data.column import Column
@@ -28,6 +28,13 @@ class Named(Dataset):
         return {"features": X[row], "label": Y[row]}
 
 
+class Stream(IterableDataset):
+    """Has no length, nor has a loader of it."""
+
+    def __iter__(self):
+        return iter(list(zip(torch.from_numpy(X), torch.from_numpy(Y), strict=True)))
+
+
 def network():
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
 
@@ -39,6 +46,8 @@ TAKEN = {
     "whole numbers that may be missing": (FRAME.round().astype("Int64"), Y),
     "one input by name": {"x": X, "y": Y},
     "a data set of names": Named(),
+    "a stream": Stream(),
+    "batches of a stream": DataLoader(Stream(), batch_size=16),
     "one class a row in three axes": (X, Y[:, None, None]),
     "one-hot whole numbers": (X, np.eye(2, dtype=np.int64)[Y]),
 }
@@ -54,6 +63,7 @@ REFUSED = {
     "is a sparse matrix of scipy.*toarray": (sp.csr_matrix(X), Y),
     "is a sparse matrix of scipy.*toarray()": (sp.csr_array(X), Y),
     "y must be numeric.*number the classes": (X, np.array(["no", "yes"])[Y]),
+    "same index in another order.*x.index": (FRAME, pd.Series(Y, index=range(64)[::-1])),
     "no arguments of Sequential.forward.*received 2": (X[:, :3], X[:, 3:], Y),
     "no arguments of Sequential.forward.*named a, b": {"a": X, "b": X, "y": Y},
 }
@@ -91,3 +101,26 @@ def test_a_column_of_as_many_values_as_rows_is_no_leak_of_many_classes():
     cells = np.random.default_rng(0).normal(size=(60, 1))
     assert find_leaks(cells, [Column("a", "number")], y, "classification") == []
     assert find_leaks(y[:, None] * 2.0, [Column("a", "number")], y, "classification")
+
+
+def test_a_generator_is_of_batches():
+    with pytest.raises(DataError, match="batches are needed, and a single row"):
+        tk.fit(network(), iter(Stream()), epochs=1)
+    batches = ((X[i : i + 16], Y[i : i + 16]) for i in range(0, 64, 16))
+    assert tk.fit(network(), batches, epochs=2).metrics
+
+
+@pytest.mark.parametrize("form", ["a stream", "batches of a stream"])
+def test_a_stream_is_measured(form):
+    found = tk.diagnose(
+        network(), TAKEN[form], nn.functional.cross_entropy, optimizer=torch.optim.Adam
+    )
+    assert found.labels <= {"slow_convergence", "underfitting"}
+
+
+def test_one_row_does_not_show_that_units_are_dead():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 2))
+    for step in (None, torch.optim.Adam):
+        found = tk.diagnose(model, (X[:1], Y[:1]), nn.functional.cross_entropy, optimizer=step)
+        assert "dying_relu" not in found.labels

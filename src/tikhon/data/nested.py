@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from numbers import Number
 from typing import Any
@@ -43,6 +43,7 @@ def split_batch(batch: object, name: str = "data") -> Batch:
         if len(batch) < 2:  # of `TensorDataset(x)`: kept a tuple so that `batch[0]` still works
             return as_tensors(tuple(batch)) if batch else None, None
         *inputs, target = batch
+        _refuse_reordered(inputs, target, name)
         x = inputs[0] if len(inputs) == 1 else FlatInputs(inputs)
         return as_tensors(x, f"{name} x"), as_tensors(target, f"{name} y")
     except DataError:
@@ -52,6 +53,20 @@ def split_batch(batch: object, name: str = "data") -> Batch:
             f"{name}: rows of unequal length cannot be one tensor ({error}); pad them, with "
             "torch.nn.utils.rnn.pad_sequence, in the collate_fn of the loader"
         ) from error
+
+
+def _refuse_reordered(inputs: Sequence[object], target: object, name: str) -> None:
+    """Refuse a target of pandas whose index has the labels of the inputs in another order."""
+    index: Any = getattr(target, "index", None)
+    for part in inputs:
+        other: Any = getattr(part, "index", None)
+        if not hasattr(index, "equals") or not hasattr(other, "equals"):  # of pandas
+            continue
+        if not index.equals(other) and sorted(map(str, index)) == sorted(map(str, other)):
+            raise DataError(
+                f"{name}: x and y have the same index in another order; give y.loc[x.index] to "
+                "pair rows of one label, or y.to_numpy() to pair them by position"
+            )
 
 
 def join_batch(batch: Batch) -> Any:
@@ -189,7 +204,13 @@ def stored_values(tensor: Tensor) -> Tensor:
 
 def batch_length(batch: Batch) -> int:
     """Count the rows of a batch; raise `DataError` if the counts differ or are zero."""
-    counts = [len(t) if t.ndim else 0 for part in batch for t in _row_tensors(part)]
+    parts = [t for part in batch for t in _row_tensors(part)]
+    if any(t.ndim == 0 for t in parts):
+        raise DataError(
+            "batches are needed, and a single row was received, or a number for all rows: give a "
+            "list of rows, a data set or a DataLoader"
+        )
+    counts = [len(t) for t in parts]
     if not counts or min(counts) == 0:
         raise DataError("data has no rows")
     if len(set(counts)) > 1:

@@ -79,7 +79,9 @@ def run_trial(
         replica.model.train()
         batch = next(stream)
         if not samples.indexed:
-            trial.input_spreads += [float(t.std()) for t in _float_tensors(batch[0])[:1]]
+            trial.input_spreads += [
+                float(t.std(correction=0)) for t in _float_tensors(batch[0])[:1]
+            ]
             trial.target_levels += [
                 (float(t.mean()), float(t.std(correction=0))) for t in _float_tensors(batch[1])[:1]
             ]

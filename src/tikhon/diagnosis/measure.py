@@ -258,9 +258,10 @@ def _targets_moved(target_levels: list[tuple[float, float]], source: Samples) ->
 
     Every epoch has the same rows, so only random transforms may differ.
     """
-    if source.indexed or not hasattr(source.source, "__len__"):
-        return {}
-    batches = len(source.source)
+    batches = 0
+    if not source.indexed:
+        with suppress(TypeError):  # a stream has no length
+            batches = len(source.source)  # pyright: ignore[reportArgumentType]
     epochs = len(target_levels) // batches if batches else 0
     if epochs < 2 or not all(math.isfinite(a) and math.isfinite(b) for a, b in target_levels):
         return {}

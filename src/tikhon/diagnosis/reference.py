@@ -291,7 +291,7 @@ def build_design(
         return None, 0
     x = clip_outliers(x)
     x = x - x.mean(0)
-    x = x / x.std(0).clamp_min(1e-9 + 1e-6 * float(x.abs().max()))
+    x = x / x.std(0, correction=int(len(x) > 1)).clamp_min(1e-9 + 1e-6 * float(x.abs().max()))
     generator = generator or torch.Generator(device="cpu").manual_seed(0)
     projection = torch.randn(x.shape[1], width, generator=generator, dtype=torch.float64)
     shift = torch.randn(width, generator=generator, dtype=torch.float64)
