@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
+import tikhon as tk
 from compaction.models_of import MODELS, Block, Patches
 from tikhon.compaction import compact, speedup
 
@@ -223,6 +224,60 @@ def test_torchs_transformer_loses_heads_and_width_on_both_sides(norm_first, batc
     torch.testing.assert_close(
         small(*inputs, padding), Both().eval()(*inputs, padding), rtol=1e-4, atol=1e-5
     )
+
+
+class NormalisedHeads(nn.Module):
+    """Attention that normalises queries and keys in each head, as in Qwen3."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 4)
+        self.of_query, self.of_key = nn.RMSNorm(3), nn.LayerNorm(3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 3)).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(self.of_query(q), self.of_key(k), v)
+        return self.out(seen.transpose(1, 2).flatten(2))
+
+
+def test_heads_go_whose_queries_and_keys_are_normalised():
+    torch.manual_seed(0)
+    model, x = NormalisedHeads(), torch.randn(3, 5, 12)
+    for norm in (model.of_query, model.of_key):
+        nn.init.normal_(norm.weight)
+    with torch.no_grad():
+        model.out.weight[:, 3:6] = 0  # nothing reads head 1
+    small = compact(model, x)
+    assert small.get_submodule("qkv").out_features == 27
+    other = torch.randn(2, 7, 12)
+    torch.testing.assert_close(small(other), model(other))
+
+
+class Shared(nn.Module):
+    """Attention that is used twice, or whose weights are read."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.attention, self.times = nn.MultiheadAttention(8, 4, batch_first=True), times
+
+    def forward(self, x):
+        for _ in range(self.times):
+            x, weights = self.attention(x, x, x)
+        return x if self.times > 1 else (x, weights)
+
+
+@pytest.mark.parametrize(
+    ("times", "why"), [(2, "in more than one place"), (1, "weights are used")]
+)
+def test_dead_heads_that_stay_are_named(times, why):
+    model, x = Shared(times), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        model.attention.out_proj.weight[:, 2:4] = 0
+    stuck = compact(model, x).compaction.stuck
+    assert stuck["attention"].startswith("1 units (") and why in stuck["attention"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=f"compact will not remove heads of attention: .*{why}"):
+        tk.sparsify(model, optimizer, 0.5, of="heads", steps=4, example=x)
 
 
 class MaskedProduct(nn.Module):

@@ -277,6 +277,9 @@ def _blocked_units(analysis: Analysis, keep: Tensor) -> dict[str, str]:
 
 
 def _zero_rows(module: nn.Module) -> int:
+    if isinstance(module, nn.MultiheadAttention):  # a head that nothing reads
+        read = module.out_proj.weight.T.reshape(module.num_heads, -1)
+        return int((~read.any(1)).sum())
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim < 2:
         return 0

@@ -33,13 +33,13 @@ def _scaled(
 
 
 def layer_norm(call: Operation, module: nn.LayerNorm | nn.RMSNorm, analysis: Analysis) -> object:
-    """LayerNorm, RMSNorm: each entry is read for the moments, unless it is a constant."""
+    """LayerNorm, RMSNorm: of a row each entry is read for the moments, unless it is a constant."""
     (source,) = call.inputs
     if len(module.normalized_shape) != 1:
         return analysis.refuse(call, "it normalises over more than one axis")
     fixed, _ = source.uniform(-1)
     ids = source.columns(-1)
-    analysis.reads(ids, lambda keep: ~fixed & entry_mask(keep, ids).any())
+    analysis.readers.append(lambda keep: ids[entry_mask(keep, ids).any(1)][:, ~fixed].unique())
     const = torch.zeros(len(fixed), dtype=torch.bool)
     value = torch.zeros(len(fixed)).double()
     if module.weight is not None:

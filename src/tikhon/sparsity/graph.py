@@ -134,6 +134,11 @@ class Graph:
                 found |= set(self.roots[units.ids[units.ids >= 0]].tolist())
         return found
 
+    def why_refused(self, name: str) -> str:
+        """Return why `compact` leaves this module as it is, "" if it does not."""
+        found = self.analysis.refused.items()
+        return next((why for node, why in found if node.target == name), "")
+
     # -- who reads the input ------------------------------------------------------------------
 
     def inputs(self) -> Iterator[tuple[str, Tensor]]:

@@ -56,8 +56,8 @@ _NOTHING_FOUND = {
     "weights": "no weight may go",
     "channels": f"no layer may lose channels: {_WHY_PINNED}",
     "heads": (
-        "no heads may go: the model has no nn.MultiheadAttention that matches, and attention of "
-        "your own is found in the traced model alone (give example, one batch of inputs), where "
+        "no heads may go: the model has no nn.MultiheadAttention that matches (without kdim and "
+        "vdim), and attention of your own is found in the traced model alone (give example, one batch of inputs), where "
         "each head has a query, a key and a value of its own"
     ),
     "features": (
@@ -114,6 +114,9 @@ def heads(model: nn.Module, pattern: Pattern, graph: Graph | None) -> list[Layer
     """Return the heads of `nn.MultiheadAttention`, and of attention found by tracing."""
     found = _multihead_layers(model, pattern)
     if graph is not None:
+        for layer in found:
+            if reason := graph.why_refused(layer.name):
+                warn(f"sparsify: compact will not remove heads of {layer.name}: {reason}")
         units = graph.units_of(_HEADS)
         found += [layer for order, layer in _coupled(model, pattern, graph) if units & set(order)]
     return found
