@@ -57,8 +57,8 @@ _NOTHING_FOUND = {
     "channels": f"no layer may lose channels: {_WHY_PINNED}",
     "heads": (
         "no heads may go: the model has no nn.MultiheadAttention that matches (without kdim and "
-        "vdim), and attention of your own is found in the traced model alone (give example, one batch of inputs), where "
-        "each head has a query, a key and a value of its own"
+        "vdim), and attention of your own is found in the traced model alone (give example, one "
+        "batch of inputs), where each head has a query, a key and a value of its own"
     ),
     "features": (
         "no linear or convolutional layer that matches reads the model's input directly, or with "
