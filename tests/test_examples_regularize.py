@@ -29,7 +29,12 @@ DISTRIBUTED = {
 }
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+LONG = ("muon_and_adamw", "sam", "lora")  # tests/regularizer has their laws
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in EXPECTED]
+)
 def test_example(name, capsys):
     if name == "schedule_free":
         pytest.importorskip("schedulefree")

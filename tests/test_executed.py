@@ -29,8 +29,11 @@ old output
 """
 
 
-# long, and beside a guide of the same calls: quickstart and diagnosis, sparsity, hypergradient
-LONG = ("1_overfit_and_cure.md", "6_sparse_to_small.md", "7_strength_without_grid.md")
+# long, and beside a guide of the same calls: quickstart, regularize, sparsity, hypergradient
+LONG = (
+    *("1_overfit_and_cure.md", "4_genes.md", "5_fine_tuning.md", "6_sparse_to_small.md"),
+    "7_strength_without_grid.md",
+)
 
 
 @pytest.mark.parametrize(
