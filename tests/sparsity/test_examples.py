@@ -21,10 +21,8 @@ NEEDED = {
 
 
 @pytest.mark.filterwarnings("ignore")  # the advice of the frameworks
-@pytest.mark.parametrize(
-    "name",
-    ["sparse_convnet", *(pytest.param(name, marks=pytest.mark.slow) for name in NEEDED)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPECTED)
 def test_example(name, capsys):
     for package in NEEDED.get(name, []):
         pytest.importorskip(package)

@@ -133,7 +133,10 @@ def compact(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.
     small.compaction = Compaction(  # type: ignore[assignment]
         parameters=(_parameters(original), _parameters(small)),
         flops=(_flops(original, inputs), _flops(small, inputs)),
-        units=_unit_counts(analysed.analysis, analysed.keep),
+        units={
+            name: (last - first, int(analysed.keep[first:last].sum()))
+            for first, last, name in analysed.analysis.origin
+        },
         stuck=_blocked_units(analysed.analysis, analysed.keep),
         difference=difference,
     )
@@ -248,12 +251,6 @@ def _flops(model: nn.Module, inputs: tuple[object, ...]) -> int:
     with FlopCounterMode(display=False) as counter:
         model(*inputs)
     return counter.get_total_flops()
-
-
-def _unit_counts(analysis: Analysis, keep: Tensor) -> dict[str, tuple[int, int]]:
-    return {
-        name: (last - first, int(keep[first:last].sum())) for first, last, name in analysis.origin
-    }
 
 
 def _blocked_units(analysis: Analysis, keep: Tensor) -> dict[str, str]:

@@ -92,10 +92,8 @@ def thin_history(run: SavedRun, points: int = POINTS) -> SavedRun:
         return run
     last = len(run.history) - 1
     kept = [
-        r for i, r in enumerate(run.history) if i % every == 0 or i == last or _has_diverged(r)
+        record
+        for index, record in enumerate(run.history)
+        if index % every == 0 or index == last or record.get("train/loss", 0.0) is None  # diverged
     ]
     return replace(run, history=tuple(kept[: 2 * points]))
-
-
-def _has_diverged(record: dict) -> bool:
-    return "train/loss" in record and record["train/loss"] is None

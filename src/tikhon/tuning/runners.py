@@ -277,11 +277,6 @@ def build(job: SearchJob, config: Config) -> nn.Module:
         return job.build(config).to(job.y.device)
 
 
-def builder_entries(config: Config) -> list[tuple[str, Value]]:
-    """Return the entries known only to the builder, which may change the model's computation."""
-    return sorted((name, value) for name, value in config.items() if not known(name))
-
-
 def shared_entries(config: Config) -> list[tuple[str, Value]]:
     """Return the entries that members trained together have in common."""
     shared = ("batch_size", "optimizer")
@@ -426,7 +421,8 @@ def can_batch(job: SearchJob, config: Config) -> tuple[bool, str]:
     """
     if job.objective.batch_only:
         return False, job.objective.batch_only
-    kind = (job.build, job.fold_mask is None, repr(builder_entries(config)))
+    of_builder = sorted((name, value) for name, value in config.items() if not known(name))
+    kind = (job.build, job.fold_mask is None, repr(of_builder))
     if kind not in job.batching:
         job.batching[kind] = _try_batching(job, config)
     return job.batching[kind]
