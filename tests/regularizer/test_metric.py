@@ -205,3 +205,21 @@ def test_objective_l2_moves_bfloat16_weights_by_the_exact_factor():
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
     assert abs(model.weight.detach().float().norm() / before - (1 - 2e-4) ** 1500) < 3e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(kind, {"betas": (0.9, 0.0)}) for kind in (torch.optim.Adam, torch.optim.Adamax)]
+    + [(torch.optim.RMSprop, {"alpha": 0.0})],
+)
+def test_a_metric_without_memory_is_refused(kind, options):
+    model = nn.Linear(3, 2)
+    optimizer = kind(model.parameters(), lr=0.1, **options)
+    with pytest.raises(
+        TypeError, match=f"in the metric of {kind.__name__}, which with a decay of"
+    ):
+        tk.regularize(model, optimizer, tk.L1(0.1))
+    reg = tk.regularize(model, optimizer, tk.L2(0.1))
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert reg.steps == 1

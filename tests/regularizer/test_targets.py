@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn.utils import prune
+from torch.testing._internal.two_tensor import TwoTensor
 
 import tikhon as tk
 from tikhon.regularizer.targets import ROWS
@@ -508,10 +509,13 @@ def test_what_is_no_pattern_is_told_by_its_name_not_by_its_numbers(part, said):
         tk.select(model, part(model))
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.bool, torch.float8_e4m3fn, "TwoTensor"]
+)
 def test_codes_of_a_quantised_weight_are_no_weights(dtype):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    codes = model[0].weight.detach().to(dtype)
+    weight = model[0].weight.detach()  # torchao's quantised tensors are of several such
+    codes = TwoTensor(weight, weight) if dtype == "TwoTensor" else weight.to(dtype)
     model[0].weight = nn.Parameter(codes, requires_grad=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for pattern, names in (("*", ["1.weight"]), (nn.Linear, ["1.weight"]), ("all", ["0.bias"])):

@@ -19,6 +19,7 @@ from tikhon.regularizer.metric import (
     group_of,
     has_gain,
     is_uniform,
+    rule_of,
     stationary_gain,
 )
 from tikhon.regularizer.plan import FusedProx, StepPlan, convex_step_limit, is_euclidean
@@ -488,6 +489,13 @@ def refuse_unsupported(optimizer: optim.Optimizer, binding: Binding) -> None:
         return
     if is_uniform(optimizer):
         return
+    group, rule = group_of(optimizer, binding.target.params[0]), rule_of(optimizer)
+    if rule and rule.memory and 0 in (group.get("alpha"), group.get("betas", (1, 1))[-1]):
+        raise TypeError(
+            f"{binding.name} acts in the metric of {kind}, which with a decay of 0 of its squared "
+            f"gradients is of one batch, without end where a gradient is 0; give {kind} a decay "
+            f'above 0 (0.999 is usual), or use how="decoupled"'
+        )
     if not base.diagonal:
         raise TypeError(
             f"{type(base).__name__} has no exact prox in the metric of {kind} (a step of its own "

@@ -233,8 +233,9 @@ _CODES = "codes of a quantised weight"
 
 def _exclusion_reason(names: list[str], param: nn.Parameter, owners: list[nn.Module]) -> str:
     real = param.is_floating_point() or param.is_complex()
-    if not real or param.dtype.itemsize == 1:  # integers, or floats of 8 bits
-        return _CODES
+    packed = hasattr(param, "__tensor_flatten__") and not hasattr(param, "to_local")
+    if not real or param.dtype.itemsize == 1 or (packed and not param.requires_grad):
+        return _CODES  # integers, floats of 8 bits, or a frozen tensor made of such
     for name, owner in zip(names, owners):
         attribute = name.rpartition(".")[2]
         if ".parametrizations." in f".{name}":
@@ -250,6 +251,11 @@ def _exclusion_reason(names: list[str], param: nn.Parameter, owners: list[nn.Mod
     if not is_lazy(param) and _is_scale(names, param, owners):
         return "one number a channel"
     return ""
+
+
+def _kind_of(param: Tensor) -> str:
+    packed = hasattr(param, "__tensor_flatten__")
+    return type(param).__name__ if packed else str(param.dtype)
 
 
 def _kind_by_name(attribute: str, owner: nn.Module) -> str:
@@ -302,8 +308,8 @@ def match(model: nn.Module, candidates: Sequence[Entry], pattern: Pattern) -> li
         exact = [entry for entry in candidates if pattern in entry.names]
         if exact and exact[0].excluded == _CODES:
             raise ValueError(
-                f"{pattern!r} holds {_CODES} ({exact[0].param.dtype}), whose size and zeros are "
-                f"not those of the weight: leave it out, or keep the weight in floating point"
+                f"{pattern!r} holds {_CODES} ({_kind_of(exact[0].param)}), whose size and zeros "
+                f"are not those of the weight: leave it out, or keep the weight in floating point"
             )
         if exact:
             return exact
