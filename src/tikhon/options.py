@@ -145,12 +145,26 @@ def rerun_command(command: Sequence[str]) -> list[str]:
     return remove_options(command, *"--output -o --overwrite --json --quiet -q --verbose".split())
 
 
-def with_rerun_without_leaks(config: Mapping[str, Any], commands: Sequence[str]) -> list[str]:
-    """Suggest what to run next, starting with a rerun without columns that leak the target."""
+def with_reruns(config: Mapping[str, Any], commands: Sequence[str]) -> list[str]:
+    """Suggest what to run next for a table: first what its notices ask for.
+
+    Without columns that leak the target, and only that; or with groups of rows kept together, or
+    the latest rows held out.
+    """
     notices = (config["data"].get("table") or {}).get("notices", ())
-    leaks = [n["values"] for n in notices if n.get("key", "").startswith("notice_leak")]
-    drop = [part for values in leaks for part in shlex.split(values["options"])]
-    return [*([shlex.join([*rerun_command(config["command"]), *drop])] if drop else []), *commands]
+    values = [(n["key"], n["values"]) for n in notices if "key" in n]
+
+    def rerun(options: Iterable[str]) -> str:
+        return shlex.join([*rerun_command(config["command"]), *options])
+
+    leaks = [v["options"] for key, v in values if key.startswith("notice_leak")]
+    if leaks:
+        return [rerun(shlex.split(" ".join(leaks)))]
+    groups, order = map(dict(values).get, ("notice_groups", "notice_in_order"))
+    first = [rerun(shlex.split(groups["option"]))] if groups else []
+    timed = order and config["command"][1] in ("fit", "tune", "compare")
+    last = [rerun(["--time", *shlex.split(order["column"])])] if order and timed else []
+    return [*first, *commands, *last]
 
 
 def command_for(verb: str, command: Sequence[str]) -> list[str]:

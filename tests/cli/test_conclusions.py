@@ -56,13 +56,31 @@ def test_a_leak_is_the_first_sentence_and_leaving_it_out_the_next_command(verb, 
     page, found, shown = told(frame, verb, capsys)
     assert english(page.verdict).startswith("'paid' alone predicts the target")
     assert page.level in ("watch", "bad")
-    first, *_ = found["next"]
+    (first,) = found["next"]  # what else there is would be done with the leak
     assert shlex.split(first)[:2] == ["tikhon", verb] and "--drop=paid" in first
     assert f"next:   {first}" in shown
     assert ran(*shlex.split(first)[1:], "-o", "without") == 0  # it runs, and is quiet about it
     capsys.readouterr()
     page = build(read("without"))
     assert "paid" not in " ".join(map(english, page.sentences))
+
+
+@pytest.mark.parametrize("verb", FEW)
+def test_rows_of_one_person_are_a_remark_and_kept_together_by_the_next_command(verb, capsys):
+    """0.97 on persons seen in training was 0.82 on others; only a notice above the epochs said."""
+    person = np.arange(ROWS) // 4
+    frame = pd.DataFrame({"patient": person, "a": A + person % 2 * 3, "y": person % 2})
+    page, found, shown = told(frame, verb, capsys)
+    assert english(page.remarks[0]).startswith("several rows have the same 'patient'")
+    first, *_ = found["next"]
+    assert "--group=patient" in first and f"next:   {first}" in shown
+    assert shlex.split(first)[:2] == ["tikhon", verb]
+
+
+def test_rows_in_the_order_of_time_are_held_out_by_time_next(capsys):
+    frame = pd.DataFrame({"day": pd.date_range("2024-01-01", periods=ROWS), "a": A, "y": A + B})
+    _, found, _ = told(frame, "fit", capsys)
+    assert found["next"][-1].endswith("--time day") and len(found["next"]) > 1
 
 
 @pytest.mark.parametrize("verb", ["tune", "path"])

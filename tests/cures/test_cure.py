@@ -868,8 +868,9 @@ def result(name, scores, effects, verdict, steps=300):
 
 def letter(*results, treatment=None, patch=""):
     told = diagnose(deep(1, nn.ReLU), classes(), CE)
+    treated = SimpleNamespace(optimizer=torch.optim.SGD([torch.zeros(1)], lr=0.5))
     return str(
-        Cure(told, results, treatment, lambda seed: None, 32, samples(classes()), None, CE,
+        Cure(told, results, treatment, lambda seed: treated, 32, samples(classes()), None, CE,
              patch=patch)
     )  # fmt: skip
 
@@ -884,7 +885,10 @@ def test_a_letter_says_what_ended_it_what_failed_and_what_to_do_next():
     text = letter(nothing, *tried, treatment=rate(10.0), patch="a = 1")
     assert text.splitlines()[1].startswith(" lr x10: loss 2.000 -> 0.500, lower by 1.500")
     assert "did not help: lr x0.1\n" in text  # what is only not sure did not fail
-    assert text.endswith("train in full, diagnose again")
+    assert text.endswith(
+        "next: paste it, or say --optimizer sgd:0.5 on the command line, train in full, diagnose "
+        "again"
+    )
     diverged = replace(nothing, scores=(math.nan, math.inf))
     text = letter(diverged, *tried[:1], treatment=rate(10.0))
     assert " lr x10: loss not finite -> 0.500, with each of 2 seeds\n" in text

@@ -33,7 +33,7 @@ from tikhon.report.page import (
     Section,
     label,
 )
-from tikhon.report.saved import read
+from tikhon.report.saved import SavedRun, read
 
 KINDS = ["fitted", "demoed", "tuned", "pathed", "diagnosed", "cured", "compared", "hostile"]
 SOURCE = Path(report.__file__).parent
@@ -734,3 +734,16 @@ def test_a_comparison_has_no_column_that_no_row_fills():
     assert keys == ["method", "verdict", "test", "train_test_gap", "zeros", "time"]
     fuller = row | {"low": 0.6, "high": 0.8, "seed_std": 0.01, "size": 0.5}
     assert len(compare.table([row, fuller], metric).head) == 9
+
+
+@pytest.mark.parametrize(
+    ("score", "told"), [(0.338, "Cannot tell whether 1 of 17"), (0.21, "1 of 17 features are")]
+)
+def test_few_features_are_enough_only_where_little_is_given_up(score, told):
+    """One standard error may be most of what is explained: 1 of 17 left R2 0.39 of 0.56."""
+    names = list("abcdefghijklmnopq")
+    result = {"counts": [0, 1, 7], "scores": [0.401, score, 0.201], "chosen": 1,
+              "strengths": [0.67, 0.36, 0.04], "feature_names": names}  # fmt: skip
+    said = path.verdict(SavedRun(Path("run"), {}, (), result), 1)
+    assert said.text("en").startswith(told)
+    assert "17" in said.text("zh") and ("--select best" in said.text("zh")) == (score > 0.3)

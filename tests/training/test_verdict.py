@@ -115,6 +115,32 @@ def test_a_model_that_learned_is_not_called_ignorant():
     assert not {"no_better_class", "only_probabilities"} & set(codes(statements(run)))
 
 
+def test_where_a_few_rows_decide_a_model_is_not_called_ignorant():
+    """RMSE 46,040 against 91,619 of the mean was called 'not better': two rows were most of it."""
+    y = torch.randn(80, generator=torch.Generator().manual_seed(3)).mul(1.6).exp()
+    y[0] = 10 * y.max()
+    x, only_one = torch.arange(80.0)[:, None], torch.full((80,), float(y.mean()))
+    only_one[0] = 0.7 * y[0]
+
+    def found(values):
+        parts = {"train": (x, y), "valid": (x, y)}
+        scores = assess(Lookup(values), parts, loss_of("mse", y), linear=False)
+        return codes(judge_run(scores, [], "epochs"))
+
+    assert found(only_one)[0] == "unsure_mean"
+    assert found(torch.full((80,), float(y.median())))[0] == "no_better_mean"
+    assert not any("mean" in code for code in found(0.9 * y))  # R2 0.99
+
+
+class Lookup(nn.Module):
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def forward(self, x):
+        return self.values[x[:, 0].long()]
+
+
 def test_probabilities_without_decisions_are_told_apart():
     """One class in ten that no row reaches one half for: the ranking is right all the same."""
     generator = torch.Generator().manual_seed(0)
@@ -303,7 +329,7 @@ def test_a_margin_needs_more_than_a_few_rows():
 
     from tikhon.training import baselines
 
-    mean, error = baselines._paired_margins(theirs, ours, y, 1.0)["accuracy"]
+    mean, error = baselines._paired_margins("linear", theirs, ours, y, 1.0)["accuracy"]
     assert 0 < mean < 1.96 * error
 
 

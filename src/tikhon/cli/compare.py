@@ -22,7 +22,7 @@ from tikhon.options import (
     TRAINING,
     command_for,
     format_penalty,
-    with_rerun_without_leaks,
+    with_reruns,
 )
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _suggest_next(
     else:
         length = ("--epochs", str(settings["epochs"]))
         then = [*command_for("fit", config["command"]), *length, *_recipe_options(rows[0])]
-    return with_rerun_without_leaks(config, [shlex.join(then)])
+    return with_reruns(config, [shlex.join(then)])
 
 
 def _recipe_options(first: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tikhon.options import command_for, with_rerun_without_leaks
+from tikhon.options import command_for, with_reruns
 from tikhon.report.kinds.scores import learned_nothing
 from tikhon.report.page import Label, Mark, Page, PageTable
 
@@ -103,9 +103,7 @@ def suggest_predict(result: Mapping[str, Any], path: Path, config: Mapping[str, 
     """Suggest predicting rows, unless the model learned nothing; leaks are left out first."""
     predict = command_for("predict", config["command"])
     predict.insert(2, str(path))
-    return with_rerun_without_leaks(
-        config, [] if learned_nothing(result) else [shlex.join(predict)]
-    )
+    return with_reruns(config, [] if learned_nothing(result) else [shlex.join(predict)])
 
 
 def print_next(terminal: Terminal, page: Path | None, commands: Sequence[str]) -> None:

@@ -284,8 +284,11 @@ def _date_column(raw: RawColumn) -> Column | None:
     doubtful = [one is not None and order in one.doubtful for one in found]
     if not asked and any(doubtful):
         row = cells.first(doubtful)
+        text = cells.texts[cells.codes[row]]
+        if not any(one is not None and len(set(one.days.values())) > 1 for one in found):
+            order = "mdy" if text[0].isalpha() else "dmy"  # any would do, but for other columns
         raise DataError(
-            f"column {name!r}: the year of {cells.texts[cells.codes[row]]!r} in "
+            f"column {name!r}: the year of {text!r} in "
             f"{source.line(row)} may be of either century; write four digits, or say --dates "
             f"{order} to read 00 to 68 as 20xx and 69 to 99 as 19xx, or "
             f"{format_options('--drop', name)}"

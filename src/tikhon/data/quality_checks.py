@@ -81,23 +81,32 @@ def find_similar_labels(name: str, labels: Sequence[str]) -> list[Sentence]:
     """Report labels that are kept apart although they differ only in case (single letters), in
     trailing punctuation (`>50K.`), or as an abbreviation and its word.
     """
-    letters = [label for label in labels if len(label) == 1 and label.isalpha()]
-    found = [label for label in letters if label.swapcase() in set(labels) - {label}]
-    bare = [re.sub(r"[\s.,;:!]+$", "", label).lower() for label in labels]
-    found += [label for label, b in zip(labels, bare) if len(label) > 1 and bare.count(b) > 1]
-    for truths in (TRUE, FALSE):  # Y, yes, N, no, unknown
-        spelt = [label for label in labels if label.lower() in truths and label.isalpha()]
-        found += spelt if len(spelt) > 1 else []
-    pairs = {
-        label: short
-        for short in (label for label in labels if len(label) <= _ABBREVIATION and label.isalpha())
-        for label in labels
-        if len(label) > len(short) + 2 and label.lower().startswith(short.lower())
-    }
-    if len(pairs) > 1:
-        found += [word for pair in pairs.items() for word in pair[::-1]]  # M, male, F, female
-    found = list(dict.fromkeys(found))
-    return [sentence("notice_kept_apart", labels=quote_names(found), name=name)] if found else []
+    words = [label for label in labels if label.isalpha()]
+    short = [label for label in words if len(label) <= _ABBREVIATION]
+    letters = [label for label in short if len(label) == 1]
+    groups = [[x for x in letters if x.lower() == letter] for letter in "".join(letters).lower()]
+    bare = {x: re.sub(r"[\s.,;:!]+$", "", x).lower() for x in labels if len(x) > 1}
+    groups += [[x for x in bare if bare[x] == key] for key in bare.values()]
+    groups += [[x for x in words if x.lower() in truths] for truths in (TRUE, FALSE)]  # Y, yes
+    longer = [
+        [x, *(y for y in words if len(y) > len(x) + 2 and y.lower().startswith(x.lower()))]
+        for x in short
+    ]
+    longer = [group for group in longer if len(group) > 1]
+    groups += longer if len(longer) > 1 else []  # M, male, F, female
+    alike = list(dict.fromkeys(quote_names(group) for group in groups if len(group) > 1))
+    return [sentence("notice_kept_apart", labels="; ".join(alike), name=name)] if alike else []
+
+
+def find_combined_labels(name: str, labels: Sequence[str]) -> list[Sentence]:
+    """Report combined labels such as `action|drama`, each of which counts as one value."""
+    for mark in "|;,":
+        parts = {part.strip() for label in labels for part in label.split(mark)}
+        joined = [label for label in labels if mark in label]
+        if len(joined) > 1 and len(parts) < len(labels):
+            count = len(labels)
+            return [sentence("notice_combined", label=joined[0], name=name, count=count)]
+    return []
 
 
 def find_misspelt_labels(name: str, rows: Mapping[str, int]) -> list[Sentence]:
@@ -136,6 +145,7 @@ def check_levels(column: Column) -> list[Sentence]:
     """
     levels, name = column.categories, quote_names([column.name])
     notices = find_similar_labels(column.name, levels)
+    notices += find_combined_labels(column.name, levels)
     missing = [level for level in levels if level.lower() in _NO_VALUES]
     if len(missing) > 1:
         options = format_options("--na-values", *missing)
@@ -185,7 +195,11 @@ def find_leaks(
     told = [(certain, 1.0)] if certain else []
     return [
         sentence(
-            "notice_leak" if share == 1 else "notice_leak_nearly",
+            "notice_leak_nearly"
+            if share < 1
+            else "notice_leak"
+            if len(names) == 1
+            else "notice_leaks",
             columns=quote_names(names),
             share=share,
             options=format_options("--drop", *names),

@@ -20,7 +20,11 @@ from tikhon.data.columns import (
     refuse_units,
 )
 from tikhon.data.on_disk import gather_columns
-from tikhon.data.quality_checks import find_misspelt_labels, find_similar_labels
+from tikhon.data.quality_checks import (
+    find_combined_labels,
+    find_misspelt_labels,
+    find_similar_labels,
+)
 from tikhon.data.raw_column import RawColumn
 from tikhon.data.source import Source, quote_names
 from tikhon.data.text_cells import TRUE, TextCells, are_truth_values, normalize_label
@@ -202,7 +206,7 @@ def _classes(
         told += find_misspelt_labels(
             name, {label[key]: sum(cells.counts[i] for i in spellings[key]) for key in shown}
         )
-        told += _find_combined_labels(name, [label[key] for key in shown])
+        told += find_combined_labels(name, [label[key] for key in shown])
         if cell := find_unread_numbers(sorted(label.values())):
             reading = sentence("reading_unread", cell=cell)
             told.append(sentence("notice_target_read", name=name, reading=reading))
@@ -210,6 +214,8 @@ def _classes(
     y = np.array([code[key] for key in keys], np.int64)[cells.codes]
     held = "text" if values is None else f"{len(shown)} different numbers"
     why = f"classification: {name!r} holds {held}" if task is None else f"{task}: as asked for"
+    if task is None and values is not None and len(shown) > 2:
+        why += "; --task regression predicts the number"
     column = Column(name, "category", categories=tuple(label[key] for key in shown))
     return TargetColumn(column, y, "classification", why, source, (*notices, *told))
 
@@ -230,17 +236,6 @@ def _find_padded_labels(source: Source, name: str) -> list[Sentence]:
     return (
         [sentence("notice_blanks", labels=quote_names(sorted(twice)), name=name)] if twice else []
     )
-
-
-def _find_combined_labels(name: str, labels: Sequence[str]) -> list[Sentence]:
-    """Report combined labels such as `action|drama`, each of which is a class."""
-    for mark in "|;,":
-        parts = {part.strip() for label in labels for part in label.split(mark)}
-        joined = [label for label in labels if mark in label]
-        if len(joined) > 1 and len(parts) < len(labels):
-            count = len(labels)
-            return [sentence("notice_combined", label=joined[0], name=name, count=count)]
-    return []
 
 
 def _refuse_constants(source: Source, name: str, levels: int, cells: TextCells) -> None:

@@ -78,5 +78,5 @@ def build(*runs: SavedRun) -> Page:
     for run in runs:
         if run.kind not in KINDS:
             raise InputError(f"{run.path}: {unknown_name('kind of run', run.kind, KINDS)}")
-    pages = [columns.put_leak_first(KINDS[run.kind](run), run) for run in runs]
+    pages = [columns.put_doubts_first(KINDS[run.kind](run), run) for run in runs]
     return pages[0] if len(pages) == 1 else run_groups.page(runs, pages)

@@ -22,7 +22,7 @@ from tikhon.data.dataset import Dataset, fingerprint
 from tikhon.data.forward import LossFunction
 from tikhon.data.nested import tensors, to_device
 from tikhon.errors import DataError, InputError, StorageError, describe, describe_misplaced
-from tikhon.options import with_rerun_without_leaks
+from tikhon.options import with_reruns
 from tikhon.runs import checkpoint
 from tikhon.runs.files import to_plain, write_bytes, write_tensors
 from tikhon.runs.interrupt import ignore_messages, never_stop
@@ -234,7 +234,7 @@ def _write_results(
 ) -> None:
     """Write weights, history and result, and seal the folder."""
     if config.get("command"):
-        document["next"] = with_rerun_without_leaks(config, document["next"])
+        document["next"] = with_reruns(config, document["next"])
     write_tensors(folder.path / MODEL, dict(training.model.state_dict()))
     if not (folder.path / HISTORY).exists():
         write_bytes(folder.path / HISTORY, b"")

@@ -17,10 +17,12 @@ FALL = 0.02  # relative fall over the last quarter of the epochs that counts as 
 FLOOR = 1e-3  # of the first validation loss: smaller falls are ignored once half of it is gone
 SHARE = 0.1  # or the share of the whole fall in the last quarter, for slow runs
 _EXPLODED = 100.0  # factor on the loss of a constant prediction: no trained model exceeds it
+_CLEARLY_LOWER = 0.8  # of the RMSE of the mean: where that is not measurable, few rows decide it
 
 LEVELS = {
     "no_better_class": "bad",
     "no_better_mean": "bad",
+    "unsure_mean": "watch",
     "only_probabilities": "watch",
     "improving": "watch",
     "exploded": "bad",
@@ -152,7 +154,8 @@ def _compare_with_constant(scores: Scores) -> list[Statement]:
     if _is_better(margins[scores.key]):
         return []
     if scores.key == "rmse":
-        return [Statement("no_better_mean", values)]
+        is_lower = scores.metrics[at] < _CLEARLY_LOWER * baseline[at]
+        return [Statement("unsure_mean" if is_lower else "no_better_mean", values)]
     if not _is_better(margins["loss"]):
         return [Statement("no_better_class", values)]
     loss = f"{scores.part}/loss"

@@ -126,14 +126,19 @@ def notice_table(table: Mapping[str, Any]) -> PageTable | None:
     return PageTable(label("notices_caption"), (label("notice"),), rows) if rows else None
 
 
-def put_leak_first(page: Page, run: SavedRun) -> Page:
-    """Put a suspected leak, if any, ahead of a finished run's verdict."""
+def put_doubts_first(page: Page, run: SavedRun) -> Page:
+    """Put a suspected leak, if any, ahead of a finished run's verdict, and groups after it."""
     table = as_mapping(as_mapping(run.config.get("data")).get("table"))
-    found = [n for n in table.get("notices") or () if _notice_key(n).startswith("notice_leak")]
-    if not found or not run.result:
+    notices = [(_notice_key(notice), notice) for notice in table.get("notices") or ()]
+    if not run.result:
+        return page
+    groups = [saved_text(notice) for key, notice in notices if key == "notice_groups"]
+    page = replace(page, remarks=(*groups, *page.remarks))
+    leaks = [saved_text(notice) for key, notice in notices if key.startswith("notice_leak")]
+    if not leaks:
         return page
     level = worst([page.level, "watch"])
-    return replace(page, level=level, verdict=saved_text(found[0]), remarks=page.sentences)
+    return replace(page, level=level, verdict=leaks[0], remarks=page.sentences)
 
 
 def _notice_key(notice: Mapping[str, Any]) -> str:

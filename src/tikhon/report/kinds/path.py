@@ -23,6 +23,7 @@ from tikhon.report.saved import SavedRun
 
 LINES = 12  # features with their own line; the others share one colour
 ROWS = 20  # approximate rows in the table of models
+_MUCH = 1 / 3  # share of what the best model gains that a sparse one gives up
 
 
 def page(run: SavedRun) -> Page:
@@ -90,7 +91,16 @@ def verdict(run: SavedRun, chosen: int | None) -> Label:
         "best": format_number(result["scores"][best]),
         "most": f"{result['counts'][best]:,}",
     }
+    if _loses_much(result, chosen, best):
+        return label("path_unsure", **values)
     return label("path_weights_chosen" if weights else "path_chosen", **values)
+
+
+def _loses_much(result: Mapping[str, Any], chosen: int, best: int) -> bool:
+    """Return whether the choice gives up much of what the best gains over the smallest model."""
+    smallest = min(range(len(result["counts"])), key=result["counts"].__getitem__)
+    first, score, lowest = (result["scores"][i] for i in (smallest, chosen, best))
+    return first is not None and score - lowest > _MUCH * (first - lowest)
 
 
 def remarks(run: SavedRun, chosen: int | None) -> tuple[Label, ...]:
