@@ -307,51 +307,16 @@ def test_data_on_another_device_is_refused():
         diagnose(model, classes(), CE)
 
 
-LAYERS = [
-    (
-        "conv",
-        lambda: nn.Sequential(
-            nn.Unflatten(1, (1, 4, 4)),
-            nn.Conv2d(1, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(128, 4),
-        ),
-        2,
-    ),
-    (
-        "conv1d",
-        lambda: nn.Sequential(
-            nn.Unflatten(1, (1, 16)),
-            nn.Conv1d(1, 8, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Flatten(),
-            nn.Linear(128, 4),
-        ),
-        2,
-    ),
-    (
-        "attention",
-        lambda: nn.Sequential(
-            nn.Unflatten(1, (4, 4)),
-            nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
-            nn.Flatten(),
-            nn.Linear(16, 4),
-        ),
-        5,
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "build", "least"), LAYERS, ids=[row[0] for row in LAYERS])
-def test_other_layers_are_measured(name, build, least):
+def test_the_layers_of_an_encoder_are_measured():
     torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True)
+    model = nn.Sequential(nn.Unflatten(1, (4, 4)), encoder, nn.Flatten(), nn.Linear(16, 4))
     engine = lambda p: torch.optim.Adam(p, 0.01)  # noqa: E731
-    found = diagnose(build(), classes(), CE, optimizer=engine, steps=60)
+    found = diagnose(model, classes(), CE, optimizer=engine, steps=60)
     assert found.ok, str(found)
-    assert len(found.record.sites) >= least
+    assert len(found.record.sites) >= 5
     assert any(r.signal for r in found.record.probes[0].readings)
-    assert name != "attention" or any(r.entropy for r in found.record.probes[0].readings)
+    assert any(r.entropy for r in found.record.probes[0].readings)
 
 
 class Tied(nn.Module):

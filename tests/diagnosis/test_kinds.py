@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from functools import cache
 
 import pytest
 import torch
@@ -61,9 +61,8 @@ def tokens():
 
 def conv(kind, shape):
     first = kind(1, 8, 3, padding=1)
-    return nn.Sequential(
-        nn.Unflatten(1, (1, *shape)), first, nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
-    )
+    act = nn.ReLU(inplace=kind is nn.Conv1d)
+    return nn.Sequential(nn.Unflatten(1, (1, *shape)), first, act, nn.Flatten(), nn.Linear(128, 4))
 
 
 KINDS = {
@@ -101,6 +100,7 @@ def test_a_healthy_one_is_measured_and_left_alone(name):
     assert first.entropy is not None if site == "mix.attention" else first.rms is not None
     chain = [s.name for s in found.record.sites if s.role in ("weight", "recurrent")]
     assert len(chain) >= 2
+    assert any(reading.signal for reading in found.record.probes[0].readings)
 
 
 CURED = (  # the others are cured as these are
@@ -121,11 +121,16 @@ def test_a_sick_one_is_found_and_cured(name):
     assert found.best.effect > 0.05
 
 
+@cache
+def without_wrapper():
+    torch.manual_seed(0)
+    return tk.diagnose(deep(25, nn.Tanh), classes(), CE)
+
+
 @pytest.mark.parametrize("wrap", ["compile", "DataParallel", "DDP"])
 def test_wrappers_are_looked_through(wrap, tmp_path):
     torch.manual_seed(0)
-    model = deep(25, nn.Tanh)
-    plain = tk.diagnose(copy.deepcopy(model), classes(), CE)
+    model, plain = deep(25, nn.Tanh), without_wrapper()
     if wrap == "compile":
         wrapped = torch.compile(model, backend="eager")
     elif wrap == "DataParallel":

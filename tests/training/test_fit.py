@@ -30,15 +30,18 @@ def diabetes():
     return x, data.target - data.target.mean()
 
 
-@pytest.mark.parametrize("optimizer, lr, momentum", [("sgd", 0.05, 0.9), ("adam", 2.0, 0.0)])
-def test_l1_is_the_lasso_of_the_textbooks(optimizer, lr, momentum):
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "momentum", "epochs"),
+    [("sgd", 0.05, 0.9, 450), pytest.param("adam", 2.0, 0.0, 700, marks=pytest.mark.slow)],
+)  # tests/regularizer has the law for every optimizer
+def test_l1_is_the_lasso_of_the_textbooks(optimizer, lr, momentum, epochs):
     """1/(2m) sum (y - yhat)^2 + lambda sum |w|: support and coefficients of scikit-learn's."""
     x, y = diabetes()
     reference = Lasso(alpha=3.0, tol=1e-14, max_iter=100_000, fit_intercept=False).fit(x, y).coef_
     model = torch.nn.Linear(10, 1, bias=False, dtype=torch.float64)
     fit(
         model, (torch.tensor(x), torch.tensor(y)), Recipe(tk.L1(3.0)), loss="half_mse",
-        optimizer=optimizer, lr=lr, momentum=momentum, batch_size=len(x), epochs=700,
+        optimizer=optimizer, lr=lr, momentum=momentum, batch_size=len(x), epochs=epochs,
         schedule="linear" if optimizer == "adam" else "constant",
     )  # fmt: skip
     found = model.weight.detach().numpy()[0]
