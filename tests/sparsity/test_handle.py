@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -423,3 +424,68 @@ def test_a_copy_of_all_goes_on_alone(copied, when):
     assert second.audit().share == handle.audit().share == 0.5
     second.remove()
     assert not other._optimizer_step_pre_hooks and optimizer._optimizer_step_pre_hooks
+
+
+class Lookahead:
+    """Every fifth step the weights go half of the way back to slow ones."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.count = optimizer, 0
+        self.slow = [p.detach().clone() for g in optimizer.param_groups for p in g["params"]]
+        self.param_groups, self.zero_grad = optimizer.param_groups, optimizer.zero_grad
+
+    def step(self):
+        self.optimizer.step()
+        self.count += 1
+        for slow, p in zip(self.slow, self.param_groups[0]["params"]):
+            if self.count % 5 == 0:
+                p.data.copy_(slow.lerp_(p.detach(), 0.5))
+
+
+class Perturbed(Lookahead):
+    """As SAM: gradients at weights that are moved, and moved back before the step."""
+
+    def step(self):
+        before = [p.detach().clone() for p in self.param_groups[0]["params"]]
+        for p in self.param_groups[0]["params"]:
+            p.data.add_(p.grad, alpha=0.05)
+        for old, p in zip(before, self.param_groups[0]["params"]):
+            p.data.copy_(old)
+        self.optimizer.step()
+
+
+@pytest.mark.parametrize(("wrapper", "warned"), [(Lookahead, 1), (Perturbed, 0)])
+def test_zeros_that_do_not_last_are_told_of_once(wrapper, warned):
+    model = network()
+    optimizer = wrapper(torch.optim.Adam(model.parameters(), 1e-2))
+    handle = tk.sparsify(model, optimizer, 0.5, steps=40)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        steps(model, [optimizer], 40)
+    messages = [str(w.message) for w in caught]
+    assert len(messages) == warned
+    assert all("do not last from one step of Adam" in message for message in messages)
+    assert bool(handle.audit().returned) == bool(warned)
+
+
+def test_an_optimizer_for_each_parameter_may_step_within_backward():
+    models, audits = [network(), network()], []
+    for model, within in zip(models, (True, False)):
+        optimizers = {p: torch.optim.Adam([p], 1e-2) for p in model.parameters()}
+        handle = tk.sparsify(model, optimizers, 0.5, steps=30)
+
+        def step(p, optimizers=optimizers):
+            optimizers[p].step()
+            optimizers[p].zero_grad()
+
+        for p in model.parameters() if within else ():
+            p.register_post_accumulate_grad_hook(step)
+        steps(model, [] if within else list(optimizers.values()), 30)
+        audits.append(handle.audit())
+    assert audits[0].share == audits[1].share == 0.5 and not audits[0].returned
+
+
+def test_lbfgs_is_refused():
+    model = network()
+    with pytest.raises(TypeError, match="behind the line search of LBFGS"):
+        tk.sparsify(model, torch.optim.LBFGS(model.parameters()), 0.5, steps=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn, optim
 
 from tikhon.arguments import check_number, is_count
 from tikhon.regularizer.audit import warn
+from tikhon.regularizer.bypass_detection import GradientArrival
 from tikhon.regularizer.hooks import StepHooks, hook_owners
 from tikhon.regularizer.metric import group_of, rule_of
 from tikhon.regularizer.optimizers import as_list, find_weight_copies, inner_optimizer
@@ -28,6 +30,7 @@ from tikhon.wrappers import unwrap
 SCHEMA_VERSION = 2
 DECISIONS = 25  # decisions on removals during thinning
 FADES = 4  # fading steps between two decisions
+CHECKS = 13  # steps in which zeros are checked: wrappers synchronise every 5 or 6
 
 _NOT_TRAINED = (
     "the optimizer does not hold them; give the one that was built from this model's parameters, "
@@ -139,6 +142,11 @@ class Sparsifier:
         self.optimizers = list({id(one): one for one in map(inner_optimizer, given)}.values())
         if not self.optimizers:
             raise ValueError("sparsify needs an optimizer, received an empty list")
+        if any(isinstance(one, optim.LBFGS) for one in self.optimizers):
+            raise TypeError(
+                "sparsify would move weights behind the line search of LBFGS, whose curvature "
+                "pairs would be wrong; train with another optimizer"
+            )
         _check_materialized(self.model)
         self.step = 0
         allowed = "the optimizer steps of the whole run, 1 or more"
@@ -158,6 +166,7 @@ class Sparsifier:
         found_copies = [(one, find_weight_copies(one)) for one in self.optimizers]
         self._copies = [(one, copies) for one, copies in found_copies if copies]
         self._hooks: list[StepHooks] = []
+        self._checks_left, self._returns = CHECKS, 0  # of zeros that others have set again
         self._check_reachable()
         self._attach()
 
@@ -270,6 +279,7 @@ class Sparsifier:
         for hooks in self._hooks:
             hooks.remove()
         self._hooks = []
+        self._arrival.arrived()
 
     def __enter__(self) -> Sparsifier:
         return self
@@ -283,7 +293,8 @@ class Sparsifier:
 
     def __getstate__(self) -> dict[str, Any]:
         self._track_parameters()
-        kept = {name: value for name, value in vars(self).items() if name != "_places"}
+        left = ("_places", "_arrival")
+        kept = {name: value for name, value in vars(self).items() if name not in left}
         return {**kept, "_hooks": bool(self._hooks)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -395,6 +406,7 @@ class Sparsifier:
             warn(f"sparsify: {goal} cannot go, about {reached:.1%} can: {keeps}")
 
     def _attach(self) -> None:
+        self._arrival = GradientArrival(self._check_zeros)
         for optimizer in self.optimizers:
             for other in hook_owners(optimizer):
                 if isinstance(other, Sparsifier) and any(
@@ -406,8 +418,7 @@ class Sparsifier:
                         "matrix and another its columns)"
                     )
         for optimizer in self.optimizers:
-            counts = optimizer is self.optimizers[-1]
-            after = self._after_step if counts else self._apply_zero_masks
+            after = partial(self._after_step, optimizer)
             hooks = StepHooks(optimizer, self._before_step, after, lambda: None, owner=self)
             self._hooks.append(hooks)
 
@@ -418,30 +429,60 @@ class Sparsifier:
             self._track_parameters()
             self._trained_with = self._optimized()
 
-    def _after_step(self) -> None:
-        self.step += 1
+    def _check_zeros(self) -> None:
+        """Look, as the next gradient arrives, whether something has set zeros again."""
+        if not self._checks_left or all(keep.all() for keep in self._alive):
+            return
+        self._checks_left -= 1
+        self._returns += self.audit().returned > 0
+        if self._returns == 2:  # once may be weights that were loaded
+            self._checks_left = 0
+            kind = type(self.optimizer).__name__
+            warn(
+                f"sparsify: zeros do not last from one step of {kind} to the next gradient; they "
+                f"are set by something else (a wrapper such as Lookahead, an average copied into "
+                f"the model, another optimizer): give sparsify a plain {kind}"
+            )
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: optim.Optimizer) -> None:
+        counts = optimizer is self.optimizer
+        self.step += counts
         if self.step <= self.begin:
             return
         place = (self.step - self.begin) % self.every
         first = self.step == self.begin + 1
-        if self.step == self.end or (self.step < self.end and (first or place == 0)):
+        deciding = self.step == self.end or (self.step < self.end and (first or place == 0))
+        if counts and deciding:
             self._update_masks(first)
-        self._apply_zero_masks()
+        which = list(range(len(self._params)))
+        # a step of one layer within `backward`, which still reads the weights of the others
+        within = torch._C._current_graph_task_id() != -1
+        if counts and not within and self._checks_left:
+            self._arrival.arrived()
+            self._arrival.expect(self._params[0])
+        if within:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            which = [i for i in which if id(self._params[i]) in held]
+        params = [self._params[i] for i in which]
+        if not params:
+            return
+        self._apply_zero_masks(params, which)
         stride = max(1, self.every // FADES)
-        if self._fade_masks is not None and place % stride == 0:
+        if self._fade_masks is not None and (counts or within) and place % stride == 0:
             times = (self.every - 1 - place) // stride + 1  # until the next decision
             part = 1 / (times + 1)  # of the remainder, for linear fading
-            with torch.no_grad():
-                _many._foreach_addcmul_(self._params, self._params, self._fade_masks, value=-part)
+            masks = [self._fade_masks[i] for i in which]
+            _many._foreach_addcmul_(params, params, masks, value=-part)
 
-    @torch.no_grad()
-    def _apply_zero_masks(self) -> None:
+    def _apply_zero_masks(self, params: list[nn.Parameter], which: Sequence[int]) -> None:
         """Keep removed entries at zero, also in an optimizer's own copies of the weights."""
         if self._zero_masks is None:
             return
-        _many._foreach_mul_(self._params, self._zero_masks)
+        masks = [self._zero_masks[i] for i in which]
+        _many._foreach_mul_(params, masks)
         for optimizer, copies in self._copies:
-            for param, held in zip(self._params, self._zero_masks):
+            for param, held in zip(params, masks):
                 state = optimizer.state.get(param, {})
                 for key in [key for key in copies.keys if key in state]:
                     state[key].mul_(held)
