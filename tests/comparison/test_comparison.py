@@ -181,6 +181,21 @@ def test_a_budget_is_kept_on_a_machine_that_slows_down(growth, monkeypatch):
     assert all(name in str(found.notice) for name in left_out)
 
 
+@pytest.mark.parametrize("seconds", [3.0, 9.0, 17.0, 30.0])
+def test_no_method_is_begun_that_would_end_after_the_budget(seconds, monkeypatch):
+    """A fifth training of 9 s was begun after 36 of 40 s, and 22.5 s of 20 s were taken so."""
+    slow, told = Slow(monkeypatch, 1.0), []
+    slow.seconds = seconds
+    names = ["none", "l2", "l1", "dropout", "l2+dropout"]
+    compare(noisy(), names, splits=5, epochs=1, seeds=1, budget="40s",
+            on_event=lambda *event: told.append(event))  # fmt: skip
+    least = 2 * seconds + 2 * seconds  # two methods, after two trainings to measure them by
+    assert slow.now <= max(1.05 * 40 + 2 * seconds, least)
+    announced = [text for text, _, total in told if total == 0]
+    assert bool(announced) == (least > 40)
+    assert all("two methods on one split" in text for text in announced)
+
+
 def test_a_budget_that_is_spent_ends_the_comparison_and_says_so():
     found = compare(noisy(), ["none", "l2", "l1"], trials=2, epochs=2, seeds=1, budget="10ms")
     assert found.splits == 1 and [len(row["scores"]) for row in found.rows] == [1, 1]

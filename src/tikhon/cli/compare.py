@@ -138,6 +138,9 @@ def _announcing_progress(
     """Report progress, after announcing the number of trainings and their estimated time."""
 
     def on_event(text: str, done: int, total: int) -> None:
+        if total == 0:
+            terminal.note(text, "yellow")
+            return
         if done == 0 and settings["budget"] is None:
             epochs = settings["epochs"]
             passes = f"{epochs} epoch{'s' if epochs > 1 else ''}"

@@ -20,7 +20,7 @@ from tikhon.comparison.trainings import Fitted, Records, Trainer
 from tikhon.data import Dataset, Split, split
 from tikhon.errors import InputError
 from tikhon.languages import Sentence, Value, sentence
-from tikhon.numbers import Z_95, format_number
+from tikhon.numbers import Z_95, format_duration, format_number
 from tikhon.runs.interrupt import ignore_messages
 
 _MIN_TRIALS = 3  # fewest trainings for a choice
@@ -219,7 +219,8 @@ class _Plan:
             for number, contender in enumerate(contenders):
                 name = contender.method.name
                 late = index > 0 or number >= _MIN_METHODS
-                if late and self._is_over(f"{name}, split {index + 1}"):
+                growth = (trials + (self.seeds - 1) * (index == 0)) / max(done, 1)
+                if late and self._is_over(f"{name}, split {index + 1}", growth):
                     break
                 on_event(f"split {index + 1}/{self.splits}: {name}", done, total)
                 contender.tune(self.trainer, self.records, parts, trials, index, seed)
@@ -246,13 +247,18 @@ class _Plan:
         name = f"trainings per method, split {index + 1}"
         return min(trials, self.records.once(name, lambda: rounds))
 
-    def _is_over(self, task: str) -> bool:
-        """Return whether the budget is spent before a task, as decided when it was first met."""
+    def _is_over(self, task: str, growth: float) -> bool:
+        """Return whether the budget is too short for a task, as decided when it was first met.
+
+        The task takes `growth` times what was done so far.
+        """
         limit = self.limit
         if limit is None:
             return False
         name = f"the time is over before {task}"
-        return self.records.once(name, lambda: self.records.seconds > _OVERRUN * limit)
+        return self.records.once(
+            name, lambda: self.records.seconds * (1 + growth) > _OVERRUN * limit
+        )
 
 
 def compare(
@@ -312,13 +318,16 @@ def compare(
     records, on_event = Records() if records is None else records, on_event or ignore_messages
     trainer = Trainer(model, epochs, batch_size, records.stop)
     parts = _draw_split(data, 0, splits, seed)
+    cost = 0.0
     if trials is None:
-        cost = 0.0
         if limit is not None:
             cost = _COST_MARGIN * float(records.once("seconds", lambda: trainer.cost(parts)))
             seeds = _affordable_seeds(limit, cost, len(contenders), seeds)
         trials = _plan_trials(limit, cost, len(contenders), splits, len(contenders) * (seeds - 1))
     plan = _Plan(data, trainer, records, limit, splits, trials, seeds, seed)
+    least = cost * min(_MIN_METHODS, len(contenders)) * (trials + seeds - 1)
+    if limit is not None and least > limit:
+        on_event(str(sentence("compare_least", seconds=format_duration(least))), 0, 0)
     constants = plan.run(contenders, on_event)
     left_out = [contender.method.name for contender in contenders if not contender.chosen]
     contenders = [contender for contender in contenders if contender.chosen]
