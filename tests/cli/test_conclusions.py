@@ -71,7 +71,7 @@ def test_rows_of_one_person_are_a_remark_and_kept_together_by_the_next_command(v
     person = np.arange(ROWS) // 4
     frame = pd.DataFrame({"patient": person, "a": A + person % 2 * 3, "y": person % 2})
     page, found, shown = told(frame, verb, capsys)
-    assert english(page.remarks[0]).startswith("several rows have the same 'patient'")
+    assert english(page.remarks[0]).startswith("'patient' has the same value in several rows")
     first, *_ = found["next"]
     assert "--group=patient" in first and f"next:   {first}" in shown
     assert shlex.split(first)[:2] == ["tikhon", verb]

@@ -13,6 +13,7 @@ from torch import nn
 
 from tikhon.cli import main, parser
 from tikhon.cli.terminal import Terminal
+from tikhon.cli.tune import _longer_command
 from tikhon.cli.user_objects import parse_optimizer
 from tikhon.cures.cure import Cure
 from tikhon.cures.treatment import optimizer_option
@@ -72,6 +73,13 @@ def test_a_command_to_run_next_has_the_settings_of_this_one(verb, table, capsys)
             continue
         for name in set(before) & set(after) - OF_THE_RUN:
             assert after[name] == before[name], f"{line} has another {name}"
+
+
+def test_a_search_that_ended_before_its_plan_leads_to_a_longer_one():
+    config = {"command": ["tikhon", "tune", "t.csv", "--target", "y", "--budget=15s", "-o", "run"]}
+    (line,) = _longer_command(config, "15s")
+    assert line == "tikhon tune t.csv --target y --budget 60s"
+    assert _longer_command(config, "8runs") == []
 
 
 TREATED = {t.name: t for t in (*RATES, *ADAMS, decay(0.1), NO_PENALTY, BATCHES_OF_32, CLIP)}

@@ -747,3 +747,14 @@ def test_few_features_are_enough_only_where_little_is_given_up(score, told):
     said = path.verdict(SavedRun(Path("run"), {}, (), result), 1)
     assert said.text("en").startswith(told)
     assert "17" in said.text("zh") and ("--select best" in said.text("zh")) == (score > 0.3)
+
+
+@pytest.mark.parametrize("beaten", [True, False])
+def test_a_constant_that_no_method_beats_is_in_the_picture(beaten):
+    """The headline named its 0.867, and the chart ended at the 0.850 of the best method."""
+    row = {"method": "none", "test": 0.85, "low": None, "high": None, "tied": True}
+    result = {"constant": {"answer": "'no'", "test": 0.867, "beaten": beaten}}
+    metric = elements.ScoreKind("accuracy", label("metric_accuracy"), True)
+    chart = compare.scores(SavedRun(Path("run"), {}, (), result), [row], metric)
+    dots = [trace["x"][0] for trace in chart.figure["data"]]
+    assert dots == ([0.85] if beaten else [0.85, 0.867])

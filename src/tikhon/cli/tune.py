@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from tikhon.options import (
     MODELS,
     TRAINING,
     remove_options,
+    rerun_command,
     with_mode,
 )
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 # what the final choice writes into the configuration; name and size if it is among networks
 _CHOSEN = ("model.members", "model.name", "model.parameters")
+_LONGER = 4  # times the budget, after a search that ended before its plan
 _ANNOUNCED_FROM = 20.0  # seconds from which a plan is announced
 SHARING = "Several processes"  # the --help panel
 
@@ -206,7 +209,8 @@ def tune(
                 kept = f"no trial was finished yet in {path}"
                 return report_interruption(terminal, interrupt, config["command"], kept)
         more = _test_results(result, train, parts, loss)
-        more["next"] = suggest_predict(more, path, config)
+        longer = _longer_command(config, budget) if result.stopped and not interrupt else []
+        more["next"] = [*longer, *suggest_predict(more, path, config)]
         document = _save(folder, result, config, more)
     left_out = ("trials", "space", "plan", "score_errors", "margins")
     conclude_saved(terminal, document, path, ending=f"; models in {path}", left_out=left_out)
@@ -214,6 +218,15 @@ def tune(
         return 0
     kept = f"the finished trials are kept in {path}"
     return report_interruption(terminal, interrupt, config["command"], kept)
+
+
+def _longer_command(config: Mapping[str, Any], budget: str | None) -> list[str]:
+    """Return the search again with more time, of which the plan of this one had too little."""
+    seconds = Budget.parse(budget).seconds
+    if seconds is None:
+        return []
+    repeat = remove_options(rerun_command(config["command"]), "--budget")
+    return [shlex.join([*repeat, "--budget", f"{_LONGER * seconds:g}s"])]
 
 
 def _network_builder(
@@ -293,7 +306,8 @@ class SearchTable:
         self._seconds, self._metric = plan["seconds"], plan["metric"]
         together = min(plan["chunk"], plan["members"])
         how = f"{together} at a time" if together > 1 else "one after another"
-        text = f"plan: {plan['members']} members of {plan['epochs']} epochs, trained {how}"
+        members = f"{plan['members']} member{'s' * (plan['members'] != 1)}"
+        text = f"plan: {members} of {plan['epochs']} epochs, trained {how}"
         if (expected := plan["expected"] or 0.0) > _ANNOUNCED_FROM:
             text += f"; about {format_duration(expected)}"
         self._terminal.note(text)

@@ -53,7 +53,7 @@ def page(run: SavedRun) -> Page:
         facts=facts(run, rows, metric),
         about=elements.about_run(run),
         sections=elements.without_missing(
-            Section(label("verdict"), (table(rows, metric), *grids, scores(rows, metric)))
+            Section(label("verdict"), (table(rows, metric), *grids, scores(run, rows, metric)))
             if rows
             else None,
             *architecture(networks),
@@ -158,16 +158,24 @@ def table(rows: list[Row], metric: elements.ScoreKind) -> PageTable:
     return PageTable(label("compare_caption"), tuple(map(label, table)), rows_shown, note=note)
 
 
-def scores(rows: list[Row], metric: elements.ScoreKind) -> Chart:
-    """Plot the test score of each method with its interval."""
+def scores(run: SavedRun, rows: list[Row], metric: elements.ScoreKind) -> Chart:
+    """Plot the test score of each method with its interval, and that of a constant not beaten."""
     reach = [score_interval(row, metric) for row in rows]
+    constant = run.result.get("constant")
+    names: list[Label | Name] = [Name(row["method"]) for row in rows]
+    means = [displayed_score(row["test"], metric) for row in rows]
+    if constant and not constant["beaten"]:
+        answer = constant.get("answer") or label("the_mean")
+        names.append(label("compare_always", answer=answer))
+        means.append(displayed_score(constant["test"], metric))
+        reach.append((None, None))
     figure = charts.intervals(
-        [Name(row["method"]) for row in rows],
-        [displayed_score(row["test"], metric) for row in rows],
+        names,
+        means,
         [low for low, _ in reach],
         [high for _, high in reach],
         elements.part_score(metric, "test"),
-        ["series-2" if row["tied"] else "muted" for row in rows],
+        [*("series-2" if row["tied"] else "muted" for row in rows), "series-1"],
     )
     return Chart(
         elements.part_score(metric, "test"),
