@@ -40,7 +40,7 @@ def demo(
     from tikhon.comparison import demonstration
     from tikhon.report.kinds.demo import verdict
     from tikhon.runs.interrupt import Stopped, interruptible
-    from tikhon.runs.run_directory import CONFIG, RESULT, RunDirectory
+    from tikhon.runs.run_directory import RESULT, RunDirectory
 
     terminal = shown.terminal()
     setting = demonstration.Setting(seeds=(seed, seed + 1, seed + 2))
@@ -51,10 +51,10 @@ def demo(
     limit_threads(1)
     began = time.perf_counter()
     with RunDirectory(output) as folder:
-        folder.create(overwrite=_is_demo(folder))
         data = {"name": setting.data, "rows": setting.train_rows}
         model, adam = {"name": setting.model}, {"name": "adam"}
-        folder.write(CONFIG, config_of("demo", output, data, model, seed=seed, optimizer=adam))
+        config = config_of("demo", output, data, model, seed=seed, optimizer=adam)
+        folder.take(config, overwrite=_is_demo(folder))
         with interruptible() as interrupt, StepProgress(terminal) as progress:
             total = sum(len(method.strengths) for method in methods) * len(setting.seeds)
             done = itertools.count(1)

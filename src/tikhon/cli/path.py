@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tikhon.cli import tables
@@ -21,7 +21,7 @@ from tikhon.options import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tikhon.paths.path import PathResult
     from tikhon.runs.run_directory import RunDirectory
@@ -121,6 +121,7 @@ def path(
     from tikhon.cli.progress import StepProgress
     from tikhon.cli.results import conclude_saved
     from tikhon.cli.startup import limit_threads
+    from tikhon.models import build as build_network
     from tikhon.paths.path import check_linear, path as follow
     from tikhon.runs.interrupt import Stopped, interruptible
     from tikhon.runs.run_directory import RunDirectory
@@ -132,7 +133,8 @@ def path(
     folder_path = output_of(run.output, source.name, run.resume)
     limit_threads(0)
     train, valid = (parts.train.x, parts.train.y), (parts.valid.x, parts.valid.y)
-    build = None if model == "linear" else _network(model, parts, source.outputs)
+    network = partial(build_network, model, parts.train.shape, source.outputs)
+    build = None if model == "linear" else network
     settings: dict[str, Any] = {"strengths": grid, "select": select, "seed": seed}
     if build is None:
         train, valid = tables.all_but_test(parts), None
@@ -148,9 +150,9 @@ def path(
         return 0
     lacks_skip = penalty == "hierarchical" and not model.startswith("skip:")
     name = f"skip:{model}" if lacks_skip else model  # by which `build` makes it again
-    network = about_network(name, parts, source.outputs)
+    about_model = about_network(name, parts, source.outputs)
     about = about_data(source, parts, tables.VALID, test, options, folds=build is None)
-    config = config_of("path", folder_path, about, network, seed=seed)
+    config = config_of("path", folder_path, about, about_model, seed=seed)
     with RunDirectory(folder_path) as folder:
         folder.take(config, resume=run.resume, overwrite=run.overwrite)
         with interruptible() as interrupt, StepProgress(terminal) as on_step:
@@ -228,12 +230,6 @@ def _check_folds(folds: int, grid: int | str | list[float], model: str) -> None:
             "--folds 0 leaves no scores to choose a strength by: give 2 or more, one strength, "
             "or --strengths universal"
         )
-
-
-def _network(model: str, parts: Any, outputs: int) -> Callable[[], nn.Module]:
-    from tikhon.models import build
-
-    return lambda: build(model, parts.train.shape, outputs)
 
 
 def _state(result: PathResult, outputs: int) -> dict[str, Tensor]:

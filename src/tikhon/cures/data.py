@@ -171,14 +171,10 @@ def log_inputs(replica: Replica, samples: Samples) -> str:
     inputs = samples.source[0] if samples.indexed else samples.probe[0]
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return ""
-    if (
-        not 0
-        <= float(inputs.min())
-        <= float(inputs.median())
-        < SKEWED_MEDIAN * float(inputs.mean())
-    ):
+    lowest, middle, mean = (float(part) for part in (inputs.min(), inputs.median(), inputs.mean()))
+    if not 0 <= lowest <= middle < SKEWED_MEDIAN * mean:
         return ""
-    least = float(f"{1e-6 * float(inputs.mean()):.0e}")
+    least = float(f"{1e-6 * mean:.0e}")
     code = (
         f"x_train = (x_train + {least:g}).log()  # and all inputs from now on\n"
         f"shift, scale = x_train.mean(), x_train.std()\n"

@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tikhon.runs.run_directory import RunDirectory
+from tikhon.runs.run_directory import RESULT, RunDirectory
 
 
 def save(document: dict[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
     """Write `config.json` and `result.json` of a document; raises like `RunDirectory.create`."""
-    folder = RunDirectory(path)
-    folder.create(overwrite=overwrite)
     record = document.get("record") or document["diagnosis"]["record"]
     config = {
         "schema_version": 1,
@@ -23,7 +21,7 @@ def save(document: dict[str, Any], path: str | Path, *, overwrite: bool = False)
         "optimizer": record["optimizer"],
         "seed": record["seed"],
     }
-    folder.write("config.json", config)
-    folder.write("result.json", document)
-    folder.finish()
-    folder.unlock()
+    with RunDirectory(path) as folder:
+        folder.take(config, overwrite=overwrite)
+        folder.write(RESULT, document)
+        folder.finish()

@@ -46,6 +46,7 @@ def render(page: Page, language: str | None = None, *, served: Sequence[str] = (
     sections = tuple(replace(s, blocks=tuple(arrange_blocks(s))) for s in page.sections)
     page = replace(page, sections=sections)
     charts = [block for s in sections for block in s.blocks if isinstance(block, Chart)]
+    figures = {i: {"title": c.title, **c.figure} for i, c in enumerate(charts)}
     return (
         environment()
         .get_template("page.html.jinja")
@@ -58,7 +59,7 @@ def render(page: Page, language: str | None = None, *, served: Sequence[str] = (
             style="" if served else Markup(asset("page.css")),
             served=served,
             scripts=[Markup(script) for script in scripts],
-            charts=Markup(script_json({c: chart_json(chart) for c, chart in enumerate(charts)})),
+            charts=Markup(script_json(to_json(figures))),
             titles={name: plain(page.title, name) for name in LANGUAGES},
             numbers={id(chart): i for i, chart in enumerate(charts)},
             label=label,
@@ -168,11 +169,6 @@ def arrange_blocks(section: Section) -> list[Block]:
 
 def _is_half_width(block: Block) -> TypeGuard[Chart]:
     return isinstance(block, Chart) and not block.wide
-
-
-def chart_json(chart: Chart) -> dict[str, object]:
-    """Convert a figure to JSON data with labels in every language."""
-    return {"title": to_json(chart.title), **to_json(chart.figure)}
 
 
 def to_json(value: object) -> Any:
