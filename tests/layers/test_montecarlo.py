@@ -134,6 +134,7 @@ def test_entropies_are_those_of_their_definitions():
         layers.Distribution(samples, classes=False).entropy
 
 
+@pytest.mark.slow  # the import of torchmetrics takes seconds; two bins are checked by hand below
 def test_calibration_error_equals_torchmetrics():
     metrics = pytest.importorskip("torchmetrics.functional", reason="pip install torchmetrics")
     generator = torch.Generator().manual_seed(0)

@@ -249,15 +249,15 @@ def test_labels_do_not_change_the_answer(labels):
     names, kind = LABELS[labels]
     x, codes = data(kind)
     y = torch.tensor(names)[codes]
-    found = path(None, (x, y), penalties.L1(), strengths=4, folds=3)
-    plain = path(None, (x, codes), penalties.L1(), strengths=4, folds=3)
+    found = path(None, (x, y), penalties.L1(), strengths=3, folds=2)
+    plain = path(None, (x, codes), penalties.L1(), strengths=3, folds=2)
     assert found.classes == tuple(names) and found.to_dict()["classes"] == names
     assert torch.equal(found.coefficients, plain.coefficients)
     assert found.scores == plain.scores
-    held_out = path(None, (x, y), penalties.L1(), strengths=5, valid=(x[:20], y[:20]))
+    held_out = path(None, (x, y), penalties.L1(), strengths=3, valid=(x[:20], y[:20]))
     assert all(np.isfinite(held_out.scores))
-    picked = stability((x, y), draws=4, strengths=4)
-    assert torch.equal(picked.frequencies, stability((x, codes), draws=4, strengths=4).frequencies)
+    picked = stability((x, y), draws=2, strengths=3)
+    assert torch.equal(picked.frequencies, stability((x, codes), draws=2, strengths=3).frequencies)
 
 
 def test_integers_that_are_no_classes_are_named():
