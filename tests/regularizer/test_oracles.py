@@ -55,6 +55,46 @@ def test_lasso(make):
     np.testing.assert_allclose(w, reference.coef_, atol=1e-5)
 
 
+CYCLED = {
+    "SGD": lambda p: optim.SGD(p, lr=0.1, momentum=0.9),
+    "nesterov": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "dampened": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.3),
+    "RMSprop": lambda p: optim.RMSprop(p, lr=0.02, momentum=0.9),
+    "Adam": lambda p: optim.Adam(p, lr=0.1),
+}
+
+
+def cycled(make, penalty, stop=None):
+    """Weights after one cycle of rate and momentum, taken up in the middle from a checkpoint."""
+    x, y = torch.from_numpy(X), torch.from_numpy(Y)
+    torch.manual_seed(0)
+    model = nn.Linear(X.shape[1], 1, bias=False).double()
+    optimizer = make(model.parameters())
+    peak = optimizer.param_groups[0]["lr"]
+    schedule = optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=900)
+    reg = tk.regularize(model, optimizer, {"weight": penalty})
+    for step in range(899):
+        if step == stop:
+            state = reg.state_dict()
+            reg.remove()
+            reg = tk.regularize(model, optimizer, {"weight": penalty})
+            reg.load_state_dict(state)
+        optimizer.zero_grad()
+        ((model(x).squeeze(1) - y).square().sum() / (2 * M)).backward()
+        optimizer.step()
+        schedule.step()
+    return model.weight.detach().squeeze(0).numpy()
+
+
+@pytest.mark.parametrize("make", CYCLED)
+def test_lasso_while_a_scheduler_moves_the_momentum(make):
+    reference = Lasso(alpha=0.03, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(X, Y)
+    w = cycled(CYCLED[make], tk.L1(0.03))
+    assert np.array_equal(w != 0, reference.coef_ != 0)
+    np.testing.assert_allclose(w, reference.coef_, atol=1e-4)
+    assert np.array_equal(w, cycled(CYCLED[make], tk.L1(0.03), stop=600))
+
+
 @pytest.mark.parametrize("make", ["SGD", "SGD momentum", "Adam"])
 def test_ridge(make):
     strength = 0.5

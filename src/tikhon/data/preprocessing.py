@@ -184,13 +184,20 @@ class Preprocessing:
             [sentence("notice_left_out", columns=quote_names(extra))] if extra else []
         )
         for column in self.columns:
-            found += _remarks_on_texts(source, column)
-        for column, codes in _iterate_codes(values, self.columns):
-            if unseen := int((codes == -1).sum()):
-                found.append(sentence("remark_unseen", name=column.name, count=unseen))
+            found += _remarks_on_units(source, column)
+        truths = [column for column in self.columns if column.kind == "boolean"]
+        unseen = {column.name: _count_unread(source, column) for column in truths}
+        coded = _iterate_codes(values, self.columns)
+        unseen |= {column.name: int((codes == -1).sum()) for column, codes in coded}
+        found += [
+            sentence("remark_unseen", name=name, count=count)
+            for name, count in unseen.items()
+            if count
+        ]
         numeric = _iterate_numbers(values, self.columns)
         for (name, cells, first), figures in zip(numeric, self.numbers, strict=True):
-            if first and not figures.indicator and (gaps := int(np.isnan(cells).sum())):
+            gaps = int(np.isnan(cells).sum()) - unseen.get(name, 0)
+            if first and not figures.indicator and gaps > 0:
                 found.append(sentence("remark_gaps", name=name, count=gaps))
             if far := int((np.abs(_scaled(cells, figures)) > _OUTSIDE).sum()):
                 found.append(sentence("remark_far", name=name, count=far))
@@ -229,20 +236,22 @@ class Preprocessing:
         return found
 
 
-def _remarks_on_texts(source: Source, column: Column) -> list[str]:
-    """Report truth values that no cell of training could be, and numbers without their unit."""
-    measured = column.unit and not is_currency(column.unit)
-    if not measured and column.kind != "boolean":
+def _remarks_on_units(source: Source, column: Column) -> list[str]:
+    """Report numbers without the unit that those of training have."""
+    if not column.unit or is_currency(column.unit):
         return []
     cells = matching_column(source, column).cells
     texts = [text for text, none in zip(cells.texts, cells.is_missing) if not none]
-    if measured:
-        parsed = [one for text in texts if (one := parse_number(text)) is not None]
-        bare = parsed and not any(one.unit for one in parsed)
-        return [sentence("remark_no_unit", name=column.name, unit=column.unit)] if bare else []
+    parsed = [one for text in texts if (one := parse_number(text)) is not None]
+    bare = parsed and not any(one.unit for one in parsed)
+    return [sentence("remark_no_unit", name=column.name, unit=column.unit)] if bare else []
+
+
+def _count_unread(source: Source, column: Column) -> int:
+    """Return how many cells of a column of truth values are neither true nor false."""
+    cells = matching_column(source, column).cells
     other = np.array([text.lower() not in TRUE | FALSE for text in cells.texts], bool)
-    unseen = int(cells.counts[other & ~cells.is_missing].sum())
-    return [sentence("remark_unseen", name=column.name, count=unseen)] if unseen else []
+    return int(cells.counts[other & ~cells.is_missing].sum())
 
 
 def _names_of(column: Column, levels: LevelEncoding) -> list[str]:

@@ -105,8 +105,8 @@ class Regularizer:
                 "AveragedModel holds averages of weights, which no optimizer trains; regularize "
                 "the model that it was made from"
             )
-        refuse_flattened(model)
         self.model = unwrap(model)
+        refuse_flattened(model)
         self.terms = terms
         self.how: How = how
         self._attachments: list[Attachment] = []

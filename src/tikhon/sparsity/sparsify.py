@@ -136,8 +136,8 @@ class Sparsifier:
         steps: int,
         example: object = None,
     ) -> None:
-        refuse_flattened(model)
         self.model, self.thinning = unwrap(model), thinning
+        refuse_flattened(model)
         given = as_list(optimizer)
         self.optimizers = list({id(one): one for one in map(inner_optimizer, given)}.values())
         if not self.optimizers:
