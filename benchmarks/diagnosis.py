@@ -6,7 +6,7 @@ The programs come from the folder given by --programs or $TIKHON_BENCHMARK_DATA:
 The part `price` compares `diagnose` with training.
 The part `drawn` needs no file: `drawn_programs.py` draws programs of other kinds with --draw.
 The part `programs` asks about programs and loops from public reports, with their repaired twins:
---half frozen, developed, fresh, third, fourth, fifth, sixth or seventh, a folder of
+--half frozen, developed, fresh, third, fourth, fifth, sixth, seventh or eighth, a folder of
 `benchmarks/programs`; --result keeps its figures as JSON. The part `repairs` cures the faulty
 ones, runs each patch in full and compares it with the twin.
 """
