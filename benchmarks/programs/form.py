@@ -1,7 +1,8 @@
 """The form of a program from a public report, of its repaired twin, and of a loop for `watch`.
 
 A folder beside this file (`frozen/`, `developed/`, `fresh/`, `third/`, `fourth/`, `fifth/`,
-`sixth/`, `seventh/`, `eighth/`) holds modules with two lists, PROGRAMS and LOOPS; either may be absent.
+`sixth/`, `seventh/`, `eighth/`) holds modules with two lists, PROGRAMS and LOOPS; either may be
+absent.
 `load("frozen")` reads them all. Every program is written as
 
     def right():

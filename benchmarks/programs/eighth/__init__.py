@@ -1,1 +1,1 @@
-"""Programs and loops of kinds that no earlier folder has, written and frozen before they were asked."""
+"""Programs and loops of kinds that no earlier folder has, frozen before they were asked."""

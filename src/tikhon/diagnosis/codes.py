@@ -76,7 +76,8 @@ _HOPELESS = (
 _CAUSES = {
     "no_nonlinearity": "head_mismatch",
     "embedding_collapse": (
-        "constant_targets constant_inputs inputs_ignored loss_upside_down target_among_inputs"
+        "constant_targets constant_inputs inputs_ignored loss_upside_down target_among_inputs "
+        "target_out_of_range"
     ),
     "inputs_ignored": "unscaled_inputs",  # saturated gates give the same output for all rows
     "unused_parameters": _DISCONNECTED,

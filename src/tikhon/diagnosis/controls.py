@@ -287,6 +287,22 @@ def _standardize_inputs(replica: Replica, run: CompletedRun) -> None:
     replica.model.register_forward_pre_hook(scale)
 
 
+def _lacks_bias(ev: Evidence, run: CompletedRun) -> bool:
+    """Whether the last layer has no bias and amounts far from zero are not reached."""
+    size, first = run.record.data.get("target") or {}, ev.first
+    mean, spread = number(size.get("mean")), number(size.get("std"))
+    if mean is None or not spread or abs(mean) < spread or not ev.chain or first is None:
+        return False
+    is_last = ev.site(ev.chain[-1]).role == "weight" and ev.activation_after(ev.chain[-1]) is None
+    has_none = first.readings[ev.chain[-1]].bias is None
+    return is_last and has_none and ev.may_be_harmed and not ev.wiring.get("whole")
+
+
+def _add_target_mean(replica: Replica, run: CompletedRun) -> None:
+    mean = run.record.data["target"]["mean"]
+    replica.model.register_forward_hook(lambda module, args, output: output + mean)
+
+
 CONTROLS = (
     Control("unfrozen", _has_untrained_parts, _unfreeze),  # train all parameters
     Control("steadier", lambda ev, run: ev.momentum > e.HEAVY, _use_default_momentum),
@@ -311,4 +327,5 @@ CONTROLS = (
     ),
     Control("leaky", _has_flat_units, lambda replica, run: None),  # `LeakyActivations` does it
     Control("scaled", _has_unscaled_inputs, _standardize_inputs),
+    Control("shifted", _lacks_bias, _add_target_mean),
 )

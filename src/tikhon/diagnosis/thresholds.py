@@ -149,6 +149,7 @@ WORSE = 1.0  # R2 at the start minus at the end, while the loss fell [variances]
 FEW_VALUES = 4  # values per batch-norm statistic [rows x pixels]: standard deviation known to 40 %
 STUCK = 0.5  # weights with a gradient that a step does not change [share] (convention)
 BENDS = 0.05  # variance explained by non-linear features beyond linear ones [share] (convention)
+CODED = 0.3  # variance explained by means of categories beyond a model [share] (convention)
 BY_CLASS = 0.15  # accuracy of classification minus rounded regression [share] (convention)
 TURN = 3.0  # unexplained variance of an angle / of its cosine and sine [ratio] (convention)
 OWN_GAIN = 0.05  # share of the trivial loss that a shallow reference model must save (convention)
@@ -166,7 +167,8 @@ class Measure:
 
 # control runs, named after what they change
 CONTROLLED = (
-    "calmer steadier faster undropped undecayed leaky scaled unhooked bared skipped unfrozen"
+    "calmer steadier faster undropped undecayed leaky scaled unhooked bared skipped unfrozen "
+    "shifted"
 ).split()
 MEASURES: dict[str, Measure] = {
     "signal_ratio": Measure("signal at the first layer / at the last", VANISHED, EXPLODED),
@@ -287,6 +289,7 @@ MEASURES: dict[str, Measure] = {
     "norm_values": Measure("values per channel in a batch", FEW_VALUES + 1, None),
     "stuck": Measure("share of weights with a gradient", None, STUCK),
     "explained_bent": Measure("share of the variance, held out"),
+    "explained_by_category": Measure("share of the variance, held out"),
     "explained_straight": Measure("share of the variance, held out"),
     "silent_classes": Measure("classes", None, 0),
     "smallest": Measure("argument of the function"),

@@ -122,6 +122,21 @@ def _unrelated_labels(ev: Evidence) -> Iterable[Finding]:
     yield Finding("unrelated_labels", severity, ("target",), numbers, why, fix=fix)
 
 
+def _numbered_categories(ev: Evidence) -> Iterable[Finding]:
+    """Find a column of numbers that stand for categories, in a run that does not use them."""
+    explained, column = ev.fact("explained_by_category"), ev.fact("category_column")
+    straight, bent = (ev.fact(f"explained_{k}") or 0.0 for k in ("straight", "bent"))
+    reached = number(ev.end.metric) if ev.end is not None else None
+    if explained is None or column is None or explained - max(straight, bent) < e.CODED:
+        return
+    if reached is None or explained - reached < e.CODED:
+        return
+    why = sentence("why_coded", column=int(column), explained=explained, bent=max(straight, bent))
+    numbers = {"explained_by_category": explained, "explained_bent": max(straight, bent)}
+    fix = f"nn.Embedding(categories, 8)(x[:, {int(column)}].long()), F.one_hot"
+    yield Finding("categories_as_numbers", "warning", ("inputs",), numbers, why, fix=fix)
+
+
 WeightedClasses = tuple[list[float], list[float]]  # share of the rows and weight of each class
 
 
@@ -378,6 +393,7 @@ CHECKS = (
     _constant_inputs,
     _constant_targets,
     _unrelated_labels,
+    _numbered_categories,
     _class_weights,
     _class_imbalance,
     _target_in_inputs,

@@ -213,7 +213,7 @@ def _target_range(ev: Evidence) -> Iterable[Finding]:
             else (sentence("fix_more_than_two") if w.get("target_whole") else scaled)
         )
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)
-    if w.get("zeros_unheard"):
+    if w.get("zeros_unheard") and not any(b.get("kind") == "signs" for b in w["breaches"]):
         why = sentence("why_zero_costs_nothing")
         fix = "target = 2 * target - 1"
         yield Finding("target_out_of_range", "critical", ("target",), numbers, why, fix=fix)

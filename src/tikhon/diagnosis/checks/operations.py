@@ -38,6 +38,12 @@ class Placed:
 
 
 PLACED = (
+    Placed(
+        "slope_without_graph",
+        "detached",
+        "why_slope_without_graph",
+        "torch.autograd.grad(..., create_graph=True)",
+    ),
     Placed("weighed", "broadcast_loss", "why_weighed", "fix_weighed"),
     Placed("no_curvature", "no_nonlinearity", "why_no_curvature", "fix_curvature"),
     Placed(
@@ -231,11 +237,13 @@ def _violations_inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding
     """Find faults inside of the network: softmax over one entry, log of a free parameter."""
     name, where, w = breach["function"], (breach["place"] or "forward",), ev.wiring
     if breach["code"] == "undefined_operation":
-        why = sentence("why_free_log", name=name)
-        fix = sentence("fix_log_parameter")
-        yield Finding("undefined_operation", "warning", where, {}, why, fix=fix)
+        is_rate = breach.get("kind") == "rate"
+        why = sentence("why_rate_below_zero" if is_rate else "why_free_log", name=name)
+        fix: Sentence | str = "log_input=True" if is_rate else sentence("fix_log_parameter")
+        severity = "critical" if is_rate else "warning"
+        yield Finding("undefined_operation", severity, where, {}, why, fix=fix)
         return
-    fix: Sentence | str = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
+    fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"
     why, reported = sentence("why_softmax_of_one"), w.get("softmax_over_one")
     if breach.get("kind") == "probabilities":
         why, reported = sentence("why_given_probabilities"), w.get("squashed_twice")

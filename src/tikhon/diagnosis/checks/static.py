@@ -5,6 +5,7 @@ Pure functions of the evidence; standard library only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from tikhon.diagnosis import thresholds as e
@@ -58,6 +59,11 @@ def scales(ev: Evidence) -> Iterable[Finding]:
         fix = sentence("fix_scale_targets")
         numbers = {"column_pull": times}
         yield Finding("unscaled_targets", "warning", ("target",), numbers, why, fix=fix)
+        return
+    if ev.skill_gain("shifted") > e.FREED:
+        numbers = ev.skill_evidence("shifted")
+        why = sentence("why_shifted", mean=target["mean"], **numbers)
+        yield Finding("unscaled_targets", "critical", ("target",), numbers, why, fix="bias=True")
         return
     size, spread = number(target.get("rms")), number(target.get("std"))
     explained = ev.trained and ev.final_skill >= e.LEARNED
@@ -181,6 +187,7 @@ def _batch_of_one(ev: Evidence) -> Iterable[Finding]:
         yield Finding("batchnorm_batch_of_one", "critical", layers, {"batch_size": 1.0}, why)
 
 
+WAY_BACK = re.compile(r"weight_hh_l\d+_reverse$")  # which its first step does not use
 FREED = {
     "frozen_parameters": sentence("fix_unfreeze"),
     "unused_parameters": "",
@@ -210,6 +217,11 @@ def _parameters(ev: Evidence) -> Iterable[Finding]:
     )
     for key, code, severity, why in rows:
         listed = tuple(n for n in static.get(key) or () if key != "unused" or n not in cut)
+        if key == "unused" and listed and all(map(WAY_BACK.search, listed)):
+            harmed = "critical" if ev.may_be_harmed else "info"
+            why, fix = sentence("why_way_back"), "torch.cat([h_n[-2], h_n[-1]], 1)"
+            yield Finding("inputs_ignored", harmed, listed, {}, why, fix=fix)
+            continue
         numbers = {"parameters": float(len(listed))}
         if key != "unused" and ev.skill_gain("unfrozen") > e.FREED:
             free = ev.control("unfrozen") or 0.0

@@ -68,8 +68,12 @@ def _zero_gradients(ev: Evidence) -> Iterable[Finding]:
     silent = ev.wiring.get("answers_silent")
     explained = ev.wiring.get("flat") or ev.has_softmax_of_one
     if silent and ev.has_zero_gradients and not explained:
+        clamp = ev.wiring.get("clamped_by")
         why = sentence("why_answers_silent", place=silent)
         fix = sentence("fix_print_factor")
+        if clamp:
+            why = sentence("why_answers_clamped", name=clamp, place=silent)
+            fix = "torchvision.ops.generalized_box_iou_loss, F.softplus"
         numbers = {"parameters": float(ev.record.trainable)}
         yield Finding("loss_not_connected", "critical", (silent,), numbers, why, fix=fix)
     unseen = ev.wiring.get("unseen_slope")

@@ -33,6 +33,8 @@ FEW_CLASSES = 20  # distinct integers that may be class indices
 SQUEEZED = 0.01  # interquartile range / standard deviation: heavy tails leave 0.02 and more
 MIN_MOVED = 10  # training rows that must differ from the mode of a column
 MIN_BORDERS = 50  # minimum number of one-pixel borders
+MIN_CATEGORIES, ROWS_EACH = 8, 5  # numbered categories of a column, and rows of each in a half
+EVEN = 1e-3  # of a step between two numbers: rounding
 MIN_PERIOD = 10  # minimum length of a period, and of distinct values in a column
 MAX_BATCHES = 8  # batches read to see whether a loader shuffles
 
@@ -250,7 +252,27 @@ def relation(inputs: Tensor, target: Tensor) -> Facts:
         facts["order_gain"] = skills["straight"] - _bag_skill(inputs, y, halves)
     facts["explained_straight"] = skills["straight"]
     facts["explained_bent"] = max(skills["bent"], skills.get("added", -math.inf))
-    return facts
+    is_amount = target.is_floating_point() and not binary(target)
+    return facts | (_best_category(inputs, y, halves) if is_amount else {})
+
+
+def _best_category(inputs: Tensor, y: Tensor, halves: Sequence[Tensor]) -> Facts:
+    """Return the column of numbered categories whose means explain most of held-out targets."""
+    table = inputs.is_floating_point() and inputs.ndim == 2 and inputs.shape[1] <= FEW_COLUMNS
+    best: Facts = {}
+    for place, column in enumerate(inputs.detach().double().cpu().T if table else ()):
+        values, kind = column.unique(return_inverse=True)
+        if not MIN_CATEGORIES <= len(values) <= len(y) / (2 * ROWS_EACH):
+            continue
+        steps = values.diff() / values.diff().min()
+        if float((steps - steps.round()).abs().max()) > EVEN:
+            continue  # measured values, not numbers of categories
+        hot = torch.nn.functional.one_hot(kind, len(values)).double()
+        error = (y - _held_out(hot, y, halves, 1.0)).square().mean()
+        explained = 1 - float(error / y.square().mean())
+        if explained > best.get("explained_by_category", 0.0):
+            best = {"explained_by_category": explained, "category_column": place}
+    return best
 
 
 def _held_out(x: Tensor, y: Tensor, halves: Sequence[Tensor], strength: float) -> Tensor:

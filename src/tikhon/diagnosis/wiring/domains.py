@@ -66,9 +66,11 @@ def _kl_arguments(step: TracedCall) -> Breach | None:
 
 
 def _counts(step: TracedCall) -> Breach | None:
-    """Check that targets are counts, and that a rate is not given for its logarithm."""
+    """Check that targets are counts, and that a rate is positive, or given by its logarithm."""
     given, target = argument(step, 0, "input"), argument(step, 1, "target")
     takes_log = argument(step, 2, "log_input") is not False
+    if not takes_log and value_range(given)[0] < 0:
+        return {"code": "undefined_operation", "kind": "rate"}
     if takes_log and type(given.grad_fn).__name__ in RATES:
         return {"code": "missing_log", "kind": "rate"}
     return _out_of_range("counts", target) if value_range(target)[0] < 0 else None

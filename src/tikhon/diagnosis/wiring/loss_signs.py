@@ -26,6 +26,7 @@ ROWS = 5
 SEEDS = 3
 STEP = 1e-2  # of outputs, in their standard deviations, to measure a slope
 SMOOTH = 0.3  # relative difference of slopes over two distances, at most
+CLAMPS = {"clamp", "clamp_min", "relu", "clip"}
 SEEN = 0.05  # share of the slope that the gradient has: less, and the rest is cut off (convention)
 
 
@@ -89,7 +90,7 @@ def _zero_gradients(program: Program) -> Facts:
     with torch.enable_grad(), undisturbed(program.model, training=True):
         with _ZeroFactorTrace() as trace:
             program.replica.value(program.batch)
-    return {"answers_silent": trace.place or "the loss"}
+    return {"answers_silent": trace.place or "the loss", "clamped_by": trace.clamp}
 
 
 def _unseen_slope(program: Program) -> Facts:
@@ -134,21 +135,25 @@ def _slope_along(program: Program, ways: list[Tensor], step: float) -> float:
 
 
 class _ZeroFactorTrace(Functions):
-    """Context that records a factor without gradient whose entries are all 0."""
+    """Context that records a factor without gradient, or a clamped result, that is all 0."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = ""
+        self.place = self.clamp = ""
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
         """Inspect the factors and return the function's result."""
+        output = func(*args, **kwargs)
+        is_clamped = function_name(func) in CLAMPS and isinstance(output, Tensor)
+        if is_clamped and output.requires_grad and not bool(output.detach().any()):
+            self.place, self.clamp = user_line(), function_name(func)
         if function_name(func) in ("mul", "__mul__", "__rmul__", "multiply"):
             fixed = [t for t in args if isinstance(t, Tensor) and not t.requires_grad]
             zero = [t for t in fixed if t.numel() > 1 and not bool(t.detach().any())]
             learned = any(isinstance(t, Tensor) and t.requires_grad for t in args)
             if zero and learned and not self.place:
                 self.place = user_line()
-        return func(*args, **kwargs)
+        return output
 
 
 def _unbounded(program: Program) -> Facts:

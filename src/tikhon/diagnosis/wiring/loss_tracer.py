@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from tikhon.data.nested import tensors
 from tikhon.diagnosis.functions import (
@@ -51,6 +52,7 @@ from tikhon.diagnosis.wiring.propagation import (
     follow_bound,
     follow_detached_loss,
     follow_log_targets,
+    follow_lost_slope,
     follow_norm_over_rows,
     is_index,
     is_norm_over_rows,
@@ -73,6 +75,7 @@ DECISIONS = {"multinomial", "bernoulli", "poisson", "binomial"}  # samplers with
 SQUASHING = {"sigmoid": "binary_cross_entropy_with_logits", "softmax": "cross_entropy"}
 LAYERS = {*PRODUCTS, "linear", "addmm", "conv1d", "conv2d", "conv3d"}
 MIN_Z = 5.0  # z-score of negatives being nearer than positives
+SAME_ROW = 1e-6  # one minus the cosine of two copies of an embedding
 EMBEDDED = set(
     "cosine_similarity pairwise_distance cdist triplet_margin_loss cosine_embedding_loss "
     "triplet_margin_with_distance_loss".split()
@@ -92,6 +95,7 @@ class LossTracer(Located):
         self.facts: dict[str, Any] = {"breaches": []}
         self._origins: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
         self._inputs_of: dict[int, Tensor] = {}  # by output: its input
+        self._made: dict[int, Tensor] = {}  # the outputs
         self._arguments_of: dict[int, list[Tensor]] = {}  # by output: arguments of the model
         self._count = 0
         self._squashed_tensors: list[tuple[weakref.ref[Tensor], str]] = []
@@ -125,7 +129,7 @@ class LossTracer(Located):
                 self.outputs.append((tensor, drawn))
                 self._arguments_of[root] = given
                 if len(outputs) == len(given):  # as many outputs as inputs: pair them
-                    self._inputs_of[root] = given[place]
+                    self._inputs_of[root], self._made[root] = given[place], tensor
 
     def call(self, func: Function, args: Args, kwargs: Options) -> object:
         """Follow the function's tensors and return its result."""
@@ -190,6 +194,7 @@ class LossTracer(Located):
             derivative=origin.derivative or step.name == "grad",
             detached_line=follow_detached_loss(step),
             log_targets=follow_log_targets(step),
+            lost_slope=follow_lost_slope(step),
         )
         for summand in origin.summands:
             summand.intended |= not is_linear(step, summand)
@@ -339,18 +344,30 @@ class LossTracer(Located):
         """Detect triplets whose input negatives are nearer to the anchor than the positives."""
         if step.name != "triplet_margin_loss" or len(step.inputs) < 3:
             return
-        known = self._inputs_of
-        given = [[known[r] for r in n.roots if r in known] for n in step.origins[:3]]
-        places = [[t for t in parts if t.is_floating_point()] for parts in given]
-        if any(len(parts) != 1 for parts in places):
+        given = [self._input_rows(t, n) for t, n in zip(step.inputs[:3], step.origins)]
+        anchor, near, far = given
+        if anchor is None or near is None or far is None:
             return
-        anchor, near, far = (parts[0].double().flatten(1) for parts in places)
         if not anchor.shape == near.shape == far.shape or len(anchor) < 3:
             return
         gap = (anchor - near).norm(dim=1) - (anchor - far).norm(dim=1)
         z_score = float(gap.mean()) / max(float(gap.std()) / len(gap) ** 0.5, 1e-12)
         if z_score > MIN_Z:
             step.facts.setdefault("nearer", {"place": step.place, "sure": z_score})
+
+    def _input_rows(self, embeddings: Tensor, origin: Origin) -> Tensor | None:
+        """Return the input rows of which these are the embeddings, maybe normalised."""
+        roots = [r for r in origin.roots if r in self._inputs_of]
+        if len(roots) != 1 or not self._inputs_of[roots[0]].is_floating_point():
+            return None
+        made = self._made[roots[0]].detach().flatten(0, -2)
+        rows = self._inputs_of[roots[0]].double().reshape(len(made), -1)
+        asked = embeddings.detach().flatten(0, -2)
+        if asked.shape[1] != made.shape[1]:
+            return None
+        alike = normalize(asked.double()) @ normalize(made.double()).T
+        best = alike.max(1)
+        return rows[best.indices] if float(best.values.min()) > 1 - SAME_ROW else None
 
 
 def loss_facts(program: Program) -> Facts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tikhon.diagnosis.functions import ADDING, COMPARED, JUDGES, PRODUCTS, SHARES, TIMES
 from tikhon.diagnosis.wiring.origins import TracedCall
@@ -119,6 +119,23 @@ def follow_log_targets(step: TracedCall) -> bool:
                 step.facts.setdefault("logs_of_targets", found)
     made = step.name == "log_softmax" and not step.attached
     return made or (step.name in SHAPES and bool(step.origins) and step.origins[0].log_targets)
+
+
+def follow_lost_slope(step: TracedCall) -> str:
+    """Return the line that took a derivative without a graph; detect that the loss adds it.
+
+    Derivatives by parameters, and those that weight a part of the loss, have no graph on purpose.
+    """
+    if step.name == "grad":
+        of_outputs = step.inputs[:1] and step.inputs[0].requires_grad
+        weights = any(isinstance(t, nn.Parameter) for t in step.inputs[1:])
+        return step.place if of_outputs and not step.attached and not weights else ""
+    line = next((n.lost_slope for n in step.origins if n.lost_slope), "")
+    if not line or not step.attached:
+        return line
+    if step.name in ADDING:
+        step.facts.setdefault("slope_without_graph", line)
+    return ""
 
 
 def is_norm_over_rows(step: TracedCall, rows: int) -> bool:

@@ -253,7 +253,7 @@ def _effect_signs(
     ends: tuple[float, float],
 ) -> list[float]:
     """Return the sign of the gradient's change, from low to high target, at its own output."""
-    if len(probe.leaves) != 1:
+    if len(probe.leaves) != 1 or _are_corners(target):
         return []
     change = pair[1][0] - pair[0][0]
     if change.shape in (target.shape, (*target.shape, 1)):
@@ -269,6 +269,12 @@ def _effect_signs(
             return []
         return [float(change[index[0], high].sign()), -float(change[index[0], low].sign())]
     return []
+
+
+def _are_corners(target: Tensor) -> bool:
+    """Whether targets are boxes by two corners, of which one alone cannot be moved far."""
+    is_box = target.ndim == 2 and target.shape[1] == 4 and target.is_floating_point()
+    return is_box and bool((target[:, :2] < target[:, 2:]).all())
 
 
 def extremes(target: Tensor, *, far: bool = True, column: int | None = None) -> list[float]:
@@ -370,6 +376,8 @@ def _cost_of_correct_boxes(cost: Cost, output: Tensor, target: Tensor) -> Facts:
     if not target.is_floating_point() or target.shape[1] != 4 or binary(target):
         return {}
     boxes, beaten = target.split(1), 0
+    if abs(cost(boxes[0], boxes[-1]) - cost(boxes[-1], boxes[0])) > SAME:
+        return {}  # outputs are read in a format of their own
     for row, goal in enumerate(boxes):
         best = min(cost(box, goal) for k, box in enumerate(boxes) if k != row)
         beaten += cost(goal, goal) > best + SAME
