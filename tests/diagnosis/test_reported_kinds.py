@@ -84,6 +84,31 @@ def stacked_triplets_in_another_order(wrong: bool) -> Parts:
     return Parts(mlp(6, 16, 4), (rows, torch.zeros(200)), loss)
 
 
+class ActorCritic(nn.Module):
+    """Scores of three deeds, and what the state is worth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor, self.critic = mlp(4, 8, 3), mlp(4, 8, 1)
+
+    def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.actor(state), self.critic(state)[:, 0]
+
+
+@pair("target_not_detached")
+def an_advantage_that_pulls_the_critic(wrong: bool) -> Parts:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        (state, deed), paid = batch
+        scores, value = model(state)
+        advantage = paid - value
+        log_prob = torch.distributions.Categorical(logits=scores).log_prob(deed)
+        policy = -(log_prob * (advantage if wrong else advantage.detach())).mean()
+        return policy + advantage.square().mean()
+
+    state, deed = torch.randn(120, 4), torch.randint(3, (120,))
+    return Parts(ActorCritic(), ((state, deed), state[:, 0]), loss)
+
+
 def overlap(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection over union, and what of the hull is empty; sizes go through a softplus."""
     low, high = output[:, :2], output[:, :2] + F.softplus(output[:, 2:])

@@ -10,6 +10,7 @@ from torch import nn
 
 import loops_beside
 import loops_of_losses
+import loops_of_reports
 import loops_over_epochs
 import loops_over_weights
 import tikhon as tk
@@ -41,6 +42,7 @@ def test_a_broken_loop_is_named(name):
         loops_beside,
         loops_over_epochs,
         loops_of_losses,
+        loops_of_reports,
     )
     files = tuple(f"{m.__name__}.py" for m in homes)
     assert all(w.filename.endswith(files) for w in said), "not at the line of the loop"

@@ -105,7 +105,7 @@ _CAUSES = {
     ),
     "poor_init": "inputs_ignored loss_not_connected",
     "random_in_eval": "layers_made_in_forward",
-    "loss_upside_down": "target_out_of_range missing_log",
+    "loss_upside_down": "target_out_of_range missing_log target_not_detached",
     "dying_relu": (
         "loss_is_a_sum constant_inputs inputs_ignored undefined_operation exploding_gradient "
         "poor_init head_mismatch unscaled_inputs"

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad
 from torch.optim import Optimizer
 
@@ -17,11 +17,12 @@ from tikhon.monitoring.loss_graph import LossGraph, read_loss_graph
 
 FLAGGED = ("missing_log", "target_out_of_range")  # faults that numbers in a graph show
 
-# `Tensor.backward` and everything built on it, and `clip_grad_norm_`, call these
+# `Tensor.backward` and everything built on it, and `clip_grad_norm_`, call the first two
 _HOOKS = (
     CallHook(torch.autograd, "backward", "record"),
     CallHook(clip_grad, "_clip_grads_with_norm_", "record_clip"),
     CallHook(torch, "manual_seed", "record_seed"),
+    CallHook(torch.autograd, "grad", "record_slope"),
 )
 
 
@@ -35,6 +36,9 @@ class BackwardCalls:
         self.has_late_clip = False
         self.seed: int | None = None  # the last that torch was given
         self.is_repeated = False  # one loss went backward twice
+        self.has_lost_slope = (
+            False  # a derivative by something untrained was taken without a graph
+        )
         self._roots: list[weakref.ref[Tensor]] = []
         self._optimized: set[int] = set()
         self._maximizes: set[bool] = set()
@@ -73,6 +77,8 @@ class BackwardCalls:
         has_other_parts = any(graph.has_other_parts for graph in graphs)
         faults = {code for graph in graphs for code in graph.faults}
         faults |= {code for code in FLAGGED if any(values[code])}
+        is_added = self.has_lost_slope and any(graph.has_constant for graph in graphs)
+        faults |= {"slope_without_graph"} if is_added else set()
         faults |= {"loss_upside_down"} if judges_sign and self._is_upside_down() else set()
         shapes = next((g.shapes for g in graphs if g.shapes), ("", ""))
         clips = values["early_clips"]
@@ -97,7 +103,7 @@ class BackwardCalls:
         falls = bool(graphs) and all(graph.is_positive for graph in graphs)
         return (rises and self._maximizes == {False}) or (falls and self._maximizes == {True})
 
-    def record(self, tensors: Tensor | Sequence[Tensor], *rest: object) -> None:
+    def record(self, tensors: Tensor | Sequence[Tensor], *rest: object, **options: object) -> None:
         """The tensors of one backward pass."""
         for root in [tensors] if isinstance(tensors, Tensor) else tensors:
             if isinstance(root, Tensor) and root.numel() == 1 and root.is_floating_point():
@@ -107,7 +113,12 @@ class BackwardCalls:
                 self.graphs.append(read_loss_graph(root))
 
     def record_clip(
-        self, parameters: Tensor | Iterable[Tensor], limit: float, norm: Tensor, *rest: object
+        self,
+        parameters: Tensor | Iterable[Tensor],
+        limit: float,
+        norm: Tensor,
+        *rest: object,
+        **options: object,
     ) -> None:
         """A call of `clip_grad_norm_` on tensors of the optimizer."""
         clipped = [parameters] if isinstance(parameters, Tensor) else parameters
@@ -116,6 +127,16 @@ class BackwardCalls:
                 self.has_late_clip = True
             else:
                 self.early_clips.append(norm.detach())
+
+    def record_slope(
+        self, outputs: object, inputs: object, *rest: object, **options: object
+    ) -> None:
+        """A derivative that the loop takes: by its inputs, it may be a part of the loss."""
+        has_graph = options.get("create_graph", rest[2] if len(rest) > 2 else False)
+        given = [inputs] if isinstance(inputs, Tensor) else list(inputs)  # type: ignore[call-overload]
+        is_trained = any(isinstance(t, nn.Parameter) or id(t) in self._optimized for t in given)
+        if torch.is_grad_enabled() and not has_graph and not is_trained:
+            self.has_lost_slope = True
 
     def record_seed(self, seed: int, *rest: object) -> None:
         """The random numbers of torch begin again."""

@@ -32,6 +32,7 @@ LOSS_FAULTS = (
     "missing_log",
     "target_out_of_range",
     "negative_weight",
+    "slope_without_graph",
     "nonfinite_loss",
 )
 MIN_SUMMED_PASSES = 4  # backward passes per step: the halves of a discriminator's loss are two
@@ -111,6 +112,7 @@ class Sample:
     frozen_by_attribute: tuple[str, ...] = ()  # modules whose attribute says so, and that move
     unused_passes: int = 0  # passes whose outputs are not in the loss, if these are the most
     nonfinite_loss: bool = False  # though the gradients are finite
+    state_cut_off: bool = False  # a recurrent cell goes on from its states without their graphs
     decay: float = 0.0  # part of the weights of a group that weight decay takes
     spread: float | None = None  # of a batch that is part of a tensor that is written to
     seed: int | None = None  # that random numbers of this step were drawn from, if it was set
@@ -229,6 +231,7 @@ class StepHistory:
             "random_numbers_repeat": sample.seed is not None and sample.seed == self._seed,
             **{code: code in sample.losses.faults for code in LOSS_FAULTS},
             "nonfinite_loss": sample.nonfinite_loss,
+            "state_cut_off": sample.state_cut_off,
         }.items():
             self.streak(name).add(seen, sample.step)
             if seen:

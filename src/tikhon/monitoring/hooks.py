@@ -45,7 +45,7 @@ class CallHook:
             def replaced(*args: Any, **kwargs: Any) -> Any:
                 if not torch.compiler.is_compiling():
                     for ref in list(self._recorders):
-                        getattr(ref(), self._method, nothing)(*args)
+                        getattr(ref(), self._method, nothing)(*args, **kwargs)
                 return original(*args, **kwargs)
 
             self._replaced = replaced

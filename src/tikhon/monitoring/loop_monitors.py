@@ -61,6 +61,7 @@ class LoopMonitors:
         scalers = variables.of_type(torch.amp.GradScaler).values()
         self.scaler = next((s for s in scalers if s.is_enabled()), None)
         self.target_networks.find(modules, optimizers)
+        self.target_networks.find_model(variables.modules)
         leaves = variables.of_type(Tensor)
         self.unoptimized_tensors.find(modules, leaves, optimizers, inputs)
         self.frozen_norms.find(modules)
@@ -84,7 +85,7 @@ class LoopMonitors:
         return [
             *self.unoptimized_tensors.alarms(),
             *self.frozen_norms.alarms(),
-            *self.target_networks.alarms(steps, ended=ended),
+            *self.target_networks.alarms(steps, forwards, ended=ended),
             *self.schedules.alarms(steps, forwards, ended=ended),
             *self.loaders.alarms(),
             *self._late_alarms(),

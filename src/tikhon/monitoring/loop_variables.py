@@ -53,9 +53,12 @@ class LoopVariables:
 
     def __init__(self, frame: FrameType | None) -> None:
         self._found: dict[type, dict[str, Any]] = {kind: {} for kind in _KINDS}
+        self.modules: list[tuple[str, nn.Module]] = []  # under all their names
         seen: set[int] = set()
         for name, value in _named_variables(frame):
             kind = _searched_type(type(value))
+            if kind is nn.Module:
+                self.modules.append((name, value))
             if kind is None or id(value) in seen:
                 continue
             seen.add(id(value))

@@ -43,6 +43,7 @@ class LossGraph:
     # numbers of its criteria by name: above zero where it is a fault, or what `Sample` describes
     readings: dict[str, list[Tensor]] = field(default_factory=dict)
     has_other_parts: bool = False  # something in it is no criterion
+    has_constant: bool = False  # something without a graph is added to it
 
     @property
     def is_positive(self) -> bool:
@@ -72,6 +73,7 @@ def read_loss_graph(loss: Tensor) -> LossGraph:
         elif sign is not None and kind in (*KEEPING, "Add", "Sub", "Neg", "Mul", "Div"):
             _add_shapes(graph, node)
             parts = enumerate(part for part, _ in node.next_functions)
+            graph.has_constant |= kind in ("Add", "Sub") and len(_inputs(node)) == 1
             signs = [(part, sign * _sign(graph, node, kind, k)) for k, part in parts if part]
             pending.extend(signs)
         elif kind not in CRITERIA:

@@ -21,6 +21,7 @@ FAR_GROWN = 10.0  # the same growth after such steps
 RUNAWAY = 100.0  # growth that two readings show
 CLIPPED = 10.0  # gradient before / after clipping, that matters beside small updates (convention)
 NEGLIGIBLE_UPDATE = 1e-7  # update / weight: a weight moves by its own size in ten million steps
+MIN_STEPS, NEGLIGIBLE_PATH = 100, 1e-3  # steps, and largest update times steps, after which too
 
 
 class Row(TypedDict):
@@ -138,7 +139,9 @@ def _update_alarms(rows: Sequence[Row], clipping: float) -> list[Alarm]:
         step, share = readings[0][0], 1 - 1 / clipping
         key = "clipped_to_nothing"
         return [alarm("slow_convergence", step, key=key, largest=largest, share=share)]
-    severity = "warning" if largest < NEGLIGIBLE_UPDATE else "info"
+    steps, is_rising = readings[-1][0], readings[-1][1] > 1.5 * readings[0][1]
+    is_still = steps >= MIN_STEPS and not is_rising and largest * steps < NEGLIGIBLE_PATH
+    severity = "warning" if largest < NEGLIGIBLE_UPDATE or is_still else "info"
     return [alarm("slow_convergence", readings[0][0], severity=severity, largest=largest)]
 
 

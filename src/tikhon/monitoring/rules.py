@@ -21,7 +21,8 @@ MIN_EPOCHS, MIN_GAINS = 3, 8  # epochs of a loader, and readings, after which th
 MIN_PATH = 0.1  # path of the weights / their size: a rate that could have learned it
 STRONG_DECAY = 0.05  # of the weights in a step: after 14 steps half is gone (convention)
 MIN_STEPS = 20  # steps, or forward passes, without a required event
-CODES = {"negative_weight": "loss_upside_down"}  # of signs that are named otherwise
+# of signs that are named otherwise
+CODES = {"negative_weight": "loss_upside_down", "slope_without_graph": "loss_not_connected"}
 RECURRING = {"gradients_not_cleared", "gradients_of_another_loss"}  # may hold now and then
 # figures of the last sampled step in the sentences of a sign
 FIGURES: Mapping[str, tuple[str, ...]] = {
@@ -335,6 +336,7 @@ OTHER_RULES: tuple[Rule | str, ...] = (
     "random_numbers_repeat",
     sorted_batches,
     data_changed_in_place,
+    "state_cut_off",
     "clipped_after_step",
     "clipped_before_backward",
     *LOSS_FAULTS,

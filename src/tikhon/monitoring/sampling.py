@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from tikhon.data.nested import stored_values, tensors
-from tikhon.diagnosis.observe import role_of
+from tikhon.diagnosis.observe import CELLS, role_of
 from tikhon.diagnosis.thresholds import VANISHED
 from tikhon.monitoring import tensor_readings
 from tikhon.monitoring.backward_calls import BackwardCalls
@@ -66,6 +66,9 @@ class Sampler:
         self.step_tensors: StepTensors | None = None  # of a sampled step, while it is made
         self.backward_calls = BackwardCalls()
         self._modules = list(model.named_modules())
+        self._cells = [m for _, m in self._modules if isinstance(m, CELLS)]
+        self._states: dict[int, Tensor] = {}  # of the cells as they left them, by identity
+        self._state_calls = Counter[bool]()  # that went on from such a state, by its graph
         self._layers = {n: m for n, m in self._modules if role_of(m) is not None}
         self._ends: list[str] = []  # the first and the last layer, once they are known
         self._signals: dict[str, Tensor | None] = {}  # of layers, in the order of their calls
@@ -90,6 +93,9 @@ class Sampler:
         for name in self._ends or self._layers:
             hook = Hook(self._output_hook(name))
             self._output_hooks.append(self._layers[name].register_forward_hook(hook))
+        for cell in self._cells:
+            self._output_hooks.append(cell.register_forward_hook(Hook(self._follow_state)))
+        self._states, self._state_calls = {}, Counter()
         self.backward_calls.start(self.optimizer)
         probes = choose_probes(self.model, self.optimizer)
         self._recorder = PassRecorder(probes, self.optimizer)
@@ -154,7 +160,17 @@ class Sampler:
         self.backward_calls.stop()
         self._recorder.close()
         self._recorder, self.step_tensors, self._earlier, self._last_batch = None, None, {}, None
-        self._last_kwargs = None
+        self._last_kwargs, self._states = None, {}
+
+    def _follow_state(self, cell: nn.Module, args: tuple[object, ...], output: object) -> None:
+        """Record whether a cell goes on from its own last state, and with the graph of that."""
+        given = next(iter(tensors(args[1:])), None)
+        last = self._states.get(id(cell))
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        if given is not None and last is not None and given.data_ptr() == last.data_ptr():
+            self._state_calls[given.requires_grad] += 1
+        self._states[id(cell)] = tensors(output)[0].detach()
 
     def _output_hook(self, name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
@@ -360,6 +376,7 @@ class Sampler:
             losses=self.backward_calls.reading(values, recorder.backwards, judges_sign=is_alone),
             unused_passes=self._unused_passes(),
             nonfinite_loss=nonfinite_loss,
+            state_cut_off=self._state_calls[False] > 1 and not self._state_calls[True],
             seed=self.backward_calls.used_seed,
             spread=next(iter(values["spread"]), None),
             decay=max(map(_decay, self.optimizer.param_groups), default=0.0),

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CyclicLR,
+    LambdaLR,
+    LRScheduler,
+    ReduceLROnPlateau,
+)
 from torch.utils.data import DataLoader
 
 from tikhon.monitoring.alarms import Alarm, alarm
@@ -23,6 +29,7 @@ OVERRUN = 3  # times its length, after which a cosine has come back
 MIN_RESTARTS = 3  # times a warm-up began again
 MIN_BEST = 3  # best values, one after another, of a plateau that is moved once an epoch
 MIN_STEPS_PER_MOVE = 10  # steps and more between two moves of it
+MIN_STEPS, USUAL_RATE = 50, 0.5  # after which a rate that never rises is low; below 1
 LENGTH_TOLERANCE = 0.2  # relative: a length in steps is that of the loop
 
 
@@ -74,6 +81,11 @@ class RateHistory:
         else:
             self._fall = 0
 
+    def is_square_of(self, rate: float) -> bool:
+        """Whether it began as a rate times itself, and never rose."""
+        is_square = math.isclose(self.first or 0.0, rate * rate, rel_tol=1e-6)
+        return 0 < rate < USUAL_RATE and is_square and self._largest == self.first
+
     def alarms(self, steps: int) -> Iterator[Alarm]:
         """A rate that rises nearly always, and goes back to where it began."""
         if self.restarts >= MIN_RESTARTS and not self.falls and self.rises >= 0.8 * steps:
@@ -88,6 +100,8 @@ class Schedules:
         self._schedulers: dict[int, Tracked] = {}
         self._longest_loader = 0  # its batches
         self.rates = RateHistory()
+        self._first_beside = _rates_beside(optimizer)
+        self._beside: float | None = None  # a rate that was written where no step reads it
         self._best_values: dict[int, list[float]] = {}  # of a plateau, by id
         self._plateau_epochs: dict[int, int] = {}  # how often that was moved
 
@@ -106,7 +120,11 @@ class Schedules:
                 self._longest_loader = max(self._longest_loader, len(loader))
 
     def observe(self) -> None:
-        """Read the best value of each plateau."""
+        """Read the best value of each plateau, and rates that are written beside the groups."""
+        used = [group.get("lr") for group in self._optimizer.param_groups]
+        for first, rate in zip(self._first_beside, _rates_beside(self._optimizer)):
+            if rate != first and isinstance(rate, float) and rate not in used:
+                self._beside = rate
         for _, plateau in self._own_schedulers():
             if isinstance(plateau, ReduceLROnPlateau):
                 best = self._best_values.setdefault(id(plateau), [])
@@ -125,6 +143,9 @@ class Schedules:
         """What is wrong with them so far."""
         yield from self._find_foreign()
         yield from self.rates.alarms(steps)
+        if self._beside is not None:
+            used = self._optimizer.param_groups[0].get("lr", 0.0)
+            yield alarm("rate_beside_groups", written=self._beside, used=float(used))
         schedulers = [*self._own_schedulers()]
         is_meant = any(isinstance(s, CyclicLR | CosineAnnealingLR) for _, s in schedulers)
         if self.rates.returns >= MIN_RETURNS and not is_meant:
@@ -133,6 +154,10 @@ class Schedules:
             where, moves = (tracked.name,), scheduler.last_epoch - tracked.count
             length = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
             epochs = (forwards - tracked.forwards) / max(1, self._longest_loader)
+            is_by_factor = isinstance(scheduler, LambdaLR) and scheduler.base_lrs
+            initial = float(scheduler.base_lrs[0]) if is_by_factor else 0.0
+            if ended and steps >= MIN_STEPS and self.rates.is_square_of(initial):
+                yield alarm("slow_convergence", key="rate_squared", where=where, rate=initial)
             is_as_long = length and abs(length - steps) <= LENGTH_TOLERANCE * steps
             if ended and self._longest_loader and epochs > MIN_EPOCHS and not moves:
                 yield alarm("schedule_never_stepped", where=where, epochs=epochs)
@@ -168,3 +193,8 @@ class Schedules:
             own = getattr(scheduler, "optimizer", None) is self._optimizer
             if scheduler is not None and own and id(scheduler) not in sequence_parts:
                 yield tracked, scheduler
+
+
+def _rates_beside(optimizer: Optimizer) -> tuple[object, object]:
+    """Rates that no step reads: an attribute of the optimizer, and the default of new groups."""
+    return vars(optimizer).get("lr"), optimizer.defaults.get("lr")

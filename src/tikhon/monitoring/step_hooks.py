@@ -128,6 +128,7 @@ class LoopHooks:
             self.calls = [(module, args, kwargs)]
         is_first, self.was_called = not self.was_called, True
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self.monitors.target_networks.passes_without_graph += 1
             return
         if is_first or module is self._model:
             self._step_depth = 0

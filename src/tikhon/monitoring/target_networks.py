@@ -21,6 +21,7 @@ from tikhon.monitoring.tensor_readings import fingerprint, row_norms, rows, tens
 MAX_NETWORKS = 4  # followers that are read
 MIN_STEPS = 100  # steps after which a follower that never moved counts as forgotten
 COPY_DISTANCE = 0.1  # distance to the model / its last update: an average of few steps is farther
+PASSES_OF_BOTH = 1.8  # per step, of a model that is its own target network (convention)
 MAX_LAG = 0.9  # of the way that the model has gone (convention)
 MIN_DISTANCE = 0.01  # relative distance from the model
 # parts of names of networks that are fixed on purpose, and of followers
@@ -81,6 +82,8 @@ class TargetNetworks:
         self._handles: list[RemovableHandle] = []
         self._sampling = False
         self._measured: list[Tensor] = []
+        self._names_of_model: set[str] = set()  # of a target network, and it is the model
+        self.passes_without_graph = 0  # of the model
 
     def find(self, modules: Mapping[str, nn.Module], optimizers: Iterable[Optimizer]) -> None:
         """Search the variables of the loop and the parts of the model."""
@@ -101,6 +104,23 @@ class TargetNetworks:
             source = next((m for s, m in sources if s == shapes), None)
             if source is not None and source is not module and not _is_trained(module, optimized):
                 self._add(name, module, source)
+
+    def find_model(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
+        """Look for a target network that is the model itself, or a shallow copy of it.
+
+        The model must be known under another name too, which may be a part's.
+        """
+        parts = {self._model, *self._model.children()}
+        sources = [(m, [id(p) for p in m.parameters()]) for m in parts]
+        named: dict[nn.Module, set[str]] = {}
+        for name, module in modules:
+            own = [id(p) for p in module.parameters()]
+            same = (m for m, ids in sources if own and ids == own and type(m) is type(module))
+            if (source := next(same, None)) is not None:
+                named.setdefault(source, set()).add(name)
+        for names in named.values():
+            targets = {name for name in names if "target" in name.lower()}
+            self._names_of_model |= targets if targets < names else set()
 
     def _add(self, name: str, module: nn.Module, source: nn.Module) -> None:
         network = self._networks[id(module)] = TargetNetwork(
@@ -207,8 +227,12 @@ class TargetNetworks:
             if n.stale is not None
         ]
 
-    def alarms(self, steps: int, *, ended: bool) -> Iterator[Alarm]:
+    def alarms(self, steps: int, forwards: int, *, ended: bool) -> Iterator[Alarm]:
         """Report networks that never move, and those that are the model in every step."""
+        passes = forwards + self.passes_without_graph
+        if self._names_of_model and steps >= MIN_STEPS and passes >= PASSES_OF_BOTH * steps:
+            names = sorted(self._names_of_model)
+            yield alarm("target_always_copied", key="target_is_model", where=names)
         for network in self._networks.values():
             names = (network.name,)
             stayed = not network.has_moved and network.distance > MIN_DISTANCE

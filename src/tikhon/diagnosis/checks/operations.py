@@ -75,6 +75,12 @@ PLACED = (
         "goal = reward + discount * following.detach()",
         "warning",
     ),
+    Placed(
+        "pulled_value",
+        "target_not_detached",
+        "why_pulled_value",
+        "-(log_prob * (reward - value).detach()).mean()",
+    ),
     Placed("squashed_twice", "head_mismatch", "why_squashed_twice", "fix_raw_scores", "harmed"),
     Placed("index_as_number", "classes_as_numbers", "why_place_for_value", "fix_values_of_max"),
     Placed(
@@ -237,10 +243,11 @@ def _violations_inside(ev: Evidence, breach: dict[str, str]) -> Iterable[Finding
     """Find faults inside of the network: softmax over one entry, log of a free parameter."""
     name, where, w = breach["function"], (breach["place"] or "forward",), ev.wiring
     if breach["code"] == "undefined_operation":
-        is_rate = breach.get("kind") == "rate"
-        why = sentence("why_rate_below_zero" if is_rate else "why_free_log", name=name)
-        fix: Sentence | str = "log_input=True" if is_rate else sentence("fix_log_parameter")
-        severity = "critical" if is_rate else "warning"
+        why, severity = sentence("why_free_log", name=name), "warning"
+        fix: Sentence | str = sentence("fix_log_parameter")
+        if breach.get("kind") == "rate":
+            why, severity = sentence("why_rate_below_zero", name=name), "critical"
+            fix = "log_input=True"
         yield Finding("undefined_operation", severity, where, {}, why, fix=fix)
         return
     fix = "scores.softmax(1).topk(1), not scores.topk(1).values.softmax(1)"

@@ -259,7 +259,7 @@ def relation(inputs: Tensor, target: Tensor) -> Facts:
 def _best_category(inputs: Tensor, y: Tensor, halves: Sequence[Tensor]) -> Facts:
     """Return the column of numbered categories whose means explain most of held-out targets."""
     table = inputs.is_floating_point() and inputs.ndim == 2 and inputs.shape[1] <= FEW_COLUMNS
-    best: Facts = {}
+    best, place_of_best = 0.0, -1
     for place, column in enumerate(inputs.detach().double().cpu().T if table else ()):
         values, kind = column.unique(return_inverse=True)
         if not MIN_CATEGORIES <= len(values) <= len(y) / (2 * ROWS_EACH):
@@ -270,9 +270,10 @@ def _best_category(inputs: Tensor, y: Tensor, halves: Sequence[Tensor]) -> Facts
         hot = torch.nn.functional.one_hot(kind, len(values)).double()
         error = (y - _held_out(hot, y, halves, 1.0)).square().mean()
         explained = 1 - float(error / y.square().mean())
-        if explained > best.get("explained_by_category", 0.0):
-            best = {"explained_by_category": explained, "category_column": place}
-    return best
+        if explained > best:
+            best, place_of_best = explained, place
+    found = {"explained_by_category": best, "category_column": place_of_best}
+    return found if best else {}
 
 
 def _held_out(x: Tensor, y: Tensor, halves: Sequence[Tensor], strength: float) -> Tensor:

@@ -51,6 +51,7 @@ from tikhon.diagnosis.wiring.propagation import (
     check_mixed_derivatives,
     follow_bound,
     follow_detached_loss,
+    follow_log_chance,
     follow_log_targets,
     follow_lost_slope,
     follow_norm_over_rows,
@@ -195,6 +196,7 @@ class LossTracer(Located):
             detached_line=follow_detached_loss(step),
             log_targets=follow_log_targets(step),
             lost_slope=follow_lost_slope(step),
+            log_chance=follow_log_chance(step, set(self._arguments_of)),
         )
         for summand in origin.summands:
             summand.intended |= not is_linear(step, summand)

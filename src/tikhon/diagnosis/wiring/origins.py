@@ -64,6 +64,7 @@ class Origin:
     bound: float | None = None  # upper bound on all entries
     detached_line: str = ""  # line of a loss without gradient
     log_targets: bool = False  # a log-softmax of data
+    log_chance: bool = False  # logarithms of the chances of what was chosen
     lost_slope: str = ""  # line that took a derivative without a graph, that it comes from
 
 

@@ -17,6 +17,7 @@ SHAPES = set(
     "T mT t transpose permute view reshape flatten squeeze unsqueeze expand contiguous clone "
     "detach __getitem__ unbind chunk split".split()
 )
+KEEPING = {*SHAPES, "neg", "__neg__"}
 CASTS = set("float double half to type type_as long int bfloat16 cpu".split())
 WITH_INDICES = {"max", "min", "topk", "sort", "kthvalue"}  # return values and indices
 NORMS = {"norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "linalg_matrix_norm"}
@@ -119,6 +120,23 @@ def follow_log_targets(step: TracedCall) -> bool:
                 step.facts.setdefault("logs_of_targets", found)
     made = step.name == "log_softmax" and not step.attached
     return made or (step.name in SHAPES and bool(step.origins) and step.origins[0].log_targets)
+
+
+def follow_log_chance(step: TracedCall, outputs: set[int]) -> bool:
+    """Whether a result is the log-probability of what was chosen.
+
+    Detects its product with an advantage through which the other outputs get a gradient.
+    """
+    if step.name in TIMES and step.attached and len(step.inputs) == 2:
+        for chance, gain in ((0, 1), (1, 0)):
+            chosen, worth = step.origins[chance], step.origins[gain]
+            others = (worth.roots & outputs) - chosen.roots
+            if chosen.log_chance and others and step.inputs[gain].requires_grad:
+                step.facts.setdefault("pulled_value", step.place)
+    made = step.name == "gather" and step.attached and float(step.results[0].max()) <= 0
+    return made or (
+        step.name in KEEPING and bool(step.origins) and any(n.log_chance for n in step.origins)
+    )
 
 
 def follow_lost_slope(step: TracedCall) -> str:
