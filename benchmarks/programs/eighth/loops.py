@@ -110,7 +110,7 @@ def counted_before(wrong: bool, watch: Watch) -> float:
     "rate_beside_the_groups",
     low=0.6,
     high=0.85,
-    also=("slow_convergence",),
+    also=("slow_convergence", "rate_beside_groups"),
 )
 def beside_the_groups(wrong: bool, watch: Watch) -> float:
     (x, y), (xt, yt) = tasks.digits()

@@ -129,7 +129,7 @@ def not_followed(wrong: bool) -> Parts:
     "flat_loss",
     low=0.4,
     high=0.6,
-    also=("head_mismatch", "vanishing_gradient", "slow_convergence"),
+    also=("head_mismatch", "vanishing_gradient", "slow_convergence", "loss_not_connected"),
 )
 def do_not_meet(wrong: bool) -> Parts:
     x = torch.randn(600, 8)

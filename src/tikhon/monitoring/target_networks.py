@@ -105,11 +105,13 @@ class TargetNetworks:
             if source is not None and source is not module and not _is_trained(module, optimized):
                 self._add(name, module, source)
 
-    def find_model(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
+    def find_model(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         """Look for a target network that is the model itself, or a shallow copy of it.
 
         The model must be known under another name too, which may be a part's.
         """
+        if not any("target" in name.lower() for name, _ in modules):
+            return
         parts = {self._model, *self._model.children()}
         sources = [(m, [id(p) for p in m.parameters()]) for m in parts]
         named: dict[nn.Module, set[str]] = {}
