@@ -144,6 +144,22 @@ def test_the_fault_is_named_first_and_its_twin_is_silent(name):
         assert not twin.labels & {"loss_ignores_targets", "loss_upside_down"}, str(twin)
 
 
+def test_categories_that_the_model_embeds_are_no_numbers():
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shops, self.head = nn.Embedding(20, 4), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.shops(x[:, 0].long()))
+
+    torch.manual_seed(0)
+    shop = torch.randint(20, (600,))
+    data = torch.stack([shop.float(), torch.randn(600)], 1), 2 * torch.randn(20)[shop][:, None]
+    found = asked(Parts(Embedded(), data, nn.MSELoss()))
+    assert "categories_as_numbers" not in found.labels, str(found)
+
+
 def test_a_slope_that_weights_a_part_of_the_loss_has_no_graph_on_purpose():
     def loss(model: nn.Module, batch: Any) -> Tensor:
         x = batch[0].detach().clone().requires_grad_()

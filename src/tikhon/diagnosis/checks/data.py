@@ -129,7 +129,8 @@ def _numbered_categories(ev: Evidence) -> Iterable[Finding]:
     reached = number(ev.end.metric) if ev.end is not None else None
     if explained is None or column is None or explained - max(straight, bent) < e.CODED:
         return
-    if reached is None or explained - reached < e.CODED:
+    is_embedded = any(site.role == "embedding" for site in ev.record.sites)
+    if reached is None or explained - reached < e.CODED or is_embedded:
         return
     why = sentence("why_coded", column=int(column), explained=explained, bent=max(straight, bent))
     numbers = {"explained_by_category": explained, "explained_bent": max(straight, bent)}
