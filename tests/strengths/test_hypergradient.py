@@ -16,7 +16,12 @@ from torch import nn
 import tikhon as tk
 from ranks import together
 from tikhon.errors import InputError
-from tikhon.strengths.sensitivity import descend_log_strength, initial_memory, trusted_share
+from tikhon.strengths.sensitivity import (
+    descend_log_strength,
+    initial_memory,
+    rise_of_even,
+    trusted_share,
+)
 from tikhon.strengths.validation import validate
 
 CURVATURE = 1.5
@@ -571,12 +576,12 @@ def test_a_run_too_short_to_move_says_so_and_stays_sane():
     with pytest.warns(UserWarning, match="24 steps with every=5 leave 4 moves.*take every=2"):
         strength = adapting(24)
     model, _, reg = trained(tk.L2(strength), steps=24)
-    first = 0.003 * 0.024**2 / 1e-2  # of 0.3 % a step what a run of 24 steps can stand
+    first = 1e-4  # the least, as a run of 24 steps can stand nothing
     assert all(first / 16 <= value <= first * 16 for value in reg.strengths().values())
     assert generalisation(model) < 2.4  # not destroyed: chance is log(10)
 
 
-@pytest.mark.parametrize(("steps", "share"), [(100, 3e-5), (1000, 0.003), (100_000, 8e-5)])
+@pytest.mark.parametrize(("steps", "share"), [(500, 1.9e-4), (1000, 0.003), (100_000, 8e-5)])
 def test_the_first_decay_takes_a_share_of_the_weights_that_long_runs_can_stand(steps, share):
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -589,6 +594,29 @@ def test_the_first_decay_takes_a_share_of_the_weights_that_long_runs_can_stand(s
         (0 * model(rows)).sum().backward()
         optimizer.step()
     assert all(share / 1.3 < 0.1 * s < share * 1.3 for s in reg.strengths().values())
+
+
+def test_what_is_too_small_to_matter_is_larger_where_less_of_the_run_is_left():
+    """A decay of lr * s per step over the steps left removes as much as it did over the run."""
+    model, rows, steps = nn.Linear(2, 1, bias=False), torch.eye(2), 400
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    valid = (rows, model(rows).detach())
+    strength = tk.Hypergradient(valid, nn.functional.mse_loss, steps=steps)
+    reg = tk.regularize(model, optimizer, tk.L2(strength), how="decoupled")
+    found = {}
+    for step in range(1, 301):
+        optimizer.param_groups[0]["lr"] = 0.1 if step <= 200 else 0.025
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(rows), valid[1]).backward()
+        optimizer.step()
+        if step in (5, 200, 205, 300):
+            found[step] = reg.state_dict()["memory"]["weight/L2"]["even"]
+    alone = {5: 1.0, 200: 2.0, 205: 4 * 400 / 195, 300: 10.0}  # at most tenfold
+    for step, factor in alone.items():
+        assert math.exp(found[step] - found[5]) == pytest.approx(factor, rel=0.02)
+    rest = torch.tensor([2.0, 1.0, 0.5, 195 / 1600, 0.0])
+    many = rise_of_even(rest).exp()
+    assert torch.allclose(many, torch.tensor([1.0, 1.0, 2.0, 1600 / 195, 10.0]))
 
 
 def test_one_strength_for_each_parameter_group():

@@ -23,6 +23,7 @@ from tikhon.strengths.sensitivity import (
     initial_memory,
     log_rate,
     propagate_decay,
+    rise_of_even,
     transient_slope,
     trusted_share,
 )
@@ -44,7 +45,7 @@ class AdaptiveDecay:
 
     def __init__(self, weights: Sequence[Tensor], *, lr: Tensor, steps: int) -> None:
         self.weights = list(weights)
-        self.last = round(FREEZE_AT * steps)
+        self.steps, self.last = steps, round(FREEZE_AT * steps)
         low, high = self.bounds = (math.log(_RANGE[0]), math.log(_RANGE[1]))
         start = (first_decay(steps) / lr.double().clamp_min(1e-12)).log().clamp(low, high)
         self.removed = torch.zeros(())  # from the squares of the weights, since the last update
@@ -52,8 +53,9 @@ class AdaptiveDecay:
         self.sensitivity = [torch.zeros_like(w) for w in self.weights]
         shape = (len(start), len(self.weights))
         log = start.expand(shape).to(self.weights[0])
+        self.largest_lr, self.first_even = lr, even_log(log, steps)
         self.memory: dict[str, Any] = initial_memory(
-            log, even=even_log(log, steps), size=self._sums(self.weights)
+            log, even=self.first_even, size=self._sums(self.weights)
         )
         self.memory["trust"] = torch.ones_like(self.memory["log"])
         self.trace: list[Tensor] = []  # (members, layers) after each update
@@ -71,6 +73,8 @@ class AdaptiveDecay:
         """
         rate = self.shrinkage(lr)
         if step % self.every == 0 and step < self.last:
+            left = lr / self.largest_lr.clamp_min(1e-30) * (1 - step / self.steps)
+            self.memory["even"] = self.first_even + rise_of_even(left.to(rate))
             drain = rate + DAMPING * lr
             pull = (lr * change_per_move(self.memory, self.strength)).clamp_max(MAX_DECAY)
             for i, (w, z) in enumerate(zip(self.weights, self.sensitivity)):

@@ -36,6 +36,7 @@ from tikhon.strengths.sensitivity import (
     log_rate,
     propagate_decay,
     propagate_prox,
+    rise_of_even,
     short_run_factor,
     transient_slope,
     trusted_share,
@@ -173,8 +174,12 @@ class Hypergradient(Controller):
     def next(self, strength: float, observation: Observation, step: int) -> float:
         """Update the sensitivities by one step, and the strength when it is due."""
         memory, readings = observation.memory, observation.readings
-        if "even" not in memory:
-            self._begin(readings, memory)
+        rate = float(readings[0].rate)
+        if "first_rate" not in memory:
+            self._begin(readings, memory, rate)
+        if isinstance(readings[0].penalty, L2):
+            left = rate / memory["first_rate"] * (1 - step / self.steps)
+            memory["even"] = memory["first_even"] + cast(float, rise_of_even(left))
         self._propagate(readings, memory, ahead=False)
         if step < FREEZE_AT * self.steps:
             self._descend(observation)
@@ -250,7 +255,7 @@ class Hypergradient(Controller):
         with explain_loss_errors("Hypergradient", self.loss, "validation"):
             validate(model, self.loss, self.stream.first())
 
-    def _begin(self, readings: Sequence[Reading], memory: dict[str, Any]) -> None:
+    def _begin(self, readings: Sequence[Reading], memory: dict[str, Any], rate: float) -> None:
         for reading in readings:
             if not isinstance(reading.penalty, (L1, L2, ElasticNet, GroupLasso)):
                 raise TypeError(
@@ -272,6 +277,7 @@ class Hypergradient(Controller):
         even = even_log(math.log(first), self.steps) if is_decay else None
         size = sum(summed_over_shards(r, float(r.weights.square().sum())) for r in readings)
         begun = initial_memory(log, even=even, size=size) | {"low": low, "high": high}
+        begun |= {"first_even": begun["even"], "first_rate": max(rate, 1e-30)}
         memory.update(begun | memory)  # states of old runs lack some
 
     def _first(self, reading: Reading) -> float:

@@ -27,7 +27,8 @@ _MOMENTUM, _SCALE = 0.9, 0.999
 _MAX_MOVE = 0.2  # largest move of log s, limiting jumps in short runs
 _FIRST_DECAY = 0.003  # share of a weight that the first strength of a decay removes in a step,
 _HORIZON = 8.0  # in long runs at most a shrinkage by exp(-8) over the whole run,
-_WARM = 1000  # and in shorter runs scaled by the square of their length
+_WARM = 1000  # and in shorter runs scaled by the fourth power of their length
+_MAX_RISE = math.log(10.0)  # of the strength below which moves are even, towards the end
 _SHORT = 320  # steps below which even moves are scaled by the square of the length of the run
 _CLEAR = 2.0  # standard errors from which the mean of recent slopes moves a strength
 _NEVER_EVEN = 20.0  # log of a factor that no strength falls by
@@ -46,12 +47,23 @@ def first_decay(steps: int) -> float:
 
 def short_run_factor(steps: int) -> float:
     """Return the reduction of the first strength of a decay in short runs."""
-    return min(1.0, steps / _WARM) ** 2
+    return min(1.0, steps / _WARM) ** 4
 
 
 def even_log(first: Number, steps: int) -> Number:
     """Return the log of the decay below which moves are even, given the log of the first one."""
     return first - math.log(short_run_factor(steps)) + 2 * math.log(min(1.0, steps / _SHORT))
+
+
+def rise_of_even(reach: Number) -> Number:
+    """Return by how much the log of that decay has risen when `reach` of the run is left.
+
+    That is the learning rate times the steps left, relative to their product at the start. A
+    decay removes weights in proportion to it, so what is too small to matter is larger then.
+    """
+    if isinstance(reach, Tensor):
+        return -reach.log().clamp(-_MAX_RISE, 0)
+    return -min(max(math.log(max(reach, 1e-30)), -_MAX_RISE), 0.0)
 
 
 def propagate_decay(z: Tensor, pull: Tensor, gain: Number, drain: Number, steps: int = 1) -> None:
