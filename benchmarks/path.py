@@ -1,12 +1,14 @@
 """Paths: exactness against celer, cost and accuracy against lassonet, planted supports.
 
-Four parts, one JSON a cell in --output (a run continues where it stopped):
+Five parts, one JSON a cell in --output (a run continues where it stopped):
   linear   largest difference of coefficients to celer on the same strengths
   network  CPU time and test accuracy per number of kept features against the lassonet package,
            A-B in one process, one thread; hidden layer of 64
   weights  100 strengths over all weights of a network: CPU time in trainings at one strength, and
            the objective on the training rows at 10 strengths over that of a separate training of
            the same length from the same start
+  debias   networks of such a path on rows that nothing else has seen: as they are, trained on with
+           their zeros frozen (debias=True), and their supports trained apart from the start
   planted  n=200, p=1000, 10 true features: F1 of the support of a debiased L1 path with the
            one-standard-error rule, beside LassoCV and LassoNetCV
 
@@ -137,8 +139,12 @@ def trained_apart(
     epochs: int,
     lr: float,
     seed: int,
+    support: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """A plain loop with `regularize` at a fixed strength, over the rows in the order of `fit`."""
+    """A plain loop with `regularize` at a fixed strength, over the rows in the order of `fit`.
+
+    Weights outside the support are kept at zero.
+    """
     from tikhon.data.batches import order, slices
 
     x, y = train
@@ -150,6 +156,8 @@ def trained_apart(
                 optimizer.zero_grad()
                 loss(model(x[batch]), y[batch]).backward()
                 optimizer.step()
+                for name, kept in (support or {}).items():
+                    model.get_parameter(name).data.mul_(kept)
 
 
 def objective(
@@ -245,6 +253,54 @@ def planted(noise: float, seed: int, peer: str) -> dict[str, Any]:
     return cell
 
 
+def debias(key: str, seed: int) -> dict[str, Any]:
+    from tikhon.models import build
+
+    name, model, epochs, lr, penalty = WEIGHTS[key]
+    x, y = rows_of(name)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    cut = len(x) // 5
+    train, valid, test = (
+        (x[o], y[o]) for o in (order[2 * cut :], order[:cut], order[cut : 2 * cut])
+    )
+    outputs = int(y.max()) + 1 if y.dtype == torch.long else 1
+
+    def start() -> torch.nn.Module:
+        torch.manual_seed(seed)
+        return build(model, tuple(x.shape[1:]), outputs)
+
+    def score(network: torch.nn.Module) -> float:
+        with torch.no_grad():
+            out = network.eval()(test[0])
+        if y.dtype == torch.long:
+            return float((out.argmax(1) == test[1]).double().mean())
+        return float((out - test[1]).square().mean())
+
+    few = (x[:128], y[:128])
+    tk.path(start, few, penalty, of="weights", epochs=3, debias=True)  # warm caches
+    results, cpu = {}, {}
+    for refitted in (False, True):
+        began = time.process_time()
+        results[refitted] = tk.path(start, train, penalty, of="weights", valid=valid,
+                                    epochs=epochs, lr=lr, seed=seed, debias=refitted)  # fmt: skip
+        cpu[refitted] = time.process_time() - began
+    plain, total = results[False], results[False].supports.shape[1]
+    rows = []
+    for share in (0.25, 0.1, 0.05, 0.02):
+        index = min(range(len(plain.counts)), key=lambda i: abs(plain.counts[i] - share * total))
+        network, apart = plain.model(index), start()
+        support = {n: (p != 0).float() for n, p in network.named_parameters() if p.ndim > 1}
+        began = time.process_time()
+        none = penalty.with_strength(0.0)
+        trained_apart(apart, train, none, epochs, lr, seed, support=support)
+        cpu["apart"] = time.process_time() - began
+        rows.append({"share": share, "weights": plain.counts[index], "plain": score(network),
+                     "debiased": score(results[True].model(index)),
+                     "apart": score(apart)})  # fmt: skip
+    return {"rows": rows, "weights": total, "dense": score(plain.model(0)),
+            "trainings": (cpu[True] - cpu[False]) / cpu["apart"]}  # fmt: skip
+
+
 def binned(accuracy: dict[str, float], edges: list[tuple[int, int]]) -> list[float | None]:
     found = []
     for low, high in edges:
@@ -291,6 +347,12 @@ def show(cells: dict[str, Any], wanted: int) -> None:
             for label, i in (("dense", 0), ("chosen", c["chosen"]), ("knee", c["knee"])):
                 print(f"  {label}: {c['sizes'][i]:,} of {c['weights']:,} weights, score "
                       f"{c['scores'][i][0]:.3f} +- {c['scores'][i][1]:.3f}")  # fmt: skip
+        for c in (c for k, c in cells.items() if k.rpartition("-")[0] == f"debias-{key}"):
+            print(f"{key}: refits of all sizes {c['trainings']:.1f} trainings more, dense "
+                  f"{c['dense']:.3f}")  # fmt: skip
+            for row in c["rows"]:
+                print(f"  {row['weights']:,} of {c['weights']:,}: as it is {row['plain']:.3f}, "
+                      f"debiased {row['debiased']:.3f}, apart {row['apart']:.3f}")  # fmt: skip
     for noise in NOISE:
         for peer in ("linear", "lassonet"):
             keys = [k for k in cells if k.startswith(f"planted-{peer}-{noise}-")]
@@ -323,6 +385,7 @@ def main() -> None:
             work[f"network-{name}-{seed}"] = lambda name=name, seed=seed: network(name, seed)
     for seed, key in itertools.product(range(min(splits, 3)), WEIGHTS):
         work[f"weights-{key}-{seed}"] = lambda key=key, seed=seed: weights(key, seed)
+        work[f"debias-{key}-{seed}"] = lambda key=key, seed=seed: debias(key, seed)
     for peer in ("linear", "lassonet"):
         for seed, noise in itertools.product(range(seeds), NOISE):
             work[f"planted-{peer}-{noise}-{seed}"] = lambda noise=noise, seed=seed, peer=peer: (
