@@ -150,6 +150,7 @@ def test_another_column_of_the_new_file_decides_for_one_in_doubt(sure, right, tm
 REMARKS = [
     ("5% | 7.5% | 90%", "0.05 | 0.5", "'a': no cell says '%', as in training"),
     ("yes | no | ", "yes | maybe | Y", "'a': 1 value that training never saw"),
+    ("yes | no | Yes", "yes | maybe | Y", "'a': 1 value that training never saw"),  # and no gap
     ("<1 | 2.5 | 7.5", "<1 | >9 | 3", "'a': 1 value that training never saw"),
 ]
 
