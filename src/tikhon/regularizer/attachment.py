@@ -38,6 +38,7 @@ from tikhon.regularizer.step import (
     bound_gains,
     check_rates,
     note_gains,
+    note_lags,
     note_peaks,
     reading_of,
     store_weights,
@@ -89,6 +90,8 @@ class Attachment:
         self._weights_before: dict[str, Tensor] = {}  # weights for controllers with needs_before
         self._measured_from: dict[str, Tensor] | None = {}  # weights to measure shares from
         self._skipped_later: DeferredFlag | None = None  # whether the last step was skipped
+        self._momenta: list[object] = []  # of the groups in the last step
+        self._lagging = False  # whether buffers of gradients follow a momentum that moves
         self._warned = False  # about lost layers
         self._warned_of_own_gradients = False
         self._hooks: StepHooks | None = None
@@ -311,6 +314,12 @@ class Attachment:
         self._averages_before = []
         self.activity.record_move()
         plan = self.plan
+        momenta = [group.get("momentum") for group in self.optimizer.param_groups]
+        if momenta != self._momenta or self._lagging:
+            known = self._momenta if len(self._momenta) == len(momenta) else momenta
+            note_lags(plan, known)
+            self._lagging = any(b.lags for b in plan.bindings)
+            self._momenta = momenta
         skipped = getattr(self.optimizer, "found_inf", None)
         if skipped is not None:
             if skipped.device.type == "cpu" or plan.has_controller_due(self.steps + 1):

@@ -83,6 +83,7 @@ class Rule(NamedTuple):
     memory: MemoryOf | None
     uniform: bool
     couples_decay: bool = False  # adds `weight_decay` to gradients, unless a group disables it
+    buffered: bool = False  # `momentum` of a group fills a buffer of gradients
     renewed: str = ""  # key of the state's gain of the next step: a step uses it, then renews it
 
 
@@ -297,7 +298,7 @@ def _rmsprop_memory(group: Group, state: State) -> Memory:
 _ADAM_MEMORY = _adam_memory(lambda group: group["betas"][1])
 _rules.update(
     {
-        optim.SGD: Rule(_sgd, None, uniform=True, couples_decay=True),
+        optim.SGD: Rule(_sgd, None, uniform=True, couples_decay=True, buffered=True),
         optim.ASGD: Rule(_asgd, None, uniform=True, couples_decay=True, renewed="eta"),
         optim.Adam: Rule(_adam, _ADAM_MEMORY, uniform=False, couples_decay=True),
         optim.AdamW: Rule(_adam, _ADAM_MEMORY, uniform=False),
@@ -309,7 +310,9 @@ _rules.update(
             uniform=False,
             couples_decay=True,
         ),
-        optim.RMSprop: Rule(_rmsprop, _rmsprop_memory, uniform=False, couples_decay=True),
+        optim.RMSprop: Rule(
+            _rmsprop, _rmsprop_memory, uniform=False, couples_decay=True, buffered=True
+        ),
         optim.Adagrad: Rule(
             _adagrad,
             lambda group, state: Memory(state["sum"], as_number(state["step"]) + 1),

@@ -318,7 +318,7 @@ class FusedProx:
             gain = Gain(self.binding.gains[param])
         else:
             state = optimizer.state[param]
-            gain = rule.gain(optimizer, group, state)
+            gain = self.binding.lagged(param, rule.gain(optimizer, group, state))
             if gain.moment is not None and gain.moment is not self.moment:
                 if not (gain.root and kernels.has_same_layout(param, gain.moment)):
                     return None

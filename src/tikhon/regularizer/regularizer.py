@@ -451,6 +451,7 @@ class Regularizer:
                 {b.name: b.average for b in self._bound.bindings if b.average is not None}
             ),
             "peaks": {b.name: list(b.peaks.values()) for b in self._bound.bindings if b.peaks},
+            "lags": {b.name: list(b.lags.values()) for b in self._bound.bindings if b.lags},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -488,3 +489,5 @@ class Regularizer:
             binding.average = averages.get(binding.name)
             if known := state.get("peaks", {}).get(binding.name):
                 binding.peaks = dict(zip(binding.target.params, known))
+            known = state.get("lags", {}).get(binding.name, ())
+            binding.lags = dict(zip(binding.target.params, known))

@@ -30,6 +30,7 @@ from tikhon.regularizer.terms import Binding, Route
 _torch: Any = torch  # its _foreach functions are public except by name
 _NO_GAIN = "{} has no known stationary gain: tell it by tikhon.register_gain,"
 _MIN_DIVISOR = 0.5  # remaining share of a weight above which division inverts shrinking
+_STEADY = 1e-12  # relative lag of a buffer of gradients that is none
 # with the weights before, unless division restores them
 DecayRecord = tuple[Binding, Tensor | None]
 
@@ -332,7 +333,8 @@ def _gain(binding: Binding, plan: StepPlan, param: nn.Parameter) -> Gain:
         return Gain(decoupled_rate(binding.how, plan.group(param), binding.peaks.get(param)))
     if param in binding.gains:
         return Gain(binding.gains[param])
-    return stationary_gain(plan.optimizer, plan.group(param), plan.optimizer.state[param])
+    state = plan.optimizer.state[param]
+    return binding.lagged(param, stationary_gain(plan.optimizer, plan.group(param), state))
 
 
 def _rate(binding: Binding, plan: StepPlan) -> float | Tensor:
@@ -418,6 +420,24 @@ def note_gains(plan: StepPlan) -> None:
     for binding in plan.routes["prox"] if key else ():
         states = ((p, plan.optimizer.state.get(p)) for p in binding.target.params)
         binding.gains = {p: as_number(state[key].clone()) for p, state in states if state}
+
+
+def note_lags(plan: StepPlan, momenta: Sequence[object]) -> None:
+    """Follow the buffers of gradients while a scheduler moves the momentum, after a step.
+
+    The buffer `b = m b + k g` of a constant gradient lags behind its steady `k g / (1 - m)`.
+    """
+    for binding in plan.bindings if plan.rule and plan.rule.buffered else ():
+        for param in binding.target.params if binding.has_gradients else ():
+            group = plan.group(param)
+            now = group["momentum"]
+            before, held, _ = binding.lags.get(param, (momenta[plan.groups[id(param)]], 1.0, 1.0))
+            if now == before and abs(held - 1) < _STEADY:
+                binding.lags.pop(param, None)
+                continue
+            held = (1 - now) * (1 + now * held / (1 - cast(float, before)))
+            moved = (1 - now) + now * held if group.get("nesterov") else held
+            binding.lags[param] = now, held, moved
 
 
 def check_rates(plan: StepPlan) -> None:

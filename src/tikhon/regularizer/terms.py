@@ -16,6 +16,7 @@ from tikhon.penalties import kernels
 from tikhon.penalties.base import Penalty, Proximable, check_strength
 from tikhon.penalties.elementwise import L2
 from tikhon.regularizer.controller import Controller
+from tikhon.regularizer.metric import Gain
 from tikhon.regularizer.rounding import RoundingErrors
 from tikhon.regularizer.targets import (
     ROWS,
@@ -176,9 +177,16 @@ class Binding:
     weights_before: Tensor | None = None  # before the step, for cautious decay and faces
     # gains of this step, if the optimizer renews them within it
     gains: dict[nn.Parameter, float | Tensor] = field(default_factory=dict)
+    # while a momentum moves: the last one, what its buffer holds and moves, over a steady one's
+    lags: dict[nn.Parameter, tuple[float, float, float]] = field(default_factory=dict)
     # largest learning rates so far, for independent decay
     peaks: dict[nn.Parameter, float | Tensor] = field(default_factory=dict)
     had_gradients: bool = False  # whether it had gradients, if the optimizer may clear them
+
+    def lagged(self, param: nn.Parameter, gain: Gain) -> Gain:
+        """Return the gain of a parameter whose momentum is not steady."""
+        lag = self.lags.get(param)
+        return gain if lag is None else gain._replace(numerator=gain.numerator * lag[2])
 
     @property
     def penalty(self) -> Penalty:
