@@ -90,7 +90,7 @@ class Attachment:
         self._weights_before: dict[str, Tensor] = {}  # weights for controllers with needs_before
         self._measured_from: dict[str, Tensor] | None = {}  # weights to measure shares from
         self._skipped_later: DeferredFlag | None = None  # whether the last step was skipped
-        self._momenta: list[object] = []  # of the groups in the last step
+        self._momenta: Sequence[object] = ()  # of the groups in the last step
         self._lagging = False  # whether buffers of gradients follow a momentum that moves
         self._warned = False  # about lost layers
         self._warned_of_own_gradients = False
