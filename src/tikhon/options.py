@@ -98,15 +98,15 @@ def options_of(kind: type) -> dict[str, tuple[Option, Any]]:
     return {f.name: (f.metadata["option"], f.default) for f in fields if "option" in f.metadata}
 
 
-_DATA_FLAGS = frozenset(
+DATA_FLAGS = frozenset(
     "--target --task --time --group --drop --categorical --sep --decimal --dates --encoding "
     "--na-values --on-bad-row --data-dir".split()
 )
 _OF_TRAINING = frozenset({"--model", "--batch-size", "--seed"})
 _CARRIED_FLAGS = {
-    "fit": _DATA_FLAGS | _OF_TRAINING,
-    "compare": _DATA_FLAGS | _OF_TRAINING,
-    "tune": _DATA_FLAGS | _OF_TRAINING | {"--loss", "--device", "--test"},
+    "fit": DATA_FLAGS | _OF_TRAINING,
+    "compare": DATA_FLAGS | _OF_TRAINING,
+    "tune": DATA_FLAGS | _OF_TRAINING | {"--loss", "--device", "--test"},
     "predict": frozenset({"--data-dir"}),
 }  # what a verb takes over from the command of another
 FLAGS = frozenset(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 
 import pytest
 
 from tikhon.cli import main, user_objects
 from tikhon.cli.diagnose import load_program
+from tikhon.cli.tables import TableArguments
 from tikhon.cli.terminal import Terminal
 from tikhon.report.document import build
 from tikhon.report.saved import read
@@ -86,8 +88,12 @@ def test_a_factory_is_called_once_to_shape_the_targets_of_both_data(program):
     (program / "t.csv").write_text(
         "a,b,y\n" + "".join(f"{i},{i % 7},{i / 3}\n" for i in range(50))
     )
-    loaded = load_program("line.py:counted", "t.csv", "mse", None, "t.csv", None, target="y",
-                          seed=0, terminal=Terminal(quiet=True))  # fmt: skip
+    loaded = load_program(
+        *("line.py:counted", "t.csv", "mse", None, "t.csv", None),
+        table=TableArguments("y"),
+        seed=0,
+        terminal=Terminal(quiet=True),
+    )
     assert loaded["data"][1].ndim == loaded["valid"][1].ndim == 2
     assert loaded["model"].__globals__["CALLS"] == [1]
 
@@ -238,3 +244,24 @@ def test_what_learned_little_is_not_called_well(verdict, program, capsys, monkey
     page = build(read(program / "run"))
     assert page.level == "watch" and words in page.verdict.text("en")
     assert page.next_commands[0].startswith("tikhon cure train.py:net")
+
+
+def test_a_table_is_read_as_for_fit(program, capsys):
+    """With its options, what was inferred from it, and both in the command to run next."""
+    rows = "".join(f"{i % 17},5;{i % 7};{i}. Mai;{i % 2}\n" for i in range(200))
+    (program / "t.csv").write_text("a;b c;day;y\n" + rows)
+    options = "--target y --sep ; --decimal , --categorical day --task classification".split()
+    options += ["--drop", "b c"]
+    assert run("diagnose", "mlp", "--data", "t.csv", *options, "--steps", 20) in (0, 3)
+    shown, told = capsys.readouterr()
+    assert "decimal comma" in told and "Linear 3>128" in shown
+    assert run("cure", "t.csv", *options, "--budget", "1s", "--steps", 10) in (0, 3)
+    for command in (shown + capsys.readouterr().out).split("next:")[1:]:
+        assert set(options) <= set(shlex.split(command.splitlines()[0]))
+
+
+def test_options_of_a_table_are_refused_without_one(program, capsys):
+    own = "train.py:make_model --data train.py:make_data --optimizer adam:1e-3 --sep ;".split()
+    for verb in ("diagnose", "cure"):
+        assert run(verb, *own) == 2
+        assert "--sep is for a table, and train.py:make_data is" in capsys.readouterr().err

@@ -147,7 +147,7 @@ def test_a_network_by_name_is_trained_with_the_cured_optimizer():
     assert diagnose.endswith("--optimizer sgd:0.1,momentum=0.9")
     assert parsed(shlex.split(fit))[1]["target"] == "y"
     assert fit == (
-        "tikhon fit t.csv --model mlp:8 --optimizer sgd --lr 0.1 --momentum 0.9 --target y "
+        "tikhon fit t.csv --target=y --model mlp:8 --optimizer sgd --lr 0.1 --momentum 0.9 "
         "--batch-size 8"
     )
 

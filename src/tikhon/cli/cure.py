@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from tikhon.cli import tables
 from tikhon.cli.diagnose import (
     BatchSize,
     Clip,
@@ -12,7 +13,6 @@ from tikhon.cli.diagnose import (
     Model,
     OptimizerOption,
     PenaltyOption,
-    TargetOption,
     ValidOption,
     load_program,
     save_and_print,
@@ -29,7 +29,6 @@ def cure(
     optimizer: OptimizerOption = None,
     loss: LossOption = "auto",
     valid: ValidOption = None,
-    target: TargetOption = None,
     budget: Annotated[str, flag("Wall time in all, such as 60s or 2m.", TRAINING, "TIME")] = "60s",
     seeds: Annotated[int, flag("Seeds that each treatment runs with.", TRAINING)] = 3,
     steps: Annotated[int, flag("Steps of the longest runs.", TRAINING)] = 300,
@@ -38,6 +37,7 @@ def cure(
     clip: Clip = None,
     seed: Seed = 0,
     *,
+    table: tables.Rows,
     run: OptionalOutput,
 ) -> int:
     """Find a change that makes a model train, tested on copies of it.
@@ -50,7 +50,7 @@ def cure(
 
     terminal = run.terminal()
     program = load_program(
-        model, data, loss, optimizer, valid, penalty, target=target, seed=seed, terminal=terminal
+        model, data, loss, optimizer, valid, penalty, table=table, seed=seed, terminal=terminal
     )
     if program["optimizer"] is None:
         raise InputError(f"--optimizer is needed: what trains {model}, such as adam:1e-3")

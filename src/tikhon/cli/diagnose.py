@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tikhon.cli import tables
 from tikhon.cli.option_groups import flag
 from tikhon.cli.options import OptionalOutput, Seed
 from tikhon.errors import InputError, unknown_name
@@ -43,7 +44,6 @@ Model = Annotated[
 DataOption = Annotated[
     str | None, flag("digits, mnist, ..., a file, or FILE.py:NAME.", DATA, "DATA", names=SOURCES)
 ]
-TargetOption = Annotated[str | None, flag("Column of a table to predict.", DATA, "COLUMN")]
 ValidOption = Annotated[
     str | None,
     flag(
@@ -84,7 +84,6 @@ def diagnose(
     loss: LossOption = "auto",
     optimizer: OptimizerOption = None,
     valid: ValidOption = None,
-    target: TargetOption = None,
     steps: Annotated[int, flag("Steps of the dry run.", TRAINING)] = 200,
     batch_size: BatchSize = 64,
     penalty: PenaltyOption = None,
@@ -101,6 +100,7 @@ def diagnose(
     full: Annotated[bool, flag("Print all findings and layers.", OUTPUT)] = False,
     seed: Seed = 0,
     *,
+    table: tables.Rows,
     run: OptionalOutput,
 ) -> int:
     """Find out why a model does not train; works on copies of it.
@@ -116,7 +116,7 @@ def diagnose(
         raise InputError(f"--fail-on: {unknown_name('severity', fail_on, SEVERITIES)}")
     terminal = run.terminal()
     program = load_program(
-        model, data, loss, optimizer, valid, penalty, target=target, seed=seed, terminal=terminal
+        model, data, loss, optimizer, valid, penalty, table=table, seed=seed, terminal=terminal
     )
     found = examine(**program, steps=steps, batch_size=batch_size, seed=seed, clip=clip)
     terminal.print(format_full(found.record, found.findings) if full else str(found))
@@ -151,7 +151,7 @@ def load_program(
     valid: str | None,
     penalty: str | None,
     *,
-    target: str | None,
+    table: tables.TableArguments,
     seed: int,
     terminal: Terminal,
 ) -> dict[str, Any]:
@@ -168,7 +168,8 @@ def load_program(
         if user_objects.is_user_object(model):
             raise InputError(f"--data is needed: what {model} is trained on")
         model, data = DEFAULT_MODEL, model
-    split_of = cache(partial(user_objects.load_split, seed=seed, target=target))  # read once
+    read = partial(user_objects.load_split, terminal, table=table, seed=seed)
+    split_of = cache(read)
     made: Any
     if is_name(model):
         made = user_objects.network_for(model, data, split_of)
@@ -192,6 +193,10 @@ def load_program(
     train, validation = load(data, "--data")
     if valid is not None:
         validation = load(valid, "--valid")[0]
+    if not split_of.cache_info().currsize and (given := table.first_flag):
+        raise InputError(
+            f"{given} is for a table, and {data} is an object of your own: leave it out"
+        )
     program: dict[str, object] = {
         "model": made,
         "data": train,

@@ -89,15 +89,20 @@ class TableArguments:
         names=("error", "skip"),
     )
 
+    @property
+    def first_flag(self) -> str | None:
+        """The first option that was given."""
+        given = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        flags = ((*f.metadata["option"].flags, f"--{f.name}")[0] for f in given)
+        return next(flags, None)
+
     def read(self) -> TableOptions | None:
         """Return the table options; None without a target.
 
         Raises `InputError` for options of a table without its target.
         """
         if self.target is None:
-            given = [f for f in fields(self) if getattr(self, f.name) != f.default]
-            if given:
-                flag = (*given[0].metadata["option"].flags, f"--{given[0].name}")[0]
+            if flag := self.first_flag:
                 raise InputError(
                     f"{flag} is for a table, whose column to predict --target names: add --target "
                     f"COLUMN, or leave out {flag}"

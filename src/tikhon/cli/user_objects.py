@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tikhon.cli.tables import TableArguments, load_and_split
 from tikhon.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -137,13 +138,9 @@ def is_user_object(spec: str) -> bool:
     return source.endswith(".py") or (bool(source) and not Path(spec).exists())
 
 
-def load_split(spec: str, *, seed: int, target: str | None) -> Split:
+def load_split(terminal: Terminal, spec: str, *, table: TableArguments, seed: int) -> Split:
     """Return a data set or a table, split and scaled as by `fit`."""
-    from tikhon.data import load, split
-    from tikhon.data.table import TableOptions
-
-    table = TableOptions(target) if target is not None else None
-    return split(load(spec, table=table), valid=0.2, test=0.2, seed=seed)
+    return load_and_split(terminal, spec, table, None, test=0.2, seed=seed)[-1]
 
 
 def network_for(name: str, spec: str, split_of: Callable[[str], Split]) -> Callable[[], nn.Module]:

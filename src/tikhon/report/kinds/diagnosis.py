@@ -11,7 +11,7 @@ from typing import Literal
 
 from tikhon.languages import strings
 from tikhon.numbers import format_number
-from tikhon.options import MODELS, remove_options, split_command
+from tikhon.options import DATA_FLAGS, MODELS, remove_options, split_command
 from tikhon.report import charts, layer_charts
 from tikhon.report.kinds import elements
 from tikhon.report.page import (
@@ -150,7 +150,7 @@ def _fit_command(run: SavedRun, command: Sequence[str]) -> tuple[str, ...]:
     """Return the command that trains a network by name with the cured optimizer, if one does."""
     options = dict(run.result["options"])
     built = re.fullmatch(r"(\w+):([^,]+)(?:,momentum=([^,]+))?", options.pop("--optimizer", ""))
-    parts = split_command(command[2:])
+    parts = list(split_command(command[2:]))
     given = {name: words[-1].removeprefix(f"{name}=") for name, words in parts} | options
     if (
         not built
@@ -163,9 +163,10 @@ def _fit_command(run: SavedRun, command: Sequence[str]) -> tuple[str, ...]:
     model = given[""] if "--data" in given else None
     data = given.get("--data", given[""])
     set_to = {"--model": model, "--optimizer": name, "--lr": lr, "--momentum": momentum}
-    set_to |= {name: given.get(name) for name in ("--target", "--loss", "--batch-size", "--seed")}
+    set_to |= {name: given.get(name) for name in ("--loss", "--batch-size", "--seed")}
+    table = [word for name, words in parts if name in DATA_FLAGS for word in words]
     words = [word for name, value in set_to.items() if value for word in (name, value)]
-    return (shlex.join(["tikhon", "fit", data, *words]),)
+    return (shlex.join(["tikhon", "fit", data, *table, *words]),)
 
 
 def place_label(where: list[str]) -> Label | str:
