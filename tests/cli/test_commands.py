@@ -215,7 +215,7 @@ def test_own_files_regression_and_models(folder, capsys):
 
 
 def test_strength_auto_moves(folder):
-    assert main(["fit", "iris", "--l2", "auto", "--epochs", "10", "-q", "--output", "run"]) == 0
+    assert main(["fit", "iris", "--l2", "auto", "--epochs", "60", "-q", "--output", "run"]) == 0
     rows = [json.loads(line) for line in (folder / "run/history.jsonl").read_text().splitlines()]
     assert len({row["penalty/fc1.weight/L2/strength"] for row in rows}) > 2
 

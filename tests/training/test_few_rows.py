@@ -21,6 +21,6 @@ def test_few_rows_prove_little(rows):
         torch.manual_seed(seed)
         y = torch.randint(0, 2, (rows,))
         chance, guess = torch.zeros(rows, 2), 0.3 * torch.randn(rows, 2)
-        mean, error = _paired_margins(chance, guess, y, 1.0)["loss"]
+        mean, error = _paired_margins("constant", chance, guess, y, 1.0)["loss"]
         told += mean > Z_95 * error
     assert told <= 0.05 * 400

@@ -122,9 +122,10 @@ def test_named_inputs_reach_the_model_and_the_step_by_their_names():
         return F.cross_entropy(model(batch["first"], batch["second"]), batch["label"])
 
     loader = DataLoader(Dictionaries(), batch_size=20, shuffle=True)
+    space = Space(lr=Log(1e-3, 1e-1), weight_decay=[0.01])  # "auto" knows the loss of one answer
     scores = []
     for loss in ("auto", named):
-        found = tune(Pair, loader, space=SPACE, budget="3runs", epochs=4, loss=loss, folds=0)
+        found = tune(Pair, loader, space=space, budget="3runs", epochs=4, loss=loss, folds=0)
         scores.append([o.score for o in found.history])
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 

@@ -53,11 +53,11 @@ class AdaptiveDecay:
         self.sensitivity = [torch.zeros_like(w) for w in self.weights]
         shape = (len(start), len(self.weights))
         log = start.expand(shape).to(self.weights[0])
-        self.largest_lr, self.first_even = lr, even_log(log, steps)
+        self.first_even = even_log(log, steps)
         self.memory: dict[str, Any] = initial_memory(
             log, even=self.first_even, size=self._sums(self.weights)
         )
-        self.memory["trust"] = torch.ones_like(self.memory["log"])
+        self.memory |= {"trust": torch.ones_like(log), "first_rate": torch.zeros_like(log)}
         self.trace: list[Tensor] = []  # (members, layers) after each update
 
     @property
@@ -73,13 +73,15 @@ class AdaptiveDecay:
         """
         rate = self.shrinkage(lr)
         if step % self.every == 0 and step < self.last:
-            left = lr / self.largest_lr.clamp_min(1e-30) * (1 - step / self.steps)
-            self.memory["even"] = self.first_even + rise_of_even(left.to(rate))
             drain = rate + DAMPING * lr
             pull = (lr * change_per_move(self.memory, self.strength)).clamp_max(MAX_DECAY)
             for i, (w, z) in enumerate(zip(self.weights, self.sensitivity)):
                 propagate_decay(z, w, column(pull[:, i], w), column(drain[:, i], w), self.every)
         if self.due(step):
+            if not self.memory["count"]:
+                self.memory["first_rate"] = lr.to(rate).clamp_min(1e-30).expand_as(rate)
+            left = lr / self.memory["first_rate"] * (1 - (step + 1) / self.steps)
+            self.memory["even"] = self.first_even + rise_of_even(left.to(rate))
             self.removed = 2 * self.every * rate * self._sums(self.weights)
         self.shrink_(rate)
 
