@@ -14,7 +14,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 def comparison():
-    row = {"test": 0.9, "low": 0.8, "high": 0.95, "tied": True}
+    row = {"test": 0.9, "low": 0.8, "high": 0.95, "tied": True, "behind": (0, -0.1, 0.1)}
     rows = ({"method": "none", **row}, {"method": EVIL, **row})
     return Comparison("digits", "accuracy", rows, 1, 3, 5, 1.0)
 

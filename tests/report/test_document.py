@@ -620,6 +620,15 @@ def test_verdict_of_a_comparison(compared, tmp_path):
             said = of(*rows)
             helps = bare == "none" and first == "l2" and not tied
             assert said.startswith("Regularization helps") == helps
+    for gain, tail in (
+        (0.001, ": doing nothing is as good"),
+        (0.2, ", but .* cannot rule it out"),
+    ):
+        bare = {**other, "method": "none", "test": 0.6, "tied": True, "behind": (gain, -0.1, 0.3)}
+        for metric, sign in (("accuracy", 1), ("rmse", -1)):
+            told = of(third, {**bare, "test": 0.6 * sign}, metric=metric)
+            assert re.match(f"No measurable benefit from regularization here{tail}", told)
+            assert (gain < 0.1) == ("-0.1" not in told)
     for answer, beaten in itertools.product(("'no'", None), (True, False)):
         constant = Constant(answer, 0.25, beaten)
         said = of(best, other, constant=constant)

@@ -25,6 +25,7 @@ from tikhon.runs.interrupt import ignore_messages
 
 _MIN_TRIALS = 3  # fewest trainings for a choice
 _MIN_SPLITS = 3  # fewest splits for a meaningful interval
+_NOTABLE = 0.1  # gain relative to the error without regularization that noise may hide
 _MIN_METHODS = 2  # fewest methods, whatever the budget
 _OVERRUN = 1.05  # time after which no training starts, relative to the budget
 _MAX_TRIALS = 8  # most trainings for each split; further budget goes to more splits
@@ -182,10 +183,15 @@ class Comparison:
             values |= {"method": regularized["method"]}
             values |= {"score": format_number(abs(regularized["test"]))}
             return sentence("compare_one_split", **values)
-        if unregularized["tied"]:
-            first = best is unregularized
-            return sentence("compare_none_best" if first else "compare_none_tied", **values)
-        return sentence("compare_helps_tied" if equal else "compare_helps", **values)
+        if not unregularized["tied"]:
+            return sentence("compare_helps_tied" if equal else "compare_helps", **values)
+        if best is unregularized:
+            return sentence("compare_none_best", **values)
+        error = 1 - unregularized["test"] if self.metric == "accuracy" else -unregularized["test"]
+        gain, low, high = map(format_number, unregularized["behind"])
+        if unregularized["behind"][0] <= _NOTABLE * error:
+            return sentence("compare_none_tied", **values)
+        return sentence("compare_unclear", gain=gain, low=low, high=high, **values)
 
 
 @dataclass
@@ -442,8 +448,10 @@ def _rows(contenders: list[Contender], share: float, step: float) -> tuple[dict[
         for contender in contenders
     }
     best = tied(scores, share=share, step=step)
+    leader = scores[max(scores, key=lambda name: fmean(scores[name]))]
     rows = []
     for contender in contenders:
+        behind = [a - b for a, b in zip(leader, scores[contender.method.name], strict=True)]
         mean, low, high = interval(scores[contender.method.name], share=share, step=step)
         gaps = [f.score("train") - f.score("test") for f in contender.chosen]
         first = contender.chosen[0]
@@ -454,6 +462,7 @@ def _rows(contenders: list[Contender], share: float, step: float) -> tuple[dict[
                 "low": low,
                 "high": high,
                 "tied": contender.method.name in best,
+                "behind": interval(behind, share=share, step=step),  # the first
                 "scores": scores[contender.method.name],
                 "gap": fmean(gaps),
                 "zeros": fmean(f.zeros for f in contender.chosen),
