@@ -168,8 +168,13 @@ def load_program(
         if user_objects.is_user_object(model):
             raise InputError(f"--data is needed: what {model} is trained on")
         model, data = DEFAULT_MODEL, model
-    read = partial(user_objects.load_split, terminal, table=table, seed=seed)
-    split_of = cache(read)
+    given = [spec for spec in (data, valid) if spec is not None]
+    if (option := table.first_flag) and all(map(user_objects.is_user_object, given)):
+        raise InputError(
+            f"{option} is for a table, and {data} is an object of your own: leave it out"
+        )
+    # each source is read once
+    split_of = cache(partial(user_objects.load_split, terminal, table=table, seed=seed))
     made: Any
     if is_name(model):
         made = user_objects.network_for(model, data, split_of)
@@ -193,10 +198,6 @@ def load_program(
     train, validation = load(data, "--data")
     if valid is not None:
         validation = load(valid, "--valid")[0]
-    if not split_of.cache_info().currsize and (given := table.first_flag):
-        raise InputError(
-            f"{given} is for a table, and {data} is an object of your own: leave it out"
-        )
     program: dict[str, object] = {
         "model": made,
         "data": train,

@@ -85,8 +85,11 @@ def find_similar_labels(name: str, labels: Sequence[str]) -> list[Sentence]:
     short = [label for label in words if len(label) <= _ABBREVIATION]
     letters = [label for label in short if len(label) == 1]
     groups = [[x for x in letters if x.lower() == letter] for letter in "".join(letters).lower()]
-    bare = {x: re.sub(r"[\s.,;:!]+$", "", x).lower() for x in labels if len(x) > 1}
-    groups += [[x for x in bare if bare[x] == key] for key in bare.values()]
+    bare: dict[str, list[str]] = {}
+    for x in dict.fromkeys(labels):
+        if len(x) > 1:
+            bare.setdefault(re.sub(r"[\s.,;:!]+$", "", x).lower(), []).append(x)
+    groups += bare.values()
     groups += [[x for x in words if x.lower() in truths] for truths in (TRUE, FALSE)]  # Y, yes
     longer = [
         [x, *(y for y in words if len(y) > len(x) + 2 and y.lower().startswith(x.lower()))]
